@@ -1,0 +1,88 @@
+# Two commands do everything: `make demo` and `make test`. Both set up what they need, once.
+#   make demo [BROKER=embedded|kafka]    from events to predictions on real data
+#   make test [BROKER=embedded|kafka]    all tests; with kafka, those that need a broker, on Apache Kafka
+#   make up | down                       start the stack and leave it running | stop it
+#   make lint | format | protos | lock | clean
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3.11
+BROKER ?= embedded
+BIN := .venv/bin
+UV_VERSION := 0.13.9
+UV := .cache/uv/bin/uv
+COMPILE := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_35
+SERVICES := ingestion scheduling training registry inference
+
+.PHONY: help setup demo test lint format protos lock up down clean
+
+help:
+	@sed -n '1,/^\.DEFAULT_GOAL/ s/^# \{0,1\}//p' Makefile
+
+# --- environments: filled when their lock file changed since ---------------------------------------------------
+
+setup: .venv/filled .venv-triton/filled
+
+$(UV):
+	@echo "Getting uv $(UV_VERSION), which fills the environments ..."
+	@$(PYTHON) -m venv .cache/uv
+	@.cache/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/filled: requirements.lock pyproject.toml | $(UV)
+	@tools/fill_environment.sh "the services' environment" .venv requirements.lock $(UV) $(PYTHON)
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-triton/filled: deploy/triton/requirements.lock | $(UV)
+	@tools/fill_environment.sh "Triton's environment" .venv-triton deploy/triton/requirements.lock $(UV) $(PYTHON)
+	@touch $@
+
+# --- using it ----------------------------------------------------------------------------------------------------
+
+demo: setup
+	@$(BIN)/python examples/demo --broker $(BROKER)
+
+up: setup
+	@$(BIN)/headrace up --broker $(BROKER)
+
+down: setup
+	@$(BIN)/headrace down
+
+# --- working on it -----------------------------------------------------------------------------------------------
+
+test: setup
+ifeq ($(BROKER),embedded)
+	$(BIN)/python -m pytest
+else
+	HEADRACE_TEST_BROKER=$(BROKER) $(BIN)/python -m pytest -m broker
+endif
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos --path protos/headrace
+	$(BIN)/buf format protos --path protos/headrace --exit-code > /dev/null
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py --check
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format protos --path protos/headrace --write
+
+protos: setup
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py
+
+# Resolves the direct ranges of pyproject.toml and deploy/triton/requirements.in anew; a service's image gets
+# its own extra only, at the versions of the whole lock.
+lock: $(UV)
+	$(COMPILE) pyproject.toml --extra embedded --extra dev --output-file requirements.lock
+	$(COMPILE) deploy/triton/requirements.in --output-file deploy/triton/requirements.lock
+	for service in $(SERVICES); do \
+		$(COMPILE) pyproject.toml --extra $$service --constraint requirements.lock \
+			--output-file deploy/docker/$$service.lock || exit 1; \
+	done
+
+clean:
+	rm -rf .venv .venv-triton .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Fill a virtual environment with exactly what a lock file names, and say how long it took and how large it is.
+# Usage: fill_environment.sh WHAT FOLDER LOCK UV PYTHON
+set -eu
+what=$1 folder=$2 lock=$3 uv=$4 python=$5
+
+echo "Filling $what ($folder) from $lock ..."
+started=$(date +%s)
+[ -x "$folder/bin/python" ] || "$uv" venv --quiet --python "$python" "$folder"
+if ! "$uv" pip sync --python "$folder/bin/python" --require-hashes "$lock"; then
+    echo "Filling $what failed; what uv said stands above. Check the network and the free disk space, then try again." >&2
+    exit 1
+fi
+echo "Filled $what: $(($(date +%s) - started)) s, $(du -sh "$folder" | cut -f1)."
