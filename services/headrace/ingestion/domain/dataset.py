@@ -1,0 +1,122 @@
+"""Datasets, their commits and their versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from headrace.ingestion.domain.content_hash import combine
+from headrace.ingestion.domain.schema import Cut, Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset as its owner declared it. `schema_version` grows by one with each schema change."""
+
+    name: str
+    schema: Schema
+    cut: Cut
+    schema_version: int
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SourcePartition:
+    """A partition of a topic in a cluster: offsets mean nothing without all three."""
+
+    cluster: str
+    topic: str
+    partition: int
+
+    def app_id(self, dataset: str) -> str:
+        """The application id under which the dataset's table remembers how far it holds this source."""
+        return f"{self.cluster}/{self.topic}/{self.partition}/{dataset}"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOffset:
+    """Every event of `source` before `next_offset` is accounted for."""
+
+    source: SourcePartition
+    next_offset: int
+
+
+def furthest(*groups: Iterable[SourceOffset]) -> tuple[SourceOffset, ...]:
+    """For each source the largest offset, sorted by source."""
+    best: dict[SourcePartition, int] = {}
+    for group in groups:
+        for offset in group:
+            best[offset.source] = max(offset.next_offset, best.get(offset.source, 0))
+    return tuple(SourceOffset(source, best[source]) for source in sorted(best))
+
+
+@dataclass(frozen=True, slots=True)
+class TableCommit:
+    """What one commit added to a dataset's table, as the commit itself says."""
+
+    table_version: int
+    rows: int
+    content_hash: int
+    sources: tuple[SourceOffset, ...]
+    traceparent: str
+    commit_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetVersion:
+    """An immutable, replayable state of a dataset: `table_version` of its table, exactly."""
+
+    dataset: str
+    version: int
+    table_version: int
+    schema_version: int
+    row_count: int
+    content_hash: int
+    sources: tuple[SourceOffset, ...]
+    create_time: datetime
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uncut:
+    """What a table holds beyond a dataset's last version, up to `table_version`."""
+
+    table_version: int
+    rows: int = 0
+    content_hash: int = 0
+    sources: tuple[SourceOffset, ...] = ()
+    traceparent: str = ""
+    first_commit_time: datetime | None = None
+
+    def advance(self, commits: Sequence[TableCommit], table_version: int) -> Uncut:
+        """The same with later commits, given oldest first."""
+        filled = [commit for commit in commits if commit.rows]
+        first = self.first_commit_time or (filled[0].commit_time if filled else None)
+        traceparents = [self.traceparent, *(commit.traceparent for commit in filled)]
+        return Uncut(
+            table_version=table_version,
+            rows=self.rows + sum(commit.rows for commit in filled),
+            content_hash=combine(self.content_hash, *(commit.content_hash for commit in commits)),
+            sources=furthest(self.sources, *(commit.sources for commit in commits)),
+            traceparent=next((text for text in traceparents if text), ""),
+            first_commit_time=first,
+        )
+
+
+def next_version(
+    dataset: Dataset, last: DatasetVersion | None, uncut: Uncut, now: datetime
+) -> DatasetVersion:
+    """The version that holds everything up to `uncut.table_version`."""
+    return DatasetVersion(
+        dataset=dataset.name,
+        version=last.version + 1 if last else 1,
+        table_version=uncut.table_version,
+        schema_version=dataset.schema_version,
+        row_count=(last.row_count if last else 0) + uncut.rows,
+        content_hash=combine(last.content_hash if last else 0, uncut.content_hash),
+        sources=furthest(last.sources if last else (), uncut.sources),
+        create_time=now,
+        traceparent=uncut.traceparent,
+    )

@@ -1,0 +1,53 @@
+"""Events that did not become rows, and why."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace.ingestion.domain.columnar import Fault, Malformed
+
+
+class Reason(enum.Enum):
+    """Why an event was rejected; the value is the stable code."""
+
+    MALFORMED_PAYLOAD = "MALFORMED_PAYLOAD"
+    INVALID_CLOUDEVENT = "INVALID_CLOUDEVENT"
+    UNKNOWN_DATASET = "UNKNOWN_DATASET"
+    SCHEMA_VIOLATION = "SCHEMA_VIOLATION"
+    OVERSIZE_EVENT = "OVERSIZE_EVENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A reason with the field and the rule (empty where the whole event is at fault) and a sentence."""
+
+    reason: Reason
+    message: str
+    field: str = ""
+    rule: str = ""
+
+
+def verdict_of(fault: Fault) -> Verdict:
+    """The verdict on a payload that is no valid sample."""
+    if isinstance(fault, Malformed):
+        return Verdict(Reason.MALFORMED_PAYLOAD, fault.message, rule=fault.rule)
+    return Verdict(Reason.SCHEMA_VIOLATION, fault.message, field=fault.field, rule=fault.rule.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One rejected event with its original bytes, and where it stands in the source."""
+
+    cluster: str
+    topic: str
+    partition: int
+    offset: int
+    verdict: Verdict
+    dataset: str
+    event_id: str
+    traceparent: str
+    key: bytes
+    payload: bytes
+    headers: Sequence[tuple[str, bytes]]

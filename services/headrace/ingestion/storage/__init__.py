@@ -1,0 +1,1 @@
+"""PostgreSQL repositories and Delta tables."""

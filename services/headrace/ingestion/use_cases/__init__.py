@@ -1,0 +1,1 @@
+"""One transaction each; what they need from outside stands in `ports`."""

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+from headrace.ingestion.domain.columnar import ColumnReader, Malformed, parse_object
+from headrace.ingestion.domain.schema import Field, FieldType, Schema
+from headrace.ingestion.domain.validation import RowValidator, Rule, Violation
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SCHEMA = Schema(
+    key="id",
+    features=(
+        Field("radius", FieldType.FLOAT32, min=0),
+        Field("depth", FieldType.FLOAT64, nullable=True, max=1e300),
+        Field("grade", FieldType.INT8, min=-1.5, max=100.5),
+        Field("count", FieldType.INT64, nullable=True),
+        Field("smoker", FieldType.BOOL, nullable=True),
+        Field("site", FieldType.STRING, nullable=True, allowed_values=("left", "right")),
+    ),
+    label=Field("malignant", FieldType.INT8, allowed_values=(0, 1)),
+)
+GOOD: dict[str, Any] = {
+    "id": "p1",
+    "radius": 1.5,
+    "depth": 2,
+    "grade": 3,
+    "count": 4,
+    "smoker": True,
+    "site": "left",
+    "malignant": 1,
+}
+
+
+def faults_of(payloads: Sequence[bytes]) -> dict[int, Violation | Malformed]:
+    columns = ColumnReader(SCHEMA).read_json(payloads)
+    faults = dict(columns.faults)
+    assert sorted([*columns.accepted, *faults]) == list(range(len(payloads)))
+    assert columns.table.num_rows == len(columns.accepted)
+    return faults
+
+
+def test_a_valid_sample_becomes_a_row_of_the_schemas_types() -> None:
+    columns = ColumnReader(SCHEMA).read_json([orjson.dumps(GOOD)])
+    assert columns.table.to_pylist() == [{**GOOD, "depth": 2.0}]
+    assert columns.table.schema.field("radius").type == pa.float32()
+    assert columns.table.schema.field("grade").type == pa.int8()
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "rule"),
+    [
+        ({"radius": None}, "radius", Rule.REQUIRED),
+        ({"radius": -0.1}, "radius", Rule.MIN),
+        ({"radius": "1"}, "radius", Rule.TYPE),
+        ({"radius": True}, "radius", Rule.TYPE),
+        ({"radius": [1]}, "radius", Rule.TYPE),
+        ({"radius": {"a": 1}}, "radius", Rule.TYPE),
+        ({"radius": 3.5e38}, "radius", Rule.TYPE_RANGE),
+        ({"depth": 1e301}, "depth", Rule.MAX),
+        ({"grade": 128}, "grade", Rule.TYPE_RANGE),
+        ({"grade": -2}, "grade", Rule.MIN),
+        ({"grade": 101}, "grade", Rule.MAX),
+        ({"grade": 1.0}, "grade", Rule.TYPE),
+        ({"grade": True}, "grade", Rule.TYPE),
+        ({"count": 2**63}, "count", Rule.TYPE_RANGE),
+        ({"count": 2**70}, "count", Rule.TYPE),
+        ({"smoker": 1}, "smoker", Rule.TYPE),
+        ({"site": "middle"}, "site", Rule.ALLOWED_VALUES),
+        ({"malignant": 2}, "malignant", Rule.ALLOWED_VALUES),
+        ({"id": ""}, "id", Rule.NOT_EMPTY),
+        ({"id": 7}, "id", Rule.TYPE),
+        ({"extra": 1}, "extra", Rule.UNKNOWN_FIELD),
+    ],
+)
+def test_a_broken_rule_is_named_and_the_neighbours_stay(
+    change: dict[str, Any], field: str, rule: Rule
+) -> None:
+    good = orjson.dumps(GOOD)
+    faults = faults_of([good, json.dumps({**GOOD, **change}).encode(), good])
+    assert list(faults) == [1]
+    fault = faults[1]
+    assert isinstance(fault, Violation)
+    assert (fault.field, fault.rule) == (field, rule)
+    assert field in fault.message
+
+
+@pytest.mark.parametrize(
+    ("payload", "rule"),
+    [
+        (b"", "json"),
+        (b"{", "json"),
+        (b"\xff\xfe", "json"),
+        (b"[]", "object"),
+        (b"null", "object"),
+        (orjson.dumps(GOOD) * 2, "json"),
+        (orjson.dumps(GOOD).replace(b"1.5", b"NaN"), "json"),
+        (orjson.dumps(GOOD).replace(b"1.5", b"Infinity"), "json"),
+        (orjson.dumps(GOOD).replace(b"1.5", b"1e999"), "json"),
+        (orjson.dumps(GOOD).replace(b'"p1"', b'"\xff"'), "json"),
+        (orjson.dumps(GOOD).replace(b"{", b'{"id":"other",'), "unique_names"),
+        (b'{"a":' * 100_000, "json"),
+    ],
+)
+def test_what_is_no_object_is_malformed(payload: bytes, rule: str) -> None:
+    good = orjson.dumps(GOOD)
+    faults = faults_of([good, payload, good])
+    assert list(faults) == [1]
+    fault = faults[1]
+    assert isinstance(fault, Malformed)
+    assert fault.rule == rule
+
+
+def test_two_objects_in_one_payload_do_not_shift_the_rows_behind_them() -> None:
+    # As many objects as payloads, and yet not one each.
+    good = orjson.dumps(GOOD)
+    assert list(faults_of([good + good, b" ", good])) == [0, 1]
+
+
+def test_pretty_printed_json_and_surrounding_space_are_fine() -> None:
+    assert faults_of([json.dumps(GOOD, indent=2).encode(), b" " + orjson.dumps(GOOD) + b"\n"]) == {}
+
+
+def test_a_broken_row_among_many_costs_only_itself() -> None:
+    payloads = [orjson.dumps({**GOOD, "id": f"p{index}"}) for index in range(1000)]
+    payloads[333] = b"{broken"
+    payloads[700] = orjson.dumps({**GOOD, "grade": 120})
+    columns = ColumnReader(SCHEMA).read_json(payloads)
+    assert sorted(index for index, _ in columns.faults) == [333, 700]
+    assert [f"p{index}" for index in columns.accepted] == columns.table.column("id").to_pylist()
+
+
+def test_a_huge_nested_value_is_named_without_being_printed() -> None:
+    nested = b"[" * 900 + b"]" * 900
+    fault = faults_of([orjson.dumps(GOOD).replace(b"1.5", nested)])[0]
+    assert fault.message == '"radius" is an array, not a float32'
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**65), 2**65),
+    st.sampled_from([0, 1, -1, 127, 128, -128, -129, 100, 101, 2**53 + 1]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([0.0, -0.0, 3.4028234663852886e38, 3.4028235677973366e38, 1e-45, 0.1]),
+    st.text(max_size=5),
+    st.sampled_from(["left", "right"]),
+    st.lists(st.integers(), max_size=2),
+)
+NAMES = st.sampled_from([*GOOD, "extra"])
+SAMPLES = st.dictionaries(NAMES, SCALARS).map(lambda change: {**GOOD, **change})
+PAYLOADS = st.one_of(
+    SAMPLES.map(lambda sample: json.dumps(sample).encode()),
+    st.just(orjson.dumps(GOOD)),
+    st.just(orjson.dumps(GOOD)),
+    st.binary(max_size=30),
+)
+
+
+# The first text of a run builds tables of characters, which takes a second on a busy machine.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(PAYLOADS, min_size=1, max_size=60))
+def test_columns_and_rows_agree(payloads: list[bytes]) -> None:
+    """The fast path accepts what the row path accepts, with the same values, and nothing else."""
+    columns = ColumnReader(SCHEMA).read_json(payloads)
+    faults = dict(columns.faults)
+    table = dict(zip(columns.accepted, columns.table.to_pylist(), strict=True))
+    validator = RowValidator(SCHEMA)
+    assert sorted([*table, *faults]) == list(range(len(payloads)))
+    for index, payload in enumerate(payloads):
+        sample = parse_object(payload)
+        row = sample if isinstance(sample, Malformed) else validator.validate(sample)
+        if isinstance(row, tuple):
+            expected = pa.table(
+                [
+                    pa.array([value]).cast(field.type, safe=False)
+                    for value, field in zip(row, columns.table.schema, strict=True)
+                ],
+                schema=columns.table.schema,
+            ).to_pylist()[0]
+            assert table[index] == expected
+            assert math.copysign(1, table[index]["radius"]) == 1 or table[index]["radius"] < 0
+        else:
+            assert faults[index] == row
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(st.binary(max_size=200), max_size=40))
+def test_any_bytes_end_as_a_row_or_as_a_fault(payloads: list[bytes]) -> None:
+    faults_of(payloads)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(SAMPLES, max_size=20))
+def test_parsed_samples_meet_the_same_rules(samples: list[dict[str, object]]) -> None:
+    columns = ColumnReader(SCHEMA).read_samples(samples)
+    assert sorted([*columns.accepted, *(index for index, _ in columns.faults)]) == list(range(len(samples)))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from headrace.ingestion.domain.cut import due_time, is_due
+from headrace.ingestion.domain.dataset import (
+    Dataset,
+    SourceOffset,
+    SourcePartition,
+    TableCommit,
+    Uncut,
+    next_version,
+)
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+
+START = datetime(2026, 1, 2, tzinfo=UTC)
+SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8))
+LEFT, RIGHT = SourcePartition("c", "t", 0), SourcePartition("c", "t", 1)
+
+
+def commit(version: int, rows: int, *sources: SourceOffset, traceparent: str = "") -> TableCommit:
+    return TableCommit(version, rows, rows * 1000, sources, traceparent, START + timedelta(seconds=version))
+
+
+@pytest.mark.parametrize(
+    ("cut", "rows", "age", "due"),
+    [
+        (Cut(rows=10), 9, 1000, False),
+        (Cut(rows=10), 10, 0, True),
+        (Cut(rows=10), 11, 0, True),
+        (Cut(seconds=30), 1, 29.9, False),
+        (Cut(seconds=30), 1, 30, True),
+        (Cut(seconds=30), 0, 1000, False),
+        (Cut(rows=10, seconds=30), 3, 31, True),
+        (Cut(), 10**9, 10**6, False),
+    ],
+)
+def test_a_version_is_due_by_rows_or_by_age(cut: Cut, rows: int, age: float, due: bool) -> None:
+    uncut = Uncut(3, rows, first_commit_time=START if rows else None)
+    assert is_due(cut, uncut, START + timedelta(seconds=age)) is due
+
+
+def test_the_due_time_counts_from_the_first_uncut_row() -> None:
+    uncut = Uncut(0).advance([commit(1, 0), commit(2, 5), commit(3, 5)], 3)
+    assert due_time(Cut(seconds=10), uncut) == START + timedelta(seconds=12)
+    assert due_time(Cut(rows=1), uncut) is None
+
+
+def test_commits_add_up_and_the_first_sample_gives_the_trace() -> None:
+    uncut = Uncut(0).advance([commit(1, 2, SourceOffset(LEFT, 5))], 1)
+    uncut = uncut.advance(
+        [
+            commit(2, 3, SourceOffset(RIGHT, 9), SourceOffset(LEFT, 7), traceparent="first"),
+            commit(3, 1, traceparent="x"),
+        ],
+        4,
+    )
+    assert (uncut.table_version, uncut.rows, uncut.content_hash) == (4, 6, 6000)
+    assert uncut.sources == (SourceOffset(LEFT, 7), SourceOffset(RIGHT, 9))
+    assert uncut.traceparent == "first"
+
+
+def test_a_version_holds_all_that_came_before_it() -> None:
+    dataset = Dataset("d", SCHEMA, Cut(), 2, START, START)
+    first = next_version(dataset, None, Uncut(3, 5, 7, (SourceOffset(LEFT, 5),), "trace"), START)
+    assert (first.version, first.row_count, first.content_hash, first.traceparent) == (1, 5, 7, "trace")
+    second = next_version(dataset, first, Uncut(8, 2, 2**256 - 1, (SourceOffset(RIGHT, 4),)), START)
+    assert (second.version, second.table_version, second.row_count, second.content_hash) == (2, 8, 7, 6)
+    assert second.sources == (SourceOffset(LEFT, 5), SourceOffset(RIGHT, 4))
+    assert second.schema_version == 2
