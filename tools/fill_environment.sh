@@ -11,4 +11,10 @@ if ! "$uv" pip sync --python "$folder/bin/python" --require-hashes "$lock"; then
     echo "Filling $what failed; what uv said stands above. Check the network and the free disk space, then try again." >&2
     exit 1
 fi
+# xds-protos ships an old copy of OpenTelemetry's messages over those of opentelemetry-proto, and which of the two
+# wins is chance: put the right ones back (docs/adr/0008).
+if grep -q '^xds-protos==' "$lock"; then
+    "$uv" pip install --quiet --python "$folder/bin/python" --require-hashes --no-deps \
+        --reinstall-package opentelemetry-proto --requirements "$lock"
+fi
 echo "Filled $what: $(($(date +%s) - started)) s, $(du -sh "$folder" | cut -f1)."
