@@ -1,0 +1,1 @@
+"""What every service process needs around its own work: settings, signals, readiness, drain, clock."""

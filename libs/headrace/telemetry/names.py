@@ -1,0 +1,72 @@
+"""Every span name, attribute key and metric name, in one place, one section for each owner.
+
+Names follow OpenTelemetry's semantic conventions where they have one; our own live under `headrace.`.
+Names that end in a space are prefixes: "publish " + topic.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- OpenTelemetry's semantic conventions that we set by hand -----------------------------------
+
+SERVICE_NAME: Final = "service.name"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
+SERVICE_VERSION: Final = "service.version"
+SERVICE_NAMESPACE: Final = "service.namespace"
+
+ERROR_TYPE: Final = "error.type"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+
+RPC_SYSTEM: Final = "rpc.system"
+RPC_SERVICE: Final = "rpc.service"
+RPC_METHOD: Final = "rpc.method"
+RPC_GRPC_STATUS_CODE: Final = "rpc.grpc.status_code"
+
+DB_SYSTEM: Final = "db.system"
+DB_SYSTEM_NAME: Final = "db.system.name"
+
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_DESTINATION: Final = "messaging.destination.name"
+MESSAGING_PARTITION: Final = "messaging.destination.partition.id"
+MESSAGING_CONSUMER_GROUP: Final = "messaging.consumer.group.name"
+MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+MESSAGING_KAFKA_OFFSET: Final = "messaging.kafka.offset"
+MESSAGING_KAFKA_KEY: Final = "messaging.kafka.message.key"
+MESSAGING_BATCH_COUNT: Final = "messaging.batch.message_count"
+
+# --- Things of the platform, on any service's spans ----------------------------------------------
+
+SERVICE_PREFIX: Final = "headrace-"
+
+DATASET: Final = "headrace.dataset"
+DATASET_VERSION: Final = "headrace.dataset_version"
+PIPELINE: Final = "headrace.pipeline"
+JOB: Final = "headrace.job"
+RUN: Final = "headrace.run"
+ATTEMPT: Final = "headrace.attempt"
+NODE: Final = "headrace.node"
+MODEL: Final = "headrace.model"
+MODEL_VERSION: Final = "headrace.model_version"
+DEPLOYMENT: Final = "headrace.deployment"
+ROLLOUT: Final = "headrace.rollout"
+PREDICTION: Final = "headrace.prediction"
+EVENT_ID: Final = "headrace.event_id"
+ERROR_REASON: Final = "headrace.error.reason"
+
+# --- headrace.telemetry ----------------------------------------------------------------------------
+
+METRIC_SPANS: Final = "headrace_telemetry_spans_total"
+
+# --- headrace.rpc ------------------------------------------------------------------------------------
+
+METRIC_RPC_HANDLED: Final = "headrace_rpc_server_handled_total"
+METRIC_RPC_SECONDS: Final = "headrace_rpc_server_seconds"
+
+# --- headrace.messaging ------------------------------------------------------------------------------
+
+SPAN_PUBLISH: Final = "publish "
+SPAN_PROCESS: Final = "process "

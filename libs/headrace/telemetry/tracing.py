@@ -1,0 +1,79 @@
+"""Spans and W3C trace context, as strings where they cross a border."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+__all__ = [
+    "Span",
+    "SpanKind",
+    "context_from",
+    "current_traceparent",
+    "current_tracestate",
+    "span",
+    "tracer",
+]
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_TRACER_NAME = "headrace"
+
+
+def tracer(name: str) -> Tracer:
+    """Return the tracer for one library or service, named like its package."""
+    return trace.get_tracer(name)
+
+
+def current_traceparent() -> str:
+    """Return the current span's W3C traceparent; "" where there is none."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def current_tracestate() -> str:
+    """Return the current span's W3C tracestate; "" where there is none."""
+    return trace.get_current_span().get_span_context().trace_state.to_header()
+
+
+def context_from(traceparent: str, tracestate: str = "") -> Context:
+    """Return the context that a traceparent describes; an empty one where it is empty or malformed."""
+    carrier = {"traceparent": traceparent}
+    if tracestate:
+        carrier["tracestate"] = tracestate
+    return _PROPAGATOR.extract(carrier, context=Context())
+
+
+@contextmanager
+def span(
+    name: str,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    parent: str | None = None,
+    links: Sequence[str] = (),
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> Iterator[Span]:
+    """Run the block in a new span, and record the exception that leaves it.
+
+    `parent` is a traceparent: the new span continues that trace, or starts a new one where it is "".
+    None: the current span is the parent. `links` are traceparents, of which malformed ones are left out.
+    """
+    with trace.get_tracer(_TRACER_NAME).start_as_current_span(
+        name,
+        context=None if parent is None else context_from(parent),
+        kind=kind,
+        attributes=attributes,
+        links=[Link(context) for context in map(_span_context, links) if context.is_valid],
+    ) as started:
+        yield started
+
+
+def _span_context(traceparent: str) -> SpanContext:
+    return trace.get_current_span(context_from(traceparent)).get_span_context()
