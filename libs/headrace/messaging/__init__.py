@@ -1,0 +1,1 @@
+"""Kafka for services: CloudEvents, topics, producer, consumer loop, dead letters."""

@@ -1,0 +1,36 @@
+"""Plain Kafka clients with the platform's settings, for loops of one's own."""
+
+from __future__ import annotations
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+
+SESSION_TIMEOUT_MS = 10_000
+HEARTBEAT_MS = 3_000
+MAX_FETCH_BYTES = 64 << 20
+
+
+def consumer_client(bootstrap: str, *, group: str, client_id: str) -> AIOKafkaConsumer:
+    """A consumer that begins at the earliest event and commits only when told to."""
+    return AIOKafkaConsumer(
+        bootstrap_servers=bootstrap,
+        group_id=group,
+        client_id=client_id,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        heartbeat_interval_ms=HEARTBEAT_MS,
+        fetch_max_bytes=MAX_FETCH_BYTES,
+        max_partition_fetch_bytes=16 << 20,
+    )
+
+
+async def cluster_id(bootstrap: str) -> str:
+    """The broker's cluster id: offsets mean nothing without it."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        description = await admin.describe_cluster()
+        return str(description["cluster_id"])
+    finally:
+        await admin.close()

@@ -1,0 +1,272 @@
+"""The consumer loop: at least once, in order for each key, bounded, and patient.
+
+- Records of one key run one after the other; different keys run side by side, up to `max_in_flight`.
+- A handler that raises is tried again with growing pauses; PermanentFailure, or the last try, puts the record
+  among the dead letters, and the partition goes on.
+- Only a finished prefix of a partition is committed: a crash repeats records and never skips one.
+- When a partition is taken away, its records in work are waited for and committed first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self, TypeAlias
+
+from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from headrace.messaging.client import consumer_client
+from headrace.messaging.events import Event, InvalidCloudEvent, decode
+from headrace.messaging.producer import Producer
+from headrace.messaging.topics import DEAD_LETTERS
+from headrace.messaging.tracker import PartitionTracker
+from headrace.telemetry import names, tracing
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Event], Awaitable[None]]
+Record: TypeAlias = ConsumerRecord
+
+POLL_MS = 200
+COMMIT_SECONDS = 1.0
+REVOKE_SECONDS = 5.0
+
+
+class PermanentFailure(Exception):  # noqa: N818 - what it is, not what to call it
+    """The event can never be handled: straight to the dead letters, with `reason`, a stable code."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently a handler is tried."""
+
+    attempts: int = 8
+    first_seconds: float = 0.1
+    factor: float = 2.0
+    longest_seconds: float = 10.0
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after the attempt of that number, from 1."""
+        return min(self.first_seconds * self.factor ** (attempt - 1), self.longest_seconds)
+
+
+class Consumer:
+    """Consumes topics as a member of a group."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        group: str,
+        topics: Iterable[str],
+        handler: Handler,
+        dead_letters: Producer,
+        max_in_flight: int = 64,
+        retry: RetryPolicy | None = None,
+        client_id: str,
+    ) -> None:
+        self._topics = list(topics)
+        self._group = group
+        self._handler = handler
+        self._dead_letters = dead_letters
+        self._max_in_flight = max_in_flight
+        self._retry = retry or RetryPolicy()
+        self._client = consumer_client(bootstrap, group=group, client_id=client_id)
+        self._trackers: dict[TopicPartition, PartitionTracker] = {}
+        # The last task of each key: the next record of that key waits for it.
+        self._tails: dict[tuple[str, int, bytes], asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._progress = asyncio.Event()
+        self._committed: dict[TopicPartition, int] = {}
+        self._failure: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        self._client.subscribe(self._topics, listener=_Rebalance(self))
+        await self._client.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._drain(list(self._trackers))
+        await self._client.stop()
+
+    async def run(self) -> None:
+        """Consume until cancelled. What is in work then is finished by leaving the context.
+
+        Raises what kept a record from being handled and from being set aside.
+        """
+        loop = asyncio.get_running_loop()
+        commit_at = loop.time() + COMMIT_SECONDS
+        while self._failure is None:
+            room = self._max_in_flight - len(self._tasks)
+            if room > 0:
+                batches = await self._client.getmany(timeout_ms=POLL_MS, max_records=room)
+                for partition, records in batches.items():
+                    for record in records:
+                        self._begin(partition, record)
+            else:
+                # Not polled while behind; heartbeats go on in the background.
+                await self._wait_for_progress()
+            if loop.time() >= commit_at:
+                await self._commit(list(self._trackers))
+                commit_at = loop.time() + COMMIT_SECONDS
+        raise self._failure
+
+    def _begin(self, partition: TopicPartition, record: Record) -> None:
+        tracker = self._trackers.setdefault(partition, PartitionTracker())
+        tracker.start(record.offset)
+        key = (record.topic, record.partition, record.key or b"")
+        task = asyncio.create_task(self._process(tracker, record, self._tails.get(key)))
+        self._tails[key] = task
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(done, key))
+
+    def _ended(self, task: asyncio.Task[None], key: tuple[str, int, bytes]) -> None:
+        self._tasks.discard(task)
+        if self._tails.get(key) is task:
+            del self._tails[key]
+        self._progress.set()
+        if not task.cancelled() and task.exception() is not None:
+            # Not even the dead letters took it. It stays unfinished, is never committed past, and comes again
+            # when the service has been started anew.
+            self._failure = task.exception()
+
+    async def _process(
+        self, tracker: PartitionTracker, record: Record, before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            event = decode(
+                record.headers, record.value, received=datetime.fromtimestamp(record.timestamp / 1000, UTC)
+            )
+        except InvalidCloudEvent as error:
+            await self._set_aside(record, "INVALID_CLOUDEVENT", str(error))
+        else:
+            await self._handle(record, event)
+        tracker.finish(record.offset)
+
+    async def _handle(self, record: Record, event: Event) -> None:
+        with tracing.span(
+            names.SPAN_PROCESS + record.topic,
+            kind=tracing.SpanKind.CONSUMER,
+            parent=event.traceparent,
+            attributes={
+                names.MESSAGING_SYSTEM: "kafka",
+                names.MESSAGING_OPERATION_NAME: "process",
+                names.MESSAGING_OPERATION_TYPE: "process",
+                names.MESSAGING_DESTINATION: record.topic,
+                names.MESSAGING_PARTITION: str(record.partition),
+                names.MESSAGING_KAFKA_OFFSET: record.offset,
+                names.MESSAGING_CONSUMER_GROUP: self._group,
+                names.MESSAGING_MESSAGE_ID: event.id,
+            },
+        ):
+            for attempt in range(1, self._retry.attempts + 1):
+                try:
+                    await self._handler(event)
+                except PermanentFailure as error:
+                    await self._set_aside(record, error.reason, str(error))
+                    return
+                except Exception as error:
+                    if attempt == self._retry.attempts:
+                        logger.exception("giving up on event %s of %s", event.id, record.topic)
+                        await self._set_aside(record, "HANDLER_FAILED", f"{type(error).__name__}: {error}")
+                        return
+                    logger.warning(
+                        "event %s of %s failed (try %d of %d): %s: %s",
+                        event.id,
+                        record.topic,
+                        attempt,
+                        self._retry.attempts,
+                        type(error).__name__,
+                        error,
+                    )
+                    await asyncio.sleep(self._retry.pause(attempt))
+                else:
+                    return
+
+    async def _set_aside(self, record: Record, reason: str, message: str) -> None:
+        """Publish a record as it came among the dead letters, with the reason as headers."""
+        headers = [
+            *record.headers,
+            ("headrace-reason", reason.encode()),
+            ("headrace-message", message.encode()),
+            ("headrace-consumer", self._group.encode()),
+            ("headrace-topic", record.topic.encode()),
+            ("headrace-partition", str(record.partition).encode()),
+            ("headrace-offset", str(record.offset).encode()),
+        ]
+        key = (record.key or b"").decode(errors="replace")
+        await self._dead_letters.publish_encoded([(DEAD_LETTERS, key, headers, record.value or b"")])
+        logger.warning(
+            "dead letter: %s/%d/%d: %s: %s", record.topic, record.partition, record.offset, reason, message
+        )
+
+    async def _wait_for_progress(self) -> None:
+        self._progress.clear()
+        try:
+            async with asyncio.timeout(POLL_MS / 1000):
+                await self._progress.wait()
+        except TimeoutError:
+            pass
+
+    async def _commit(self, partitions: Iterable[TopicPartition]) -> None:
+        offsets = {
+            partition: offset
+            for partition in partitions
+            if (tracker := self._trackers.get(partition)) is not None
+            and (offset := tracker.committable) is not None
+            and self._committed.get(partition) != offset
+        }
+        if not offsets:
+            return
+        try:
+            await self._client.commit(offsets)
+        except (CommitFailedError, IllegalStateError) as error:
+            # The group went on without us: the records come again, to whoever has the partition now.
+            logger.info("offsets were not committed: %s", error)
+            return
+        except KafkaError as error:
+            logger.warning("offsets were not committed, trying again: %s", error)
+            return
+        self._committed.update(offsets)
+
+    async def _drain(self, partitions: list[TopicPartition]) -> None:
+        """Wait for the partitions' records in work, then commit and forget them."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + REVOKE_SECONDS
+        while loop.time() < deadline and any(
+            tracker.in_flight for p in partitions if (tracker := self._trackers.get(p))
+        ):
+            await self._wait_for_progress()
+        await self._commit(partitions)
+        for partition in partitions:
+            self._trackers.pop(partition, None)
+            self._committed.pop(partition, None)
+
+
+class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Finishes what is in work before partitions move."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        await self._consumer._drain(list(revoked))  # noqa: SLF001 - one piece with the consumer
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        logger.info("assigned: %s", ", ".join(f"{p.topic}/{p.partition}" for p in assigned) or "nothing")

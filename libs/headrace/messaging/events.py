@@ -1,0 +1,151 @@
+"""CloudEvents 1.0 in Kafka's binary mode: attributes are headers, the payload is the record's value.
+
+See the CloudEvents Kafka protocol binding. Trace context travels in the headers `traceparent` and
+`tracestate` (the distributed tracing extension).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError, Message
+
+from headrace.telemetry import tracing
+
+SPEC_VERSION = "1.0"
+PROTOBUF = "application/protobuf"
+JSON = "application/json"
+
+Headers = list[tuple[str, bytes]]
+M = TypeVar("M", bound=Message)
+
+
+class InvalidCloudEvent(Exception):  # noqa: N818 - what it is, not what to call it
+    """The record's headers are no CloudEvent: `attribute` is missing or wrong."""
+
+    def __init__(self, attribute: str, message: str) -> None:
+        super().__init__(f"{attribute}: {message}")
+        self.attribute = attribute
+        self.message = message
+
+
+class MalformedPayload(Exception):  # noqa: N818
+    """The payload is not what the event's content type and type say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event. `id` with `source` is unique, and the key of idempotency."""
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: datetime
+    data: bytes
+    content_type: str = PROTOBUF
+    traceparent: str = ""
+    tracestate: str = ""
+    extensions: Mapping[str, str] = field(default_factory=dict)
+
+
+_OPTIONAL = ("ce_subject", "ce_time")
+_REQUIRED = ("ce_specversion", "ce_id", "ce_source", "ce_type")
+_KNOWN = frozenset((*_REQUIRED, *_OPTIONAL))
+
+
+def encode(event: Event) -> tuple[Headers, bytes]:
+    """Return the record's headers and value."""
+    texts = {
+        "ce_specversion": SPEC_VERSION,
+        "ce_id": event.id,
+        "ce_source": event.source,
+        "ce_type": event.type,
+        "ce_subject": event.subject,
+        "ce_time": event.time.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "content-type": event.content_type,
+        "traceparent": event.traceparent,
+        "tracestate": event.tracestate,
+        **{f"ce_{name}": value for name, value in event.extensions.items()},
+    }
+    return [(name, text.encode()) for name, text in texts.items() if text], event.data
+
+
+def decode(headers: Iterable[tuple[str, bytes]], value: bytes | None, *, received: datetime) -> Event:
+    """Read a record as an event; `received` stands in for an absent `ce_time`. Raises InvalidCloudEvent."""
+    texts: dict[str, str] = {}
+    for name, raw in headers:
+        try:
+            texts[name.lower()] = (raw or b"").decode()
+        except UnicodeDecodeError as error:
+            raise InvalidCloudEvent(name, "is not UTF-8") from error
+    for name in _REQUIRED:
+        if not texts.get(name):
+            raise InvalidCloudEvent(name, "is missing")
+    if texts["ce_specversion"] != SPEC_VERSION:
+        raise InvalidCloudEvent("ce_specversion", f"is {texts['ce_specversion']!r}, must be {SPEC_VERSION!r}")
+    return Event(
+        id=texts["ce_id"],
+        source=texts["ce_source"],
+        type=texts["ce_type"],
+        subject=texts.get("ce_subject", ""),
+        time=_time(texts["ce_time"]) if texts.get("ce_time") else received,
+        data=value or b"",
+        content_type=texts.get("content-type") or texts.get("ce_datacontenttype") or JSON,
+        traceparent=texts.get("traceparent", ""),
+        tracestate=texts.get("tracestate", ""),
+        extensions={
+            name.removeprefix("ce_"): text
+            for name, text in texts.items()
+            if name.startswith("ce_") and name not in _KNOWN and name != "ce_datacontenttype"
+        },
+    )
+
+
+def protobuf_event(
+    message: Message,
+    *,
+    type: str,  # noqa: A002 - the attribute's name
+    source: str,
+    subject: str,
+    id: str,  # noqa: A002
+    time: datetime,
+    traceparent: str | None = None,
+) -> Event:
+    """An event with a Protobuf payload, in the trace of `traceparent`, or of the current span where None."""
+    return Event(
+        id=id,
+        source=source,
+        type=type,
+        subject=subject,
+        time=time,
+        data=message.SerializeToString(deterministic=True),
+        traceparent=tracing.current_traceparent() if traceparent is None else traceparent,
+    )
+
+
+def parse(event: Event, kind: type[M]) -> M:
+    """Read the payload as a message, from Protobuf or JSON by the content type. Raises MalformedPayload."""
+    media_type = event.content_type.partition(";")[0].strip().lower()
+    try:
+        if media_type in {PROTOBUF, "application/x-protobuf"}:
+            return kind.FromString(event.data)
+        if media_type == JSON:
+            return json_format.Parse(event.data, kind())
+    except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedPayload(f"not a {kind.DESCRIPTOR.name}: {error}") from error
+    raise MalformedPayload(f"content type {event.content_type!r} is neither {PROTOBUF} nor {JSON}")
+
+
+def _time(text: str) -> datetime:
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidCloudEvent("ce_time", f"{text!r} is not an RFC 3339 time") from error
+    if parsed.tzinfo is None:
+        raise InvalidCloudEvent("ce_time", f"{text!r} has no time zone")
+    return parsed.astimezone(UTC)

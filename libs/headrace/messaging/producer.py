@@ -1,0 +1,90 @@
+"""Publishing events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from aiokafka import AIOKafkaProducer
+
+from headrace.messaging.events import Event, Headers, encode
+from headrace.telemetry import names, tracing
+
+MAX_REQUEST_BYTES = 16 << 20
+
+Encoded = tuple[str, str, Headers, bytes]
+
+
+class Producer:
+    """Publishes events and returns when the broker has them (acks=all).
+
+    Records of one call and key keep their order. Raises aiokafka's KafkaError where the broker does not
+    take them within its retries.
+    """
+
+    def __init__(self, bootstrap: str, *, client_id: str, idempotence: bool) -> None:
+        self._bootstrap = bootstrap
+        self._client_id = client_id
+        self._idempotence = idempotence
+        self._producer: AIOKafkaProducer | None = None
+
+    async def __aenter__(self) -> Self:
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self._bootstrap,
+            client_id=self._client_id,
+            acks="all",
+            enable_idempotence=self._idempotence,
+            max_request_size=MAX_REQUEST_BYTES,
+            linger_ms=2,
+        )
+        await self._producer.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._producer is not None
+        await self._producer.stop()
+
+    async def publish(self, topic: str, key: str, event: Event) -> None:
+        """Publish one event, in a span of its own that the event's consumers continue."""
+        with tracing.span(
+            names.SPAN_PUBLISH + topic,
+            kind=tracing.SpanKind.PRODUCER,
+            parent=event.traceparent or None,
+            attributes=_attributes(topic, event.id),
+        ):
+            carried = replace(event, traceparent=tracing.current_traceparent() or event.traceparent)
+            await self.publish_encoded([(topic, key, *encode(carried))])
+
+    async def publish_all(self, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
+        """Publish many events, pipelined, each in its own trace context."""
+        await self.publish_encoded([(topic, key, *encode(event)) for key, event in keyed])
+
+    async def publish_encoded(self, records: Sequence[Encoded]) -> None:
+        """Publish records as they are, and wait for every acknowledgement."""
+        assert self._producer is not None, "use the producer as a context manager"
+        pending = [
+            await self._producer.send(topic, value, key=key.encode(), headers=headers)
+            for topic, key, headers, value in records
+        ]
+        # gather and not a loop: when one fails, the others' errors must not go unseen either.
+        for result in await asyncio.gather(*pending, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+
+def _attributes(topic: str, event_id: str) -> dict[str, str]:
+    return {
+        names.MESSAGING_SYSTEM: "kafka",
+        names.MESSAGING_OPERATION_NAME: "publish",
+        names.MESSAGING_OPERATION_TYPE: "send",
+        names.MESSAGING_DESTINATION: topic,
+        names.MESSAGING_MESSAGE_ID: event_id,
+    }

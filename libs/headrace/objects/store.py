@@ -1,0 +1,130 @@
+"""Objects in a local folder or in S3 (or what speaks its protocol)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import NotFoundError
+from obstore.store import LocalStore, S3Store
+
+from headrace.errors import InvalidArgument, NotFound
+
+if TYPE_CHECKING:  # these exist for type checkers only
+    from obstore.store import ClientConfig, S3Config
+
+CHUNK_BYTES = 1 << 20
+
+
+class ObjectStore:
+    """Objects below one root, by relative path.
+
+    A put is atomic: readers see the old object, then the new one. S3's endpoint and credentials come from
+    the usual `AWS_*` environment variables.
+    """
+
+    def __init__(self, uri: str, store: LocalStore | S3Store) -> None:
+        self.root = uri.rstrip("/")
+        self._store = store
+
+    @classmethod
+    def from_uri(cls, uri: str) -> ObjectStore:
+        """Open `file:///folder` (created where missing) or `s3://bucket/prefix`. Raises InvalidArgument."""
+        parts = urlsplit(uri)
+        if parts.scheme == "file" and not parts.netloc:
+            folder = Path(parts.path)
+            folder.mkdir(parents=True, exist_ok=True)
+            return cls(uri, LocalStore(prefix=folder))
+        if parts.scheme == "s3" and parts.netloc:
+            prefix = parts.path.strip("/")
+            config, client = _s3_options()
+            return cls(
+                uri, S3Store(parts.netloc, prefix=prefix or None, config=config, client_options=client)
+            )
+        raise InvalidArgument(
+            "INVALID_STORE_URI", f"{uri!r} is neither file:///FOLDER nor s3://BUCKET/PREFIX"
+        )
+
+    def uri(self, path: str) -> str:
+        """The address of an object."""
+        return f"{self.root}/{path}"
+
+    def path(self, uri: str) -> str:
+        """The inverse of `uri`. Raises InvalidArgument for an address outside this store."""
+        if not uri.startswith(self.root + "/"):
+            raise InvalidArgument("FOREIGN_OBJECT", f"{uri!r} is not in the object store {self.root!r}")
+        return uri[len(self.root) + 1 :]
+
+    async def put(self, path: str, data: bytes | AsyncIterator[bytes]) -> None:
+        """Write an object, whole or not at all."""
+        await obstore.put_async(self._store, path, data)
+
+    async def get(self, path: str) -> bytes:
+        """Read an object. Raises NotFound."""
+        try:
+            result = await obstore.get_async(self._store, path)
+        except (NotFoundError, FileNotFoundError) as error:
+            raise self._missing(path) from error
+        return bytes(await result.bytes_async())
+
+    async def stream(self, path: str) -> AsyncIterator[bytes]:
+        """Read an object in chunks. Raises NotFound."""
+        try:
+            result = await obstore.get_async(self._store, path)
+        except (NotFoundError, FileNotFoundError) as error:
+            raise self._missing(path) from error
+        async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
+            yield bytes(chunk)
+
+    async def exists(self, path: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            await obstore.head_async(self._store, path)
+        except (NotFoundError, FileNotFoundError):
+            return False
+        return True
+
+    async def delete(self, path: str) -> None:
+        """Remove an object; one that is not there is fine."""
+        try:
+            await obstore.delete_async(self._store, path)
+        except (NotFoundError, FileNotFoundError):
+            return
+
+    async def list(self, prefix: str) -> list[str]:
+        """Paths of the objects in a folder and below, sorted."""
+        batches = [batch async for batch in obstore.list(self._store, prefix=prefix)]
+        return sorted(item["path"] for batch in batches for item in batch)
+
+    def read_bytes(self, path: str) -> bytes:
+        """`get` for code without an event loop. Raises NotFound."""
+        try:
+            return bytes(obstore.get(self._store, path).bytes())
+        except (NotFoundError, FileNotFoundError) as error:
+            raise self._missing(path) from error
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """`put` for code without an event loop."""
+        obstore.put(self._store, path, data)
+
+    def _missing(self, path: str) -> NotFound:
+        return NotFound("OBJECT_NOT_FOUND", f"there is no object {self.uri(path)}")
+
+
+def delta_storage_options() -> dict[str, str]:
+    """What delta-rs needs beside the standard credentials chain to open tables in the same store."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    if not endpoint:
+        return {}
+    return {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http:")).lower()}
+
+
+def _s3_options() -> tuple[S3Config, ClientConfig]:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    if not endpoint:
+        return {}, {}
+    return {"endpoint": endpoint}, {"allow_http": endpoint.startswith("http:")}

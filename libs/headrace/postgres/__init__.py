@@ -1,0 +1,8 @@
+"""PostgreSQL for services: pool, unit of work, migrations, named queries, outbox, inbox, leadership.
+
+One schema for each service, named like it; no service reads another's.
+"""
+
+from headrace.postgres.pool import Connection, Pool, connect, transaction
+
+__all__ = ["Connection", "Pool", "connect", "transaction"]

@@ -1,0 +1,109 @@
+"""Events that follow from a write leave through here, in the same transaction, and are published later.
+
+Order: rows are published by id. Ids are given before commits, so a transaction that commits late could be
+overtaken by a later id of the same key; writers of one key hold that key's row lock (a job, a version, a
+deployment), which orders them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+import asyncpg
+
+from headrace.messaging.events import Event, encode
+from headrace.messaging.producer import Producer
+from headrace.postgres.leader import lead
+from headrace.postgres.pool import Connection, Pool
+from headrace.runtime.faults import fault_point
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "headrace_outbox"
+BATCH = 200
+# A lost notification costs this much.
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+
+
+async def enqueue(connection: Connection, topic: str, key: str, event: Event) -> None:
+    """Queue an event for publishing; it leaves if and when the transaction commits."""
+    headers, value = encode(event)
+    await connection.execute(
+        "INSERT INTO outbox (topic, key, headers, value) VALUES ($1, $2, $3, $4)",
+        topic,
+        key,
+        [[name, text.decode()] for name, text in headers],
+        value,
+    )
+    await connection.execute("SELECT pg_notify($1, current_schema())", CHANNEL)
+
+
+class Relay:
+    """Publishes a schema's outbox; of several instances one does.
+
+    An event is deleted after the broker's acknowledgement: a crash in between publishes it a second time
+    with the same `ce_id`, which consumers drop.
+    """
+
+    def __init__(self, pool: Pool, producer: Producer) -> None:
+        self._pool = pool
+        self._producer = producer
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Relay until cancelled."""
+        schema = await self._pool.fetchval("SELECT current_schema()")
+        await lead(self._pool, f"headrace.outbox.{schema}", self._relay)
+
+    async def _relay(self) -> None:
+        async with self._pool.acquire() as listener:
+            schema = await listener.fetchval("SELECT current_schema()")
+
+            def notified(*arguments: object) -> None:
+                if arguments[-1] == schema:
+                    self._wake.set()
+
+            await listener.add_listener(CHANNEL, notified)
+            try:
+                while True:
+                    self._wake.clear()
+                    try:
+                        while await self._publish_batch() == BATCH:
+                            pass
+                    except (asyncpg.PostgresError, asyncpg.InterfaceError):
+                        raise
+                    except Exception as error:
+                        # The broker is away: events stay where they are.
+                        logger.warning("the outbox waits for the broker: %s: %s", type(error).__name__, error)
+                        await asyncio.sleep(RETRY_SECONDS)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+            finally:
+                await listener.remove_listener(CHANNEL, notified)
+
+    async def _publish_batch(self) -> int:
+        rows = await self._pool.fetch(
+            "SELECT id, topic, key, headers, value FROM outbox ORDER BY id LIMIT $1", BATCH
+        )
+        if not rows:
+            return 0
+        fault_point("outbox.before-publish")
+        await self._producer.publish_encoded(
+            [
+                (
+                    row["topic"],
+                    row["key"],
+                    [(name, text.encode()) for name, text in row["headers"]],
+                    row["value"],
+                )
+                for row in rows
+            ]
+        )
+        fault_point("outbox.after-publish")
+        await self._pool.execute(
+            "DELETE FROM outbox WHERE id = ANY($1::bigint[])", [row["id"] for row in rows]
+        )
+        return len(rows)

@@ -1,0 +1,89 @@
+"""The pool of connections, and the unit of work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+import asyncpg
+import orjson
+from asyncpg.pool import PoolConnectionProxy
+
+if TYPE_CHECKING:
+    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+else:
+    Pool = asyncpg.Pool
+    Connection = asyncpg.Connection
+
+logger = logging.getLogger(__name__)
+
+# A service is started beside its database, not after it.
+CONNECT_SECONDS = 30.0
+RETRY_SECONDS = 0.2
+COMMAND_SECONDS = 30.0
+
+
+@asynccontextmanager
+async def connect(dsn: str, *, schema: str, application_name: str, max_size: int = 8) -> AsyncIterator[Pool]:
+    """Open a pool whose connections work in `schema`, which is created where it is missing.
+
+    jsonb columns are plain Python values, times are aware and in UTC. Waits up to 30 s for a server
+    that is starting; raises what asyncpg raises after that.
+    """
+
+    async def prepare(connection: Connection) -> None:
+        await connection.set_type_codec(
+            "jsonb",
+            schema="pg_catalog",
+            encoder=lambda value: orjson.dumps(value).decode(),
+            decoder=orjson.loads,
+        )
+
+    await _create_schema(dsn, schema)
+    pool = await asyncpg.create_pool(
+        dsn,
+        min_size=1,
+        max_size=max_size,
+        command_timeout=COMMAND_SECONDS,
+        init=prepare,
+        server_settings={
+            "search_path": schema,
+            "application_name": application_name,
+            "timezone": "UTC",
+        },
+    )
+    assert pool is not None
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+@asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+    """Run the block as one unit of work: committed at its end, rolled back when it raises."""
+    async with pool.acquire() as connection, connection.transaction():
+        yield connection
+
+
+async def _create_schema(dsn: str, schema: str) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CONNECT_SECONDS
+    while True:
+        try:
+            connection = await asyncpg.connect(dsn)
+            break
+        except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
+            if loop.time() > deadline:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
+    try:
+        # CREATE SCHEMA IF NOT EXISTS can still collide with a concurrent one.
+        await connection.execute("SELECT pg_advisory_lock(hashtext('headrace.schema'))")
+        await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+    finally:
+        await connection.close()
