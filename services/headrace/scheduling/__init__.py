@@ -1,0 +1,1 @@
+"""Scheduling: pipelines, the jobs that train their models, the nodes that run them, and what runs where."""

@@ -1,0 +1,1 @@
+"""Pure and synchronous: states, transitions and policies."""
