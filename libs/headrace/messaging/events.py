@@ -144,8 +144,9 @@ def parse(event: Event, kind: type[M]) -> M:
 def _time(text: str) -> datetime:
     try:
         parsed = datetime.fromisoformat(text)
-    except ValueError as error:
+        if parsed.tzinfo is None:
+            raise InvalidCloudEvent("ce_time", f"{text!r} has no time zone")
+        return parsed.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        # OverflowError: year 1 or 9999 in a zone that leads out of the calendar.
         raise InvalidCloudEvent("ce_time", f"{text!r} is not an RFC 3339 time") from error
-    if parsed.tzinfo is None:
-        raise InvalidCloudEvent("ce_time", f"{text!r} has no time zone")
-    return parsed.astimezone(UTC)

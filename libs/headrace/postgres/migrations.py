@@ -13,7 +13,7 @@ from headrace.postgres.pool import Connection, Pool
 logger = logging.getLogger(__name__)
 
 _FILE = re.compile(r"^\d{4}_[a-z0-9_]+\.sql$")
-_LIBRARY = "headrace.postgres"
+_LIBRARY = "headrace.postgres.tables"
 
 
 @dataclass(frozen=True, slots=True)

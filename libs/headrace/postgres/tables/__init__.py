@@ -1,0 +1,1 @@
+"""The tables that the library itself keeps in each schema: outbox and inbox."""
