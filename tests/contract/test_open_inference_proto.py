@@ -1,4 +1,4 @@
-"""The protocol's proto file, for clients in other languages, agrees with the one that Triton's client was built from."""
+"""The protocol's proto file, for clients in other languages, agrees with that of Triton's client."""
 
 from __future__ import annotations
 

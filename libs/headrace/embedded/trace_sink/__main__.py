@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import asyncpg
 import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
 from headrace.embedded.trace_sink.decode import MalformedExport, SpanRow, parse_http, rows
 from headrace.embedded.trace_sink.store import SpanStore
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable
 
 import asyncpg
+
 from headrace.embedded.trace_sink.decode import SpanRow
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,248 @@
+"""One program of the stack: start it, wait until it works, stop it, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+POLL_SECONDS = 0.05
+TAIL_LINES = 15
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class PartFailed(Exception):  # noqa: N818 - what happened, not what to call it
+    """A part did not start, or not in time: what it said last, and what to do."""
+
+    def __init__(self, name: str, what: str, log: Path, hint: str) -> None:
+        self.name = name
+        self.what = what
+        self.log = log
+        self.hint = hint
+        super().__init__(f"{name} {what}")
+
+    def report(self) -> str:
+        """Several lines for a person: what happened, the log's end, where the log is, what to do."""
+        return "\n".join(
+            [
+                f"{self.name} {self.what}.",
+                *(f"  | {line}" for line in tail(self.log)),
+                f"Its log: {self.log}",
+                self.hint,
+            ]
+        )
+
+
+class Part:
+    """A program. Subclasses say what to run (`command`, `environment`) and when it works (`ready`)."""
+
+    name: str
+    # What a person can do when it does not start.
+    hint = "Is there enough memory and disk? `headrace up` again tries anew."
+    start_seconds = 60.0
+    stop_seconds = 10.0
+    stop_signal = signal.SIGTERM
+    # What the part gets when the supervisor dies without stopping it.
+    orphan_signal = signal.SIGKILL
+    # Another user's number, for programs that refuse to run as root.
+    user: int | None = None
+
+    def __init__(self, folder: Path, logs: Path) -> None:
+        self.folder = folder
+        self.log = logs / f"{self.name}.log"
+        self._process: asyncio.subprocess.Process | None = None
+
+    def command(self) -> Sequence[str]:
+        """The program and its arguments."""
+        raise AssertionError(f"{type(self).__name__} does not say what to run")
+
+    def environment(self) -> Mapping[str, str]:
+        """Variables beside those of the supervisor."""
+        return {}
+
+    async def prepare(self) -> None:
+        """Make what the program needs before it starts."""
+
+    async def ready(self) -> bool:
+        """Whether it does its work now. Errors of connecting count as no."""
+        return True
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None when it is not running."""
+        return self._process.pid if self.running and self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the program runs."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Start it and wait until it works. Raises PartFailed; then nothing of it runs."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        await self.prepare()
+        await self.launch()
+        try:
+            await self._wait_until_ready()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def launch(self) -> None:
+        """Start the program, without waiting for it."""
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment()},
+                cwd=self.folder,
+                # A session of its own: Ctrl-C reaches the supervisor, which stops parts in order.
+                start_new_session=True,
+                preexec_fn=die_with_parent(self.orphan_signal),
+                user=self.user,
+                group=self.user,
+                extra_groups=[] if self.user is not None else None,
+            )
+
+    async def wait(self) -> int:
+        """Wait for its end; returns the exit code, negative for a signal."""
+        assert self._process is not None, "not started"
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """Stop it: politely, then, after `stop_seconds`, by force, with every process of its session."""
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            _signal_one(process.pid, self.stop_signal)
+            try:
+                async with asyncio.timeout(self.stop_seconds):
+                    await process.wait()
+            except TimeoutError:
+                logger.warning("%s did not stop within %.0f s", self.name, self.stop_seconds)
+        # Whatever it started is in its group, and must not outlive it.
+        _signal_group(process.pid, signal.SIGKILL)
+        await process.wait()
+
+    def kill(self) -> None:
+        """Kill it at once, as a crash would."""
+        if self.running and self._process is not None:
+            _signal_group(self._process.pid, signal.SIGKILL)
+
+    async def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(self.start_seconds):
+                while not await self._is_ready():
+                    if self._process.returncode is not None:
+                        raise self.failed(f"ended with exit code {self._process.returncode} while it started")
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise self.failed(f"did not work within {self.start_seconds:.0f} s") from None
+
+    async def _is_ready(self) -> bool:
+        try:
+            return await self.ready()
+        except OSError:
+            return False
+
+    def failed(self, what: str) -> PartFailed:
+        """The error that says what happened to this part."""
+        return PartFailed(self.name, what, self.log, self.hint)
+
+
+def die_with_parent(number: signal.Signals) -> Callable[[], None]:
+    """What a child calls before exec so that the kernel ends it when its parent dies, however that dies."""
+
+    def prepare() -> None:
+        _libc.prctl(PR_SET_PDEATHSIG, int(number))
+
+    return prepare
+
+
+def tail(log: Path, lines: int = TAIL_LINES) -> list[str]:
+    """The last lines of a log file."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 16_384))
+        return file.read().decode(errors="replace").splitlines()[-lines:]
+
+
+def free_port(preferred: int | None = None) -> int:
+    """A free TCP port on loopback: the preferred one where it is free."""
+    for port in (preferred, 0):
+        if port is None:
+            continue
+        with socket.socket() as probe:
+            # As servers bind: a port that a closed connection still lingers on counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("no free port on 127.0.0.1")
+
+
+def _signal_one(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+async def tcp_answers(host: str, port: int) -> bool:
+    """Whether something accepts connections there. Raises OSError where nothing does."""
+    _, writer = await asyncio.open_connection(host, port)
+    writer.close()
+    await writer.wait_closed()
+    return True
+
+
+async def http_status(port: int, path: str) -> int:
+    """The status of a GET on loopback. Raises OSError where nothing answers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        line = await reader.readline()
+        parts = line.split()
+        return int(parts[1]) if len(parts) > 1 else 0
+    finally:
+        writer.close()
+
+
+async def kafka_answers(port: int) -> bool:
+    """Whether a broker answers with metadata. Raises OSError where nothing listens."""
+    from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.errors import KafkaError
+
+    await tcp_answers("127.0.0.1", port)
+    admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}")
+    try:
+        await admin.start()
+        return bool((await admin.describe_cluster())["brokers"])
+    except KafkaError:
+        return False
+    finally:
+        await admin.close()

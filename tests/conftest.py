@@ -1,0 +1,80 @@
+"""Fixtures that every kind of test shares: a real broker, a real PostgreSQL, an object store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from headrace.embedded.parts import Part, free_port
+from headrace.embedded.parts.kafka import ApacheKafka
+from headrace.embedded.parts.postgres import Postgres
+from headrace.embedded.parts.tansu import Tansu
+
+
+class Background:
+    """An event loop on a thread-free runner of its own, for parts that outlive single tests."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner()
+
+    def start(self, part: Part) -> None:
+        self.runner.run(part.start())
+
+    def stop(self, part: Part) -> None:
+        self.runner.run(part.stop())
+
+
+@pytest.fixture(scope="session")
+def background() -> Iterator[Background]:
+    holder = Background()
+    yield holder
+    holder.runner.close()
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parts")
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(background: Background, session_folder: Path) -> Iterator[str]:
+    """A broker: the embedded one, or Apache Kafka with HEADRACE_TEST_BROKER=kafka."""
+    broker: Tansu | ApacheKafka
+    if os.environ.get("HEADRACE_TEST_BROKER") == "kafka":
+        broker = ApacheKafka(session_folder / "kafka", session_folder / "logs", free_port(), free_port())
+    else:
+        broker = Tansu(session_folder / "tansu", session_folder / "logs", free_port())
+    background.start(broker)
+    yield broker.bootstrap
+    background.stop(broker)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(background: Background, session_folder: Path) -> Iterator[Postgres]:
+    server = Postgres(session_folder / "postgres", session_folder / "logs", free_port(), durable=False)
+    background.start(server)
+    yield server
+    background.stop(server)
+
+
+@pytest.fixture
+async def postgres_dsn(postgres_server: Postgres) -> AsyncIterator[str]:
+    """A database of the test's own."""
+    name = f"test_{uuid.uuid4().hex}"
+    connection = await asyncpg.connect(postgres_server.dsn)
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    yield postgres_server.dsn.rpartition("/")[0] + f"/{name}"
+    await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await connection.close()
+
+
+@pytest.fixture
+def store_uri(tmp_path: Path) -> str:
+    """An empty object store in a folder."""
+    return (tmp_path / "store").as_uri()
