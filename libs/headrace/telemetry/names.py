@@ -53,7 +53,7 @@ MODEL: Final = "headrace.model"
 MODEL_VERSION: Final = "headrace.model_version"
 DEPLOYMENT: Final = "headrace.deployment"
 ROLLOUT: Final = "headrace.rollout"
-PREDICTION: Final = "headrace.prediction"
+PREDICTION_ID: Final = "headrace.prediction_id"
 EVENT_ID: Final = "headrace.event_id"
 ERROR_REASON: Final = "headrace.error.reason"
 
@@ -70,3 +70,22 @@ METRIC_RPC_SECONDS: Final = "headrace_rpc_server_seconds"
 
 SPAN_PUBLISH: Final = "publish "
 SPAN_PROCESS: Final = "process "
+
+# --- headrace.ingestion ------------------------------------------------------------------------------
+
+ROWS: Final = "headrace.rows"
+ROWS_STORED: Final = "headrace.rows_stored"
+REJECTED: Final = "headrace.rejected"
+
+SPAN_COMMIT_TABLE: Final = "commit dataset table"
+SPAN_CUT_VERSION: Final = "cut dataset version"
+
+METRIC_INGESTION_EVENTS: Final = "headrace_ingestion_events_total"
+METRIC_INGESTION_ROWS: Final = "headrace_ingestion_rows_stored_total"
+METRIC_INGESTION_REJECTED: Final = "headrace_ingestion_rejected_total"
+METRIC_INGESTION_VERSIONS: Final = "headrace_ingestion_versions_cut_total"
+METRIC_INGESTION_BATCH_EVENTS: Final = "headrace_ingestion_batch_events"
+METRIC_INGESTION_BATCH_SECONDS: Final = "headrace_ingestion_batch_seconds"
+METRIC_INGESTION_BATCH_FAILURES: Final = "headrace_ingestion_batch_failures_total"
+METRIC_INGESTION_LAG: Final = "headrace_ingestion_lag_events"
+METRIC_INGESTION_FRESHNESS: Final = "headrace_ingestion_freshness_seconds"

@@ -295,15 +295,13 @@ async def test_messages_may_have_64_mib(stack: Stack) -> None:
 async def test_a_response_stream_ends_with_its_error(stack: Stack) -> None:
     epochs = [run.epoch async for run in stack.runs.WatchRun(training_pb2.WatchRunRequest(id="job-1"))]
     assert epochs == [0, 1, 2]
-    received = []
+    failing = aiter(stack.runs.WatchRun(training_pb2.WatchRunRequest(id="missing")))
+    assert [(await anext(failing)).epoch for _ in range(3)] == [0, 1, 2]
     with pytest.raises(NotFound) as caught:
-        async for run in stack.runs.WatchRun(training_pb2.WatchRunRequest(id="missing")):
-            received.append(run.epoch)
-    assert received == [0, 1, 2]
+        await anext(failing)
     assert caught.value.reason == "RUN_NOT_FOUND"
     with pytest.raises(InvalidArgument):
-        async for _ in stack.runs.WatchRun(training_pb2.WatchRunRequest()):
-            pass
+        await anext(aiter(stack.runs.WatchRun(training_pb2.WatchRunRequest())))
 
 
 async def test_a_servicer_may_write_its_stream_itself(stack: Stack) -> None:

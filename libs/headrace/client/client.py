@@ -1,0 +1,261 @@
+"""`HeadraceClient`: one object for everything that a program wants of a stack."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import grpc.aio
+
+from headrace.api.inference.v1 import inference_pb2_grpc
+from headrace.api.ingestion.v1 import ingestion_pb2_grpc
+from headrace.api.registry.v1 import registry_pb2_grpc
+from headrace.api.scheduling.v1 import scheduling_pb2_grpc
+from headrace.api.training.v1 import training_pb2_grpc
+from headrace.client.targets import Targets
+from headrace.errors import InvalidArgument, Unavailable
+from headrace.rpc.client import channel
+from headrace.telemetry.tracing import current_traceparent
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from headrace.client.inference_protocol import InferenceProtocol, Prediction
+    from headrace.messaging.events import Event
+    from headrace.messaging.producer import Producer
+
+SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"
+FEEDBACK_TYPE: Final = "headrace.inference.feedback.v1"
+SOURCE: Final = "headrace/client"
+# Samples in flight at once; the broker's acknowledgement is awaited for each such batch.
+BATCH: Final = 5000
+
+Sample = Mapping[str, object] | bytes | str
+"""A sample: its fields, or one JSON object as text."""
+
+
+class HeadraceClient:
+    """A client of one stack, open within `async with`; connections are made when first used.
+
+        async with HeadraceClient.from_environment() as client:
+            job = await client.scheduling.GetJob(GetJobRequest(id=...))
+            await client.produce("breast-cancer", [{"patient_id": "7", ...}])
+            answer = await client.predict("breast-cancer", [[17.99, 10.38, ...]])
+
+    Every call raises `headrace.errors.HeadraceError`.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self.targets = targets
+        self._open = AsyncExitStack()
+        self._producer: Producer | None = None
+        self._producer_lock = asyncio.Lock()
+
+    @classmethod
+    def from_environment(cls, data: Path | None = None) -> Self:
+        """Return a client for what the environment names, or else for the embedded stack in `data`."""
+        return cls(Targets.discover(data))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._open.aclose()
+
+    @cached_property
+    def ingestion(self) -> ingestion_pb2_grpc.IngestionServiceAsyncStub:
+        """Datasets, versions, rejected samples."""
+        return ingestion_pb2_grpc.IngestionServiceStub(self._channel("ingestion"))
+
+    @cached_property
+    def scheduling(self) -> scheduling_pb2_grpc.SchedulingServiceAsyncStub:
+        """Pipelines, jobs, nodes."""
+        return scheduling_pb2_grpc.SchedulingServiceStub(self._channel("scheduling"))
+
+    @cached_property
+    def training(self) -> training_pb2_grpc.TrainingServiceAsyncStub:
+        """Runs and their logs."""
+        return training_pb2_grpc.TrainingServiceStub(self._channel("training"))
+
+    @cached_property
+    def registry(self) -> registry_pb2_grpc.RegistryServiceAsyncStub:
+        """Models, versions, artifacts."""
+        return registry_pb2_grpc.RegistryServiceStub(self._channel("registry"))
+
+    @cached_property
+    def inference(self) -> inference_pb2_grpc.InferenceServiceAsyncStub:
+        """Deployments, rollouts, predictions, quality."""
+        return inference_pb2_grpc.InferenceServiceStub(self._channel("inference"))
+
+    @property
+    def kafka_bootstrap(self) -> str:
+        """host:port of the broker."""
+        return self.targets.address("kafka")
+
+    @property
+    def postgres_dsn(self) -> str:
+        """The stack's PostgreSQL, where it is known: the embedded trace store lies there."""
+        return self.targets.address("postgres")
+
+    @property
+    def logs_folder(self) -> Path | None:
+        """Folder of the parts' log files; None where they are not on this machine."""
+        return self.targets.logs
+
+    async def produce(
+        self,
+        dataset: str,
+        samples: Iterable[Sample],
+        *,
+        key: str | Callable[[Mapping[str, object]], str] = "",
+    ) -> int:
+        """Publish samples to Kafka, and return their number once the broker has them all.
+
+        They are validated when they are consumed: `ingestion.ListRejected` tells which were refused.
+        `key` names the field whose value is the record's key, or makes the key of a sample; samples of
+        one key keep their order. Where it is left out the dataset is asked.
+        """
+        from headrace.messaging import topics
+
+        make_key = key if callable(key) else _key_from(key or await self._key_field(dataset))
+        producer = await self._sample_producer()
+        count, batch = 0, []
+        for sample in samples:
+            count += 1
+            fields, data = _read_sample(sample, count)
+            batch.append((make_key(fields), _json_event(SAMPLE_TYPE, dataset, data)))
+            if len(batch) == BATCH:
+                await _published(producer.publish_all(topics.SAMPLES, batch), self.kafka_bootstrap)
+                batch = []
+        await _published(producer.publish_all(topics.SAMPLES, batch), self.kafka_bootstrap)
+        return count
+
+    async def feed_back(self, deployment: str, labels: Mapping[str, float | str]) -> int:
+        """Publish true labels, by prediction id; return their number once the broker has them."""
+        from headrace.messaging import topics
+
+        producer = await self._sample_producer()
+        events = []
+        for prediction_id, label in labels.items():
+            kind = "text" if isinstance(label, str) else "number"
+            content = {"deployment": deployment, "prediction_id": prediction_id, kind: label}
+            events.append(
+                (prediction_id, _json_event(FEEDBACK_TYPE, deployment, json.dumps(content).encode()))
+            )
+        await _published(producer.publish_all(topics.FEEDBACK, events), self.kafka_bootstrap)
+        return len(events)
+
+    async def predict(
+        self,
+        deployment: str,
+        features: Sequence[Sequence[float]] | NDArray[np.floating[Any]],
+        *,
+        version: str = "",
+        prediction_id: str = "",
+    ) -> Prediction:
+        """Ask a deployment about rows of raw features, in the order of its dataset's schema.
+
+        An empty `version` leaves the choice to the rollout. Raises NotFound for an unknown deployment or
+        version, InvalidArgument for rows that are not the model's.
+        """
+        return await self._protocol.infer(
+            deployment, features, version=version, prediction_id=prediction_id or str(uuid.uuid4())
+        )
+
+    @cached_property
+    def _protocol(self) -> InferenceProtocol:
+        from headrace.client.inference_protocol import InferenceProtocol
+
+        return InferenceProtocol(self._channel("inference_protocol"))
+
+    def _channel(self, part: str) -> grpc.aio.Channel:
+        opened = channel(self.targets.address(part))
+        self._open.push_async_callback(opened.close)
+        return opened
+
+    async def _key_field(self, dataset: str) -> str:
+        from headrace.api.ingestion.v1 import ingestion_pb2
+
+        found = await self.ingestion.GetDataset(ingestion_pb2.GetDatasetRequest(name=dataset))
+        return found.schema.key
+
+    async def _sample_producer(self) -> Producer:
+        from headrace.messaging.producer import Producer
+
+        async with self._producer_lock:
+            if self._producer is None:
+                opening = Producer(
+                    self.kafka_bootstrap,
+                    client_id="headrace-client",
+                    idempotence=self.targets.kafka_idempotence,
+                )
+                self._producer = await _published(
+                    self._open.enter_async_context(opening), self.kafka_bootstrap
+                )
+        return self._producer
+
+
+T = TypeVar("T")
+
+
+async def _published(work: Awaitable[T], bootstrap: str) -> T:
+    """Await work with the broker, its errors as ours."""
+    from aiokafka.errors import KafkaError
+
+    try:
+        return await work
+    except KafkaError as error:
+        raise Unavailable(
+            "BROKER_UNAVAILABLE", f"the broker at {bootstrap} did not take it: {error}"
+        ) from error
+
+
+def _read_sample(sample: Sample, number: int) -> tuple[Mapping[str, object], bytes]:
+    """Return a sample's fields and its JSON. `number` counts from 1, for the error."""
+    if isinstance(sample, Mapping):
+        try:
+            return sample, json.dumps(sample, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument("INVALID_SAMPLE", f"sample {number} is not JSON: {error}") from error
+    data = sample.encode() if isinstance(sample, str) else sample
+    try:
+        fields = json.loads(data)
+    except ValueError as error:
+        raise InvalidArgument("INVALID_SAMPLE", f"sample {number} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidArgument("INVALID_SAMPLE", f"sample {number} is not a JSON object")
+    return fields, data
+
+
+def _key_from(field: str) -> Callable[[Mapping[str, object]], str]:
+    # A sample without its key is published too: ingestion rejects it with the reason.
+    return lambda fields: str(fields.get(field, ""))
+
+
+def _json_event(kind: str, subject: str, data: bytes) -> Event:
+    from headrace.messaging.events import JSON, Event
+
+    return Event(
+        id=str(uuid.uuid4()),
+        source=SOURCE,
+        type=kind,
+        subject=subject,
+        time=datetime.now(UTC),
+        data=data,
+        content_type=JSON,
+        traceparent=current_traceparent(),
+    )

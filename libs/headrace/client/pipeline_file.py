@@ -1,0 +1,222 @@
+"""A pipeline's YAML file as an ApplyPipelineRequest.
+
+apiVersion: headrace.dev/v1
+kind: Pipeline
+metadata: {name: breast-cancer}
+spec:
+  dataset:
+    key: patient_id
+    features: {mean_radius: {type: float32, min: 0}, site: string}
+    label: {name: malignant, type: int8, classes: [0, 1]}
+    cut: {rows: 500, seconds: 30}
+  preprocess: {normalise: standard, split: {train: 0.7, validation: 0.15, test: 0.15}}
+  training:
+    recipe: mlp
+    parameters: {hidden: [64, 32]}
+    resources: {cpu: 1, memory: 1Gi, gpu: 0}
+    priority: 0
+    deadline: 10m
+    max_retries: 2
+    seed: 1
+  gates:
+    - {metric: accuracy, split: test, min: 0.93}
+  deployment: {name: breast-cancer, rollout: {steps: [10, 50, 100], hold: 5s}}
+  retrain: {on: [dataset_version]}
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
+from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+from headrace.client.yaml_reader import Document, Place
+from headrace.errors import InvalidArgument, NotFound
+from headrace.rpc.convert import to_duration
+
+API_VERSION: Final = "headrace.dev/v1"
+KIND: Final = "Pipeline"
+DATASET_VERSION: Final = "dataset_version"
+
+TYPES: Final = {
+    name.removeprefix("FIELD_TYPE_").lower(): number
+    for name, number in ingestion.FieldType.items()
+    if number != ingestion.FIELD_TYPE_UNSPECIFIED
+}
+NORMALISATIONS: Final = {
+    "none": scheduling.NORMALISATION_NONE,
+    "standard": scheduling.NORMALISATION_STANDARD,
+}
+SPLITS: Final = {name: name for name in ("train", "validation", "test")}
+
+
+def load(path: Path | str) -> scheduling.ApplyPipelineRequest:
+    """Read a pipeline's file.
+
+    Raises NotFound/FILE_NOT_FOUND, and InvalidArgument/INVALID_PIPELINE_FILE with the line and column of
+    each mistake and what is allowed there. What only the services can judge, such as a recipe's
+    parameters, they judge.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise NotFound("FILE_NOT_FOUND", f"there is no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument("INVALID_PIPELINE_FILE", f"{path} cannot be read: {error}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str = "pipeline") -> scheduling.ApplyPipelineRequest:
+    """Read a pipeline from text; `name` stands for the file in errors."""
+    document = Document(text, name)
+    top = document.mapping(
+        document.root, ("apiVersion", "kind", "metadata", "spec"), ("apiVersion", "kind", "metadata", "spec")
+    )
+    document.choice(top.get("apiVersion"), {API_VERSION: None}, None)
+    document.choice(top.get("kind"), {KIND: None}, None)
+    metadata = document.mapping(top.get("metadata"), ("name",), ("name",))
+    request = scheduling.ApplyPipelineRequest(
+        name=document.text(metadata.get("name")), spec=_spec(document, top.get("spec"))
+    )
+    document.check()
+    return request
+
+
+def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
+    keys = ("dataset", "preprocess", "training", "gates", "deployment", "retrain")
+    entries = document.mapping(place, keys, ("dataset", "training"))
+    spec = scheduling.PipelineSpec(
+        dataset=_dataset(document, entries.get("dataset")),
+        gates=[_gate(document, gate) for gate in document.items(entries.get("gates"))],
+        retrain_on_dataset_version=_retrain(document, entries.get("retrain")),
+    )
+    _training(document, entries.get("training"), spec)
+    _preprocess(document, entries.get("preprocess"), spec.training)
+    if "deployment" in entries:
+        spec.deployment.CopyFrom(_deployment(document, entries["deployment"]))
+    return spec
+
+
+def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec.DatasetSpec:
+    required = ("key", "features", "label")
+    entries = document.mapping(place, (*required, "cut"), required)
+    features = document.entries(entries["features"]) if "features" in entries else {}
+    schema = ingestion.Schema(
+        key=document.text(entries.get("key")),
+        features=[_feature(document, name, feature) for name, feature in features.items()],
+    )
+    if "features" in entries and not features:
+        document.fail(entries["features"], "must name at least one feature")
+    if "label" in entries:
+        schema.label.CopyFrom(_label(document, entries["label"]))
+    dataset = scheduling.PipelineSpec.DatasetSpec(schema=schema)
+    if "cut" in entries:
+        cut = document.mapping(entries["cut"], ("rows", "seconds"))
+        dataset.cut.rows = document.integer(cut.get("rows"))
+        dataset.cut.seconds = document.number(cut.get("seconds"))
+    return dataset
+
+
+def _feature(document: Document, name: str, place: Place) -> ingestion.Field:
+    """Read `float32`, or {type: float32, nullable: true, min: 0, max: 1, values: [...]}."""
+    if isinstance(place.node.value, str):
+        return ingestion.Field(
+            name=name, type=document.choice(place, TYPES, ingestion.FIELD_TYPE_UNSPECIFIED)
+        )
+    entries = document.mapping(place, ("type", "nullable", "min", "max", "values"), ("type",))
+    return _field(document, name, entries, entries.get("values"))
+
+
+def _label(document: Document, place: Place) -> ingestion.Field:
+    entries = document.mapping(place, ("name", "type", "nullable", "min", "max", "classes"), ("name", "type"))
+    return _field(document, document.text(entries.get("name")), entries, entries.get("classes"))
+
+
+def _field(
+    document: Document, name: str, entries: dict[str, Place], allowed: Place | None
+) -> ingestion.Field:
+    field = ingestion.Field(
+        name=name,
+        type=document.choice(entries.get("type"), TYPES, ingestion.FIELD_TYPE_UNSPECIFIED),
+        nullable=document.boolean(entries.get("nullable")),
+        allowed_values=[json.dumps(document.plain(value)) for value in document.items(allowed)],
+    )
+    if "min" in entries:
+        field.min = document.number(entries["min"])
+    if "max" in entries:
+        field.max = document.number(entries["max"])
+    return field
+
+
+def _preprocess(document: Document, place: Place | None, training: scheduling.TrainingSpec) -> None:
+    entries = document.mapping(place, ("normalise", "normalise_label", "split"))
+    none = scheduling.NORMALISATION_NONE
+    training.normalise = document.choice(entries.get("normalise"), NORMALISATIONS, none)
+    training.normalise_label = document.choice(entries.get("normalise_label"), NORMALISATIONS, none)
+    if "split" not in entries:
+        return
+    shares = document.mapping(entries["split"], tuple(SPLITS), ("train",))
+    training.split.train = document.number(shares.get("train"))
+    training.split.validation = document.number(shares.get("validation"))
+    training.split.test = document.number(shares.get("test"))
+    total = training.split.train + training.split.validation + training.split.test
+    if shares and abs(total - 1) > 1e-6:
+        document.fail(entries["split"], f"the shares must sum to 1, not to {total:g}")
+
+
+def _training(document: Document, place: Place | None, spec: scheduling.PipelineSpec) -> None:
+    keys = ("recipe", "parameters", "resources", "queue", "priority", "deadline", "max_retries", "seed")
+    entries = document.mapping(place, keys, ("recipe",))
+    spec.training.recipe = document.text(entries.get("recipe"))
+    spec.training.seed = document.integer(entries.get("seed"))
+    if "parameters" in entries:
+        for name, value in document.entries(entries["parameters"]).items():
+            spec.training.parameters[name] = document.plain(value)
+    resources = document.mapping(entries.get("resources"), ("cpu", "memory", "gpu"))
+    spec.resources.cpu = document.number(resources.get("cpu"), 1.0)
+    spec.resources.memory_bytes = document.memory(resources.get("memory"))
+    spec.resources.gpu = document.integer(resources.get("gpu"))
+    document.choice(entries.get("queue"), {"default": None}, None)
+    spec.priority = document.integer(entries.get("priority"))
+    if "deadline" in entries:
+        spec.deadline.CopyFrom(to_duration(document.duration(entries["deadline"])))
+    spec.max_retries = document.integer(entries.get("max_retries"), 2)
+
+
+def _gate(document: Document, place: Place) -> scheduling.Gate:
+    entries = document.mapping(place, ("metric", "split", "min", "max"), ("metric",))
+    gate = scheduling.Gate(
+        metric=document.text(entries.get("metric")),
+        split=document.choice(entries.get("split"), SPLITS, "test"),
+    )
+    if "min" in entries:
+        gate.min = document.number(entries["min"])
+    if "max" in entries:
+        gate.max = document.number(entries["max"])
+    if "min" not in entries and "max" not in entries:
+        document.fail(place, "a gate needs min, max or both")
+    return gate
+
+
+def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.DeploymentSpec:
+    entries = document.mapping(place, ("name", "rollout"), ("name",))
+    deployment = scheduling.PipelineSpec.DeploymentSpec(name=document.text(entries.get("name")))
+    rollout = document.mapping(entries.get("rollout"), ("steps", "hold"))
+    steps = [document.integer(step) for step in document.items(rollout.get("steps"))] or [100]
+    if steps != sorted(set(steps)) or steps[-1] != 100 or steps[0] < 1:
+        document.fail(rollout["steps"], f"must be rising percentages of which the last is 100, not {steps}")
+        return deployment
+    deployment.rollout.steps.extend(steps)
+    deployment.rollout.hold.CopyFrom(to_duration(document.duration(rollout.get("hold"))))
+    return deployment
+
+
+def _retrain(document: Document, place: Place | None) -> bool:
+    entries = document.mapping(place, ("on",))
+    triggers = [
+        document.choice(trigger, {DATASET_VERSION: True}, default=False)
+        for trigger in document.items(entries.get("on"))
+    ]
+    return any(triggers)

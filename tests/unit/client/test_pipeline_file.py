@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
+from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+from headrace.client import pipeline_file
+from headrace.errors import InvalidArgument, NotFound
+
+COMPLETE = """\
+apiVersion: headrace.dev/v1
+kind: Pipeline
+metadata: {name: breast-cancer}
+spec:
+  dataset:                      # a topic's events become rows
+    key: patient_id
+    features:
+      mean_radius: {type: float32, min: 0, max: 1e3}
+      site: string
+      grade: {type: int16, nullable: true, values: [1, 2, 3]}
+    label: {name: malignant, type: int8, classes: [0, 1]}
+    cut: {rows: 500, seconds: 30}
+  preprocess: {normalise: standard, split: {train: 0.7, validation: 0.15, test: 0.15}}
+  training:
+    recipe: mlp
+    parameters: {hidden: [64, 32], activation: relu, learning_rate: 1e-2, early: true, on: no, note: null}
+    resources: {cpu: 1.5, memory: 1Gi, gpu: 1}
+    queue: default
+    priority: 3
+    deadline: 1h30m
+    max_retries: 4
+    seed: 7
+  gates:
+    - {metric: accuracy, split: test, min: 0.93}
+    - {metric: loss, split: validation, max: 1}
+  deployment: {name: breast-cancer, rollout: {steps: [10, 50, 100], hold: 500ms}}
+  retrain: {on: [dataset_version]}
+"""
+
+SMALL = """\
+apiVersion: headrace.dev/v1
+kind: Pipeline
+metadata: {name: small}
+spec:
+  dataset:
+    key: id
+    features: {x: float64}
+    label: {name: y, type: float64}
+  training: {recipe: mlp}
+"""
+
+
+def test_every_part_of_a_complete_file_arrives() -> None:
+    request = pipeline_file.parse(COMPLETE)
+    spec = request.spec
+    schema = spec.dataset.schema
+    assert request.name == "breast-cancer"
+    assert schema.key == "patient_id"
+    assert list(schema.features) == [
+        ingestion.Field(name="mean_radius", type=ingestion.FIELD_TYPE_FLOAT32, min=0, max=1000),
+        ingestion.Field(name="site", type=ingestion.FIELD_TYPE_STRING),
+        ingestion.Field(
+            name="grade", type=ingestion.FIELD_TYPE_INT16, nullable=True, allowed_values=["1", "2", "3"]
+        ),
+    ]
+    assert schema.label == ingestion.Field(
+        name="malignant", type=ingestion.FIELD_TYPE_INT8, allowed_values=["0", "1"]
+    )
+    assert (spec.dataset.cut.rows, spec.dataset.cut.seconds) == (500, 30)
+    assert spec.training.recipe == "mlp"
+    assert json_format.MessageToDict(spec.training.parameters) == {
+        "hidden": [64, 32],
+        "activation": "relu",
+        "learning_rate": 0.01,
+        "early": True,
+        "on": "no",
+        "note": None,
+    }
+    assert spec.training.normalise == scheduling.NORMALISATION_STANDARD
+    assert spec.training.split.validation == 0.15
+    assert spec.training.seed == 7
+    assert spec.resources == scheduling.Resources(cpu=1.5, memory_bytes=2**30, gpu=1)
+    assert (spec.priority, spec.max_retries) == (3, 4)
+    assert spec.deadline.ToTimedelta() == timedelta(hours=1, minutes=30)
+    assert spec.gates[0] == scheduling.Gate(metric="accuracy", split="test", min=0.93)
+    assert spec.gates[1] == scheduling.Gate(metric="loss", split="validation", max=1)
+    assert list(spec.deployment.rollout.steps) == [10, 50, 100]
+    assert spec.deployment.rollout.hold.ToTimedelta() == timedelta(milliseconds=500)
+    assert spec.retrain_on_dataset_version
+
+
+def test_what_a_small_file_leaves_out_has_its_default() -> None:
+    spec = pipeline_file.parse(SMALL).spec
+    assert spec.resources.cpu == 1
+    assert spec.max_retries == 2
+    assert not spec.HasField("deployment")
+    assert not spec.HasField("deadline")
+    assert not spec.training.HasField("split")
+    assert not spec.retrain_on_dataset_version
+
+
+def broken(change: tuple[str, str], text: str = SMALL) -> InvalidArgument:
+    assert change[0] in text
+    with pytest.raises(InvalidArgument) as caught:
+        pipeline_file.parse(text.replace(*change), "p.yaml")
+    assert caught.value.reason == "INVALID_PIPELINE_FILE"
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("    label:", "    lable:"),
+            "p.yaml:8:5: spec.dataset.lable: unknown key 'lable'; did you mean 'label'? (allowed: cut, features,",
+        ),
+        (("x: float64", "x: float46"), "p.yaml:7:19: spec.dataset.features.x: must be one of bool, int8,"),
+        (
+            ("training: {recipe: mlp}", "training: {}"),
+            "p.yaml:9:13: spec.training: the key 'recipe' is",
+        ),
+        (
+            ("headrace.dev/v1", "headrace.dev/v2"),
+            "p.yaml:1:13: apiVersion: must be one of headrace.dev/v1",
+        ),
+        (("{x: float64}", "[x]"), "p.yaml:7:15: spec.dataset.features: must be a mapping"),
+        (("{x: float64}", "{}"), "must name at least one feature"),
+        (("{x: float64}", "{x: float64, x: bool}"), "the key 'x' stands here twice"),
+        (
+            ("recipe: mlp", "recipe: mlp, seed: many"),
+            "seed: must be a whole number, not 'many'",
+        ),
+        (("recipe: mlp", "recipe: mlp, deadline: soon"), "must be a length of time such as 90s"),
+        (("recipe: mlp", "recipe: mlp, deadline: -5"), "must be a length of time such as 90s"),
+        (("recipe: mlp", "recipe: mlp, resources: {memory: 1Gb}"), "must be an amount of memory such as"),
+        (("recipe: mlp", "recipe: mlp, queue: fast"), "spec.training.queue: must be one of default"),
+        (("recipe: mlp", "recipe: [mlp]"), "spec.training.recipe: must be text, not a list"),
+        (("name: small", "name:"), "metadata.name: must be text, not nothing"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_what_is_allowed(change: tuple[str, str], message: str) -> None:
+    assert message in broken(change).message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("test: 0.15", "test: 0.25"), "the shares must sum to 1, not to 1.1"),
+        (("[10, 50, 100]", "[50, 10, 100]"), "must be rising percentages of which the last is 100"),
+        (("[10, 50, 100]", "[10, 50]"), "must be rising percentages of which the last is 100"),
+        (("test, min: 0.93", "test"), "spec.gates[0]: a gate needs min, max or both"),
+        (("split: test,", "split: holdout,"), "spec.gates[0].split: must be one of train, validation, test"),
+        (("[dataset_version]", "[full_moon]"), "spec.retrain.on[0]: must be one of dataset_version"),
+        (("hold: 500ms", "hodl: 500ms"), "unknown key 'hodl'; did you mean 'hold'?"),
+    ],
+)
+def test_a_mistake_deep_inside_is_named_too(change: tuple[str, str], message: str) -> None:
+    assert message in broken(change, COMPLETE).message
+
+
+def test_all_mistakes_are_found_at_once() -> None:
+    error = broken(("key: id", "kez: id\n    cut: {rows: few}"))
+    assert [field.field for field in error.fields] == [
+        "spec.dataset.kez",
+        "spec.dataset",
+        "spec.dataset.cut.rows",
+    ]
+    assert error.fields[2].description == "7:17: must be a whole number, not 'few'"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "p.yaml:1:6: not YAML: "),
+        ("", "p.yaml: holds 0 documents"),
+        ("a: 1\n---\nb: 2\n", "p.yaml: holds 2 documents"),
+        ("- a\n", "p.yaml:1:1: must be a mapping of keys to values, not a list"),
+        ("a: \x00", "p.yaml: not YAML"),
+    ],
+)
+def test_what_is_no_document_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        pipeline_file.parse(text, "p.yaml")
+    assert message in caught.value.message
+
+
+def test_an_alias_to_itself_is_refused() -> None:
+    error = broken(("recipe: mlp", "recipe: mlp, parameters: {a: &a [*a]}"))
+    assert "nested too deeply" in error.message
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no file"):
+        pipeline_file.load(tmp_path / "nothing.yaml")
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(SMALL)
+    assert pipeline_file.load(file).name == "small"
