@@ -17,6 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
+
 from headrace.ingestion.domain.schema import (
     FLOAT32_OVERFLOW,
     Field,

@@ -1,0 +1,76 @@
+"""The composition root: what the service is made of."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
+from headrace.ingestion.consumers import SamplesConsumer, started
+from headrace.ingestion.cutter import Cutter
+from headrace.ingestion.grpc_api import IngestionServicer
+from headrace.ingestion.settings import Settings
+from headrace.ingestion.storage.delta import DeltaTables
+from headrace.ingestion.storage.repository import PostgresCatalogue
+from headrace.ingestion.use_cases.append_samples import AppendSamples
+from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
+from headrace.ingestion.use_cases.cut_versions import CutVersions
+from headrace.ingestion.use_cases.store_batch import StoreBatch
+from headrace.messaging.client import cluster_id, consumer_client
+from headrace.messaging.producer import Producer
+from headrace.messaging.topics import ensure_topics, load_topics
+from headrace.objects.store import ObjectStore, delta_storage_options
+from headrace.postgres import connect
+from headrace.postgres.migrations import migrate
+from headrace.postgres.outbox import Relay
+from headrace.rpc.server import ServiceBinding, serve
+from headrace.runtime.clock import utc_now
+from headrace.runtime.runner import Runner
+from headrace.runtime.settings import PlatformSettings
+
+NAME = "ingestion"
+SERVICE = ingestion_pb2.DESCRIPTOR.services_by_name["IngestionService"].full_name
+
+
+async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
+    """Open, wire and start everything; what is entered last is closed first."""
+    client_id = f"headrace-{NAME}"
+    await ensure_topics(platform.kafka_bootstrap, load_topics().values())
+    pool = await runner.enter(connect(platform.postgres_dsn, schema=NAME, application_name=client_id))
+    await migrate(pool, "headrace.ingestion.storage")
+    producer = await runner.enter(
+        Producer(platform.kafka_bootstrap, client_id=client_id, idempotence=platform.kafka_idempotence)
+    )
+    runner.spawn(Relay(pool, producer).run, "outbox relay")
+
+    store = ObjectStore.from_uri(platform.store_uri)
+    tables = DeltaTables(lambda name: store.uri(f"datasets/{name}"), delta_storage_options())
+    catalogue = PostgresCatalogue(pool, max_published_bytes=settings.max_published_bytes)
+    versions = CutVersions(catalogue, tables, clock=utc_now)
+    cutter = Cutter(catalogue, versions, clock=utc_now, sweep_seconds=settings.sweep_seconds)
+    runner.spawn(cutter.run, "version cutter")
+
+    servicer = IngestionServicer(
+        catalogue,
+        tables,
+        apply_dataset=ApplyDataset(catalogue, tables, clock=utc_now),
+        append_samples=AppendSamples(
+            catalogue, producer, clock=utc_now, max_event_bytes=settings.max_event_bytes
+        ),
+        versions=versions,
+    )
+    binding = ServiceBinding(ingestion_pb2_grpc.add_IngestionServiceServicer_to_server, servicer, SERVICE)
+    await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))
+
+    consumer = await runner.enter(
+        started(consumer_client(platform.kafka_bootstrap, group=settings.consumer_group, client_id=client_id))
+    )
+    samples = SamplesConsumer(
+        consumer,
+        StoreBatch(catalogue, tables, clock=utc_now, max_event_bytes=settings.max_event_bytes),
+        cluster_id=partial(cluster_id, platform.kafka_bootstrap),
+        stored=cutter.touched,
+        settings=settings,
+        health=runner.health,
+    )
+    runner.spawn(samples.run, "samples consumer")
+    runner.on_stop(samples.drain, "samples consumer's last batch")

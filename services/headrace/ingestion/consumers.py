@@ -1,0 +1,276 @@
+"""The samples topic: records into batches, batches to the use case, offsets back to Kafka.
+
+Offsets are committed last, and only as a bookmark: which events a table holds is in the table itself, so
+that records which are read again after a crash or a rebalance change nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
+from opentelemetry.trace import SpanKind
+
+from headrace.ingestion import metrics
+from headrace.ingestion.domain.dataset import SourcePartition
+from headrace.ingestion.settings import Settings
+from headrace.ingestion.use_cases.judge_batch import Batch
+from headrace.ingestion.use_cases.ports import Record, Span
+from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
+from headrace.messaging.topics import SAMPLES
+from headrace.runtime.faults import fault_point
+from headrace.runtime.health import Health
+from headrace.telemetry import names, tracing
+
+logger = logging.getLogger(__name__)
+
+COMPONENT: Final = "samples"
+_POLL_SECONDS: Final = 0.25
+_FIRST_PAUSE_SECONDS: Final = 0.1
+# A failure may be a blink; after so many in a row the service says that it is not ready.
+_FAILURES_UNTIL_UNREADY: Final = 3
+# OpenTelemetry drops a span's links beyond 128 without a word.
+_MAX_LINKS: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Collected:
+    """Records by partition, read under one assignment of partitions."""
+
+    assignment: int
+    records: dict[TopicPartition, list[ConsumerRecord]]
+
+    @property
+    def count(self) -> int:
+        return sum(len(records) for records in self.records.values())
+
+
+class SamplesConsumer:
+    """Reads samples until it is told to stop."""
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        store: StoreBatch,
+        *,
+        cluster_id: Callable[[], Awaitable[str]],
+        stored: Callable[[Collection[str]], None],
+        settings: Settings,
+        health: Health,
+    ) -> None:
+        """`consumer` is started and not subscribed; `stored` hears which datasets got rows."""
+        self._consumer = consumer
+        self._store = store
+        self._fetch_cluster_id = cluster_id
+        self._stored = stored
+        self._settings = settings
+        self._health = health
+        # Held while a batch is stored and its offsets are committed: partitions leave only in between.
+        self._batch_lock = asyncio.Lock()
+        self._assignment = 0
+        self._cluster: str | None = None
+        self._next_offsets: dict[TopicPartition, int] = {}
+        self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
+        self._stopping = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Consume until `drain`."""
+        self._consumer.subscribe([SAMPLES], listener=_Listener(self))
+        self._health.set_ready(COMPONENT, True)
+        try:
+            while not self._stopping.is_set():
+                collected = await self._collect()
+                if collected.count:
+                    await self._process(collected)
+        finally:
+            self._stopped.set()
+
+    async def drain(self) -> None:
+        """Stop fetching, finish the batch in hand, commit its offsets."""
+        self._stopping.set()
+        await self._stopped.wait()
+
+    async def release(self) -> None:
+        """Wait for the batch in hand, and forget what belonged to the partitions that leave."""
+        async with self._batch_lock:
+            self._assignment += 1
+            # A broker without a disk comes back as another cluster, whose offsets begin again.
+            self._cluster = None
+            self._next_offsets.clear()
+            self._uncommitted.clear()
+
+    async def _collect(self) -> _Collected:
+        """Up to a batch of records: all that there is, or what arrives soon after the first."""
+        loop = asyncio.get_running_loop()
+        records: defaultdict[TopicPartition, list[ConsumerRecord]] = defaultdict(list)
+        assignment, count, size, deadline = self._assignment, 0, 0, 0.0
+        limits = self._settings
+        while not self._stopping.is_set() and count < limits.batch_events and size < limits.batch_bytes:
+            patience = deadline - loop.time() if count else _POLL_SECONDS
+            if patience <= 0:
+                break
+            fetched = await self._consumer.getmany(
+                timeout_ms=max(1, int(patience * 1000)), max_records=limits.batch_events - count
+            )
+            if self._assignment != assignment:
+                # The positions were reset: what was collected before comes again.
+                assignment, count, size = self._assignment, 0, 0
+                records.clear()
+            if fetched and not count:
+                deadline = loop.time() + limits.batch_seconds
+            for partition, some in fetched.items():
+                records[partition] += some
+                count += len(some)
+                size += sum(len(record.value or b"") for record in some)
+        return _Collected(assignment, records)
+
+    async def _process(self, collected: _Collected) -> None:
+        """Store a batch, however long it takes, unless its partitions are taken away."""
+        pause, failures = _FIRST_PAUSE_SECONDS, 0
+        while True:
+            try:
+                async with self._batch_lock:
+                    if collected.assignment != self._assignment:
+                        return
+                    await self._attempt(collected)
+                break
+            except Exception as error:
+                failures += 1
+                metrics.BATCH_FAILURES.inc()
+                logger.exception("a batch of %d events could not be stored, trying again", collected.count)
+                if failures >= _FAILURES_UNTIL_UNREADY:
+                    self._health.set_ready(COMPONENT, False, f"{type(error).__name__}: {error}")
+            if await self._stops_within(pause):
+                # Nothing is lost: the offsets stay where they are.
+                return
+            pause = min(2 * pause, self._settings.retry_seconds)
+        if failures:
+            self._health.set_ready(COMPONENT, True)
+
+    async def _stops_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _attempt(self, collected: _Collected) -> None:
+        started = asyncio.get_running_loop().time()
+        cluster = await self._cluster_of(collected)
+        batch = _batch_of(cluster, collected)
+        traceparents = list(islice(_traceparents(batch.records), _MAX_LINKS))
+        with tracing.span(
+            names.SPAN_PROCESS + SAMPLES,
+            kind=SpanKind.CONSUMER,
+            parent=traceparents[0] if traceparents else "",
+            links=traceparents,
+            attributes={
+                names.MESSAGING_SYSTEM: "kafka",
+                names.MESSAGING_OPERATION_NAME: "process",
+                names.MESSAGING_OPERATION_TYPE: "process",
+                names.MESSAGING_DESTINATION: SAMPLES,
+                names.MESSAGING_CONSUMER_GROUP: self._settings.consumer_group,
+                names.MESSAGING_BATCH_COUNT: len(batch.records),
+            },
+        ) as span:
+            stored = await self._store(batch)
+            span.set_attribute(names.ROWS_STORED, sum(stored.rows.values()))
+            span.set_attribute(names.REJECTED, len(stored.rejections))
+        self._stored([name for name, rows in stored.rows.items() if rows])
+        await self._commit_offsets(collected)
+        self._count(collected, stored, asyncio.get_running_loop().time() - started)
+
+    async def _cluster_of(self, collected: _Collected) -> str:
+        """The cluster's id, asked again where offsets went backwards: then the broker lost its log."""
+        backwards = any(
+            records[0].offset < self._next_offsets.get(partition, 0)
+            for partition, records in collected.records.items()
+        )
+        if self._cluster is None or backwards:
+            self._cluster = await self._fetch_cluster_id()
+        return self._cluster
+
+    async def _commit_offsets(self, collected: _Collected) -> None:
+        for partition, records in collected.records.items():
+            self._next_offsets[partition] = records[-1].offset + 1
+            self._uncommitted[partition] = OffsetAndMetadata(records[-1].offset + 1, "")
+        fault_point("ingestion.before-offset-commit")
+        try:
+            await self._consumer.commit(self._uncommitted)
+        except (KafkaError, IllegalStateError) as error:
+            # The next commit includes these; and where the partitions have gone to somebody else, the
+            # tables tell them what is stored.
+            logger.warning("offsets were not committed: %r", error)
+        else:
+            self._uncommitted.clear()
+
+    def _count(self, collected: _Collected, stored: Stored, seconds: float) -> None:
+        metrics.EVENTS.inc(collected.count)
+        metrics.BATCH_EVENTS.observe(collected.count)
+        metrics.BATCH_SECONDS.observe(seconds)
+        for name, rows in stored.rows.items():
+            metrics.ROWS.labels(name).inc(rows)
+        for rejection in stored.rejections:
+            metrics.REJECTED.labels(rejection.verdict.reason.value).inc()
+        now = datetime.now(UTC).timestamp()
+        for partition, records in collected.records.items():
+            metrics.FRESHNESS.observe(max(0.0, now - records[0].timestamp / 1000))
+            highwater = self._consumer.highwater(partition)
+            if highwater is not None:
+                metrics.LAG.labels(str(partition.partition)).set(max(0, highwater - records[-1].offset - 1))
+
+
+@asynccontextmanager
+async def started(consumer: AIOKafkaConsumer) -> AsyncIterator[AIOKafkaConsumer]:
+    """The consumer, started, and stopped at the end."""
+    await consumer.start()
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
+    """Lets partitions go only between two batches."""
+
+    def __init__(self, samples: SamplesConsumer) -> None:
+        self._samples = samples
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._samples.release()
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        partitions = sorted(partition.partition for partition in assigned)
+        logger.info("reading partitions %s of %s", partitions, SAMPLES)
+
+
+def _batch_of(cluster: str, collected: _Collected) -> Batch:
+    spans = [
+        Span(
+            SourcePartition(cluster, partition.topic, partition.partition),
+            records[0].offset,
+            records[-1].offset + 1,
+        )
+        for partition, records in collected.records.items()
+    ]
+    return Batch(cluster, [record for records in collected.records.values() for record in records], spans)
+
+
+def _traceparents(records: Sequence[Record]) -> Iterator[str]:
+    for record in records:
+        for name, value in record.headers:
+            if name == "traceparent" and value:
+                yield value.decode(errors="replace")
+                break

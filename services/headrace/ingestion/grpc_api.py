@@ -1,0 +1,130 @@
+"""headrace.api.ingestion.v1 over gRPC: translation only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
+from headrace.errors import NotFound
+from headrace.ingestion import translation
+from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
+from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
+from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
+from headrace.ingestion.use_cases.cut_versions import CutVersions, require_dataset
+from headrace.ingestion.use_cases.ports import Catalogue, RejectedRow, SampleTables
+from headrace.rpc import paging
+from headrace.rpc.convert import to_timestamp
+
+_Context = grpc.aio.ServicerContext[object, object]
+
+
+class IngestionServicer(api_grpc.IngestionServiceServicer):
+    """Datasets, their versions and the events that were rejected."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        tables: SampleTables,
+        *,
+        apply_dataset: ApplyDataset,
+        append_samples: AppendSamples,
+        versions: CutVersions,
+    ) -> None:
+        self._catalogue = catalogue
+        self._tables = tables
+        self._apply_dataset = apply_dataset
+        self._append_samples = append_samples
+        self._versions = versions
+
+    async def ApplyDataset(  # noqa: N802, D102
+        self, request: api.ApplyDatasetRequest, context: _Context
+    ) -> api.Dataset:
+        schema = translation.schema_from_message(request.schema)
+        cut = translation.cut_from_message(request.cut)
+        return await self._dataset(await self._apply_dataset(request.name, schema, cut))
+
+    async def GetDataset(  # noqa: N802, D102
+        self, request: api.GetDatasetRequest, context: _Context
+    ) -> api.Dataset:
+        return await self._dataset(await require_dataset(self._catalogue, request.name))
+
+    async def ListDatasets(  # noqa: N802, D102
+        self, request: api.ListDatasetsRequest, context: _Context
+    ) -> api.ListDatasetsResponse:
+        size = paging.page_size(request.page_size)
+        position = paging.decode_token(request.page_token, str)
+        rows = await self._catalogue.list_datasets(str(position[0]) if position else "", size + 1)
+        page, token = paging.cut(rows, size, lambda dataset: (dataset.name,))
+        datasets = await asyncio.gather(*map(self._dataset, page))
+        return api.ListDatasetsResponse(datasets=datasets, next_page_token=token)
+
+    async def AppendSamples(  # noqa: N802, D102
+        self, request_iterator: AsyncIterator[api.AppendSamplesRequest], context: _Context
+    ) -> api.AppendSamplesResponse:
+        samples = (
+            NewSample(request.dataset, request.event_id, request.json) async for request in request_iterator
+        )
+        return api.AppendSamplesResponse(appended_count=await self._append_samples(samples))
+
+    async def CommitVersion(  # noqa: N802, D102
+        self, request: api.CommitVersionRequest, context: _Context
+    ) -> api.DatasetVersion:
+        return self._version(await self._versions.commit(request.dataset))
+
+    async def GetVersion(  # noqa: N802, D102
+        self, request: api.GetVersionRequest, context: _Context
+    ) -> api.DatasetVersion:
+        version = await self._catalogue.version(request.dataset, request.version)
+        if version is None:
+            await require_dataset(self._catalogue, request.dataset)
+            raise NotFound("DATASET_VERSION_NOT_FOUND", f"{request.dataset} has no version {request.version}")
+        return self._version(version)
+
+    async def ListVersions(  # noqa: N802, D102
+        self, request: api.ListVersionsRequest, context: _Context
+    ) -> api.ListVersionsResponse:
+        await require_dataset(self._catalogue, request.dataset)
+        size = paging.page_size(request.page_size)
+        before = _number(paging.decode_token(request.page_token, int))
+        rows = await self._catalogue.list_versions(request.dataset, before, size + 1)
+        page, token = paging.cut(rows, size, lambda version: (version.version,))
+        return api.ListVersionsResponse(versions=map(self._version, page), next_page_token=token)
+
+    async def ListRejected(  # noqa: N802, D102
+        self, request: api.ListRejectedRequest, context: _Context
+    ) -> api.ListRejectedResponse:
+        size = paging.page_size(request.page_size)
+        before = _number(paging.decode_token(request.page_token, int))
+        rows = await self._catalogue.list_rejected(request.dataset or None, before, size + 1)
+        page, token = paging.cut(rows, size, lambda row: (row.sequence,))
+        return api.ListRejectedResponse(rejected=map(_rejected, page), next_page_token=token)
+
+    async def _dataset(self, dataset: Dataset) -> api.Dataset:
+        last, uncut = await self._versions.uncut(dataset)
+        return api.Dataset(
+            name=dataset.name,
+            schema=translation.schema_to_message(dataset.schema),
+            cut=api.Cut(rows=dataset.cut.rows, seconds=dataset.cut.seconds),
+            schema_version=dataset.schema_version,
+            table_uri=self._tables.uri(dataset.name),
+            row_count=(last.row_count if last else 0) + uncut.rows,
+            rejected_count=await self._catalogue.rejected_count(dataset.name),
+            latest_version=last.version if last else 0,
+            create_time=to_timestamp(dataset.create_time),
+            update_time=to_timestamp(dataset.update_time),
+        )
+
+    def _version(self, version: DatasetVersion) -> api.DatasetVersion:
+        return translation.version_to_message(version, self._tables.uri(version.dataset))
+
+
+def _rejected(row: RejectedRow) -> api.RejectedSample:
+    return translation.rejected_to_message(row.rejection, row.reject_time)
+
+
+def _number(position: paging.Position | None) -> int | None:
+    return int(position[0]) if position else None

@@ -1,0 +1,43 @@
+"""What the service counts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from headrace.telemetry import names
+
+EVENTS: Final = Counter(
+    names.METRIC_INGESTION_EVENTS.removesuffix("_total"),
+    "Events read, whatever became of them; an event that is delivered again counts again",
+)
+ROWS: Final = Counter(
+    names.METRIC_INGESTION_ROWS.removesuffix("_total"), "Rows stored, by dataset", ["dataset"]
+)
+REJECTED: Final = Counter(
+    names.METRIC_INGESTION_REJECTED.removesuffix("_total"), "Events rejected, by reason", ["reason"]
+)
+VERSIONS: Final = Counter(
+    names.METRIC_INGESTION_VERSIONS.removesuffix("_total"), "Versions cut, by dataset", ["dataset"]
+)
+BATCH_EVENTS: Final = Histogram(
+    names.METRIC_INGESTION_BATCH_EVENTS,
+    "Events in a batch",
+    buckets=(1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000),
+)
+BATCH_SECONDS: Final = Histogram(
+    names.METRIC_INGESTION_BATCH_SECONDS, "From a batch's last event to its commit"
+)
+BATCH_FAILURES: Final = Counter(
+    names.METRIC_INGESTION_BATCH_FAILURES.removesuffix("_total"),
+    "Attempts to store a batch that failed and were repeated",
+)
+LAG: Final = Gauge(
+    names.METRIC_INGESTION_LAG, "Events that are in the topic and not yet in a batch", ["partition"]
+)
+FRESHNESS: Final = Histogram(
+    names.METRIC_INGESTION_FRESHNESS,
+    "From a batch's first event's arrival in the topic to its visibility in the table",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
+)

@@ -1,0 +1,251 @@
+"""Datasets as Delta tables, with Kafka's offsets in the table's own transactions.
+
+A commit carries, beside the rows, one application transaction for each source partition in it: app id
+`<cluster>/<topic>/<partition>/<dataset>`, version the next offset. Rows and offsets stand or fall together,
+so that the table itself says which events it holds. Delta takes an older transaction version without a
+word, so it is read before each commit; and where another writer committed the same app id in between, the
+commit conflicts and everything is looked at again.
+
+What a commit added (rows, content hash, sources, first trace) is written into its commit information: a
+version is cut from those sums without reading a row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+import deltalake
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake.exceptions import (
+    CommitFailedError,
+    SchemaMismatchError,
+    TableNotFoundError,
+)
+
+from headrace.errors import Aborted, FailedPrecondition
+from headrace.ingestion.domain.columnar import stored_schema
+from headrace.ingestion.domain.content_hash import from_hex, hash_rows, to_hex
+from headrace.ingestion.domain.dataset import (
+    Dataset,
+    SourceOffset,
+    SourcePartition,
+    TableCommit,
+)
+from headrace.ingestion.domain.source import SOURCE_COLUMNS
+from headrace.ingestion.use_cases.ports import Append, Span, TableState
+
+logger = logging.getLogger(__name__)
+
+_ROWS: Final = "headrace.rows"
+_HASH: Final = "headrace.contentHash"
+_SOURCES: Final = "headrace.sources"
+_TRACEPARENT: Final = "headrace.traceparent"
+_ATTEMPTS: Final = 12
+_FIRST_PAUSE_SECONDS: Final = 0.02
+
+# The log is what versions are cut from, so that no clean-up may take it away before.
+_CONFIGURATION: Final = {"delta.enableExpiredLogCleanup": "false"}
+
+
+@dataclass
+class _OpenTable:
+    """A table and the lock that lets one thread at a time use its state."""
+
+    table: deltalake.DeltaTable
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class DeltaTables:
+    """The tables under one root. Every method blocks, and is safe to call from several threads."""
+
+    def __init__(self, uri_of: Callable[[str], str], storage_options: Mapping[str, str]) -> None:
+        """`uri_of` gives the address of the table of a dataset's name."""
+        self._uri_of = uri_of
+        self._options = dict(storage_options)
+        self._open: dict[str, _OpenTable] = {}
+        self._opening = threading.Lock()
+
+    def uri(self, dataset: str) -> str:
+        """Address of the dataset's table."""
+        return self._uri_of(dataset)
+
+    def ensure(self, dataset: Dataset) -> None:
+        """Create the table, or add the columns that it lacks.
+
+        Raises FailedPrecondition TABLE_MISMATCH where a table of other columns stands at the address.
+        """
+        with self._fresh(dataset) as table:
+            self._align(table, dataset)
+
+    def append(self, append: Append) -> int:
+        """Store the rows that the table does not hold yet; return how many they were.
+
+        Raises Aborted where other writers won every attempt, and deltalake's or the system's errors where
+        the store fails. Calling again is always safe.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        for _ in range(_ATTEMPTS):
+            try:
+                with self._fresh(append.dataset) as table:
+                    return self._append_once(table, append)
+            except (CommitFailedError, SchemaMismatchError) as error:
+                logger.info("commit to %s conflicted, looking again: %s", append.dataset.name, error)
+                time.sleep(pause)
+                pause = min(2 * pause, 1.0)
+        raise Aborted(
+            "COMMIT_CONFLICT", f"other writers won each of {_ATTEMPTS} commits to {append.dataset.name}"
+        )
+
+    def state_since(self, dataset: Dataset, table_version: int) -> TableState:
+        """What was committed after `table_version`."""
+        with self._fresh(dataset) as table:
+            newest = table.version()
+            count = newest - table_version
+            entries = table.history(count) if count > 0 else []
+        commits = [_commit_of(entry) for entry in entries if table_version < entry["version"] <= newest]
+        return TableState(newest, sorted(commits, key=lambda commit: commit.table_version))
+
+    @contextmanager
+    def _fresh(self, dataset: Dataset) -> Iterator[deltalake.DeltaTable]:
+        """The dataset's table in its newest state, locked; created where it does not exist."""
+        opened = self._opened(dataset)
+        with opened.lock:
+            opened.table.update_incremental()
+            yield opened.table
+
+    def _opened(self, dataset: Dataset) -> _OpenTable:
+        with self._opening:
+            opened = self._open.get(dataset.name)
+            if opened is None:
+                opened = self._open[dataset.name] = _OpenTable(self._open_or_create(dataset))
+            return opened
+
+    def _open_or_create(self, dataset: Dataset) -> deltalake.DeltaTable:
+        uri = self._uri_of(dataset.name)
+        try:
+            return deltalake.DeltaTable(uri, storage_options=self._options)
+        except TableNotFoundError:
+            schema = deltalake.Schema.from_arrow(_table_schema(dataset))
+            try:
+                return deltalake.DeltaTable.create(
+                    uri,
+                    schema,
+                    mode="error",
+                    name=dataset.name,
+                    configuration=_CONFIGURATION,
+                    storage_options=self._options,
+                )
+            except deltalake.exceptions.DeltaError:
+                # Another instance created it at the same moment; if not, this says what is wrong.
+                return deltalake.DeltaTable(uri, storage_options=self._options)
+
+    def _align(self, table: deltalake.DeltaTable, dataset: Dataset) -> None:
+        expected = deltalake.Schema.from_arrow(_table_schema(dataset))
+        present = {column.name: column.type for column in table.schema().fields}
+        for column in expected.fields:
+            if column.name in present and present[column.name] != column.type:
+                raise FailedPrecondition(
+                    "TABLE_MISMATCH",
+                    f"the table at {self._uri_of(dataset.name)} holds {column.name} as "
+                    f"{present[column.name]}, not as {column.type}; move the table away",
+                )
+        missing = [column for column in expected.fields if column.name not in present]
+        if missing:
+            table.alter.add_columns(missing)
+            table.update_incremental()
+
+    def _append_once(self, table: deltalake.DeltaTable, append: Append) -> int:
+        rows, spans = _not_yet_stored(table, append)
+        if not rows.num_rows:
+            return 0
+        self._align(table, append.dataset)
+        names = [field.name for field in append.dataset.schema.fields]
+        properties = deltalake.CommitProperties(
+            custom_metadata={
+                _ROWS: str(rows.num_rows),
+                _HASH: to_hex(hash_rows(rows, names)),
+                _SOURCES: json.dumps(
+                    [[s.source.cluster, s.source.topic, s.source.partition, s.end] for s in spans]
+                ),
+                _TRACEPARENT: _first_traceparent(rows),
+            },
+            app_transactions=[
+                deltalake.Transaction(span.source.app_id(append.dataset.name), span.end) for span in spans
+            ],
+        )
+        deltalake.write_deltalake(
+            table, _in_table_order(rows, table), mode="append", commit_properties=properties
+        )
+        stored: int = rows.num_rows
+        return stored
+
+
+def _table_schema(dataset: Dataset) -> pa.Schema:
+    # Every column can be null in the table: a rule that is relaxed later needs no new table.
+    return pa.unify_schemas([stored_schema(dataset.schema), SOURCE_COLUMNS])
+
+
+def _not_yet_stored(table: deltalake.DeltaTable, append: Append) -> tuple[pa.Table, Sequence[Span]]:
+    """The rows at offsets that the table does not hold, and the spans that they come from."""
+    rows = append.rows
+    spans = []
+    for span in append.spans:
+        held = table.transaction_version(span.source.app_id(append.dataset.name))
+        if held is None or held <= span.start:
+            spans.append(span)
+            continue
+        stored = pc.and_(
+            pc.and_(
+                pc.equal(rows.column("_topic"), span.source.topic),
+                pc.equal(rows.column("_partition"), pa.scalar(span.source.partition, pa.int32())),
+            ),
+            pc.less(rows.column("_offset"), held),
+        )
+        rows = rows.filter(pc.invert(stored))
+        if held < span.end:
+            spans.append(span)
+    return rows, spans
+
+
+def _in_table_order(rows: pa.Table, table: deltalake.DeltaTable) -> pa.Table:
+    """The rows with the table's columns: one that this writer does not know yet is null."""
+    known = set(rows.column_names)
+    schema = pa.schema(table.schema().to_arrow())
+    columns = [
+        rows.column(column.name) if column.name in known else pa.nulls(rows.num_rows, column.type)
+        for column in schema
+    ]
+    return pa.table(columns, names=schema.names)
+
+
+def _first_traceparent(rows: pa.Table) -> str:
+    column = rows.column("_traceparent").drop_null()
+    return column[0].as_py() if len(column) else ""
+
+
+def _commit_of(entry: Mapping[str, object]) -> TableCommit:
+    """A commit of the table's history; one that is not ours (maintenance) adds nothing."""
+    sources = json.loads(str(entry.get(_SOURCES, "[]")))
+    version, timestamp = entry["version"], entry.get("timestamp", 0)
+    assert isinstance(version, int)
+    assert isinstance(timestamp, int)
+    return TableCommit(
+        table_version=version,
+        rows=int(str(entry.get(_ROWS, "0"))),
+        content_hash=from_hex(str(entry.get(_HASH, "0"))),
+        sources=tuple(
+            SourceOffset(SourcePartition(cluster, topic, partition), next_offset)
+            for cluster, topic, partition, next_offset in sources
+        ),
+        traceparent=str(entry.get(_TRACEPARENT, "")),
+        commit_time=datetime.fromtimestamp(timestamp / 1000, UTC),
+    )

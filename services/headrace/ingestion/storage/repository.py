@@ -1,0 +1,283 @@
+"""Datasets, versions and rejected events in PostgreSQL."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Final
+
+import asyncpg
+from google.protobuf import json_format
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.events.ingestion.v1 import events_pb2
+from headrace.ingestion import translation
+from headrace.ingestion.domain.content_hash import from_hex, to_hex
+from headrace.ingestion.domain.dataset import (
+    Dataset,
+    DatasetVersion,
+    SourceOffset,
+    SourcePartition,
+)
+from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict
+from headrace.ingestion.domain.schema import DATASET_PATTERN, Cut, Schema
+from headrace.ingestion.use_cases.ports import Place, RejectedRow, Repository, Span
+from headrace.messaging import topics
+from headrace.messaging.events import protobuf_event
+from headrace.postgres import Connection, Pool, outbox, transaction
+from headrace.postgres.queries import Queries, load_queries
+from headrace.runtime.ids import new_id
+
+SOURCE: Final = "headrace/ingestion"
+VERSION_COMMITTED: Final = "headrace.ingestion.dataset-version-committed.v1"
+SAMPLE_REJECTED: Final = "headrace.ingestion.sample-rejected.v1"
+
+
+class PostgresCatalogue:
+    """Reads of what is committed, each its own statement, and transactions to change it."""
+
+    def __init__(self, pool: Pool, *, max_published_bytes: int) -> None:
+        """`max_published_bytes` bounds what of a rejected event is published; the table keeps all of it."""
+        self._pool = pool
+        self._queries = load_queries("headrace.ingestion.storage")
+        self._max_published_bytes = max_published_bytes
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Repository]:
+        """Everything done on the repository, or nothing."""
+        async with transaction(self._pool) as connection:
+            yield PostgresRepository(connection, self._queries, self._max_published_bytes)
+
+    async def datasets(self, names: Collection[str]) -> Mapping[str, Dataset]:
+        """Those of the names that exist."""
+        # A name may be whatever somebody wrote into an event, and not all of that can be asked for.
+        asked = [name for name in names if DATASET_PATTERN.match(name)]
+        if not asked:
+            return {}
+        rows = await self._pool.fetch(self._queries["datasets_by_name"], asked)
+        return {row["name"]: _dataset(row) for row in rows}
+
+    async def list_datasets(self, after: str, limit: int) -> Sequence[Dataset]:
+        """By name, beginning behind `after`."""
+        return [_dataset(row) for row in await self._pool.fetch(self._queries["list_datasets"], after, limit)]
+
+    async def self_cutting_datasets(self) -> Sequence[Dataset]:
+        """Those whose versions are cut by themselves."""
+        return [_dataset(row) for row in await self._pool.fetch(self._queries["self_cutting_datasets"])]
+
+    async def last_version(self, dataset: str) -> DatasetVersion | None:
+        """The newest version."""
+        row = await self._pool.fetchrow(self._queries["last_version"], dataset)
+        return _version(row) if row else None
+
+    async def version(self, dataset: str, number: int) -> DatasetVersion | None:
+        """That version."""
+        row = await self._pool.fetchrow(self._queries["version"], dataset, number)
+        return _version(row) if row else None
+
+    async def list_versions(self, dataset: str, before: int | None, limit: int) -> Sequence[DatasetVersion]:
+        """Newest first, beginning below `before`."""
+        rows = await self._pool.fetch(self._queries["list_versions"], dataset, before, limit)
+        return [_version(row) for row in rows]
+
+    async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
+        """The events in the spans that were rejected already."""
+        places: set[Place] = set()
+        for span in spans:
+            source = span.source
+            rows = await self._pool.fetch(
+                self._queries["rejected_offsets"],
+                source.cluster,
+                source.topic,
+                source.partition,
+                span.start,
+                span.end,
+            )
+            places.update((source.topic, source.partition, row["offset"]) for row in rows)
+        return places
+
+    async def rejected_count(self, dataset: str) -> int:
+        """How many events of the dataset were rejected."""
+        count: int = await self._pool.fetchval(self._queries["rejected_count"], dataset)
+        return count
+
+    async def list_rejected(
+        self, dataset: str | None, before: int | None, limit: int
+    ) -> Sequence[RejectedRow]:
+        """Newest first, beginning below the sequence `before`."""
+        rows = await self._pool.fetch(self._queries["list_rejected"], dataset, before, limit)
+        return [_rejected(row) for row in rows]
+
+
+class PostgresRepository:
+    """Changes within one transaction."""
+
+    def __init__(self, connection: Connection, queries: Queries, max_published_bytes: int) -> None:
+        self._connection = connection
+        self._queries = queries
+        self._max_published_bytes = max_published_bytes
+
+    async def insert_dataset(self, dataset: Dataset) -> bool:
+        """Answer whether it was inserted: False where the name exists."""
+        inserted = await self._connection.fetchval(
+            self._queries["insert_dataset"],
+            dataset.name,
+            _schema_json(dataset.schema),
+            dataset.schema_version,
+            dataset.cut.rows,
+            dataset.cut.seconds,
+            dataset.create_time,
+            dataset.update_time,
+        )
+        return inserted is not None
+
+    async def update_dataset(self, dataset: Dataset, expected: Dataset) -> bool:
+        """Answer whether it was updated: False where it changed since `expected` was read."""
+        updated = await self._connection.fetchval(
+            self._queries["update_dataset"],
+            dataset.name,
+            _schema_json(dataset.schema),
+            dataset.schema_version,
+            dataset.cut.rows,
+            dataset.cut.seconds,
+            dataset.update_time,
+            expected.update_time,
+        )
+        return updated is not None
+
+    async def insert_version(self, version: DatasetVersion) -> bool:
+        """Answer whether it was inserted: False where the number is taken."""
+        inserted = await self._connection.fetchval(
+            self._queries["insert_version"],
+            version.dataset,
+            version.version,
+            version.table_version,
+            version.schema_version,
+            version.row_count,
+            to_hex(version.content_hash),
+            [[o.source.cluster, o.source.topic, o.source.partition, o.next_offset] for o in version.sources],
+            version.traceparent,
+            version.create_time,
+        )
+        return inserted is not None
+
+    async def insert_rejected(
+        self, rejections: Sequence[Rejection], reject_time: datetime
+    ) -> Sequence[Rejection]:
+        """Store those that are not there yet, and return them."""
+        inserted = await self._connection.fetch(
+            self._queries["insert_rejected"],
+            [r.cluster for r in rejections],
+            [r.topic for r in rejections],
+            [r.partition for r in rejections],
+            [r.offset for r in rejections],
+            [_text(r.dataset) for r in rejections],
+            [_text(r.event_id) for r in rejections],
+            [_text(r.traceparent) for r in rejections],
+            [r.verdict.reason.value for r in rejections],
+            [_text(r.verdict.field) for r in rejections],
+            [r.verdict.rule for r in rejections],
+            [_text(r.verdict.message) for r in rejections],
+            [r.key for r in rejections],
+            [r.payload for r in rejections],
+            [_headers_json(r.headers) for r in rejections],
+            reject_time,
+        )
+        new = {tuple(row) for row in inserted}
+        return [r for r in rejections if (r.cluster, r.topic, r.partition, r.offset) in new]
+
+    async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None:
+        """Queue DatasetVersionCommitted."""
+        event = protobuf_event(
+            events_pb2.DatasetVersionCommitted(
+                dataset_version=translation.version_to_message(version, table_uri),
+                schema=translation.schema_to_message(dataset.schema),
+            ),
+            type=VERSION_COMMITTED,
+            source=SOURCE,
+            subject=dataset.name,
+            id=new_id(),
+            time=version.create_time,
+        )
+        await outbox.enqueue(self._connection, topics.DATASET_VERSIONS, dataset.name, event)
+
+    async def publish_rejected(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
+        """Queue SampleRejected for each."""
+        for rejection in rejections:
+            event = protobuf_event(
+                events_pb2.SampleRejected(
+                    rejected=translation.rejected_to_message(
+                        rejection, reject_time, self._max_published_bytes
+                    )
+                ),
+                type=SAMPLE_REJECTED,
+                source=SOURCE,
+                subject=_text(rejection.dataset),
+                id=new_id(),
+                time=reject_time,
+                # The rejected event's own trace, not that of the batch that it happened to be in.
+                traceparent=_text(rejection.traceparent) or None,
+            )
+            key = _text(rejection.key.decode(errors="replace"))
+            await outbox.enqueue(self._connection, topics.REJECTED_SAMPLES, key, event)
+
+
+def _schema_json(schema: Schema) -> dict[str, object]:
+    return json_format.MessageToDict(translation.schema_to_message(schema), preserving_proto_field_name=True)
+
+
+def _dataset(row: asyncpg.Record) -> Dataset:
+    return Dataset(
+        name=row["name"],
+        schema=translation.schema_from_message(json_format.ParseDict(row["schema"], api.Schema())),
+        cut=Cut(row["cut_rows"], row["cut_seconds"]),
+        schema_version=row["schema_version"],
+        create_time=row["create_time"],
+        update_time=row["update_time"],
+    )
+
+
+def _version(row: asyncpg.Record) -> DatasetVersion:
+    return DatasetVersion(
+        dataset=row["dataset"],
+        version=row["version"],
+        table_version=row["table_version"],
+        schema_version=row["schema_version"],
+        row_count=row["row_count"],
+        content_hash=from_hex(row["content_hash"]),
+        sources=tuple(
+            SourceOffset(SourcePartition(cluster, topic, partition), next_offset)
+            for cluster, topic, partition, next_offset in row["sources"]
+        ),
+        create_time=row["create_time"],
+        traceparent=row["traceparent"],
+    )
+
+
+def _rejected(row: asyncpg.Record) -> RejectedRow:
+    rejection = Rejection(
+        cluster=row["cluster"],
+        topic=row["topic"],
+        partition=row["partition"],
+        offset=row["offset"],
+        verdict=Verdict(Reason(row["reason"]), row["message"], row["field"], row["rule"]),
+        dataset=row["dataset"],
+        event_id=row["event_id"],
+        traceparent=row["traceparent"],
+        key=row["key"],
+        payload=row["payload"],
+        headers=[(name, base64.b64decode(value)) for name, value in row["headers"]],
+    )
+    return RejectedRow(row["sequence"], row["reject_time"], rejection)
+
+
+def _headers_json(headers: Sequence[tuple[str, bytes]]) -> str:
+    return json.dumps([[_text(name), base64.b64encode(value).decode()] for name, value in headers])
+
+
+def _text(text: str) -> str:
+    """What PostgreSQL can hold of a text that anybody may have written."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()

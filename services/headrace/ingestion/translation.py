@@ -1,0 +1,168 @@
+"""Between the domain's types and the contract's messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.errors import FieldViolation, InvalidArgument
+from headrace.ingestion.domain.content_hash import to_hex
+from headrace.ingestion.domain.dataset import DatasetVersion
+from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Scalar, Schema
+from headrace.rpc.convert import to_timestamp
+
+_TYPES: Final = {
+    api.FIELD_TYPE_BOOL: FieldType.BOOL,
+    api.FIELD_TYPE_INT8: FieldType.INT8,
+    api.FIELD_TYPE_INT16: FieldType.INT16,
+    api.FIELD_TYPE_INT32: FieldType.INT32,
+    api.FIELD_TYPE_INT64: FieldType.INT64,
+    api.FIELD_TYPE_FLOAT32: FieldType.FLOAT32,
+    api.FIELD_TYPE_FLOAT64: FieldType.FLOAT64,
+    api.FIELD_TYPE_STRING: FieldType.STRING,
+}
+_TYPE_NUMBERS: Final = {field_type: number for number, field_type in _TYPES.items()}
+
+
+def schema_from_message(message: api.Schema) -> Schema:
+    """Raises InvalidArgument INVALID_SCHEMA where an allowed value is no JSON value."""
+    return Schema(
+        key=message.key,
+        features=tuple(
+            _field_from_message(field, f"schema.features.{field.name}") for field in message.features
+        ),
+        label=_field_from_message(message.label, "schema.label"),
+    )
+
+
+def _field_from_message(message: api.Field, path: str) -> Field:
+    return Field(
+        name=message.name,
+        type=_type_from_number(message.type, path),
+        nullable=message.nullable,
+        min=message.min if message.HasField("min") else None,
+        max=message.max if message.HasField("max") else None,
+        allowed_values=tuple(
+            _allowed_value(text, f"{path}.allowed_values[{index}]")
+            for index, text in enumerate(message.allowed_values)
+        ),
+    )
+
+
+def _type_from_number(number: int, path: str) -> FieldType:
+    field_type = _TYPES.get(number)  # type: ignore[call-overload]
+    if field_type is None:
+        raise _invalid_schema(f"{path}.type", "name a type")
+    assert isinstance(field_type, FieldType)
+    return field_type
+
+
+def _allowed_value(text: str, path: str) -> Scalar:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, bool | int | float | str):
+        raise _invalid_schema(path, f"{text!r} is no JSON number, string or boolean")
+    return value
+
+
+def _invalid_schema(path: str, description: str) -> InvalidArgument:
+    return InvalidArgument(
+        "INVALID_SCHEMA", f"{path}: {description}", fields=[FieldViolation(path, description)]
+    )
+
+
+def schema_to_message(schema: Schema) -> api.Schema:
+    """The same schema in the contract's words."""
+    return api.Schema(
+        key=schema.key,
+        features=[_field_to_message(field) for field in schema.features],
+        label=_field_to_message(schema.label),
+    )
+
+
+def _field_to_message(field: Field) -> api.Field:
+    return api.Field(
+        name=field.name,
+        type=_TYPE_NUMBERS[field.type],
+        nullable=field.nullable,
+        min=field.min,
+        max=field.max,
+        allowed_values=[json.dumps(value) for value in field.allowed_values],
+    )
+
+
+def cut_from_message(message: api.Cut) -> Cut:
+    """An absent message cuts nothing by itself."""
+    return Cut(message.rows, message.seconds)
+
+
+def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVersion:
+    """The same version in the contract's words."""
+    return api.DatasetVersion(
+        dataset=version.dataset,
+        version=version.version,
+        table_uri=table_uri,
+        table_version=version.table_version,
+        schema_version=version.schema_version,
+        row_count=version.row_count,
+        content_hash=to_hex(version.content_hash),
+        sources=[
+            api.SourceOffset(
+                cluster=offset.source.cluster,
+                topic=offset.source.topic,
+                partition=offset.source.partition,
+                next_offset=offset.next_offset,
+            )
+            for offset in version.sources
+        ],
+        create_time=to_timestamp(version.create_time),
+        traceparent=version.traceparent,
+    )
+
+
+def rejected_to_message(
+    rejection: Rejection, reject_time: datetime, max_bytes: int | None = None
+) -> api.RejectedSample:
+    """The same rejection in the contract's words.
+
+    With `max_bytes`, what goes beyond is cut off: headers are kept whole or left out, the payload keeps
+    its beginning, and the message says so.
+    """
+    verdict = rejection.verdict
+    message = verdict.message
+    key, headers, payload = rejection.key, _header_map(rejection.headers), rejection.payload
+    if max_bytes is not None and _size(key, headers, payload) > max_bytes:
+        message = f"{message} (the original is longer; it stands whole in ListRejected)"
+        key = key[:max_bytes]
+        headers = headers if _size(key, headers, b"") <= max_bytes else {}
+        payload = payload[: max(0, max_bytes - _size(key, headers, b""))]
+    return api.RejectedSample(
+        topic=rejection.topic,
+        partition=rejection.partition,
+        offset=rejection.offset,
+        dataset=rejection.dataset,
+        event_id=rejection.event_id,
+        reason=verdict.reason.value,
+        field=verdict.field,
+        rule=verdict.rule,
+        message=message,
+        key=key,
+        payload=payload,
+        headers=headers,
+        reject_time=to_timestamp(reject_time),
+    )
+
+
+def _header_map(headers: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
+    # As the envelope's reader does: of a header that is there twice, the last counts.
+    return dict(headers)
+
+
+def _size(key: bytes, headers: dict[str, bytes], payload: bytes) -> int:
+    return len(key) + len(payload) + sum(len(name) + len(value) for name, value in headers.items())

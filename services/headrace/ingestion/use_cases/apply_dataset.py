@@ -1,0 +1,66 @@
+"""Creating a dataset, or changing it in ways that every stored row survives."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Final
+
+from headrace.errors import Aborted
+from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.schema import Cut, Schema, check_evolution, check_schema
+from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
+from headrace.runtime.clock import Clock
+
+_ATTEMPTS: Final = 5
+
+
+class ApplyDataset:
+    """The use case. Applying the same again changes nothing."""
+
+    def __init__(self, catalogue: Catalogue, tables: SampleTables, *, clock: Clock) -> None:
+        self._catalogue = catalogue
+        self._tables = tables
+        self._clock = clock
+
+    async def __call__(self, name: str, schema: Schema, cut: Cut) -> Dataset:
+        """Make the dataset be so.
+
+        Raises InvalidArgument INVALID_SCHEMA, FailedPrecondition INCOMPATIBLE_SCHEMA or TABLE_MISMATCH.
+        """
+        check_schema(schema)
+        for _ in range(_ATTEMPTS):
+            existing = (await self._catalogue.datasets([name])).get(name)
+            dataset = (
+                await self._create(name, schema, cut)
+                if existing is None
+                else await self._change(existing, schema, cut)
+            )
+            if dataset is not None:
+                # Writers bring a table up to their schema themselves; done here, a mistake in the store's
+                # settings is told to whoever applies.
+                await asyncio.to_thread(self._tables.ensure, dataset)
+                return dataset
+        raise Aborted("DATASET_CONFLICT", f"{name} is being changed by others; try again")
+
+    async def _create(self, name: str, schema: Schema, cut: Cut) -> Dataset | None:
+        now = self._clock()
+        dataset = Dataset(name, schema, cut, 1, now, now)
+        # The table first: a dataset whose table cannot be made would take in events and store none.
+        await asyncio.to_thread(self._tables.ensure, dataset)
+        async with self._catalogue.transaction() as repository:
+            return dataset if await repository.insert_dataset(dataset) else None
+
+    async def _change(self, existing: Dataset, schema: Schema, cut: Cut) -> Dataset | None:
+        if (existing.schema, existing.cut) == (schema, cut):
+            return existing
+        check_evolution(existing.schema, schema)
+        changed = replace(
+            existing,
+            schema=schema,
+            cut=cut,
+            schema_version=existing.schema_version + (existing.schema != schema),
+            update_time=self._clock(),
+        )
+        async with self._catalogue.transaction() as repository:
+            return changed if await repository.update_dataset(changed, existing) else None

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import deltalake
+import pyarrow as pa
+import pytest
+
+from headrace.errors import FailedPrecondition
+from headrace.ingestion.domain.columnar import stored_schema
+from headrace.ingestion.domain.content_hash import combine, hash_rows
+from headrace.ingestion.domain.dataset import Dataset, SourceOffset, SourcePartition
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.domain.source import SOURCE_COLUMNS
+from headrace.ingestion.storage.delta import DeltaTables
+from headrace.ingestion.use_cases.ports import Append, Span
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8))
+DATASET = Dataset("samples", SCHEMA, Cut(), 1, NOW, NOW)
+NAMES = ("id", "a", "y")
+LEFT, RIGHT = SourcePartition("c1", "t", 0), SourcePartition("c1", "t", 1)
+
+
+def rows_of(source: SourcePartition, offsets: Sequence[int], schema: Schema = SCHEMA) -> pa.Table:
+    values = [
+        {
+            "id": f"{source.partition}-{offset}",
+            "a": offset / 2,
+            "y": offset % 2,
+            "_event_id": f"e{offset}",
+            "_event_time": NOW,
+            "_topic": source.topic,
+            "_partition": source.partition,
+            "_offset": offset,
+            "_traceparent": f"trace-{offset}" if offset else None,
+        }
+        for offset in offsets
+    ]
+    return pa.Table.from_pylist(values, schema=pa.unify_schemas([stored_schema(schema), SOURCE_COLUMNS]))
+
+
+def append_of(*parts: tuple[SourcePartition, range], dataset: Dataset = DATASET) -> Append:
+    rows = pa.concat_tables([rows_of(source, offsets, dataset.schema) for source, offsets in parts])
+    return Append(dataset, rows, [Span(source, offsets.start, offsets.stop) for source, offsets in parts])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def open_tables(root: Path) -> DeltaTables:
+    return DeltaTables(lambda name: (root / name).as_uri(), {})
+
+
+def stored_offsets(root: Path) -> list[tuple[int, int]]:
+    table = pa.table(deltalake.DeltaTable(str(root / "samples")).to_pyarrow_table())
+    pairs = zip(table.column("_partition").to_pylist(), table.column("_offset").to_pylist(), strict=True)
+    return sorted(pairs)
+
+
+def test_rows_are_stored_once_whatever_is_appended_again(root: Path) -> None:
+    assert open_tables(root).append(append_of((LEFT, range(10)))) == 10
+    # Another process, another batch size, the same events and some new ones.
+    tables = open_tables(root)
+    assert tables.append(append_of((LEFT, range(5)))) == 0
+    assert tables.append(append_of((LEFT, range(5, 15)), (RIGHT, range(3)))) == 8
+    assert tables.append(append_of((RIGHT, range(3)), (LEFT, range(15)))) == 0
+    assert stored_offsets(root) == [(0, n) for n in range(15)] + [(1, n) for n in range(3)]
+
+
+def test_the_same_offsets_of_another_cluster_are_other_events(root: Path) -> None:
+    tables = open_tables(root)
+    tables.append(append_of((LEFT, range(3))))
+    assert tables.append(append_of((replace(LEFT, cluster="c2"), range(3)))) == 3
+
+
+def test_commits_say_what_they_added(root: Path) -> None:
+    tables = open_tables(root)
+    tables.ensure(DATASET)
+    first, second = append_of((LEFT, range(4))), append_of((LEFT, range(4, 6)), (RIGHT, range(7, 9)))
+    tables.append(first)
+    tables.append(second)
+    state = tables.state_since(DATASET, -1)
+    filled = [commit for commit in state.commits if commit.rows]
+    assert state.table_version == 2
+    assert [(commit.table_version, commit.rows, commit.traceparent) for commit in filled] == [
+        (1, 4, "trace-1"),
+        (2, 4, "trace-4"),
+    ]
+    assert filled[1].sources == (SourceOffset(LEFT, 6), SourceOffset(RIGHT, 9))
+    whole = pa.concat_tables([first.rows, second.rows])
+    assert combine(*(commit.content_hash for commit in filled)) == hash_rows(whole, NAMES)
+    assert [commit.table_version for commit in tables.state_since(DATASET, 1).commits] == [2]
+    assert tables.state_since(DATASET, 2).commits == []
+
+
+def test_a_writer_that_slept_through_anothers_commit_adds_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked at the table, one committed, and the other one wakes with its rows in hand."""
+    sleeper, successor = open_tables(root), open_tables(root)
+    sleeper.ensure(DATASET)
+    write = deltalake.write_deltalake
+    overtaken = threading.Event()
+
+    def write_late(table: deltalake.DeltaTable, *args: object, **options: object) -> None:
+        if not overtaken.is_set():
+            overtaken.set()
+            assert successor.append(append_of((LEFT, range(8)))) == 8
+        write(table, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headrace.ingestion.storage.delta.deltalake.write_deltalake", write_late)
+    assert sleeper.append(append_of((LEFT, range(10)))) == 2
+    assert stored_offsets(root) == [(0, n) for n in range(10)]
+
+
+def test_writers_of_different_partitions_do_not_lose_each_others_rows(root: Path) -> None:
+    open_tables(root).ensure(DATASET)
+
+    def write(partition: int) -> int:
+        tables, source = open_tables(root), SourcePartition("c1", "t", partition)
+        return sum(tables.append(append_of((source, range(n, n + 5)))) for n in range(0, 50, 5))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write, range(4))) == [50] * 4
+    assert stored_offsets(root) == [(p, n) for p in range(4) for n in range(50)]
+
+
+def test_an_added_column_is_null_in_older_rows_and_for_older_writers(root: Path) -> None:
+    old_writer = open_tables(root)
+    old_writer.append(append_of((LEFT, range(2))))
+    wider = replace(
+        DATASET,
+        schema=replace(SCHEMA, features=(*SCHEMA.features, Field("b", FieldType.INT16, nullable=True))),
+        schema_version=2,
+    )
+    open_tables(root).ensure(wider)
+    assert old_writer.append(append_of((LEFT, range(2, 4)))) == 2
+    assert old_writer.append(append_of((LEFT, range(4, 6)), dataset=wider)) == 2
+    table = deltalake.DeltaTable(str(root / "samples")).to_pyarrow_table()
+    assert table.column("b").null_count == 6
+    assert table.schema.field("b").type == pa.int16()
+
+
+def test_a_table_of_other_types_at_the_address_is_refused(root: Path) -> None:
+    other = replace(DATASET, schema=replace(SCHEMA, features=(Field("a", FieldType.STRING),)))
+    open_tables(root).ensure(other)
+    with pytest.raises(FailedPrecondition) as caught:
+        open_tables(root).ensure(DATASET)
+    assert caught.value.reason == "TABLE_MISMATCH"

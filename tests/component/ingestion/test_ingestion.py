@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import deltalake
+import pyarrow as pa
+import pytest
+from tests.support.ingestion import Headers, Ingestion, eventually
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.errors import FailedPrecondition, HeadraceError, InvalidArgument, NotFound
+from headrace.events.ingestion.v1 import events_pb2
+from headrace.ingestion.domain.content_hash import hash_rows, to_hex
+from headrace.messaging import topics
+
+pytestmark = pytest.mark.broker
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+ABSENT = object()
+
+
+def sample(**changes: object) -> bytes:
+    row = {"id": "p1", "radius": 1.5, "grade": 3, "malignant": 1, **changes}
+    return json.dumps({name: value for name, value in row.items() if value is not ABSENT}).encode()
+
+
+def good(ingestion: Ingestion, number: int) -> tuple[bytes | None, bytes | None, Headers]:
+    return (b"p1", sample(id=f"p{number}"), ingestion.headers(f"{ingestion.dataset}-{number:06}"))
+
+
+async def test_an_event_becomes_a_row_and_says_where_it_came_from(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    dataset = await ingestion.apply(process)
+    assert dataset.schema_version == 1
+    assert dataset.table_uri == f"{ingestion.store_uri}/datasets/{ingestion.dataset}"
+    parent = f"00-{TRACE}-b7ad6b7169203331-01"
+    protobuf = events_pb2.Sample(
+        fields={
+            "id": events_pb2.Value(string_value="p2"),
+            "radius": events_pb2.Value(double_value=2.5),
+            "grade": events_pb2.Value(),
+            "malignant": events_pb2.Value(int_value=0),
+        }
+    ).SerializeToString()
+    await ingestion.publish(
+        [
+            (b"p1", sample(), ingestion.headers("e1", traceparent=parent)),
+            (b"p2", protobuf, ingestion.headers("e2", content__type="application/protobuf")),
+        ]
+    )
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 2)
+    first, second = rows
+    assert [first[name] for name in ("id", "radius", "grade", "malignant")] == ["p1", 1.5, 3, 1]
+    assert [second[name] for name in ("id", "radius", "grade", "malignant")] == ["p2", 2.5, None, 0]
+    assert first["_event_id"] == "e1"
+    assert first["_event_time"] == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert first["_topic"] == topics.SAMPLES
+    assert first["_traceparent"] == parent
+    async with ingestion.stub(process) as stub:
+        described = await stub.GetDataset(api.GetDatasetRequest(name=ingestion.dataset))
+        assert (described.row_count, described.rejected_count, described.latest_version) == (2, 0, 0)
+        listed = await stub.ListDatasets(api.ListDatasetsRequest())
+        assert [item.name for item in listed.datasets] == [ingestion.dataset]
+    assert await process.stop() == 0
+
+
+async def test_every_kind_of_bad_event_is_rejected_and_its_neighbours_are_stored(
+    ingestion: Ingestion,
+) -> None:
+    process = await ingestion.start_ready(HEADRACE_INGESTION_MAX_EVENT_BYTES="20000")
+    await ingestion.apply(process)
+    elsewhere = f"{ingestion.dataset}-unknown"
+    bad: dict[str, tuple[bytes | None, dict[str, str | None], str, str, str]] = {
+        # name: payload, header changes; reason, field, rule
+        "truncated": (sample()[:20], {}, "MALFORMED_PAYLOAD", "", "json"),
+        "empty": (b"", {}, "MALFORMED_PAYLOAD", "", "json"),
+        "tombstone": (None, {}, "MALFORMED_PAYLOAD", "", "json"),
+        "array": (b"[1]", {}, "MALFORMED_PAYLOAD", "", "object"),
+        "nan": (sample().replace(b"1.5", b"NaN"), {}, "MALFORMED_PAYLOAD", "", "json"),
+        "binary": (b"\x00\xff", {}, "MALFORMED_PAYLOAD", "", "json"),
+        "missing": (sample(radius=ABSENT), {}, "SCHEMA_VIOLATION", "radius", "required"),
+        "null": (sample(malignant=None), {}, "SCHEMA_VIOLATION", "malignant", "required"),
+        "negative": (sample(radius=-1), {}, "SCHEMA_VIOLATION", "radius", "min"),
+        "string": (sample(radius="1"), {}, "SCHEMA_VIOLATION", "radius", "type"),
+        "bool": (sample(grade=True), {}, "SCHEMA_VIOLATION", "grade", "type"),
+        "float": (sample(grade=1.0), {}, "SCHEMA_VIOLATION", "grade", "type"),
+        "wide": (sample(grade=128), {}, "SCHEMA_VIOLATION", "grade", "type_range"),
+        "class": (sample(malignant=2), {}, "SCHEMA_VIOLATION", "malignant", "allowed_values"),
+        "keyless": (sample(id=""), {}, "SCHEMA_VIOLATION", "id", "not_empty"),
+        "extra": (sample(extra="\0"), {}, "SCHEMA_VIOLATION", "extra", "unknown_field"),
+        "large": (sample(id="x" * 30_000), {}, "OVERSIZE_EVENT", "", "max_event_bytes"),
+        "unknown": (sample(), {"ce_subject": elsewhere}, "UNKNOWN_DATASET", "", ""),
+        "nul": (sample(), {"ce_subject": f"{ingestion.dataset}\0"}, "UNKNOWN_DATASET", "", ""),
+        "typeless": (sample(), {"ce_type": None}, "INVALID_CLOUDEVENT", "ce_type", ""),
+        "foreign": (sample(), {"ce_type": "other.v1"}, "INVALID_CLOUDEVENT", "ce_type", ""),
+        "old": (sample(), {"ce_specversion": "0.3"}, "INVALID_CLOUDEVENT", "ce_specversion", ""),
+        "timeless": (sample(), {"ce_time": "soon"}, "INVALID_CLOUDEVENT", "ce_time", ""),
+        "subjectless": (sample(), {"ce_subject": None}, "INVALID_CLOUDEVENT", "ce_subject", ""),
+        "xml": (sample(), {"content__type": "text/xml"}, "INVALID_CLOUDEVENT", "content-type", ""),
+        "proto": (b"\xff", {"content__type": "application/protobuf"}, "MALFORMED_PAYLOAD", "", "protobuf"),
+    }
+    records = []
+    for number, (name, (payload, changes, *_)) in enumerate(bad.items()):
+        event_id = f"{ingestion.dataset}-bad-{name}"
+        records.append(good(ingestion, number))
+        records.append((b"\xff\x00", payload, ingestion.headers(event_id, **changes)))
+    await ingestion.publish(records)
+
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) >= len(bad))
+    rejected = await eventually(
+        lambda: ingestion.rejected(process), lambda rejected: len(rejected) >= len(bad)
+    )
+    assert len(rows) == len(bad)
+    found = {item.event_id.removeprefix(f"{ingestion.dataset}-bad-"): item for item in rejected}
+    assert {name: (item.reason, item.field, item.rule) for name, item in found.items()} == {
+        name: (reason, field, rule) for name, (_, _, reason, field, rule) in bad.items()
+    }
+    assert len(rejected) == len(bad)
+    for name, item in found.items():
+        assert item.payload == (bad[name][0] or b"")
+        assert item.key == b"\xff\x00"
+        assert item.message
+        assert item.headers["ce_id"].decode() == item.event_id
+    events = await ingestion.published(topics.REJECTED_SAMPLES, len(bad) - 1)
+    assert all(headers["ce_type"] == b"headrace.ingestion.sample-rejected.v1" for headers, _ in events)
+    assert await process.stop() == 0
+
+
+async def test_rows_and_age_cut_versions_that_can_be_read_back(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    await ingestion.apply(process, rows=10, seconds=1)
+    parent = f"00-{TRACE}-b7ad6b7169203331-01"
+    first = (b"p0", sample(id="p0"), ingestion.headers("e0", traceparent=parent))
+    await ingestion.publish([first, *(good(ingestion, number) for number in range(1, 12))])
+    await eventually(lambda: ingestion.versions(process), bool)
+    await eventually(ingestion.rows, lambda rows: len(rows) == 12)
+    await ingestion.publish([good(ingestion, 12)])
+    versions = await eventually(
+        lambda: ingestion.versions(process), lambda versions: versions[-1].row_count == 13
+    )
+    assert [version.version for version in versions] == list(range(1, len(versions) + 1))
+    assert versions[0].traceparent == parent
+    assert versions[0].row_count >= 10
+    for version in versions:
+        table = deltalake.DeltaTable(version.table_uri, version=version.table_version)
+        rows = pa.table(table.to_pyarrow_table())
+        assert rows.num_rows == version.row_count
+        assert to_hex(hash_rows(rows, ["id", "radius", "grade", "malignant"])) == version.content_hash
+    assert versions[-1].sources[0].topic == topics.SAMPLES
+
+    events = await ingestion.committed(len(versions))
+    assert [event.dataset_version for event in events] == versions
+    assert events[0].schema == ingestion.schema()
+    (headers, _), *_ = await ingestion.published(topics.DATASET_VERSIONS, 1)
+    assert headers["ce_type"] == b"headrace.ingestion.dataset-version-committed.v1"
+
+
+async def test_a_version_on_request(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    await ingestion.apply(process)
+    request = api.CommitVersionRequest(dataset=ingestion.dataset)
+    async with ingestion.stub(process) as stub:
+        with pytest.raises(FailedPrecondition) as empty:
+            await stub.CommitVersion(request)
+        assert empty.value.reason == "DATASET_EMPTY"
+        samples = [
+            api.AppendSamplesRequest(dataset=ingestion.dataset, json=sample(id=f"p{number}"))
+            for number in range(3)
+        ]
+        answer = await stub.AppendSamples(iter(samples))
+        assert answer.appended_count == 3
+        await eventually(ingestion.rows, lambda rows: len(rows) == 3)
+        version = await stub.CommitVersion(request)
+        assert (version.version, version.row_count) == (1, 3)
+        assert await stub.CommitVersion(request) == version
+        asked = api.GetVersionRequest(dataset=ingestion.dataset, version=1)
+        assert await stub.GetVersion(asked) == version
+    [event] = await ingestion.committed(1)
+    assert event.dataset_version == version
+
+
+async def test_a_schema_grows_and_never_shrinks(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    before = await ingestion.apply(process)
+    assert await ingestion.apply(process) == before
+    wider = ingestion.schema()
+    wider.features.add(name="site", type=api.FIELD_TYPE_STRING, nullable=True)
+    narrower = ingestion.schema()
+    narrower.features[0].min = 1
+    senseless = ingestion.schema()
+    senseless.features[0].max = -1
+    async with ingestion.stub(process) as stub:
+        changed = await stub.ApplyDataset(api.ApplyDatasetRequest(name=ingestion.dataset, schema=wider))
+        assert changed.schema_version == 2
+        with pytest.raises(FailedPrecondition) as refused:
+            await stub.ApplyDataset(api.ApplyDatasetRequest(name=ingestion.dataset, schema=narrower))
+        assert refused.value.reason == "INCOMPATIBLE_SCHEMA"
+        with pytest.raises(InvalidArgument) as invalid:
+            await stub.ApplyDataset(api.ApplyDatasetRequest(name="other", schema=senseless))
+        assert invalid.value.reason == "INVALID_SCHEMA"
+        assert [violation.field for violation in invalid.value.fields] == ["schema.features.radius.min"]
+    await ingestion.publish([(b"p1", sample(site="left"), ingestion.headers("e1")), good(ingestion, 2)])
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 2)
+    assert sorted(str(row["site"]) for row in rows) == ["None", "left"]
+
+
+async def test_what_is_not_there_is_not_found(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready(HEADRACE_INGESTION_MAX_EVENT_BYTES="1000")
+    await ingestion.apply(process)
+    async with ingestion.stub(process) as stub:
+        calls = {
+            "DATASET_NOT_FOUND": [
+                stub.GetDataset(api.GetDatasetRequest(name="nowhere")),
+                stub.CommitVersion(api.CommitVersionRequest(dataset="nowhere")),
+                stub.ListVersions(api.ListVersionsRequest(dataset="nowhere")),
+                stub.AppendSamples(iter([api.AppendSamplesRequest(dataset="nowhere", json=b"{}")])),
+            ],
+            "DATASET_VERSION_NOT_FOUND": [
+                stub.GetVersion(api.GetVersionRequest(dataset=ingestion.dataset, version=1))
+            ],
+        }
+        for reason, attempts in calls.items():
+            for attempt in attempts:
+                with pytest.raises(NotFound) as caught:
+                    await attempt
+                assert caught.value.reason == reason
+        large = api.AppendSamplesRequest(dataset=ingestion.dataset, json=sample(id="x" * 2000))
+        with pytest.raises(HeadraceError) as oversize:
+            await stub.AppendSamples(iter([large]))
+        assert oversize.value.reason == "OVERSIZE_EVENT"
+
+
+async def test_a_dataset_that_one_instance_created_takes_samples_at_another(ingestion: Ingestion) -> None:
+    first = await ingestion.start_ready()
+    # Alone in the group, it reads every partition.
+    await ingestion.apply(first)
+    await ingestion.publish([good(ingestion, 1)])
+    await eventually(ingestion.rows, lambda rows: len(rows) == 1)
+    creator = await ingestion.start_ready(HEADRACE_INGESTION_CONSUMER_GROUP=f"{ingestion.group}-other")
+    ingestion.dataset = f"{ingestion.dataset}-b"
+    await ingestion.apply(creator)
+    assert await creator.stop() == 0
+    await ingestion.publish([good(ingestion, number) for number in range(5)])
+    await eventually(ingestion.rows, lambda rows: len(rows) >= 5)
+    assert await ingestion.rejected(first) == []

@@ -1,0 +1,230 @@
+"""The ingestion service as a process of its own, on real parts, and what tests ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import deltalake
+import pyarrow as pa
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
+from headrace.events.ingestion.v1 import events_pb2
+from headrace.messaging import topics
+from headrace.rpc.client import channel
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 30.0
+Headers = list[tuple[str, bytes]]
+
+
+async def eventually(
+    ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], seconds: float = PATIENCE_SECONDS
+) -> T:
+    """Ask until the answer is accepted; fail with the last answer when time is up."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        answer = await ask()
+        if accept(answer):
+            return answer
+        if loop.time() > deadline:
+            raise AssertionError(f"not within {seconds} s; the last answer was {answer!r}")
+        await asyncio.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass
+class Process:
+    """One running instance."""
+
+    process: asyncio.subprocess.Process
+    target: str
+    http_port: int
+
+    async def is_ready(self) -> bool:
+        def ask() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/readyz", timeout=5):
+                    return True
+            except (urllib.error.URLError, OSError):
+                return False
+
+        assert self.process.returncode is None, "the service ended by itself"
+        return await asyncio.to_thread(ask)
+
+    async def stop(self) -> int:
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
+
+    async def killed(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
+
+
+@dataclass
+class Ingestion:
+    """A database, a store and a consumer group of their own, and processes on them."""
+
+    bootstrap: str
+    dsn: str
+    store_uri: str
+    folder: Path
+    group: str = field(default_factory=lambda: f"test-{uuid.uuid4()}")
+    # Many tests share the broker, and with it the topic.
+    dataset: str = field(default_factory=lambda: f"d-{uuid.uuid4()}")
+    processes: list[Process] = field(default_factory=list)
+
+    async def start(self, **environment: str) -> Process:
+        grpc_port, http_port = free_port(), free_port()
+        log = self.folder / f"ingestion-{len(self.processes)}.log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "headrace.ingestion",
+                stdout=output,
+                stderr=output,
+                env={
+                    **os.environ,
+                    "HEADRACE_KAFKA_BOOTSTRAP": self.bootstrap,
+                    "HEADRACE_KAFKA_IDEMPOTENCE": "false",
+                    "HEADRACE_POSTGRES_DSN": self.dsn,
+                    "HEADRACE_STORE_URI": self.store_uri,
+                    "HEADRACE_INGESTION_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
+                    "HEADRACE_INGESTION_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
+                    "HEADRACE_INGESTION_CONSUMER_GROUP": self.group,
+                    **environment,
+                },
+            )
+        started = Process(process, f"127.0.0.1:{grpc_port}", http_port)
+        self.processes.append(started)
+        return started
+
+    async def start_ready(self, **environment: str) -> Process:
+        process = await self.start(**environment)
+        await eventually(process.is_ready, bool)
+        return process
+
+    @asynccontextmanager
+    async def stub(self, process: Process) -> AsyncIterator[api_grpc.IngestionServiceAsyncStub]:
+        async with channel(process.target) as connection:
+            yield api_grpc.IngestionServiceStub(connection)
+
+    def schema(self) -> api.Schema:
+        return api.Schema(
+            key="id",
+            features=[
+                api.Field(name="radius", type=api.FIELD_TYPE_FLOAT32, min=0),
+                api.Field(name="grade", type=api.FIELD_TYPE_INT8, nullable=True),
+            ],
+            label=api.Field(name="malignant", type=api.FIELD_TYPE_INT8, allowed_values=["0", "1"]),
+        )
+
+    async def apply(self, process: Process, **cut: float) -> api.Dataset:
+        request = api.ApplyDatasetRequest(
+            name=self.dataset,
+            schema=self.schema(),
+            cut=api.Cut(rows=int(cut.get("rows", 0)), seconds=cut.get("seconds", 0)),
+        )
+        async with self.stub(process) as stub:
+            return await stub.ApplyDataset(request)
+
+    def headers(self, event_id: str, **changes: str | None) -> Headers:
+        values = {
+            "ce_specversion": "1.0",
+            "ce_id": event_id,
+            "ce_source": "tests",
+            "ce_type": "headrace.ingestion.sample.v1",
+            "ce_subject": self.dataset,
+            "ce_time": "2026-01-02T03:04:05Z",
+            "content-type": "application/json",
+            **{name.replace("__", "-"): value for name, value in changes.items()},
+        }
+        return [(name, value.encode()) for name, value in values.items() if value is not None]
+
+    async def publish(self, records: Sequence[tuple[bytes | None, bytes | None, Headers]]) -> None:
+        async with AIOKafkaProducer(bootstrap_servers=self.bootstrap, max_request_size=16 << 20) as producer:
+            pending = [
+                await producer.send(topics.SAMPLES, value, key=key, headers=headers)
+                for key, value, headers in records
+            ]
+            for acknowledged in pending:
+                await acknowledged
+
+    async def rows(self) -> list[Mapping[str, object]]:
+        """The table's rows, by event id."""
+
+        def read() -> list[Mapping[str, object]]:
+            try:
+                table = deltalake.DeltaTable(f"{self.store_uri}/datasets/{self.dataset}")
+            except deltalake.exceptions.TableNotFoundError:
+                return []
+            rows: list[Mapping[str, object]] = pa.table(table.to_pyarrow_table()).to_pylist()
+            return sorted(rows, key=lambda row: str(row["_event_id"]))
+
+        return await asyncio.to_thread(read)
+
+    async def rejected(self, process: Process) -> list[api.RejectedSample]:
+        """Every rejected event of this test's own, oldest first."""
+        found: list[api.RejectedSample] = []
+        token = ""
+        async with self.stub(process) as stub:
+            while True:
+                page = await stub.ListRejected(api.ListRejectedRequest(page_size=1000, page_token=token))
+                found += page.rejected
+                token = page.next_page_token
+                if not token:
+                    return [sample for sample in reversed(found) if self.is_own(sample)]
+
+    def is_own(self, sample: api.RejectedSample) -> bool:
+        return sample.event_id.startswith(self.dataset) or sample.dataset.startswith(self.dataset)
+
+    async def versions(self, process: Process) -> list[api.DatasetVersion]:
+        """Oldest first."""
+        async with self.stub(process) as stub:
+            answer = await stub.ListVersions(api.ListVersionsRequest(dataset=self.dataset))
+            return list(reversed(answer.versions))
+
+    async def published(self, topic: str, count: int) -> list[tuple[dict[str, bytes], bytes]]:
+        """At least so many of this dataset's events on a topic."""
+        consumer = AIOKafkaConsumer(
+            topic, bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", group_id=None
+        )
+        found: list[tuple[dict[str, bytes], bytes]] = []
+        async with consumer, asyncio.timeout(PATIENCE_SECONDS):
+            while len(found) < count:
+                record = await consumer.getone()
+                headers = dict(record.headers)
+                if headers.get("ce_subject", b"").decode().startswith(self.dataset):
+                    found.append((headers, record.value))
+        return found
+
+    async def committed(self, count: int) -> list[events_pb2.DatasetVersionCommitted]:
+        events = await self.published(topics.DATASET_VERSIONS, count)
+        return [events_pb2.DatasetVersionCommitted.FromString(value) for _, value in events]
+
+    async def close(self) -> None:
+        for process in self.processes:
+            if process.process.returncode is None:
+                process.process.kill()
+                await process.process.wait()
