@@ -116,7 +116,7 @@ def broken(change: tuple[str, str], text: str = SMALL) -> InvalidArgument:
     [
         (
             ("    label:", "    lable:"),
-            "p.yaml:8:5: spec.dataset.lable: unknown key 'lable'; did you mean 'label'? (allowed: cut, features,",
+            "p.yaml:8:5: spec.dataset.lable: unknown key 'lable'; did you mean 'label'? (allowed: cut,",
         ),
         (("x: float64", "x: float46"), "p.yaml:7:19: spec.dataset.features.x: must be one of bool, int8,"),
         (
