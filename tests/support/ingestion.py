@@ -46,6 +46,11 @@ async def eventually(
         await asyncio.sleep(0.05)
 
 
+def session_seconds() -> str:
+    # The embedded broker waits for half of it at each join; Apache Kafka takes no less than 6 s.
+    return "6" if os.environ.get("HEADRACE_TEST_BROKER") == "kafka" else "2"
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -108,6 +113,7 @@ class Ingestion:
                     **os.environ,
                     "HEADRACE_KAFKA_BOOTSTRAP": self.bootstrap,
                     "HEADRACE_KAFKA_IDEMPOTENCE": "false",
+                    "HEADRACE_KAFKA_SESSION_SECONDS": session_seconds(),
                     "HEADRACE_POSTGRES_DSN": self.dsn,
                     "HEADRACE_STORE_URI": self.store_uri,
                     "HEADRACE_INGESTION_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",

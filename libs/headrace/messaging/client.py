@@ -5,21 +5,26 @@ from __future__ import annotations
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 
-SESSION_TIMEOUT_MS = 10_000
-HEARTBEAT_MS = 3_000
+SESSION_SECONDS = 10.0
 MAX_FETCH_BYTES = 64 << 20
 
 
-def consumer_client(bootstrap: str, *, group: str, client_id: str) -> AIOKafkaConsumer:
-    """A consumer that begins at the earliest event and commits only when told to."""
+def consumer_client(
+    bootstrap: str, *, group: str, client_id: str, session_seconds: float = SESSION_SECONDS
+) -> AIOKafkaConsumer:
+    """A consumer that begins at the earliest event and commits only when told to.
+
+    After `session_seconds` without a heartbeat its partitions go to others. The embedded broker lets a
+    group wait for half of that whenever a member joins.
+    """
     return AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         group_id=group,
         client_id=client_id,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        session_timeout_ms=SESSION_TIMEOUT_MS,
-        heartbeat_interval_ms=HEARTBEAT_MS,
+        session_timeout_ms=int(session_seconds * 1000),
+        heartbeat_interval_ms=int(session_seconds * 300),
         fetch_max_bytes=MAX_FETCH_BYTES,
         max_partition_fetch_bytes=16 << 20,
     )

@@ -20,7 +20,7 @@ from typing import Self, TypeAlias
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
-from headrace.messaging.client import consumer_client
+from headrace.messaging.client import SESSION_SECONDS, consumer_client
 from headrace.messaging.events import Event, InvalidCloudEvent, decode
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import DEAD_LETTERS
@@ -73,6 +73,7 @@ class Consumer:
         max_in_flight: int = 64,
         retry: RetryPolicy | None = None,
         client_id: str,
+        session_seconds: float = SESSION_SECONDS,
     ) -> None:
         self._topics = list(topics)
         self._group = group
@@ -80,7 +81,9 @@ class Consumer:
         self._dead_letters = dead_letters
         self._max_in_flight = max_in_flight
         self._retry = retry or RetryPolicy()
-        self._client = consumer_client(bootstrap, group=group, client_id=client_id)
+        self._client = consumer_client(
+            bootstrap, group=group, client_id=client_id, session_seconds=session_seconds
+        )
         self._trackers: dict[TopicPartition, PartitionTracker] = {}
         # The last task of each key: the next record of that key waits for it.
         self._tails: dict[tuple[str, int, bytes], asyncio.Task[None]] = {}

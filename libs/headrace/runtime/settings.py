@@ -28,6 +28,11 @@ class PlatformSettings(BaseSettings):
     kafka_idempotence: bool = Field(
         default=True, description="Off for brokers without idempotent producers, such as the embedded one."
     )
+    kafka_session_seconds: float = Field(
+        default=10.0,
+        ge=1,
+        description="A consumer that is silent for so long loses its partitions. Kafka's own minimum is 6.",
+    )
 
 
 S = TypeVar("S", bound=BaseSettings)

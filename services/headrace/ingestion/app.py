@@ -62,7 +62,14 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))
 
     consumer = await runner.enter(
-        started(consumer_client(platform.kafka_bootstrap, group=settings.consumer_group, client_id=client_id))
+        started(
+            consumer_client(
+                platform.kafka_bootstrap,
+                group=settings.consumer_group,
+                client_id=client_id,
+                session_seconds=platform.kafka_session_seconds,
+            )
+        )
     )
     samples = SamplesConsumer(
         consumer,

@@ -40,19 +40,19 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         self._append_samples = append_samples
         self._versions = versions
 
-    async def ApplyDataset(  # noqa: N802, D102
+    async def ApplyDataset(  # noqa: D102
         self, request: api.ApplyDatasetRequest, context: _Context
     ) -> api.Dataset:
         schema = translation.schema_from_message(request.schema)
         cut = translation.cut_from_message(request.cut)
         return await self._dataset(await self._apply_dataset(request.name, schema, cut))
 
-    async def GetDataset(  # noqa: N802, D102
+    async def GetDataset(  # noqa: D102
         self, request: api.GetDatasetRequest, context: _Context
     ) -> api.Dataset:
         return await self._dataset(await require_dataset(self._catalogue, request.name))
 
-    async def ListDatasets(  # noqa: N802, D102
+    async def ListDatasets(  # noqa: D102
         self, request: api.ListDatasetsRequest, context: _Context
     ) -> api.ListDatasetsResponse:
         size = paging.page_size(request.page_size)
@@ -62,7 +62,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         datasets = await asyncio.gather(*map(self._dataset, page))
         return api.ListDatasetsResponse(datasets=datasets, next_page_token=token)
 
-    async def AppendSamples(  # noqa: N802, D102
+    async def AppendSamples(  # noqa: D102
         self, request_iterator: AsyncIterator[api.AppendSamplesRequest], context: _Context
     ) -> api.AppendSamplesResponse:
         samples = (
@@ -70,12 +70,12 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         )
         return api.AppendSamplesResponse(appended_count=await self._append_samples(samples))
 
-    async def CommitVersion(  # noqa: N802, D102
+    async def CommitVersion(  # noqa: D102
         self, request: api.CommitVersionRequest, context: _Context
     ) -> api.DatasetVersion:
         return self._version(await self._versions.commit(request.dataset))
 
-    async def GetVersion(  # noqa: N802, D102
+    async def GetVersion(  # noqa: D102
         self, request: api.GetVersionRequest, context: _Context
     ) -> api.DatasetVersion:
         version = await self._catalogue.version(request.dataset, request.version)
@@ -84,7 +84,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             raise NotFound("DATASET_VERSION_NOT_FOUND", f"{request.dataset} has no version {request.version}")
         return self._version(version)
 
-    async def ListVersions(  # noqa: N802, D102
+    async def ListVersions(  # noqa: D102
         self, request: api.ListVersionsRequest, context: _Context
     ) -> api.ListVersionsResponse:
         await require_dataset(self._catalogue, request.dataset)
@@ -94,7 +94,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         page, token = paging.cut(rows, size, lambda version: (version.version,))
         return api.ListVersionsResponse(versions=map(self._version, page), next_page_token=token)
 
-    async def ListRejected(  # noqa: N802, D102
+    async def ListRejected(  # noqa: D102
         self, request: api.ListRejectedRequest, context: _Context
     ) -> api.ListRejectedResponse:
         size = paging.page_size(request.page_size)

@@ -8,11 +8,12 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from headrace.ingestion.domain.columnar import ColumnReader, Malformed, parse_object
 from headrace.ingestion.domain.schema import Field, FieldType, Schema
 from headrace.ingestion.domain.validation import RowValidator, Rule, Violation
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 SCHEMA = Schema(
     key="id",

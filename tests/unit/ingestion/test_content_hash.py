@@ -4,9 +4,10 @@ import hashlib
 import random
 
 import pyarrow as pa
-from headrace.ingestion.domain.content_hash import combine, from_hex, hash_rows, to_hex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from headrace.ingestion.domain.content_hash import combine, from_hex, hash_rows, to_hex
 
 NAMES = ("id", "a", "b", "flag")
 SCHEMA = pa.schema([("id", pa.string()), ("a", pa.float32()), ("b", pa.int16()), ("flag", pa.bool_())])

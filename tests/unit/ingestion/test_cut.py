@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from headrace.ingestion.domain.cut import due_time, is_due
 from headrace.ingestion.domain.dataset import (
     Dataset,

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from headrace.errors import FailedPrecondition, InvalidArgument
 from headrace.ingestion.domain.schema import Field, FieldType, Schema, check_evolution, check_schema
 
