@@ -89,3 +89,25 @@ METRIC_INGESTION_BATCH_SECONDS: Final = "headrace_ingestion_batch_seconds"
 METRIC_INGESTION_BATCH_FAILURES: Final = "headrace_ingestion_batch_failures_total"
 METRIC_INGESTION_LAG: Final = "headrace_ingestion_lag_events"
 METRIC_INGESTION_FRESHNESS: Final = "headrace_ingestion_freshness_seconds"
+
+# --- headrace.scheduling -----------------------------------------------------------------------------
+
+SPAN_SCHEDULE_JOB: Final = "schedule job"
+SPAN_WAIT_IN_QUEUE: Final = "wait in queue"
+SPAN_PLACE_JOB: Final = "place job"
+
+METRIC_SCHEDULING_SUBMITTED: Final = "headrace_scheduling_submitted_jobs_total"
+METRIC_SCHEDULING_ADMITTED: Final = "headrace_scheduling_admitted_jobs_total"
+METRIC_SCHEDULING_EVICTED: Final = "headrace_scheduling_evicted_jobs_total"
+METRIC_SCHEDULING_FINISHED: Final = "headrace_scheduling_finished_jobs_total"
+METRIC_SCHEDULING_WAIT: Final = "headrace_scheduling_admission_wait_time_seconds"
+METRIC_SCHEDULING_ATTEMPT: Final = "headrace_scheduling_admission_attempt_duration_seconds"
+METRIC_SCHEDULING_PENDING: Final = "headrace_scheduling_pending_jobs"
+METRIC_SCHEDULING_ACTIVE: Final = "headrace_scheduling_reserving_active_jobs"
+METRIC_SCHEDULING_NODES: Final = "headrace_scheduling_nodes"
+METRIC_SCHEDULING_LEADER: Final = "headrace_scheduling_leader"
+
+# --- registry ------------------------------------------------------------------------------------------
+
+SPAN_REGISTER_MODEL_VERSION: Final = "register model version"
+SPAN_EVALUATE_GATES: Final = "evaluate gates"

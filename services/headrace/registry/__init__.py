@@ -1,0 +1,1 @@
+"""Models, their versions, artifacts, lineage, evaluation and gates."""

@@ -1,0 +1,1 @@
+"""What a version is and when it may be promoted: pure decisions."""

@@ -1,0 +1,55 @@
+-- name: apply_model
+INSERT INTO models (name, gates, create_time, update_time) VALUES ($1, $2, $3, $3)
+ON CONFLICT (name) DO UPDATE SET
+    gates = excluded.gates,
+    update_time = CASE WHEN models.gates = excluded.gates THEN models.update_time ELSE excluded.update_time END;
+
+-- name: get_model
+SELECT name, gates, latest_version, create_time, update_time FROM models WHERE name = $1;
+
+-- The lock orders everything that happens to one model, its versions' numbers and its events among them.
+-- name: lock_model
+SELECT name, gates, latest_version, create_time, update_time FROM models WHERE name = $1 FOR UPDATE;
+
+-- name: list_models
+SELECT name, gates, latest_version, create_time, update_time FROM models
+WHERE name > $1 ORDER BY name LIMIT $2;
+
+-- name: list_aliases
+SELECT model, alias, version FROM aliases WHERE model = ANY($1::text[]);
+
+-- name: set_alias
+INSERT INTO aliases (model, alias, version) VALUES ($1, $2, $3)
+ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version;
+
+-- name: remove_alias
+DELETE FROM aliases WHERE model = $1 AND alias = $2;
+
+-- name: find_by_request
+SELECT version FROM model_versions WHERE model = $1 AND request_id = $2;
+
+-- name: next_version
+UPDATE models SET latest_version = latest_version + 1 WHERE name = $1 RETURNING latest_version;
+
+-- name: insert_version
+INSERT INTO model_versions (model, version, request_id, state, metrics, lineage, signature, traceparent, create_time)
+VALUES ($1, $2, $3, 'UPLOADING', $4, $5, $6, $7, $8);
+
+-- name: get_version
+SELECT model, version, state, metrics, lineage, signature, gate_results, traceparent, create_time, close_time
+FROM model_versions WHERE model = $1 AND version = $2;
+
+-- name: list_versions
+SELECT model, version, state, metrics, lineage, signature, gate_results, traceparent, create_time, close_time
+FROM model_versions WHERE model = $1 AND version < $2 ORDER BY version DESC LIMIT $3;
+
+-- name: close_version
+UPDATE model_versions SET state = $3, gate_results = $4, close_time = $5 WHERE model = $1 AND version = $2;
+
+-- name: list_artifacts
+SELECT model, version, path, size, sha256, uri FROM artifacts
+WHERE model = $1 AND version = ANY($2::bigint[]) ORDER BY version, path;
+
+-- name: put_artifact
+INSERT INTO artifacts (model, version, path, size, sha256, uri) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (model, version, path) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256, uri = excluded.uri;

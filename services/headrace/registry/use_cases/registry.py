@@ -1,0 +1,192 @@
+"""From an open version to a verdict."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+
+from headrace.errors import DataLoss, NotFound
+from headrace.registry.domain.gates import Gate, GateResult, judge
+from headrace.registry.domain.models import (
+    CHAMPION,
+    Artifact,
+    Model,
+    Version,
+    VersionState,
+    accepts_artifact,
+    check_alias,
+    closed,
+)
+from headrace.registry.use_cases.ports import Blobs, UnitOfWork
+from headrace.runtime.clock import Clock
+from headrace.runtime.faults import fault_point
+from headrace.telemetry import names, tracing
+
+
+class Registry:
+    """Everything that changes or reads models and versions."""
+
+    def __init__(self, work: UnitOfWork, blobs: Blobs, clock: Clock) -> None:
+        self._work = work
+        self._blobs = blobs
+        self._clock = clock
+
+    async def apply_model(self, name: str, gates: Sequence[Gate]) -> Model:
+        """Create a model or change its gates."""
+        async with self._work() as work:
+            await work.models.apply_model(name, gates, self._clock())
+            return await work.models.model(name)
+
+    async def model(self, name: str) -> Model:
+        """One model. Raises NotFound."""
+        async with self._work() as work:
+            return await work.models.model(name)
+
+    async def models(self, after: str, limit: int) -> list[Model]:
+        """Models by name."""
+        async with self._work() as work:
+            return await work.models.models(after, limit)
+
+    async def create(
+        self,
+        model: str,
+        request_id: str,
+        *,
+        metrics: Mapping[str, float],
+        lineage: bytes,
+        signature: bytes,
+    ) -> Version:
+        """Open a version; the same request is answered the same one. Raises NotFound."""
+        with tracing.span(names.SPAN_REGISTER_MODEL_VERSION, attributes={names.MODEL: model}) as span:
+            async with self._work() as work:
+                await work.models.model(model, lock=True)
+                number = await work.models.version_of_request(model, request_id)
+                if number is None:
+                    number = await work.models.insert_version(
+                        model,
+                        request_id,
+                        metrics=metrics,
+                        lineage=lineage,
+                        signature=signature,
+                        traceparent=tracing.current_traceparent(),
+                        now=self._clock(),
+                    )
+                span.set_attribute(names.MODEL_VERSION, number)
+                return await work.models.version(model, number)
+
+    async def upload(
+        self, model: str, number: int, declared: Artifact, chunks: AsyncIterator[bytes]
+    ) -> Artifact:
+        """Store an artifact as declared: its size and SHA-256 are checked on the way in.
+
+        The object is named by its checksum, so that one that is replaced, or whose upload broke off, is
+        never seen under a name that something refers to. Raises DataLoss/CHECKSUM_MISMATCH.
+        """
+        artifact = replace(declared, uri=self._blobs.uri(_object_path(model, number, declared)))
+        async with self._work() as work:
+            wanted = accepts_artifact(await work.models.version(model, number), artifact)
+        if not wanted:
+            return artifact
+        await self._blobs.put(_object_path(model, number, declared), _checked(declared, chunks))
+        async with self._work() as work:
+            await work.models.model(model, lock=True)
+            if accepts_artifact(await work.models.version(model, number), artifact):
+                await work.models.put_artifact(model, number, artifact)
+        return artifact
+
+    async def commit(self, model: str, number: int, required: Sequence[str]) -> Version:
+        """Close a version: judge it, and tell. Repeating it changes nothing."""
+        with tracing.span(
+            names.SPAN_EVALUATE_GATES, attributes={names.MODEL: model, names.MODEL_VERSION: number}
+        ):
+            async with self._work() as work:
+                owner = await work.models.model(model, lock=True)
+                version = await work.models.version(model, number)
+                if version.state is not VersionState.UPLOADING:
+                    return version
+                version = closed(version, owner, tuple(required), self._clock())
+                await work.models.close_version(version)
+                await work.events.registered(version)
+                await work.events.judged(version)
+                if version.state is VersionState.PROMOTED:
+                    previous = owner.aliases.get(CHAMPION, 0)
+                    await work.models.set_alias(model, CHAMPION, number)
+                    await work.events.alias_changed(model, CHAMPION, number, previous)
+            fault_point("registry.after-commit")
+            return version
+
+    async def evaluate(self, model: str, number: int) -> tuple[GateResult, ...]:
+        """Judge a version against its model's gates as they are now, changing nothing."""
+        async with self._work() as work:
+            owner = await work.models.model(model)
+            version = await work.models.version(model, number)
+        return judge(owner.gates, version.metrics)
+
+    async def version(self, model: str, number: int) -> Version:
+        """One version. Raises NotFound."""
+        async with self._work() as work:
+            await work.models.model(model)
+            return await work.models.version(model, number)
+
+    async def version_at(self, model: str, alias: str) -> Version:
+        """The version that an alias points at. Raises NotFound."""
+        async with self._work() as work:
+            owner = await work.models.model(model)
+            return await work.models.version(model, owner.aliases.get(alias, 0))
+
+    async def versions(self, model: str, before: int, limit: int) -> list[Version]:
+        """Versions below a number, newest first. Raises NotFound for the model."""
+        async with self._work() as work:
+            await work.models.model(model)
+            return await work.models.versions(model, before, limit)
+
+    async def download(self, model: str, number: int, path: str) -> AsyncIterator[bytes]:
+        """An artifact's bytes. Raises NotFound."""
+        version = await self.version(model, number)
+        for artifact in version.artifacts:
+            if artifact.path == path:
+                async for chunk in self._blobs.stream(_object_path(model, number, artifact)):
+                    yield chunk
+                return
+        raise _no_artifact(version, path)
+
+    async def set_alias(self, model: str, alias: str, number: int) -> Model:
+        """Point an alias at a version, or with 0 remove it."""
+        check_alias(alias)
+        async with self._work() as work:
+            previous = (await work.models.model(model, lock=True)).aliases.get(alias, 0)
+            if number:
+                await work.models.version(model, number)
+            if number != previous:
+                await work.models.set_alias(model, alias, number)
+                await work.events.alias_changed(model, alias, number, previous)
+            return await work.models.model(model)
+
+
+def _object_path(model: str, number: int, artifact: Artifact) -> str:
+    return f"models/{model}/{number}/{artifact.sha256[:16]}/{artifact.path}"
+
+
+async def _checked(declared: Artifact, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass chunks on, and raise at their end, before the store has the whole, if they are others."""
+    digest = hashlib.sha256()
+    size = 0
+    async for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+        yield chunk
+    if size != declared.size or digest.hexdigest() != declared.sha256:
+        raise DataLoss(
+            "CHECKSUM_MISMATCH",
+            f"{declared.path} arrived with {size} bytes and SHA-256 {digest.hexdigest()}, "
+            f"declared were {declared.size} and {declared.sha256}; send it again",
+        )
+
+
+def _no_artifact(version: Version, path: str) -> NotFound:
+    known = ", ".join(artifact.path for artifact in version.artifacts) or "none"
+    return NotFound(
+        "ARTIFACT_NOT_FOUND",
+        f"version {version.number} of {version.model} has no artifact {path!r}; it has: {known}",
+    )

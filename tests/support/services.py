@@ -1,0 +1,58 @@
+"""Services as processes of their own, for tests that call, kill and restart them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from headrace.embedded.parts.process import Part, free_port, http_status
+
+
+class ServiceProcess(Part):
+    """`python -m headrace.<service>` on ports of its own."""
+
+    start_seconds = 40.0
+
+    def __init__(self, service: str, folder: Path, settings: Mapping[str, str]) -> None:
+        self.name = service
+        super().__init__(folder, folder)
+        self.grpc_port = free_port()
+        self.http_port = free_port()
+        self.settings = dict(settings)
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-W", "error::RuntimeWarning", "-m", f"headrace.{self.name}"]
+
+    def environment(self) -> dict[str, str]:
+        prefix = f"HEADRACE_{self.name.upper()}_"
+        return {
+            f"{prefix}GRPC_ADDRESS": self.target,
+            f"{prefix}HTTP_ADDRESS": f"127.0.0.1:{self.http_port}",
+            **self.settings,
+        }
+
+    async def ready(self) -> bool:
+        return await http_status(self.http_port, "/readyz") == 200
+
+    async def killed(self, deadline: float = 60.0) -> None:
+        """Wait until it has killed itself at its fault point."""
+        async with asyncio.timeout(deadline):
+            assert await self.wait() == -signal.SIGKILL, self.log.read_text()
+
+
+def platform(kafka_bootstrap: str, postgres_dsn: str, store_uri: str) -> dict[str, str]:
+    """What every service has to know."""
+    return {
+        "HEADRACE_KAFKA_BOOTSTRAP": kafka_bootstrap,
+        "HEADRACE_KAFKA_IDEMPOTENCE": str(os.environ.get("HEADRACE_TEST_BROKER") == "kafka").lower(),
+        "HEADRACE_POSTGRES_DSN": postgres_dsn,
+        "HEADRACE_STORE_URI": store_uri,
+    }
