@@ -1,0 +1,135 @@
+"""Kill -9 at the worst moments: rows equal valid events, each once; each rejected event once.
+
+Each case can be repeated: HEADRACE_TEST_REPEAT=20 runs every one of them 20 times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import deltalake
+import pyarrow as pa
+import pytest
+from tests.support.ingestion import Headers, Ingestion, Process, eventually
+
+from headrace.events.ingestion.v1 import events_pb2
+from headrace.ingestion.domain.content_hash import hash_rows, to_hex
+from headrace.messaging import topics
+
+pytestmark = [pytest.mark.broker, pytest.mark.kill]
+
+REPEAT = int(os.environ.get("HEADRACE_TEST_REPEAT", "1"))
+EVENTS = 40
+BAD_EVERY = 5
+GOOD = EVENTS - EVENTS // BAD_EVERY
+
+Record = tuple[bytes | None, bytes | None, Headers]
+
+
+def records_of(ingestion: Ingestion) -> list[Record]:
+    """Every fifth one broken, in one way or another."""
+    records: list[Record] = []
+    for number in range(EVENTS):
+        row: dict[str, object] = {
+            "id": f"p{number}",
+            "radius": number / 2,
+            "grade": 1,
+            "malignant": number % 2,
+        }
+        if number % BAD_EVERY == 0:
+            row["radius"] = -1.0
+        payload = json.dumps(row).encode()
+        if number % (2 * BAD_EVERY) == 0:
+            payload = payload[:-1]
+        headers = ingestion.headers(f"{ingestion.dataset}-{number:06}")
+        records.append((f"p{number}".encode(), payload, headers))
+    return records
+
+
+async def assert_each_event_is_accounted_for_once(ingestion: Ingestion, process: Process) -> None:
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) >= GOOD)
+    rejected = await eventually(
+        lambda: ingestion.rejected(process), lambda rejected: len(rejected) >= EVENTS - GOOD
+    )
+    expected = {f"{ingestion.dataset}-{number:06}" for number in range(EVENTS)}
+    found = Counter([str(row["_event_id"]) for row in rows] + [item.event_id for item in rejected])
+    assert found == Counter(expected)
+    assert len(rows) == GOOD
+
+
+async def assert_versions_hold_what_they_say(ingestion: Ingestion, process: Process) -> None:
+    """The last version has every row, its event is out, and numbers have no gaps."""
+    versions = await eventually(
+        lambda: ingestion.versions(process),
+        lambda versions: bool(versions) and versions[-1].row_count == GOOD,
+    )
+    assert [version.version for version in versions] == list(range(1, len(versions) + 1))
+    for version in versions:
+        table = pa.table(
+            deltalake.DeltaTable(version.table_uri, version=version.table_version).to_pyarrow_table()
+        )
+        assert table.num_rows == version.row_count
+        assert to_hex(hash_rows(table, ["id", "radius", "grade", "malignant"])) == version.content_hash
+    # A crash between publishing and forgetting publishes again, with the same id.
+    published: dict[bytes, events_pb2.DatasetVersionCommitted] = {}
+
+    async def distinct() -> int:
+        for headers, value in await ingestion.published(topics.DATASET_VERSIONS, len(versions)):
+            published[headers["ce_id"]] = events_pb2.DatasetVersionCommitted.FromString(value)
+        return len(published)
+
+    await eventually(distinct, lambda count: count >= len(versions))
+    announced = sorted((event.dataset_version for event in published.values()), key=lambda v: v.version)
+    assert announced == versions
+
+
+@pytest.mark.parametrize("repetition", range(REPEAT))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "ingestion.after-reject-commit",
+        "ingestion.after-delta-commit",
+        "ingestion.before-offset-commit",
+        "ingestion.after-cut-commit",
+        "outbox.before-publish",
+        "outbox.after-publish",
+    ],
+)
+async def test_a_kill_loses_nothing_and_doubles_nothing(
+    ingestion: Ingestion, tmp_path: Path, fault: str, repetition: int
+) -> None:
+    environment = {
+        "HEADRACE_FAULT": fault,
+        "HEADRACE_FAULT_ONCE": str(tmp_path / "died-once"),
+        # Several batches, so that the kill is in the middle of the work.
+        "HEADRACE_INGESTION_BATCH_EVENTS": "15",
+    }
+    process = await ingestion.start_ready(**environment)
+    await ingestion.apply(process, rows=10, seconds=0.5)
+    await ingestion.publish(records_of(ingestion))
+    assert await process.killed() == -signal.SIGKILL
+
+    again = await ingestion.start_ready(**environment)
+    await assert_each_event_is_accounted_for_once(ingestion, again)
+    await assert_versions_hold_what_they_say(ingestion, again)
+    assert await again.stop() == 0
+
+
+async def test_a_service_that_takes_over_at_the_same_time_changes_nothing(ingestion: Ingestion) -> None:
+    """Partitions move between two instances while events come in, and one of them is killed."""
+    first = await ingestion.start_ready(HEADRACE_INGESTION_BATCH_EVENTS="10")
+    await ingestion.apply(first, rows=10, seconds=0.5)
+    records = records_of(ingestion)
+    await ingestion.publish(records[: EVENTS // 2])
+    second = await ingestion.start_ready(HEADRACE_INGESTION_BATCH_EVENTS="10")
+    await ingestion.publish(records[EVENTS // 2 :])
+    await eventually(ingestion.rows, bool)
+    first.process.kill()
+    await first.killed()
+    await assert_each_event_is_accounted_for_once(ingestion, second)
+    await assert_versions_hold_what_they_say(ingestion, second)
+    assert await second.stop() == 0
