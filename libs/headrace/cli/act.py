@@ -1,0 +1,223 @@
+"""Commands that change something: apply, submit, cancel, produce, predict, rollout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from headrace.cli.output import Format, OutputOption, cell, console, show_document, show_rows
+from headrace.cli.session import DEFAULT_DATA, DataOption, run
+from headrace.errors import InvalidArgument
+
+# Everything else is imported by the command that needs it, so that `headrace --help` is quick.
+if TYPE_CHECKING:
+    from headrace.client import HeadraceClient
+
+rollout_app = typer.Typer(no_args_is_help=True, help="Watch and steer a deployment's rollout.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    for command in (apply, submit, cancel, produce, predict):
+        app.command()(command)
+    app.add_typer(rollout_app, name="rollout")
+
+
+def apply(
+    file: Annotated[Path, typer.Option("--file", "-f", help="A pipeline's YAML file.")],
+    output: OutputOption = Format.TABLE,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Create or change a pipeline: its dataset, its model's gates, its deployment."""
+    from headrace.cli.plain import plain
+    from headrace.client import pipeline_file
+
+    async def command(client: HeadraceClient) -> None:
+        request = pipeline_file.load(file)
+        pipeline = await client.scheduling.ApplyPipeline(request)
+        if output is not Format.TABLE:
+            show_document(plain(pipeline), output)
+            return
+        console.print(f"pipeline {pipeline.name} applied (generation {pipeline.generation})")
+
+    run(data, command)
+
+
+def submit(
+    pipeline: Annotated[str, typer.Argument(help="The pipeline to run.")],
+    version: Annotated[int, typer.Option(help="Dataset version; 0 is the newest.")] = 0,
+    output: OutputOption = Format.TABLE,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Queue a training job."""
+    from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+    from headrace.cli.plain import plain
+
+    async def command(client: HeadraceClient) -> None:
+        job = await client.scheduling.SubmitJob(
+            scheduling.SubmitJobRequest(
+                pipeline=pipeline, dataset_version=version, request_id=str(uuid.uuid4())
+            )
+        )
+        if output is Format.TABLE:
+            console.print(f"job {job.id} queued; `headrace get jobs {pipeline} --watch` follows it")
+        else:
+            show_document(plain(job), output)
+
+    run(data, command)
+
+
+def cancel(
+    job: Annotated[str, typer.Argument(help="A job's id.")],
+    output: OutputOption = Format.TABLE,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Cancel a job, whether it waits or runs."""
+    from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+    from headrace.cli.plain import plain
+
+    async def command(client: HeadraceClient) -> None:
+        row = plain(await client.scheduling.CancelJob(scheduling.CancelJobRequest(id=job)))
+        if output is Format.TABLE:
+            console.print(f"job {job} is {row['state']}")
+        else:
+            show_document(row, output)
+
+    run(data, command)
+
+
+def produce(
+    dataset: Annotated[str, typer.Argument(help="The dataset that the samples belong to.")],
+    file: Annotated[
+        str, typer.Option("--file", "-f", help="JSON lines, a sample each; - reads standard input.")
+    ] = "-",
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Publish samples to Kafka, one JSON object a line."""
+    samples = [line for line in _read(file).splitlines() if line.strip()]
+
+    async def command(client: HeadraceClient) -> None:
+        count = await client.produce(dataset, samples)
+        console.print(f"{count} samples published; `headrace get datasets` shows them arrive")
+
+    run(data, command)
+
+
+def _read(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint="--file") from error
+
+
+def predict(
+    deployment: Annotated[str, typer.Argument(help="The deployment to ask.")],
+    rows: Annotated[str, typer.Option("--data-json", "-d", help="Rows of features: '[[1.0, 2.0], ...]'.")],
+    version: Annotated[str, typer.Option(help="Ask this version instead of the rollout's.")] = "",
+    output: OutputOption = Format.TABLE,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Ask a model through Envoy, with the Open Inference Protocol."""
+
+    async def command(client: HeadraceClient) -> None:
+        try:
+            features = json.loads(rows)
+        except ValueError as error:
+            raise InvalidArgument("INVALID_DATA", f"--data-json is not JSON: {error}") from error
+        answer = await client.predict(deployment, features, version=version)
+        if output is not Format.TABLE:
+            show_document(
+                {
+                    "id": answer.prediction_id,
+                    "model": deployment,
+                    "version": answer.version,
+                    "outputs": {name: values.tolist() for name, values in answer.outputs.items()},
+                },
+                output,
+            )
+            return
+        for name, values in answer.outputs.items():
+            console.print(Text(f"{name}: {values.tolist()}"))
+        console.print(Text(f"version {answer.version}, prediction {answer.prediction_id}", "dim"))
+
+    run(data, command)
+
+
+@rollout_app.command()
+def status(
+    deployment: Annotated[str, typer.Argument(help="A deployment's name.")],
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it until it has ended.")] = False,
+    output: OutputOption = Format.TABLE,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Show the rollout in progress, or the last one."""
+    from headrace.api.inference.v1 import inference_pb2 as inference
+    from headrace.cli.plain import plain
+
+    ended = {
+        inference.ROLLOUT_STATE_SUCCEEDED,
+        inference.ROLLOUT_STATE_ROLLED_BACK,
+        inference.ROLLOUT_STATE_FAILED,
+    }
+
+    async def command(client: HeadraceClient) -> None:
+        if not watch:
+            found = await client.inference.GetDeployment(inference.GetDeploymentRequest(name=deployment))
+            show_document(plain(found.rollout), output)
+            return
+        async for seen in client.inference.WatchDeployment(inference.WatchDeploymentRequest(name=deployment)):
+            row = plain(seen.rollout)
+            if output is Format.TABLE:
+                console.print(
+                    f"v{row['from_version']} -> v{row['to_version']}  {row['state']}  {row['weight']}%  "
+                    f"{cell(row['message'])}"
+                )
+            else:
+                show_document(row, output)
+            if seen.rollout.state in ended:
+                return
+
+    run(data, command)
+
+
+@rollout_app.command()
+def history(
+    deployment: Annotated[str, typer.Argument(help="A deployment's name.")],
+    output: OutputOption = Format.TABLE,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """List a deployment's rollouts, newest first."""
+    from headrace.cli.kinds import kind_named
+
+    async def command(client: HeadraceClient) -> None:
+        kind = kind_named("rollouts")
+        show_rows(await kind.list(client, deployment), kind.columns, output)
+
+    run(data, command)
+
+
+@rollout_app.command()
+def abort(
+    deployment: Annotated[str, typer.Argument(help="A deployment's name.")],
+    output: OutputOption = Format.TABLE,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Take the traffic back to the version before."""
+    from headrace.api.inference.v1 import inference_pb2 as inference
+    from headrace.cli.plain import plain
+
+    async def command(client: HeadraceClient) -> None:
+        request = inference.AbortRolloutRequest(deployment=deployment)
+        row = plain((await client.inference.AbortRollout(request)).rollout)
+        if output is Format.TABLE:
+            console.print(f"rollout of {deployment} is {row['state']}: {cell(row['message'])}")
+        else:
+            show_document(row, output)
+
+    run(data, command)

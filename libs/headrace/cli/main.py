@@ -1,0 +1,25 @@
+"""The `headrace` command. `headrace --help` lists what it can do; exit codes stand in `output.ExitCode`."""
+
+from __future__ import annotations
+
+import typer
+
+from headrace.cli import act, look, stack
+
+app = typer.Typer(
+    name="headrace",
+    help=(
+        "A self-hosted, event-driven AI cloud: events in, versioned datasets, trained and gated models, "
+        "live predictions out.\n\n"
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 a part does not answer, 5 invalid "
+        "input, 6 wrong state for it, 7 too slow."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for module in (stack, look, act):
+    module.register(app)
+
+
+if __name__ == "__main__":
+    app()
