@@ -63,7 +63,7 @@ class InferenceProtocol:
 
 def _rows(features: object) -> NDArray[np.float32]:
     try:
-        rows = np.ascontiguousarray(features, dtype=np.float32)
+        rows = np.asarray(features, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise _invalid(f"{_WANTED}, all of one length ({error})") from error
     if rows.ndim == 1 and rows.size:

@@ -1,0 +1,287 @@
+"""Commands against services that answer what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from headrace.api.inference.v1 import inference_pb2 as inference
+from headrace.api.inference.v1 import inference_pb2_grpc
+from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
+from headrace.api.ingestion.v1 import ingestion_pb2_grpc
+from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+from headrace.api.scheduling.v1 import scheduling_pb2_grpc
+from headrace.api.training.v1 import training_pb2 as training
+from headrace.api.training.v1 import training_pb2_grpc
+from headrace.cli.main import app
+from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
+from headrace.rpc.convert import to_timestamp
+from headrace.rpc.server import ServiceBinding, serve
+from headrace.runtime.health import Health
+
+JOB = "4f7f2b3e-7b0c-4a9f-9a5e-0d3c9c0f6a11"
+SMALL = """\
+apiVersion: headrace.dev/v1
+kind: Pipeline
+metadata: {name: small}
+spec:
+  dataset: {key: id, features: {x: float64}, label: {name: y, type: float64}}
+  training: {recipe: mlp}
+"""
+
+
+def job(state: scheduling.JobState.ValueType = scheduling.JOB_STATE_QUEUED) -> scheduling.Job:
+    return scheduling.Job(
+        id=JOB,
+        pipeline="small",
+        dataset_version=1,
+        state=state,
+        message="waits for a node",
+        create_time=to_timestamp(datetime(2026, 1, 2, tzinfo=UTC)),
+    )
+
+
+class Services:
+    """One object that answers for every service; what a test does not set is unimplemented."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.answers: dict[str, Callable[[Any], Any]] = {}
+
+    def __getattr__(self, method: str) -> Any:
+        if not method[0].isupper():
+            raise AttributeError(method)
+
+        async def one(request: Any, _context: Any) -> Any:
+            self.requests.append(request)
+            return self.answers[method](request)
+
+        async def many(request: Any, _context: Any) -> AsyncIterator[Any]:
+            self.requests.append(request)
+            for answer in self.answers[method](request):
+                yield answer
+
+        return many if method.startswith(("Watch", "Stream", "Download")) else one
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """Serves from a thread of its own, since a command runs its own event loop."""
+    answering, ports = Services(), list[int]()
+    bindings = [
+        ServiceBinding(add, answering, name)
+        for add, name in (
+            (
+                ingestion_pb2_grpc.add_IngestionServiceServicer_to_server,
+                "headrace.api.ingestion.v1.IngestionService",
+            ),
+            (
+                scheduling_pb2_grpc.add_SchedulingServiceServicer_to_server,
+                "headrace.api.scheduling.v1.SchedulingService",
+            ),
+            (
+                training_pb2_grpc.add_TrainingServiceServicer_to_server,
+                "headrace.api.training.v1.TrainingService",
+            ),
+            (
+                inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+                "headrace.api.inference.v1.InferenceService",
+            ),
+        )
+    ]
+    loop, up, down = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def run() -> None:
+        async with serve("127.0.0.1:0", bindings, health=Health()) as server:
+            ports.append(server.port)
+            up.set()
+            await down.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    assert up.wait(20)
+    for service in ("INGESTION", "SCHEDULING", "TRAINING", "INFERENCE"):
+        monkeypatch.setenv(f"HEADRACE_{service}_TARGET", f"127.0.0.1:{ports[0]}")
+    yield answering
+    loop.call_soon_threadsafe(down.set)
+    thread.join(20)
+    loop.close()
+
+
+@pytest.fixture
+def headrace(tmp_path: Path) -> Callable[..., Result]:
+    def command(*arguments: str, **options: Any) -> Result:
+        env = {"HEADRACE_DATA": str(tmp_path / "no-stack")}
+        return CliRunner().invoke(app, arguments, env=env, **options)
+
+    return command
+
+
+Headrace = Callable[..., Result]
+
+
+def test_a_list_is_a_table_for_people(services: Services, headrace: Headrace) -> None:
+    services.answers["ListJobs"] = lambda _: scheduling.ListJobsResponse(jobs=[job()])
+    result = headrace("get", "jobs", "small")
+    assert result.exit_code == 0, result.output
+    heading, row = result.stdout.splitlines()
+    assert heading.split()[:2] == ["id", "pipeline"]
+    assert row.split()[:4] == [JOB, "small", "1", "QUEUED"]
+    assert services.requests[0].pipeline == "small"
+
+
+@pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_a_list_is_a_document_for_programs(
+    services: Services, headrace: Headrace, form: str, read: Callable[[str], Any]
+) -> None:
+    services.answers["ListJobs"] = lambda _: scheduling.ListJobsResponse(jobs=[job()])
+    (row,) = read(headrace("get", "jobs", "-o", form).stdout)
+    assert (row["id"], row["state"], row["dataset_version"]) == (JOB, "QUEUED", 1)
+    assert row["create_time"] == "2026-01-02T00:00:00.000Z"
+    assert row["end_time"] is None
+
+
+def test_every_page_is_read(services: Services, headrace: Headrace) -> None:
+    pages = iter(
+        [
+            ingestion.ListDatasetsResponse(datasets=[ingestion.Dataset(name="a")], next_page_token="more"),
+            ingestion.ListDatasetsResponse(datasets=[ingestion.Dataset(name="b")]),
+        ]
+    )
+    services.answers["ListDatasets"] = lambda _: next(pages)
+    result = headrace("get", "datasets", "-o", "json")
+    assert [row["name"] for row in json.loads(result.stdout)] == ["a", "b"]
+    assert services.requests[1].page_token == "more"
+
+
+def test_a_thing_is_described(services: Services, headrace: Headrace) -> None:
+    services.answers["GetJob"] = lambda _: job()
+    assert "waits for a node" in headrace("describe", "job", JOB).stdout
+    assert json.loads(headrace("describe", "jobs", JOB, "-o", "json").stdout)["message"] == "waits for a node"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotFound("JOB_NOT_FOUND", "there is no such job"), 3),
+        (InvalidArgument("INVALID_REQUEST", "id: must be a valid UUID"), 5),
+        (FailedPrecondition("NO_ROLLOUT", "nothing is being rolled out"), 6),
+    ],
+)
+def test_an_error_is_told_on_stderr_and_by_the_exit_code(
+    services: Services, headrace: Headrace, error: Exception, code: int
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    services.answers["GetJob"] = fail
+    result = headrace("describe", "job", JOB)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {error}")
+
+
+def test_no_stack_is_unavailable_and_says_what_to_do(headrace: Headrace) -> None:
+    result = headrace("get", "jobs")
+    assert result.exit_code == 4
+    assert "headrace up" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["get"], ["get", "jobs", "-o", "xml"], ["trace"], ["predict", "d"], ["produce", "d", "-f", "no"]],
+)
+def test_wrong_usage_exits_with_2(headrace: Headrace, arguments: list[str]) -> None:
+    assert headrace(*arguments).exit_code == 2
+
+
+def test_an_unknown_kind_names_those_that_exist(services: Services, headrace: Headrace) -> None:
+    result = headrace("get", "jbos")
+    assert result.exit_code == 5
+    assert "model-versions" in result.stderr
+
+
+def test_what_belongs_to_something_asks_for_it(services: Services, headrace: Headrace) -> None:
+    result = headrace("get", "versions")
+    assert result.exit_code == 5
+    assert "headrace get versions DATASET" in result.stderr
+
+
+def test_apply_sends_the_pipeline(services: Services, headrace: Headrace, tmp_path: Path) -> None:
+    services.answers["ApplyPipeline"] = lambda request: scheduling.Pipeline(name=request.name, generation=1)
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(SMALL)
+    result = headrace("apply", "-f", str(file))
+    assert result.exit_code == 0, result.output
+    assert "pipeline small applied (generation 1)" in result.stdout
+    assert services.requests[0].spec.training.recipe == "mlp"
+
+
+def test_apply_tells_a_mistake_with_its_place(services: Services, headrace: Headrace, tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(SMALL.replace("recipe", "recpie"))
+    result = headrace("apply", "-f", str(file))
+    assert result.exit_code == 5
+    assert f"{file}:6:14: spec.training.recpie: unknown key 'recpie'; did you mean 'recipe'?" in result.stderr
+    assert not services.requests
+
+
+def test_submit_and_cancel(services: Services, headrace: Headrace) -> None:
+    services.answers["SubmitJob"] = lambda _: job()
+    services.answers["CancelJob"] = lambda _: job(scheduling.JOB_STATE_CANCELLED)
+    assert JOB in headrace("submit", "small", "--version", "2").stdout
+    assert services.requests[0].dataset_version == 2
+    assert services.requests[0].request_id
+    assert headrace("cancel", JOB).stdout == f"job {JOB} is CANCELLED\n"
+
+
+def test_why_explains(services: Services, headrace: Headrace) -> None:
+    services.answers["WhyPending"] = lambda _: scheduling.WhyPendingResponse(
+        state=scheduling.JOB_STATE_QUEUED,
+        reason="NEVER_FITS",
+        message="it needs 64 cores, and the largest node has 2",
+        nodes=[scheduling.WhyPendingResponse.NodeVerdict(node="a", verdict="TOO_SMALL", detail="2 cores")],
+        ahead=["other"],
+        ahead_count=1,
+    )
+    result = headrace("why", JOB)
+    assert result.exit_code == 0, result.output
+    for part in ("QUEUED", "NEVER_FITS", "the largest node has 2", "TOO_SMALL", "1 ahead: other"):
+        assert part in result.stdout
+
+
+def test_logs_of_a_job_are_those_of_its_newest_run(services: Services, headrace: Headrace) -> None:
+    services.answers["ListRuns"] = lambda _: training.ListRunsResponse(runs=[training.Run(id=f"{JOB}-2")])
+    services.answers["StreamLogs"] = lambda _: [
+        training.StreamLogsResponse(lines=["epoch 1"]),
+        training.StreamLogsResponse(lines=["epoch 2", "done"]),
+    ]
+    assert headrace("logs", JOB).stdout == "epoch 1\nepoch 2\ndone\n"
+    assert services.requests[1].id == f"{JOB}-2"
+
+
+def test_a_rollout_is_watched_to_its_end(services: Services, headrace: Headrace) -> None:
+    states = (inference.ROLLOUT_STATE_PROGRESSING, inference.ROLLOUT_STATE_SUCCEEDED)
+    services.answers["WatchDeployment"] = lambda _: [
+        inference.Deployment(rollout=inference.Rollout(to_version=2, state=state, weight=50))
+        for state in states
+    ]
+    result = headrace("rollout", "status", "d", "--watch")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[3] for line in result.stdout.splitlines()] == ["PROGRESSING", "SUCCEEDED"]
+
+
+def test_help_lists_the_commands_and_exit_codes(headrace: Headrace) -> None:
+    result = headrace("--help")
+    assert result.exit_code == 0
+    for word in ("up", "apply", "trace", "Exit codes"):
+        assert word in result.stdout

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from headrace.client import HeadraceClient, Targets
+from headrace.client.inference_protocol import InferenceProtocol
+from headrace.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from headrace.messaging import topics
+from headrace.messaging.events import Event
+from headrace.rpc.client import channel
+from headrace.rpc.server import ServiceBinding, serve
+from headrace.runtime.health import Health
+
+
+def write_stack(folder: Path, content: object) -> Path:
+    (folder / "stack.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_stacks_file_names_its_parts_and_the_environment_overrides_them(tmp_path: Path) -> None:
+    stack = {"pid": 1, "targets": {"scheduling": "127.0.0.1:1", "kafka": "127.0.0.1:2"}, "logs": "/logs"}
+    environment = {"HEADRACE_KAFKA_BOOTSTRAP": "broker:9092"}
+    targets = Targets.discover(write_stack(tmp_path, stack), environment)
+    assert targets.address("scheduling") == "127.0.0.1:1"
+    assert targets.address("kafka") == "broker:9092"
+    assert targets.logs == Path("/logs")
+    assert not targets.kafka_idempotence
+
+
+def test_an_address_that_nobody_names_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable) as caught:
+        Targets.discover(tmp_path, {}).address("registry")
+    assert caught.value.reason == "NO_TARGET"
+    assert "HEADRACE_REGISTRY_TARGET" in caught.value.metadata["next"]
+
+
+def test_the_data_folder_comes_from_the_environment(tmp_path: Path) -> None:
+    write_stack(tmp_path, {"targets": {"kafka": "127.0.0.1:2"}})
+    targets = Targets.discover(None, {"HEADRACE_DATA": str(tmp_path)})
+    assert targets.address("kafka") == "127.0.0.1:2"
+
+
+@pytest.mark.parametrize("content", [[], {}, {"targets": []}])
+def test_a_broken_stack_file_is_told(tmp_path: Path, content: object) -> None:
+    with pytest.raises(FailedPrecondition, match="is not a stack's file"):
+        Targets.discover(write_stack(tmp_path, content), {})
+
+
+class Recorder:
+    """Stands in for the producer."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, str, Event]] = []
+
+    async def publish_all(self, topic: str, keyed: Sequence[tuple[str, Event]]) -> None:
+        self.published += [(topic, key, event) for key, event in keyed]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+
+    async def producer(_: HeadraceClient) -> Recorder:
+        return recorder
+
+    monkeypatch.setattr(HeadraceClient, "_sample_producer", producer)
+    return recorder
+
+
+async def test_samples_become_cloudevents_of_their_dataset(recorded: Recorder) -> None:
+    async with HeadraceClient(Targets({"kafka": "k:1"})) as client:
+        assert await client.produce("d", [{"id": "a", "x": 1}, b'{"id": "b"}', '{"x": 2}'], key="id") == 3
+    assert [(topic, key) for topic, key, _ in recorded.published] == [
+        (topics.SAMPLES, "a"),
+        (topics.SAMPLES, "b"),
+        (topics.SAMPLES, ""),
+    ]
+    event = recorded.published[0][2]
+    assert (event.type, event.subject, event.content_type) == (
+        "headrace.ingestion.sample.v1",
+        "d",
+        "application/json",
+    )
+    assert json.loads(event.data) == {"id": "a", "x": 1}
+    assert len({event.id for _, _, event in recorded.published}) == 3
+
+
+@pytest.mark.parametrize("sample", [b"{", "[1]", {"x": float("nan")}, {"x": object()}])
+async def test_what_is_no_json_object_is_refused(recorded: Recorder, sample: Any) -> None:
+    async with HeadraceClient(Targets({"kafka": "k:1"})) as client:
+        with pytest.raises(InvalidArgument, match="sample 1 is not"):
+            await client.produce("d", [sample], key="id")
+
+
+async def test_feedback_is_keyed_by_prediction(recorded: Recorder) -> None:
+    async with HeadraceClient(Targets({"kafka": "k:1"})) as client:
+        assert await client.feed_back("d", {"p1": 1, "p2": "benign"}) == 2
+    (topic, key, first), (_, _, second) = recorded.published
+    assert (topic, key, first.subject) == (topics.FEEDBACK, "p1", "d")
+    assert json.loads(first.data) == {"deployment": "d", "prediction_id": "p1", "number": 1}
+    assert json.loads(second.data)["text"] == "benign"
+
+
+class Model(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers the sum of each row, its sign as text, and the version that was asked for."""
+
+    async def ModelInfer(self, request: Any, _context: Any) -> Any:
+        if request.model_name != "sums":
+            raise NotFound("NOT_FOUND", "unknown model")
+        rows = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(request.inputs[0].shape)
+        response = service_pb2.ModelInferResponse(
+            model_name=request.model_name, model_version=request.model_version or "3", id=request.id
+        )
+        response.outputs.add(name="sum", datatype="FP32", shape=[len(rows)])
+        response.raw_output_contents.append(rows.sum(axis=1).tobytes())
+        words = [b"plus" if total > 0 else b"minus" for total in rows.sum(axis=1)]
+        response.outputs.add(name="sign", datatype="BYTES", shape=[len(rows)])
+        response.raw_output_contents.append(b"".join(len(w).to_bytes(4, "little") + w for w in words))
+        return response
+
+
+async def test_predictions_speak_the_inference_protocol() -> None:
+    binding = ServiceBinding(
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, Model(), "inference.GRPCInferenceService"
+    )
+    async with serve("127.0.0.1:0", [binding], health=Health()) as server:
+        target = f"127.0.0.1:{server.port}"
+        async with HeadraceClient(Targets({"inference_protocol": target})) as client:
+            answer = await client.predict("sums", [[1, 2], [-3, 1]], prediction_id="p")
+            assert (answer.prediction_id, answer.deployment, answer.version) == ("p", "sums", "3")
+            assert answer.outputs["sum"].tolist() == [3, -2]
+            assert answer.outputs["sign"].tolist() == ["plus", "minus"]
+            assert (await client.predict("sums", [[1, 2]], version="2")).version == "2"
+            assert (await client.predict("sums", [[1, 2]])).prediction_id
+            with pytest.raises(NotFound):
+                await client.predict("other", [[1, 2]])
+
+
+@pytest.mark.parametrize("features", [[], [[]], [[1], [2, 3]], [["x"]], 7, [[[1]]]])
+async def test_features_that_are_no_rows_are_refused(features: Any) -> None:
+    async with channel("127.0.0.1:1") as nowhere:
+        with pytest.raises(InvalidArgument) as caught:
+            await InferenceProtocol(nowhere).infer("d", features, version="", prediction_id="p")
+    assert caught.value.reason == "INVALID_FEATURES"
