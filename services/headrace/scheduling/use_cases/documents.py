@@ -1,0 +1,77 @@
+"""What scheduling keeps for others and does not look into: specifications, schemas, dataset versions.
+
+They stay the messages that they came as; the parts that scheduling judges are taken out of them here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from headrace.api.ingestion.v1 import ingestion_pb2
+from headrace.api.scheduling.v1 import scheduling_pb2 as pb
+from headrace.rpc.convert import from_duration
+from headrace.scheduling.domain.job import Job
+from headrace.scheduling.domain.pipeline import Gate, PipelineRules, Rollout, Split, job_resources
+from headrace.scheduling.domain.resources import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A stored pipeline."""
+
+    name: str
+    spec: pb.PipelineSpec
+    generation: int
+    create_time: datetime
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class JobDocuments:
+    """What a job's run needs beyond the job itself."""
+
+    training: pb.TrainingSpec
+    schema: ingestion_pb2.Schema
+    dataset_version: ingestion_pb2.DatasetVersion
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job and its documents, as stored."""
+
+    job: Job
+    documents: JobDocuments
+
+
+def rules_of(spec: pb.PipelineSpec) -> PipelineRules:
+    """The parts of a pipeline that scheduling judges."""
+    split = spec.training.split
+    deployed, rollout = spec.HasField("deployment"), spec.deployment.rollout
+    return PipelineRules(
+        split=Split(split.train, split.validation, split.test) if spec.training.HasField("split") else None,
+        cpu=spec.resources.cpu,
+        memory=spec.resources.memory_bytes,
+        gpu=spec.resources.gpu,
+        deadline=from_duration(spec.deadline) if spec.HasField("deadline") else None,
+        gates=[
+            Gate(
+                gate.metric,
+                gate.split,
+                gate.min if gate.HasField("min") else None,
+                gate.max if gate.HasField("max") else None,
+            )
+            for gate in spec.gates
+        ],
+        rollout=Rollout(tuple(rollout.steps), from_duration(rollout.hold)) if deployed else None,
+    )
+
+
+def resources_of(spec: pb.PipelineSpec) -> Resources:
+    """What a pipeline's jobs ask for."""
+    return job_resources(spec.resources.cpu, spec.resources.memory_bytes, spec.resources.gpu)
+
+
+def deadline_of(spec: pb.PipelineSpec) -> timedelta | None:
+    """Longest time for an attempt; none where the pipeline sets no limit."""
+    return from_duration(spec.deadline) or None
