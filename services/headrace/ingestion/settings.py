@@ -23,7 +23,7 @@ class Settings(BaseSettings):
         gt=0,
         description="Of a rejected event, so much is published; the table keeps all of it.",
     )
-    batch_events: int = Field(default=50_000, gt=0, description="A batch has at most so many events.")
+    batch_events: int = Field(default=20_000, gt=0, description="A batch has at most so many events.")
     batch_bytes: int = Field(
         default=32 * 1024 * 1024, gt=0, description="A batch is closed when it has so many bytes."
     )

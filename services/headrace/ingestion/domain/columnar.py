@@ -1,8 +1,9 @@
 """Payloads to columns: whole batches by Arrow's JSON reader, doubtful rows one by one.
 
-The fast path parses and checks a batch in native code. Where the parse fails, the batch is split until
-small pieces are left, and only those are read row by row by `validation`, the authority; where single
-rows break a rule, only they are read again to learn which. A bad row never costs its neighbours.
+The fast path parses and checks a batch in native code. Where the parse fails, rows that are no JSON are set
+aside, and what then still fails is split until small pieces are left; only those are read row by row by
+`validation`, the authority. Where single rows break a rule, only they are read again to learn which. A bad
+row never costs its neighbours.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ STORED_TYPES: Final[dict[FieldType, pa.DataType]] = {
 # A piece that does not parse is split into so many, down to a size where rows are read one by one.
 _SPLIT: Final = 8
 _ROW_BY_ROW: Final = 32
+_JSON_SPACE: Final = b" \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +104,26 @@ class ColumnReader:
             [fault for piece in pieces for fault in piece.faults],
         )
 
-    def _read(self, payloads: Sequence[bytes], span: range) -> Iterator[Columns]:
-        parsed = self._parse(payloads[span.start : span.stop])
+    def _read(self, payloads: Sequence[bytes], indexes: Sequence[int]) -> Iterator[Columns]:
+        parsed = self._parse([payloads[index] for index in indexes])
         if parsed is not None:
-            yield from self._check(payloads, span, parsed)
-        elif len(span) <= _ROW_BY_ROW:
-            yield self._read_row_by_row(payloads, span)
+            yield from self._check(payloads, indexes, parsed)
+        elif len(indexes) <= _ROW_BY_ROW:
+            yield self._read_row_by_row(payloads, indexes)
         else:
-            step = max(_ROW_BY_ROW, math.ceil(len(span) / _SPLIT))
-            for start in range(span.start, span.stop, step):
-                yield from self._read(payloads, range(start, min(start + step, span.stop)))
+            yield from self._read_apart(payloads, indexes)
+
+    def _read_apart(self, payloads: Sequence[bytes], indexes: Sequence[int]) -> Iterator[Columns]:
+        """Set aside what is no JSON, which is what spoils most batches; split what still fails."""
+        sound = [index for index in indexes if _is_json(payloads[index])]
+        if len(sound) < len(indexes):
+            aside = set(indexes).difference(sound)
+            yield self._read_row_by_row(payloads, sorted(aside))
+            yield from self._read(payloads, sound)
+            return
+        step = max(_ROW_BY_ROW, math.ceil(len(indexes) / _SPLIT))
+        for start in range(0, len(indexes), step):
+            yield from self._read(payloads, indexes[start : start + step])
 
     def _parse(self, payloads: Sequence[bytes]) -> pa.Table | None:
         """All payloads as one table of a row each, or None if that is not what they are.
@@ -120,8 +132,10 @@ class ColumnReader:
         ends with "}", so that no object spans two of them ("}" and "{" never stand side by side inside
         one), and each holds at least one; as many rows as payloads then means one each.
         """
-        if not all(payload[:1] == b"{" and payload[-1:] == b"}" for payload in payloads):
-            return None
+        if not _are_bare_objects(payloads):
+            payloads = [payload.strip(_JSON_SPACE) for payload in payloads]
+            if not _are_bare_objects(payloads):
+                return None
         lines = b"\n".join(payloads)
         try:
             table = pa_json.read_json(
@@ -138,18 +152,17 @@ class ColumnReader:
             return None
         return table if table.num_rows == len(payloads) else None
 
-    def _check(self, payloads: Sequence[bytes], span: range, parsed: pa.Table) -> Iterator[Columns]:
+    def _check(
+        self, payloads: Sequence[bytes], indexes: Sequence[int], parsed: pa.Table
+    ) -> Iterator[Columns]:
         doubtful = _doubtful_rows(parsed, self._fields)
         if doubtful is None:
-            yield Columns(self._narrow(parsed), span, ())
+            yield Columns(self._narrow(parsed), indexes, ())
             return
         good = pc.invert(doubtful)
-        yield Columns(
-            self._narrow(parsed.filter(good)),
-            [span.start + index for index in _true_indexes(good)],
-            (),
-        )
-        yield self._read_row_by_row(payloads, [span.start + index for index in _true_indexes(doubtful)])
+        accepted = [indexes[row] for row in _true_indexes(good)]
+        yield Columns(self._narrow(parsed.filter(good)), accepted, ())
+        yield self._read_row_by_row(payloads, [indexes[row] for row in _true_indexes(doubtful)])
 
     def _narrow(self, parsed: pa.Table) -> pa.Table:
         columns = []
@@ -197,6 +210,18 @@ class ColumnReader:
             for field, stored, values in zip(self._fields, self._stored, zip(*rows, strict=True), strict=True)
         ]
         return pa.table(columns, schema=self._stored)
+
+
+def _are_bare_objects(payloads: Sequence[bytes]) -> bool:
+    return all(payload[:1] == b"{" and payload[-1:] == b"}" for payload in payloads)
+
+
+def _is_json(payload: bytes) -> bool:
+    try:
+        orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def parse_object(payload: bytes) -> dict[str, object] | Malformed:

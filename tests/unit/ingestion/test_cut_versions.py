@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import pytest
+
+from headrace.errors import FailedPrecondition, NotFound
+from headrace.ingestion.cutter import Cutter
+from headrace.ingestion.domain.dataset import (
+    Dataset,
+    DatasetVersion,
+    SourceOffset,
+    SourcePartition,
+    TableCommit,
+)
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.use_cases.cut_versions import CutVersions
+from headrace.ingestion.use_cases.ports import Catalogue, SampleTables, TableState
+
+START = datetime(2026, 1, 2, tzinfo=UTC)
+SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8))
+SOURCE = SourcePartition("c", "t", 0)
+
+
+@dataclass
+class FakeWorld:
+    """Catalogue, repository and tables in memory, and the clock."""
+
+    dataset: Dataset
+    now: datetime = START
+    versions: list[DatasetVersion] = field(default_factory=list)
+    announced: list[DatasetVersion] = field(default_factory=list)
+    commits: list[TableCommit] = field(default_factory=list)
+    read_since: list[int] = field(default_factory=list)
+    rival: DatasetVersion | None = None
+
+    def clock(self) -> datetime:
+        return self.now
+
+    def add_rows(self, rows: int) -> None:
+        number = len(self.commits)
+        self.commits.append(
+            TableCommit(number, rows, rows, (SourceOffset(SOURCE, number),), f"trace-{number}", self.now)
+        )
+
+    async def datasets(self, names: Collection[str]) -> Mapping[str, Dataset]:
+        return {self.dataset.name: self.dataset} if self.dataset.name in names else {}
+
+    async def self_cutting_datasets(self) -> Sequence[Dataset]:
+        return [self.dataset]
+
+    async def last_version(self, dataset: str) -> DatasetVersion | None:
+        return self.versions[-1] if self.versions else None
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[FakeWorld]:
+        yield self
+
+    async def insert_version(self, version: DatasetVersion) -> bool:
+        if self.rival is not None:
+            self.versions.append(self.rival)
+            self.rival = None
+        if version.version in [other.version for other in self.versions]:
+            return False
+        self.versions.append(version)
+        return True
+
+    async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None:
+        self.announced.append(version)
+
+    def uri(self, dataset: str) -> str:
+        return f"memory:///{dataset}"
+
+    def state_since(self, dataset: Dataset, table_version: int) -> TableState:
+        self.read_since.append(table_version)
+        later = [commit for commit in self.commits if commit.table_version > table_version]
+        return TableState(len(self.commits) - 1, later)
+
+    def use_case(self) -> CutVersions:
+        return CutVersions(cast("Catalogue", self), cast("SampleTables", self), clock=self.clock)
+
+
+def world(**cut: float) -> FakeWorld:
+    declared = Cut(int(cut.get("rows", 0)), cut.get("seconds", 0))
+    made = FakeWorld(Dataset("d", SCHEMA, declared, 1, START, START))
+    made.add_rows(0)
+    return made
+
+
+async def test_a_cut_that_a_crash_prevented_still_comes() -> None:
+    state = world(rows=10)
+    state.add_rows(12)
+    # A process that never saw the commit.
+    version, _ = await state.use_case().cut_if_due(state.dataset)
+    assert version is not None
+    assert (version.version, version.table_version, version.row_count) == (1, 1, 12)
+    assert state.announced == [version]
+
+
+async def test_nothing_is_cut_before_its_time_and_the_time_is_known() -> None:
+    state = world(rows=10, seconds=30)
+    state.now = START + timedelta(seconds=5)
+    state.add_rows(3)
+    cut = state.use_case()
+    assert await cut.cut_if_due(state.dataset) == (None, START + timedelta(seconds=35))
+    state.now = START + timedelta(seconds=35)
+    version, due = await cut.cut_if_due(state.dataset)
+    assert version is not None
+    assert due is None
+    assert await cut.cut_if_due(state.dataset) == (None, None)
+
+
+async def test_only_new_commits_are_read_again() -> None:
+    state = world(rows=100)
+    state.add_rows(3)
+    cut = state.use_case()
+    await cut.cut_if_due(state.dataset)
+    state.add_rows(4)
+    await cut.cut_if_due(state.dataset)
+    assert state.read_since == [-1, 1]
+    assert (await cut.uncut(state.dataset))[1].rows == 7
+
+
+async def test_a_version_that_another_instance_cut_is_where_the_next_begins() -> None:
+    state = world()
+    state.add_rows(5)
+    cut = state.use_case()
+    first = await cut.commit("d")
+    state.versions[-1] = first
+    state.add_rows(2)
+    rival = DatasetVersion("d", 2, 2, 1, 7, 7, (), START, "")
+    state.rival = rival
+    # Its number is taken when it tries: it looks again, and finds nothing that the other one left.
+    assert await cut.commit("d") == rival
+    state.add_rows(1)
+    third = await cut.commit("d")
+    assert (third.version, third.row_count, third.content_hash) == (3, 8, 8)
+
+
+async def test_a_version_continues_the_trace_of_its_first_sample() -> None:
+    state = world()
+    state.add_rows(1)
+    state.add_rows(1)
+    assert (await state.use_case().commit("d")).traceparent == "trace-1"
+
+
+async def test_a_version_of_nothing_is_refused() -> None:
+    state = world()
+    with pytest.raises(FailedPrecondition) as empty:
+        await state.use_case().commit("d")
+    assert empty.value.reason == "DATASET_EMPTY"
+    with pytest.raises(NotFound):
+        await state.use_case().commit("other")
+
+
+async def test_the_cutter_looks_when_it_is_told_to_and_when_it_starts() -> None:
+    state = world(rows=10)
+    state.add_rows(10)
+    cutter = Cutter(cast("Catalogue", state), state.use_case(), clock=state.clock, sweep_seconds=1000)
+    running = asyncio.create_task(cutter.run())
+    async with asyncio.timeout(5):
+        while len(state.announced) < 1:
+            await asyncio.sleep(0)
+        state.add_rows(10)
+        cutter.touched(["d", "gone"])
+        while len(state.announced) < 2:
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

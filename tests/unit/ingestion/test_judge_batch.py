@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from headrace.events.ingestion.v1.events_pb2 import Sample, Value
+from headrace.ingestion import translation
+from headrace.ingestion.domain.columnar import Malformed
+from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.use_cases.judge_batch import Judge, Judged, open_envelopes, parse_sample
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8, nullable=True))
+DATASETS = {"known": Dataset("known", SCHEMA, Cut(), 1, NOW, NOW)}
+GOOD = orjson.dumps({"id": "p", "a": 1, "y": 0})
+ENVELOPE = {
+    "ce_specversion": b"1.0",
+    "ce_id": b"e1",
+    "ce_source": b"tests",
+    "ce_type": b"headrace.ingestion.sample.v1",
+    "ce_subject": b"known",
+    "ce_time": b"2026-01-02T00:00:00Z",
+    "content-type": b"application/json",
+}
+
+
+@dataclass
+class FakeRecord:
+    offset: int = 0
+    value: bytes | None = GOOD
+    headers: Sequence[tuple[str, bytes]] = field(default_factory=lambda: list(ENVELOPE.items()))
+    key: bytes | None = b"p"
+    topic: str = "t"
+    partition: int = 0
+    timestamp: int = 0
+
+
+def judge(records: Sequence[FakeRecord], *, max_event_bytes: int = 1000) -> Judged:
+    opened = open_envelopes(records, frozenset(), max_event_bytes)
+    return Judge().judge("cluster", opened, DATASETS)
+
+
+def offsets_of(judged: Judged) -> list[int]:
+    stored = [offset for rows in judged.rows.values() for offset in rows.column("_offset").to_pylist()]
+    return sorted([*stored, *(rejection.offset for rejection in judged.rejections)])
+
+
+def test_what_was_rejected_before_is_not_judged_again() -> None:
+    records = [FakeRecord(0), FakeRecord(1), FakeRecord(2)]
+    opened = open_envelopes(records, {("t", 0, 1)}, 1000)
+    assert [record.offset for record, _ in opened.events["known"]] == [0, 2]
+
+
+@pytest.mark.parametrize("size", [1000, 1001])
+def test_an_event_is_too_large_by_key_payload_and_headers_together(size: int) -> None:
+    overhead = sum(len(name) + len(value) for name, value in ENVELOPE.items()) + len(GOOD)
+    judged = judge([FakeRecord(key=b"k" * (size - overhead))])
+    assert [rejection.verdict.reason.value for rejection in judged.rejections] == (
+        ["OVERSIZE_EVENT"] if size > 1000 else []
+    )
+
+
+def test_an_event_without_a_time_has_that_of_its_record_even_where_that_is_senseless() -> None:
+    headers = [(name, value) for name, value in ENVELOPE.items() if name != "ce_time"]
+    judged = judge(
+        [FakeRecord(0, headers=headers, timestamp=1000), FakeRecord(1, headers=headers, timestamp=2**62)]
+    )
+    times = judged.rows["known"].column("_event_time").to_pylist()
+    assert times == [datetime.fromtimestamp(1, UTC), datetime.fromtimestamp(0, UTC)]
+
+
+def test_json_and_protobuf_stand_side_by_side() -> None:
+    sample = Sample(fields={"id": Value(string_value="q"), "a": Value(int_value=2)})
+    headers = list({**ENVELOPE, "content-type": b"application/protobuf"}.items())
+    judged = judge([FakeRecord(0), FakeRecord(1, sample.SerializeToString(), headers), FakeRecord(2, b"{")])
+    assert sorted(judged.rows["known"].column("id").to_pylist()) == ["p", "q"]
+    assert [rejection.offset for rejection in judged.rejections] == [2]
+
+
+def test_a_protobuf_double_that_is_no_number_is_rejected_by_its_rule() -> None:
+    sample = Sample(fields={"id": Value(string_value="q"), "a": Value(double_value=float("nan"))})
+    headers = list({**ENVELOPE, "content-type": b"application/protobuf"}.items())
+    [rejection] = judge([FakeRecord(0, sample.SerializeToString(), headers)]).rejections
+    assert (rejection.verdict.field, rejection.verdict.rule) == ("a", "finite")
+
+
+HEADER = st.tuples(
+    st.one_of(st.sampled_from([*ENVELOPE, "traceparent", "ce_x"]), st.text(max_size=5)),
+    st.one_of(
+        st.binary(max_size=12),
+        st.sampled_from([*ENVELOPE.values(), b"application/protobuf", b"0001-01-01T00:00:00+01:00", b"\0"]),
+    ),
+)
+RECORD = st.builds(
+    FakeRecord,
+    value=st.one_of(st.none(), st.binary(max_size=40), st.just(GOOD)),
+    key=st.one_of(st.none(), st.binary(max_size=5)),
+    headers=st.lists(HEADER, max_size=4).map(lambda extra: [*ENVELOPE.items(), *extra]),
+    timestamp=st.integers(-(2**63), 2**63 - 1),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(RECORD, max_size=20))
+def test_every_record_ends_as_one_row_or_one_rejection(records: list[FakeRecord]) -> None:
+    for offset, record in enumerate(records):
+        record.offset = offset
+    judged = judge(records)
+    assert offsets_of(judged) == list(range(len(records)))
+    for rejection in judged.rejections:
+        # Whatever somebody sent, it can be published and listed.
+        whole = translation.rejected_to_message(rejection, NOW)
+        assert whole.payload == rejection.payload
+        whole.SerializeToString()
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_sample_or_malformed(data: bytes) -> None:
+    assert isinstance(parse_sample(data), dict | Malformed)
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_what_is_published_of_a_rejected_event_has_a_bound(payload: int, key: int) -> None:
+    [rejection] = judge([FakeRecord(0, b"x" * payload, key=b"k" * key)]).rejections
+    message = translation.rejected_to_message(rejection, NOW, 250)
+    headers = sum(len(name) + len(value) for name, value in message.headers.items())
+    assert len(message.payload) + len(message.key) + headers <= 250
+    assert rejection.payload.startswith(message.payload)
