@@ -33,7 +33,9 @@ from headrace.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
 
+# Without a change, the state is looked at this often; oftener where leases are short.
 ROUND_SECONDS: Final = 1.0
+ROUNDS_PER_LEASE: Final = 5
 # A transaction holds its locks for this many jobs at most.
 BATCH: Final = 100
 MAX_PLACEMENTS: Final = 1000
@@ -78,13 +80,14 @@ class Reconciler:
         epoch = await self._store.begin_epoch()
         now = self._clock()
         watch = Watch(self._limits.lease / 2, now, now)
+        pause = min(ROUND_SECONDS, self._limits.lease.total_seconds() / ROUNDS_PER_LEASE)
         logger.info("deciding, epoch %d", epoch)
         metrics.LEADER.set(1)
         try:
             with self._changes.any_change() as wake:
                 while True:
                     if not await self.round(epoch, watch):
-                        await wake.wait(ROUND_SECONDS)
+                        await wake.wait(pause)
         except LeadershipLostError:
             logger.warning("another instance decides now")
         finally:
