@@ -77,10 +77,10 @@ async def read(
         enable_auto_commit=False,
     )
     try:
-        await consumer.start()
-    except KafkaConnectionError as error:
-        raise Unavailable("BROKER_UNAVAILABLE", f"the broker at {bootstrap} does not answer") from error
-    try:
+        try:
+            await consumer.start()
+        except KafkaConnectionError as error:
+            raise Unavailable("BROKER_UNAVAILABLE", f"the broker at {bootstrap} does not answer") from error
         last_event = time.monotonic()
         while follow or time.monotonic() - last_event < SILENCE_SECONDS:
             batches = await consumer.getmany(timeout_ms=200)

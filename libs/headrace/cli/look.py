@@ -183,7 +183,8 @@ def trace(
 
     async def command(client: HeadraceClient) -> None:
         store = TraceStore(client.postgres_dsn)
-        found = trace_id
+        # A whole traceparent, as logs and events carry it, is as good as the id in it.
+        found = _trace_id(trace_id) if "-" in trace_id else trace_id.lower()
         if job:
             found = _trace_id((await client.scheduling.GetJob(scheduling.GetJobRequest(id=job))).traceparent)
         elif event:

@@ -40,7 +40,12 @@ class Producer:
             max_request_size=MAX_REQUEST_BYTES,
             linger_ms=2,
         )
-        await self._producer.start()
+        try:
+            await self._producer.start()
+        except BaseException:
+            # A producer that could not connect still holds a client.
+            await self._producer.stop()
+            raise
         return self
 
     async def __aexit__(
