@@ -148,7 +148,14 @@ class SamplesConsumer:
             except Exception as error:
                 failures += 1
                 metrics.BATCH_FAILURES.inc()
-                logger.exception("a batch of %d events could not be stored, trying again", collected.count)
+                logger.warning(
+                    "a batch of %d events could not be stored, trying again in %.1f s: %r",
+                    collected.count,
+                    pause,
+                    error,
+                    # Once: an outage fails in the same way again and again.
+                    exc_info=failures == 1,
+                )
                 if failures >= _FAILURES_UNTIL_UNREADY:
                     self._health.set_ready(COMPONENT, False, f"{type(error).__name__}: {error}")
             if await self._stops_within(pause):

@@ -31,6 +31,7 @@ class Cutter:
         self._touched: set[str] = set()
         self._due: dict[str, datetime] = {}
         self._wake = asyncio.Event()
+        self._failing = False
 
     def touched(self, datasets: Collection[str]) -> None:
         """Rows came into these datasets: look at them now."""
@@ -62,8 +63,8 @@ class Cutter:
         self._touched.clear()
         try:
             datasets = await self._catalogue.self_cutting_datasets()
-        except Exception:
-            logger.exception("datasets could not be listed, trying again")
+        except Exception as error:
+            self._log_failure("datasets could not be listed", error)
             return
         for dataset in datasets:
             await self._look_at(dataset.name)
@@ -82,12 +83,19 @@ class Cutter:
             if dataset is None:
                 return
             version, due = await self._cut.cut_if_due(dataset)
-        except Exception:
+        except Exception as error:
             # Whatever keeps a version from being cut now, its rows are still there to be cut later.
-            logger.exception("a version of %s could not be cut, trying again", name)
-            due, version = self._clock() + _RETRY, None
+            self._log_failure(f"no version of {name} could be cut", error)
+            self._due[name] = self._clock() + _RETRY
+            return
+        self._failing = False
         if due is not None:
             self._due[name] = due
         if version is not None:
             metrics.VERSIONS.labels(name).inc()
             logger.info("cut version %d of %s with %d rows", version.version, name, version.row_count)
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        # Where it happened once: an outage fails in the same way again and again.
+        logger.warning("%s, trying again: %r", what, error, exc_info=not self._failing)
+        self._failing = True

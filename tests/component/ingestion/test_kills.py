@@ -133,3 +133,22 @@ async def test_a_service_that_takes_over_at_the_same_time_changes_nothing(ingest
     await assert_each_event_is_accounted_for_once(ingestion, second)
     await assert_versions_hold_what_they_say(ingestion, second)
     assert await second.stop() == 0
+
+
+async def test_a_paused_process_that_wakes_after_its_partitions_are_gone_changes_nothing(
+    ingestion: Ingestion,
+) -> None:
+    sleeper = await ingestion.start_ready(HEADRACE_INGESTION_BATCH_EVENTS="10")
+    await ingestion.apply(sleeper, rows=10, seconds=0.5)
+    records = records_of(ingestion)
+    await ingestion.publish(records[: EVENTS // 2])
+    await eventually(ingestion.rows, bool)
+    sleeper.process.send_signal(signal.SIGSTOP)
+    successor = await ingestion.start_ready()
+    await ingestion.publish(records[EVENTS // 2 :])
+    await eventually(ingestion.rows, lambda rows: len(rows) >= GOOD)
+    sleeper.process.send_signal(signal.SIGCONT)
+    await assert_each_event_is_accounted_for_once(ingestion, successor)
+    await assert_versions_hold_what_they_say(ingestion, successor)
+    assert await sleeper.stop() == 0
+    assert await successor.stop() == 0
