@@ -39,8 +39,11 @@ def apply(
     from headrace.client import pipeline_file
 
     async def command(client: HeadraceClient) -> None:
-        request = pipeline_file.load(file)
-        pipeline = await client.scheduling.ApplyPipeline(request)
+        read = pipeline_file.read(file)
+        try:
+            pipeline = await client.scheduling.ApplyPipeline(read.request)
+        except InvalidArgument as error:
+            raise read.explained(error) from error
         if output is not Format.TABLE:
             show_document(plain(pipeline), output)
             return

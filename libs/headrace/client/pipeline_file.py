@@ -27,13 +27,16 @@ spec:
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.client.yaml_reader import Document, Place
-from headrace.errors import InvalidArgument, NotFound
+from headrace.errors import FieldViolation, HeadraceError, InvalidArgument, NotFound
 from headrace.rpc.convert import to_duration
 
 API_VERSION: Final = "headrace.dev/v1"
@@ -49,15 +52,73 @@ NORMALISATIONS: Final = {
     "none": scheduling.NORMALISATION_NONE,
     "standard": scheduling.NORMALISATION_STANDARD,
 }
+DEFAULT_SPLIT: Final = scheduling.Split(train=0.7, validation=0.15, test=0.15)
 SPLITS: Final = {name: name for name in ("train", "validation", "test")}
 
 
+@dataclass(frozen=True, slots=True)
+class PipelineFile:
+    """A pipeline's file that was read: the request it means, and where each part of it stands."""
+
+    name: str
+    request: scheduling.ApplyPipelineRequest
+    places: Mapping[str, Place]
+
+    def explained(self, error: HeadraceError) -> HeadraceError:
+        """Return a service's error about the request with each field's line and column in the file."""
+        fields = []
+        for violation in error.fields:
+            place = self._place(violation.field)
+            where = f"{self.name}:{place.line}:{place.column}: " if place else ""
+            fields.append(FieldViolation(violation.field, where + violation.description))
+        return type(error)(error.reason, error.message, fields=fields, metadata=error.metadata)
+
+    def _place(self, field: str) -> Place | None:
+        """Return the place of a field of the request, or of the nearest part around it."""
+        path = self._path(field)
+        while path and path not in self.places:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.places.get(path)
+
+    def _path(self, field: str) -> str:
+        """Return a request field's path in the file, which groups some of them otherwise."""
+        features = self.request.spec.dataset.schema.features
+        for pattern, replacement in _MOVED:
+            field = pattern.sub(replacement, field)
+        match = _BY_INDEX.match(field)
+        if match and int(match[1]) < len(features):
+            field = f"spec.dataset.features.{features[int(match[1])].name}{field[match.end() :]}"
+        return field
+
+
+# A field of ApplyPipelineRequest -> where the file has it.
+_MOVED: Final = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^name$", "metadata.name"),
+        (r"^spec\.dataset\.schema\b", "spec.dataset"),
+        (r"^(spec\.dataset\.features.*)\.allowed_values\b", r"\1.values"),
+        (r"^(spec\.dataset\.label)\.allowed_values\b", r"\1.classes"),
+        (r"^spec\.training\.(split|normalise|normalise_label)\b", r"spec.preprocess.\1"),
+        (r"^spec\.resources\.memory_bytes$", "spec.training.resources.memory"),
+        (r"^spec\.(resources|priority|deadline|max_retries)\b", r"spec.training.\1"),
+        (r"^spec\.retrain_on_dataset_version$", "spec.retrain"),
+    )
+)
+_BY_INDEX: Final = re.compile(r"spec\.dataset\.features\[(\d+)\]")
+
+
 def load(path: Path | str) -> scheduling.ApplyPipelineRequest:
+    """Return the request that a pipeline's file means; raises as `read` does."""
+    return read(path).request
+
+
+def read(path: Path | str) -> PipelineFile:
     """Read a pipeline's file.
 
     Raises NotFound/FILE_NOT_FOUND, and InvalidArgument/INVALID_PIPELINE_FILE with the line and column of
     each mistake and what is allowed there. What only the services can judge, such as a recipe's
-    parameters, they judge.
+    parameters, they judge: `PipelineFile.explained` finds what they name in the file.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -68,12 +129,11 @@ def load(path: Path | str) -> scheduling.ApplyPipelineRequest:
     return parse(text, str(path))
 
 
-def parse(text: str, name: str = "pipeline") -> scheduling.ApplyPipelineRequest:
+def parse(text: str, name: str = "pipeline") -> PipelineFile:
     """Read a pipeline from text; `name` stands for the file in errors."""
     document = Document(text, name)
-    top = document.mapping(
-        document.root, ("apiVersion", "kind", "metadata", "spec"), ("apiVersion", "kind", "metadata", "spec")
-    )
+    keys = ("apiVersion", "kind", "metadata", "spec")
+    top = document.mapping(document.root, keys, keys)
     document.choice(top.get("apiVersion"), {API_VERSION: None}, None)
     document.choice(top.get("kind"), {KIND: None}, None)
     metadata = document.mapping(top.get("metadata"), ("name",), ("name",))
@@ -81,7 +141,7 @@ def parse(text: str, name: str = "pipeline") -> scheduling.ApplyPipelineRequest:
         name=document.text(metadata.get("name")), spec=_spec(document, top.get("spec"))
     )
     document.check()
-    return request
+    return PipelineFile(name, request, document.places)
 
 
 def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
@@ -156,6 +216,7 @@ def _preprocess(document: Document, place: Place | None, training: scheduling.Tr
     training.normalise = document.choice(entries.get("normalise"), NORMALISATIONS, none)
     training.normalise_label = document.choice(entries.get("normalise_label"), NORMALISATIONS, none)
     if "split" not in entries:
+        training.split.CopyFrom(DEFAULT_SPLIT)
         return
     shares = document.mapping(entries["split"], tuple(SPLITS), ("train",))
     training.split.train = document.number(shares.get("train"))

@@ -83,6 +83,8 @@ class Document:
         self._name = name
         self._problems: list[tuple[Place | None, str, str]] = []
         self._nodes = 0
+        self.places: dict[str, Place] = {}
+        """Everything that was read, by path."""
         self.root = Place(self._compose(text), "")
 
     def check(self) -> None:
@@ -143,6 +145,8 @@ class Document:
                 self.fail(Place(key_node, entry.path), f"the key {key!r} stands here twice")
             else:
                 found[key] = entry
+                # A person looks for the key, not for what stands behind it.
+                self.places.setdefault(entry.path, Place(key_node, entry.path))
         return found
 
     def items(self, place: Place | None) -> list[Place]:
@@ -152,7 +156,9 @@ class Document:
         if not isinstance(place.node, SequenceNode):
             self.fail(place, f"must be a list, not {_kind(place.node)}")
             return []
-        return [Place(node, f"{place.path}[{index}]") for index, node in enumerate(place.node.value)]
+        found = [Place(node, f"{place.path}[{index}]") for index, node in enumerate(place.node.value)]
+        self.places |= {item.path: item for item in found}
+        return found
 
     def text(self, place: Place | None, default: str = "") -> str:
         """Read a word or a sentence. A bare number counts as its digits."""

@@ -111,3 +111,12 @@ METRIC_SCHEDULING_LEADER: Final = "headrace_scheduling_leader"
 
 SPAN_REGISTER_MODEL_VERSION: Final = "register model version"
 SPAN_EVALUATE_GATES: Final = "evaluate gates"
+
+# --- inference -----------------------------------------------------------------------------------------
+
+SPAN_ROLL_OUT: Final = "roll out version"
+SPAN_LOAD_VERSION: Final = "load version"
+SPAN_SHIFT_TRAFFIC: Final = "shift traffic"
+
+ROLLOUT_STATE: Final = "headrace.rollout.state"
+ROLLOUT_WEIGHT: Final = "headrace.rollout.weight"

@@ -20,7 +20,7 @@ from headrace.telemetry.sampling import WorkSampler
 logger = logging.getLogger(__name__)
 
 EXPORT_SECONDS = 5.0
-SHUTDOWN_SECONDS = 3.0
+SHUTDOWN_SECONDS = 2.0
 
 
 class Telemetry:

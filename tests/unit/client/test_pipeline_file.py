@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.client import pipeline_file
-from headrace.errors import InvalidArgument, NotFound
+from headrace.errors import FieldViolation, InvalidArgument, NotFound
 
 COMPLETE = """\
 apiVersion: headrace.dev/v1
@@ -55,7 +55,7 @@ spec:
 
 
 def test_every_part_of_a_complete_file_arrives() -> None:
-    request = pipeline_file.parse(COMPLETE)
+    request = pipeline_file.parse(COMPLETE).request
     spec = request.spec
     schema = spec.dataset.schema
     assert request.name == "breast-cancer"
@@ -94,12 +94,12 @@ def test_every_part_of_a_complete_file_arrives() -> None:
 
 
 def test_what_a_small_file_leaves_out_has_its_default() -> None:
-    spec = pipeline_file.parse(SMALL).spec
+    spec = pipeline_file.parse(SMALL).request.spec
     assert spec.resources.cpu == 1
     assert spec.max_retries == 2
     assert not spec.HasField("deployment")
     assert not spec.HasField("deadline")
-    assert not spec.training.HasField("split")
+    assert spec.training.split == pipeline_file.DEFAULT_SPLIT
     assert not spec.retrain_on_dataset_version
 
 
@@ -202,3 +202,31 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "pipeline.yaml"
     file.write_text(SMALL)
     assert pipeline_file.load(file).name == "small"
+
+
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ("name", "3:12"),
+        ("spec.training.parameters.activation", "16:36"),
+        ("spec.training.recipe", "15:5"),
+        ("spec.training.split.test", "13:75"),
+        ("spec.dataset.schema.features.mean_radius.min", "8:36"),
+        ("spec.dataset.schema.features[0].min", "8:36"),
+        ("spec.dataset.schema.features[2].allowed_values[1]", "10:56"),
+        ("spec.dataset.schema.label.allowed_values[1]", "11:55"),
+        ("spec.resources.memory_bytes", "17:27"),
+        ("spec.max_retries", "21:5"),
+        ("spec.gates[1].max", "25:41"),
+        ("spec.deployment.rollout.steps[1]", "26:59"),
+        # Not in the file: the nearest that is.
+        ("spec.gates[0].max", "24:7"),
+        ("spec.dataset.schema.features[9].min", "7:5"),
+    ],
+)
+def test_what_a_service_finds_wrong_is_found_in_the_file(field: str, place: str) -> None:
+    read = pipeline_file.parse(COMPLETE, "p.yaml")
+    error = InvalidArgument("INVALID_PIPELINE", "wrong", fields=[FieldViolation(field, "too small")])
+    explained = read.explained(error)
+    assert isinstance(explained, InvalidArgument)
+    assert explained.fields == (FieldViolation(field, f"p.yaml:{place}: too small"),)
