@@ -19,6 +19,7 @@ from typing import TypeVar
 import deltalake
 import pyarrow as pa
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from tests.support.services import platform
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
@@ -111,11 +112,8 @@ class Ingestion:
                 stderr=output,
                 env={
                     **os.environ,
-                    "HEADRACE_KAFKA_BOOTSTRAP": self.bootstrap,
-                    "HEADRACE_KAFKA_IDEMPOTENCE": "false",
+                    **platform(self.bootstrap, self.dsn, self.store_uri),
                     "HEADRACE_KAFKA_SESSION_SECONDS": session_seconds(),
-                    "HEADRACE_POSTGRES_DSN": self.dsn,
-                    "HEADRACE_STORE_URI": self.store_uri,
                     "HEADRACE_INGESTION_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
                     "HEADRACE_INGESTION_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
                     "HEADRACE_INGESTION_CONSUMER_GROUP": self.group,
