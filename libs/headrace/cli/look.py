@@ -40,8 +40,22 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def _kinds(incomplete: str) -> list[str]:
+    """Complete a kind's name in a shell."""
+    from headrace.cli.kinds import KINDS
+
+    return [name for name in (*(kind.name for kind in KINDS), "events") if name.startswith(incomplete)]
+
+
 def get(
-    kind: Annotated[str, typer.Argument(help="datasets, jobs, models, deployments, events, ...")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="datasets, versions, rejected, pipelines, jobs, nodes, runs, recipes, models, "
+            "model-versions, deployments, rollouts, predictions or events.",
+            autocompletion=_kinds,
+        ),
+    ],
     scope: Annotated[str, typer.Argument(help="What to list of: a dataset, pipeline, model, ...")] = "",
     output: OutputOption = Format.TABLE,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep the table up to date.")] = False,
@@ -60,24 +74,35 @@ def get(
             usage = f"headrace get {chosen.name} {chosen.scope.upper()}"
             raise InvalidArgument("MISSING_SCOPE", f"{chosen.name} belong to a {chosen.scope}: {usage}")
         if watch:
-            await _watch(client, chosen, scope)
+            await _watch(client, chosen, scope, output)
         else:
             show_rows(await chosen.list(client, scope), chosen.columns, output)
 
     run(data, command)
 
 
-async def _watch(client: HeadraceClient, kind: Kind, scope: str) -> None:
+async def _watch(client: HeadraceClient, kind: Kind, scope: str, output: Format) -> None:
+    """Show a list again and again: a table in its place, or a document after each change."""
     from rich.live import Live
 
-    with Live(console=console, refresh_per_second=REFRESH_PER_SECOND) as live:
-        while True:
-            live.update(rows_table(await kind.list(client, scope), kind.columns))
-            await asyncio.sleep(WATCH_SECONDS)
+    if output is Format.TABLE:
+        with Live(console=console, refresh_per_second=REFRESH_PER_SECOND) as live:
+            while True:
+                live.update(rows_table(await kind.list(client, scope), kind.columns))
+                await asyncio.sleep(WATCH_SECONDS)
+    shown = None
+    while True:
+        rows = await kind.list(client, scope)
+        if rows != shown:
+            show_rows(rows, kind.columns, output)
+            shown = rows
+        await asyncio.sleep(WATCH_SECONDS)
 
 
 def describe(
-    kind: Annotated[str, typer.Argument(help="dataset, job, model, deployment, event, ...")],
+    kind: Annotated[
+        str, typer.Argument(help="dataset, job, model, deployment, event, ...", autocompletion=_kinds)
+    ],
     name: Annotated[
         str, typer.Argument(help="Its name; a version is OWNER/NUMBER, a model's also NAME@ALIAS.")
     ],

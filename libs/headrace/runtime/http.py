@@ -30,14 +30,14 @@ class _Response:
     content_type: str
     body: bytes
 
-    def encode(self) -> bytes:
+    def encode(self, *, with_body: bool = True) -> bytes:
         head = (
             f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\n"
             f"Content-Type: {self.content_type}\r\n"
             f"Content-Length: {len(self.body)}\r\n"
             "Connection: close\r\n\r\n"
         )
-        return head.encode() + self.body
+        return head.encode() + (self.body if with_body else b"")
 
 
 def _json(status: HTTPStatus, content: object) -> _Response:
@@ -86,13 +86,14 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, he
     try:
         async with asyncio.timeout(REQUEST_SECONDS):
             head = await reader.readuntil(b"\r\n\r\n")
+            method = ""
             try:
                 method, path, accept = _parse(head)
             except ValueError:
                 response = _json(HTTPStatus.BAD_REQUEST, {"error": "not an HTTP request"})
             else:
                 response = _respond(method, path, accept, health)
-            writer.write(response.encode())
+            writer.write(response.encode(with_body=method != "HEAD"))
             await writer.drain()
     except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         logger.debug("health request went unanswered: %r", error)

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
 from headrace.api.training.v1 import training_pb2 as training
 from headrace.api.training.v1 import training_pb2_grpc
+from headrace.cli.look import _kinds
 from headrace.cli.main import app
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
 from headrace.rpc.convert import to_timestamp
@@ -285,3 +287,11 @@ def test_help_lists_the_commands_and_exit_codes(headrace: Headrace) -> None:
     assert result.exit_code == 0
     for word in ("up", "apply", "trace", "Exit codes"):
         assert word in result.stdout
+
+
+def test_the_version_is_told(headrace: Headrace) -> None:
+    assert headrace("--version").stdout.strip() == version("headrace")
+
+
+def test_kinds_complete_in_a_shell() -> None:
+    assert _kinds("mod") == ["models", "model-versions"]
