@@ -100,14 +100,24 @@ def produce(
     file: Annotated[
         str, typer.Option("--file", "-f", help="JSON lines, a sample each; - reads standard input.")
     ] = "-",
+    output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
     """Publish samples to Kafka, one JSON object a line."""
+    from headrace.telemetry.tracing import new_traceparent
+
     samples = [line for line in _read(file).splitlines() if line.strip()]
 
     async def command(client: HeadraceClient) -> None:
-        count = await client.produce(dataset, samples)
-        console.print(f"{count} samples published; `headrace get datasets` shows them arrive")
+        traceparent = new_traceparent()
+        count = await client.produce(dataset, samples, traceparent=traceparent)
+        if output is Format.TABLE:
+            console.print(
+                f"{count} samples published; `headrace get datasets` shows them arrive, "
+                f"`headrace trace {traceparent.split('-')[1]}` what becomes of them"
+            )
+        else:
+            show_document({"published": count, "traceparent": traceparent}, output)
 
     run(data, command)
 

@@ -23,7 +23,7 @@ from headrace.api.training.v1 import training_pb2_grpc
 from headrace.client.targets import Targets
 from headrace.errors import InvalidArgument, Unavailable
 from headrace.rpc.client import channel
-from headrace.telemetry.tracing import current_traceparent
+from headrace.telemetry.tracing import current_traceparent, new_traceparent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,22 +122,25 @@ class HeadraceClient:
         samples: Iterable[Sample],
         *,
         key: str | Callable[[Mapping[str, object]], str] = "",
+        traceparent: str = "",
     ) -> int:
         """Publish samples to Kafka, and return their number once the broker has them all.
 
         They are validated when they are consumed: `ingestion.ListRejected` tells which were refused.
         `key` names the field whose value is the record's key, or makes the key of a sample; samples of
-        one key keep their order. Where it is left out the dataset is asked.
+        one key keep their order. Where it is left out the dataset is asked. They carry `traceparent`,
+        or else the current span's, or else that of a new trace.
         """
         from headrace.messaging import topics
 
+        traceparent = traceparent or current_traceparent() or new_traceparent()
         make_key = key if callable(key) else _key_from(key or await self._key_field(dataset))
         producer = await self._sample_producer()
         count, batch = 0, []
         for sample in samples:
             count += 1
             fields, data = _read_sample(sample, count)
-            batch.append((make_key(fields), _json_event(SAMPLE_TYPE, dataset, data)))
+            batch.append((make_key(fields), _json_event(SAMPLE_TYPE, dataset, data, traceparent)))
             if len(batch) == BATCH:
                 await _published(producer.publish_all(topics.SAMPLES, batch), self.kafka_bootstrap)
                 batch = []
@@ -154,7 +157,12 @@ class HeadraceClient:
             kind = "text" if isinstance(label, str) else "number"
             content = {"deployment": deployment, "prediction_id": prediction_id, kind: label}
             events.append(
-                (prediction_id, _json_event(FEEDBACK_TYPE, deployment, json.dumps(content).encode()))
+                (
+                    prediction_id,
+                    _json_event(
+                        FEEDBACK_TYPE, deployment, json.dumps(content).encode(), current_traceparent()
+                    ),
+                )
             )
         await _published(producer.publish_all(topics.FEEDBACK, events), self.kafka_bootstrap)
         return len(events)
@@ -246,7 +254,7 @@ def _key_from(field: str) -> Callable[[Mapping[str, object]], str]:
     return lambda fields: str(fields.get(field, ""))
 
 
-def _json_event(kind: str, subject: str, data: bytes) -> Event:
+def _json_event(kind: str, subject: str, data: bytes, traceparent: str) -> Event:
     from headrace.messaging.events import JSON, Event
 
     return Event(
@@ -257,5 +265,5 @@ def _json_event(kind: str, subject: str, data: bytes) -> Event:
         time=datetime.now(UTC),
         data=data,
         content_type=JSON,
-        traceparent=current_traceparent(),
+        traceparent=traceparent,
     )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
@@ -17,6 +18,7 @@ __all__ = [
     "context_from",
     "current_traceparent",
     "current_tracestate",
+    "new_traceparent",
     "span",
     "tracer",
 ]
@@ -36,6 +38,15 @@ def current_traceparent() -> str:
     if not context.is_valid:
         return ""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def new_traceparent() -> str:
+    """Return the traceparent of a trace that begins here, for programs that export no spans themselves.
+
+    Whoever continues it draws the trace without this first span.
+    """
+    ids = RandomIdGenerator()
+    return f"00-{ids.generate_trace_id():032x}-{ids.generate_span_id():016x}-01"
 
 
 def current_tracestate() -> str:

@@ -91,6 +91,29 @@ async def test_samples_of_the_sdk_are_events_on_the_samples_topic(
     )
     rows = [row for row in json.loads(listed.stdout) if row["subject"] == dataset]
     assert sorted(row["data"]["x"] for row in rows) == [0, 1, 2]
+    assert len({row["traceparent"] for row in rows}) == 1
+
+
+@pytest.mark.broker
+async def test_produce_publishes_each_line_and_names_their_trace(
+    kafka_bootstrap: str, headrace: Headrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def key_field(_client: HeadraceClient, _dataset: str) -> str:
+        return "id"
+
+    monkeypatch.setattr(HeadraceClient, "_key_field", key_field)
+    await topics.ensure_topics(kafka_bootstrap, topics.load_topics().values())
+    file = tmp_path / "samples.jsonl"
+    file.write_text('{"id": "a"}\n\n{"id": "b"}\n')
+    result = await asyncio.to_thread(
+        headrace,
+        *("produce", f"d-{new_id()}", "-f", str(file), "-o", "json"),
+        HEADRACE_KAFKA_BOOTSTRAP=kafka_bootstrap,
+        HEADRACE_KAFKA_IDEMPOTENCE="false",
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["published"] == 2
+    assert json.loads(result.stdout)["traceparent"].startswith("00-")
 
 
 def test_a_broker_that_is_not_there_is_unavailable(headrace: Headrace) -> None:

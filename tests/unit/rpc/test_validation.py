@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import ModuleType
+
 import protovalidate
 import pytest
+from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from buf.validate import validate_pb2
 from headrace.api.inference.v1 import inference_pb2 as inference
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.registry.v1 import registry_pb2 as registry
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+from headrace.api.training.v1 import training_pb2 as training
 from headrace.errors import InvalidArgument
-from headrace.rpc.validation import RequestValidator
+from headrace.rpc.validation import RequestValidator, _rule_check, _unsure
 
 UUID = "4f7f2b3e-7b0c-4a9f-9a5e-0d3c9c0f6a11"
 FIELD = ingestion.Field(name="x", type=ingestion.FIELD_TYPE_FLOAT32, min=0)
@@ -138,3 +144,23 @@ def test_both_agree_on_any_pipeline(message: scheduling.ApplyPipelineRequest) ->
     except InvalidArgument as error:
         found = len(error.fields)
     assert found == expected
+
+
+def messages_of(descriptor: FileDescriptor) -> Iterator[Descriptor]:
+    pending = list(descriptor.message_types_by_name.values())
+    while pending:
+        message = pending.pop()
+        yield message
+        pending += message.nested_types
+
+
+@pytest.mark.parametrize(
+    "file", [ingestion, scheduling, training, registry, inference], ids=lambda f: f.__name__
+)
+def test_no_rule_of_ours_needs_the_interpreter(file: ModuleType) -> None:
+    for message in messages_of(file.DESCRIPTOR):
+        for field in message.fields:
+            options = field.GetOptions()
+            if options.HasExtension(validate_pb2.field):
+                check = _rule_check(field, options.Extensions[validate_pb2.field])
+                assert check is not _unsure, field.full_name
