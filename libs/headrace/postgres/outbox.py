@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 
 import asyncpg
@@ -30,13 +31,17 @@ RETRY_SECONDS = 1.0
 
 async def enqueue(connection: Connection, topic: str, key: str, event: Event) -> None:
     """Queue an event for publishing; it leaves if and when the transaction commits."""
-    headers, value = encode(event)
-    await connection.execute(
-        "INSERT INTO outbox (topic, key, headers, value) VALUES ($1, $2, $3, $4)",
-        topic,
-        key,
-        [[name, text.decode()] for name, text in headers],
-        value,
+    await enqueue_all(connection, topic, [(key, event)])
+
+
+async def enqueue_all(connection: Connection, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
+    """Queue events with their keys, in order, as `enqueue` does one."""
+    rows = []
+    for key, event in keyed:
+        headers, value = encode(event)
+        rows.append((topic, key, [[name, text.decode()] for name, text in headers], value))
+    await connection.executemany(
+        "INSERT INTO outbox (topic, key, headers, value) VALUES ($1, $2, $3, $4)", rows
     )
     await connection.execute("SELECT pg_notify($1, current_schema())", CHANNEL)
 

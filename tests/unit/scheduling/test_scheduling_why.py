@@ -7,7 +7,7 @@ from headrace.scheduling.domain.job import JobState
 from headrace.scheduling.domain.node import Node
 from headrace.scheduling.domain.policy import JobView
 from headrace.scheduling.domain.resources import GIBIBYTE, NOTHING, Resources
-from headrace.scheduling.domain.why import Ahead, NodeRoom, Reason, Verdict, ahead_of, why_pending
+from headrace.scheduling.domain.why import Ahead, NodeRoom, Reason, Verdict, why_pending
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NEED = Resources(0, 4000, GIBIBYTE)
@@ -56,24 +56,21 @@ def test_a_busy_node_says_what_is_short() -> None:
     assert why.nodes[0].detail == "needs 4 cores, 1 free of 4"
 
 
-def test_the_jobs_ahead_are_named_in_order() -> None:
-    others = [
-        job("older", age=5),
-        job("urgent", priority=1),
-        job("younger", age=-5),
-        replace(job("running", age=9), state=JobState.RUNNING),
-    ]
-    ahead = ahead_of(job(), others)
-    assert (ahead.first, ahead.count) == (("urgent", "older"), 2)
+def test_the_jobs_ahead_are_counted() -> None:
+    ahead = Ahead(("urgent", "older"), count=2, able=2)
     why = why_pending(job(), [room("node-a", 4, taken=4)], ahead, NOW)
-    assert why.reason is Reason.BEHIND_OTHERS
+    assert (why.reason, why.ahead) == (Reason.BEHIND_OTHERS, ahead)
     assert why.message.startswith("2 jobs go first")
 
 
 def test_a_job_ahead_that_fits_nowhere_keeps_nobody_waiting() -> None:
-    ahead = ahead_of(job(), [job("huge", Resources(0, 900_000, 0), age=9)])
-    why = why_pending(job(), [room("node-a", 4, taken=4)], ahead, NOW)
+    why = why_pending(job(), [room("node-a", 4, taken=4)], Ahead(("huge",), count=1, able=0), NOW)
     assert why.reason is Reason.WAITING_FOR_CAPACITY
+
+
+def test_nodes_of_one_size_get_one_description_and_keep_their_own_readiness() -> None:
+    why = why_pending(job(), [room("a", 4), room("b", 4, silent=60), room("c", 4)], Ahead(), NOW)
+    assert [verdict.verdict for verdict in why.nodes] == [Verdict.FITS, Verdict.NOT_READY, Verdict.FITS]
 
 
 def test_a_job_that_fits_is_about_to_be_placed() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-import heapq
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +12,7 @@ from headrace.scheduling.domain.node import Node
 from headrace.scheduling.domain.policy import JobView
 from headrace.scheduling.domain.resources import NOTHING, Resources, shortage
 
+# An answer names this many of the jobs that go first, and counts the others.
 MAX_AHEAD = 100
 
 
@@ -55,15 +54,13 @@ class NodeVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """The queued jobs that go first: the first ones' ids, in order, and how many there are of each size."""
+    """The queued jobs that go first: the first ones' ids, in order; how many there are; and how many of them
+    some node is large enough for. One that fits nowhere keeps nobody waiting.
+    """
 
     first: tuple[str, ...] = ()
-    sizes: Mapping[Resources, int] | None = None
-
-    @property
-    def count(self) -> int:
-        """How many go first."""
-        return sum((self.sizes or {}).values())
+    count: int = 0
+    able: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +74,12 @@ class Why:
     ahead: Ahead = Ahead()
 
 
-def ahead_of(job: JobView, jobs: Iterable[JobView]) -> Ahead:
-    """The queued jobs among `jobs` that go before `job`."""
-    key = job.queue_key
-    before = [other for other in jobs if other.state is JobState.QUEUED and other.queue_key < key]
-    first = heapq.nsmallest(MAX_AHEAD, before, key=lambda other: other.queue_key)
-    return Ahead(tuple(other.id for other in first), Counter(other.resources for other in before))
-
-
 def why_pending(job: JobView, rooms: Sequence[NodeRoom], ahead: Ahead, now: datetime) -> Why:
     """Explain why `job` does not run yet."""
     if job.state is not JobState.QUEUED:
         return Why(job.state, Reason.NOT_PENDING, _NOT_PENDING[job.state])
-    verdicts = tuple(_verdict(job.resources, room, now) for room in rooms)
+    judge = _Judge(job.resources)
+    verdicts = tuple(judge.verdict(room, now) for room in rooms)
     reason, message = _explain(job, rooms, verdicts, ahead)
     return Why(job.state, reason, message, verdicts, ahead)
 
@@ -104,17 +94,29 @@ _NOT_PENDING = {
 }
 
 
-def _verdict(need: Resources, room: NodeRoom, now: datetime) -> NodeVerdict:
-    node = room.node
-    if not need.fits(node.capacity):
-        return NodeVerdict(node.name, Verdict.TOO_SMALL, _too_small(need, node.capacity))
-    if not node.ready(now):
-        silent = (now - node.last_report_time).total_seconds()
-        return NodeVerdict(node.name, Verdict.NOT_READY, f"has not reported for {silent:.0f} s")
-    free = node.capacity - room.occupied
-    if not need.fits(free):
-        return NodeVerdict(node.name, Verdict.BUSY, shortage(need, free, node.capacity))
-    return NodeVerdict(node.name, Verdict.FITS, f"{free} free")
+class _Judge:
+    """Compares one need with many nodes; most nodes are like others, and are described once."""
+
+    def __init__(self, need: Resources) -> None:
+        self._need = need
+        self._known: dict[tuple[Resources, Resources], tuple[Verdict, str]] = {}
+
+    def verdict(self, room: NodeRoom, now: datetime) -> NodeVerdict:
+        """What a node is to the job."""
+        node, size = room.node, (room.node.capacity, room.occupied)
+        verdict, detail = self._known.get(size) or self._known.setdefault(size, self._compare(*size))
+        if verdict is not Verdict.TOO_SMALL and not node.ready(now):
+            silent = (now - node.last_report_time).total_seconds()
+            return NodeVerdict(node.name, Verdict.NOT_READY, f"has not reported for {silent:.0f} s")
+        return NodeVerdict(node.name, verdict, detail)
+
+    def _compare(self, capacity: Resources, occupied: Resources) -> tuple[Verdict, str]:
+        if not self._need.fits(capacity):
+            return Verdict.TOO_SMALL, _too_small(self._need, capacity)
+        free = capacity - occupied
+        if not self._need.fits(free):
+            return Verdict.BUSY, shortage(self._need, free, capacity)
+        return Verdict.FITS, f"{free} free"
 
 
 def _too_small(need: Resources, capacity: Resources) -> str:
@@ -140,9 +142,9 @@ def _explain(
             f"no node that is large enough is ready: {', '.join(silent[:5])}"
             f"{' and others' if len(silent) > 5 else ''} stopped reporting"
         )
-    if competing := _competing(ahead, rooms):
+    if ahead.able:
         return Reason.BEHIND_OTHERS, (
-            f"{competing} {'job goes' if competing == 1 else 'jobs go'} first: "
+            f"{ahead.able} {'job goes' if ahead.able == 1 else 'jobs go'} first: "
             "higher priority, or the same and older"
         )
     if Verdict.FITS in kinds:
@@ -150,15 +152,6 @@ def _explain(
     busy = sum(verdict.verdict is Verdict.BUSY for verdict in verdicts)
     return Reason.WAITING_FOR_CAPACITY, (
         f"it is the next one; {busy} {'node is' if busy == 1 else 'nodes are'} large enough and busy"
-    )
-
-
-def _competing(ahead: Ahead, rooms: Sequence[NodeRoom]) -> int:
-    """How many of the jobs ahead could run at all: one that fits nowhere keeps nobody waiting."""
-    return sum(
-        count
-        for size, count in (ahead.sizes or {}).items()
-        if any(size.fits(room.node.capacity) for room in rooms)
     )
 
 

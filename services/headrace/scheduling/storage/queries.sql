@@ -72,13 +72,19 @@ FROM jobs WHERE state IN ('PLACED', 'RUNNING', 'CANCELLING')
 -- name: jobs_ahead
 SELECT id FROM jobs
 WHERE state = 'QUEUED' AND (-priority, create_time, id) < (-$1::integer, $2::timestamptz, $3::uuid)
-ORDER BY priority DESC, create_time, id
+ORDER BY -priority, create_time, id
 LIMIT $4
 
--- name: sizes_ahead
-SELECT gpu, cpu_millis, memory, count(*) AS count FROM jobs
+-- name: count_ahead
+-- All that go first, and those among them that some node is large enough for.
+WITH capacities AS MATERIALIZED (SELECT DISTINCT gpu, cpu_millis, memory FROM nodes)
+SELECT count(*) AS count, count(*) FILTER (WHERE EXISTS (
+    SELECT FROM capacities
+    WHERE capacities.gpu >= jobs.gpu AND capacities.cpu_millis >= jobs.cpu_millis
+        AND capacities.memory >= jobs.memory
+)) AS able
+FROM jobs
 WHERE state = 'QUEUED' AND (-priority, create_time, id) < (-$1::integer, $2::timestamptz, $3::uuid)
-GROUP BY gpu, cpu_millis, memory
 
 -- name: resources_of_jobs
 SELECT id, gpu, cpu_millis, memory FROM jobs WHERE id = ANY($1::uuid[])
@@ -90,7 +96,6 @@ UPDATE jobs SET
     model_version = $11, queue_time = $12, start_time = $13, attempt_start_time = $14, end_time = $15,
     placement_traceparent = $16, version = $17
 WHERE id = $1 AND version = $2
-RETURNING id
 
 -- name: update_progress
 -- From events, which may come late: only the attempt that runs now, and never backwards.
@@ -102,11 +107,6 @@ WHERE id = $1 AND attempt = $2 AND state IN ('PLACED', 'RUNNING', 'CANCELLING')
 -- name: update_metrics
 UPDATE jobs SET metrics = metrics || $3
 WHERE id = $1 AND attempt = $2 AND metrics IS DISTINCT FROM metrics || $3
-
--- name: count_jobs
-SELECT state, count(*) AS count FROM jobs
-WHERE state IN ('QUEUED', 'PLACED', 'RUNNING', 'CANCELLING')
-GROUP BY state
 
 -- Nodes.
 

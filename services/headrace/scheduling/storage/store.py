@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -10,11 +11,11 @@ from typing import Final
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
 from headrace.events.scheduling.v1 import events_pb2
 from headrace.messaging import topics
-from headrace.messaging.events import protobuf_event
+from headrace.messaging.events import Event, protobuf_event
 from headrace.postgres import Connection, Pool, inbox, outbox, transaction
 from headrace.postgres.queries import load_queries
 from headrace.runtime.clock import Clock
-from headrace.scheduling.domain.job import Progress
+from headrace.scheduling.domain.job import Job, Progress
 from headrace.scheduling.domain.node import Node
 from headrace.scheduling.domain.policy import JobView
 from headrace.scheduling.domain.resources import Resources
@@ -22,7 +23,7 @@ from headrace.scheduling.domain.why import MAX_AHEAD, Ahead
 from headrace.scheduling.storage import rows
 from headrace.scheduling.use_cases.documents import JobRecord, Pipeline
 from headrace.scheduling.use_cases.messages import to_job
-from headrace.scheduling.use_cases.ports import JobPosition, NodeState
+from headrace.scheduling.use_cases.ports import JobChange, JobPosition, NodeState
 
 SQL: Final = load_queries("headrace.scheduling.storage")
 
@@ -88,7 +89,7 @@ class PostgresTransaction:
         )
         if inserted is None:
             return False
-        await self._enqueue(record)
+        await self._enqueue([record])
         return True
 
     async def jobs(self, ids: Sequence[str]) -> list[JobRecord]:
@@ -99,32 +100,16 @@ class PostgresTransaction:
         """The jobs that hold room on a node, locked, by id."""
         return [rows.read_job(row) for row in await self._connection.fetch(SQL["lock_jobs_on_node"], node)]
 
-    async def save_job(self, seen_version: int, record: JobRecord) -> None:
-        """Store a job that was read here; a change of state also queues its event."""
-        job = record.job
-        saved = await self._connection.fetchval(
-            SQL["update_job"],
-            job.id,
-            seen_version,
-            job.state.value,
-            job.reason,
-            job.message,
-            job.attempt,
-            job.failures,
-            job.node,
-            rows.progress_json(job.progress),
-            dict(job.metrics),
-            job.model_version,
-            job.queue_time,
-            job.start_time,
-            job.attempt_start_time,
-            job.end_time,
-            job.placement_traceparent,
-            job.version,
+    async def save_jobs(self, changes: Sequence[JobChange]) -> None:
+        """Store jobs that were read here; changes of state also queue their events."""
+        if not changes:
+            return
+        await self._connection.executemany(
+            SQL["update_job"], [_job_values(change.before.version, change.after.job) for change in changes]
         )
-        assert saved is not None, "the job was read and locked in this transaction"
-        if job.version != seen_version:
-            await self._enqueue(record)
+        await self._enqueue(
+            [change.after for change in changes if change.after.job.version != change.before.version]
+        )
 
     async def resources_of(self, ids: Sequence[str]) -> Mapping[str, Resources]:
         """What jobs ask for, by id; unknown ones are left out."""
@@ -143,19 +128,47 @@ class PostgresTransaction:
         """Whether nobody else has begun to lead; holds that until the transaction ends."""
         return await self._connection.fetchval(SQL["hold_epoch"], epoch) is not None
 
-    async def _enqueue(self, record: JobRecord) -> None:
-        job = record.job
-        event = protobuf_event(
-            events_pb2.JobChanged(job=to_job(record)),
-            type=JOB_CHANGED,
-            source=SOURCE,
-            subject=job.id,
-            # The same change has the same id, however often it is told.
-            id=f"{job.id}-{job.version}",
-            time=self._clock(),
-            traceparent=job.placement_traceparent or job.traceparent,
-        )
-        await outbox.enqueue(self._connection, topics.JOBS, job.id, event)
+    async def _enqueue(self, records: Sequence[JobRecord]) -> None:
+        now = self._clock()
+        events = [(record.job.id, _job_changed(record, now)) for record in records]
+        if events:
+            await outbox.enqueue_all(self._connection, topics.JOBS, events)
+
+
+def _job_changed(record: JobRecord, now: datetime) -> Event:
+    job = record.job
+    return protobuf_event(
+        events_pb2.JobChanged(job=to_job(record)),
+        type=JOB_CHANGED,
+        source=SOURCE,
+        subject=job.id,
+        # The same change has the same id, however often it is told.
+        id=f"{job.id}-{job.version}",
+        time=now,
+        traceparent=job.placement_traceparent or job.traceparent,
+    )
+
+
+def _job_values(seen_version: int, job: Job) -> tuple[object, ...]:
+    return (
+        job.id,
+        seen_version,
+        job.state.value,
+        job.reason,
+        job.message,
+        job.attempt,
+        job.failures,
+        job.node,
+        rows.progress_json(job.progress),
+        dict(job.metrics),
+        job.model_version,
+        job.queue_time,
+        job.start_time,
+        job.attempt_start_time,
+        job.end_time,
+        job.placement_traceparent,
+        job.version,
+    )
 
 
 def _node_values(node: NodeState) -> tuple[object, ...]:
@@ -223,12 +236,12 @@ class PostgresStore:
     async def ahead(self, job: JobView) -> Ahead:
         """The queued jobs that go before this one."""
         key = (job.priority, job.create_time, job.id)
-        first = await self._pool.fetch(SQL["jobs_ahead"], *key, MAX_AHEAD)
-        sizes = await self._pool.fetch(SQL["sizes_ahead"], *key)
-        return Ahead(
-            tuple(str(row["id"]) for row in first),
-            {rows.read_resources(row): row["count"] for row in sizes},
+        first, counts = await asyncio.gather(
+            self._pool.fetch(SQL["jobs_ahead"], *key, MAX_AHEAD),
+            self._pool.fetchrow(SQL["count_ahead"], *key),
         )
+        assert counts is not None
+        return Ahead(tuple(str(row["id"]) for row in first), counts["count"], counts["able"])
 
     async def nodes(self) -> list[Node]:
         """All nodes, by name."""

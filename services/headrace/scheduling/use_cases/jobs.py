@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
@@ -24,7 +25,7 @@ from headrace.scheduling.use_cases.documents import (
     resources_of,
 )
 from headrace.scheduling.use_cases.pipelines import pipeline_not_found
-from headrace.scheduling.use_cases.ports import ChangeFeed, JobPosition, Peers, Store
+from headrace.scheduling.use_cases.ports import ChangeFeed, JobChange, JobPosition, Peers, Store
 from headrace.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
@@ -136,16 +137,18 @@ class Jobs:
             record = records[0]
             after = replace(record, job=cancel(record.job, self._clock()))
             if after.job != record.job:
-                await transaction.save_job(record.job.version, after)
+                await transaction.save_jobs([JobChange(record.job, after)])
         metrics.observe_change(record.job, after.job)
         return after
 
     async def why(self, job_id: str) -> Why:
         """Explain why the job waits. Raises NotFound JOB_NOT_FOUND."""
         view = view_of((await self.get(job_id)).job)
-        nodes = await self._store.nodes()
-        occupied = occupied_resources(nodes, await self._store.holding_jobs())
-        return why_pending(view, room_of(nodes, occupied), await self._store.ahead(view), self._clock())
+        nodes, holding, ahead = await asyncio.gather(
+            self._store.nodes(), self._store.holding_jobs(), self._store.ahead(view)
+        )
+        rooms = room_of(nodes, occupied_resources(nodes, holding))
+        return why_pending(view, rooms, ahead, self._clock())
 
     def _new_job(
         self,

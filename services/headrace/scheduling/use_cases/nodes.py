@@ -15,7 +15,7 @@ from headrace.scheduling.domain.policy import occupied_resources
 from headrace.scheduling.domain.resources import Resources
 from headrace.scheduling.use_cases import metrics
 from headrace.scheduling.use_cases.documents import JobRecord
-from headrace.scheduling.use_cases.ports import NodeState, Store, Transaction
+from headrace.scheduling.use_cases.ports import JobChange, NodeState, Store, Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Nodes:
     async def _take_in(self, session: str, report: NodeReport, *, first: bool) -> None:
         """Renew the lease and move the node's jobs to where the report says they are, in one transaction."""
         now = self._clock()
-        changed: list[tuple[JobRecord, JobRecord]] = []
+        changes: list[JobChange] = []
         async with self._store.transaction() as transaction:
             state = NodeState(
                 name=report.node,
@@ -85,12 +85,13 @@ class Nodes:
             for record in await transaction.jobs_on_node(report.node):
                 after = replace(record, job=observe(record.job, tasks.get(record.job.id), now))
                 if after.job != record.job:
-                    await transaction.save_job(record.job.version, after)
-                    changed.append((record, after))
-        for record, after in changed:
-            metrics.observe_change(record.job, after.job)
-            if after.job.state is not record.job.state:
-                logger.info("job %s: %s: %s", after.job.id, after.job.state.value, after.job.message)
+                    changes.append(JobChange(record.job, after))
+            await transaction.save_jobs(changes)
+        for change in changes:
+            metrics.observe_change(change.before, change.after.job)
+            if change.after.job.version != change.before.version:
+                job = change.after.job
+                logger.info("job %s: %s: %s", job.id, job.state.value, job.message)
 
 
 async def _occupants(transaction: Transaction, report: NodeReport) -> tuple[Occupant, ...]:

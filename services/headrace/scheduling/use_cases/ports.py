@@ -10,7 +10,7 @@ from typing import Protocol
 
 from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
-from headrace.scheduling.domain.job import Progress
+from headrace.scheduling.domain.job import Job, Progress
 from headrace.scheduling.domain.node import Node, Occupant
 from headrace.scheduling.domain.policy import JobView
 from headrace.scheduling.domain.resources import Resources
@@ -39,6 +39,14 @@ class JobPosition:
     id: str
 
 
+@dataclass(frozen=True, slots=True)
+class JobChange:
+    """A job as it was read, and as it is to be."""
+
+    before: Job
+    after: JobRecord
+
+
 class Transaction(Protocol):
     """One unit of work. Jobs that it reads are locked until it ends."""
 
@@ -60,8 +68,8 @@ class Transaction(Protocol):
     async def jobs_on_node(self, node: str) -> list[JobRecord]:
         """The jobs that hold room on a node, locked, by id."""
 
-    async def save_job(self, seen_version: int, record: JobRecord) -> None:
-        """Store a job that was read here; a change of state also queues its event."""
+    async def save_jobs(self, changes: Sequence[JobChange]) -> None:
+        """Store jobs that were read here; changes of state also queue their events."""
 
     async def resources_of(self, ids: Sequence[str]) -> Mapping[str, Resources]:
         """What jobs ask for, by id; unknown ones are left out."""

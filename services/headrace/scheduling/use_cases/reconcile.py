@@ -6,6 +6,7 @@ one round and never correctness.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from headrace.scheduling.domain.policy import (
 )
 from headrace.scheduling.use_cases import metrics
 from headrace.scheduling.use_cases.documents import JobRecord
-from headrace.scheduling.use_cases.ports import ChangeFeed, Store
+from headrace.scheduling.use_cases.ports import ChangeFeed, JobChange, Store
 from headrace.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,10 @@ class Reconciler:
         try:
             with self._changes.any_change() as wake:
                 while True:
+                    started = time.perf_counter()
                     if not await self.round(epoch, watch):
+                        # Many changes may share a round: at least half of the time is left to others.
+                        await asyncio.sleep(time.perf_counter() - started)
                         await wake.wait(pause)
         except LeadershipLostError:
             logger.warning("another instance decides now")
@@ -116,25 +120,25 @@ class Reconciler:
     async def _apply(self, actions: Sequence[Action], epoch: int) -> int:
         """Change the jobs that still are as they were when it was decided; return how many."""
         by_job = {action.job: action for action in actions}
-        changed: list[tuple[Job, Job]] = []
         async with self._store.transaction() as transaction:
             if not await transaction.still_leads(epoch):
                 raise LeadershipLostError
-            for record in await transaction.jobs(list(by_job)):
-                action = by_job[record.job.id]
-                if record.job.version != action.version:
-                    continue
-                carried = carry_out(action, record, self._clock())
-                await transaction.save_job(record.job.version, carried)
-                changed.append((record.job, carried.job))
-        if any(after.state is JobState.PLACED for _, after in changed):
+            now = self._clock()
+            changes = [
+                JobChange(record.job, carry_out(by_job[record.job.id], record, now))
+                for record in await transaction.jobs(list(by_job))
+                if record.job.version == by_job[record.job.id].version
+            ]
+            await transaction.save_jobs(changes)
+        if any(change.after.job.state is JobState.PLACED for change in changes):
             fault_point("scheduling.after-placement-commit")
-        for before, after in changed:
+        for change in changes:
+            before, after = change.before, change.after.job
             metrics.observe_change(before, after)
             if after.state is JobState.PLACED:
-                metrics.WAIT_SECONDS.observe((self._clock() - before.queue_time).total_seconds())
+                metrics.WAIT_SECONDS.observe((now - before.queue_time).total_seconds())
             logger.info("job %s: %s: %s", after.id, after.state.value, after.message)
-        return len(changed)
+        return len(changes)
 
 
 def carry_out(action: Action, record: JobRecord, now: datetime) -> JobRecord:

@@ -46,7 +46,7 @@ CREATE TABLE jobs (
 -- One automatic job for each dataset version, however often its event comes.
 CREATE UNIQUE INDEX jobs_automatic ON jobs (pipeline, dataset_version) WHERE automatic;
 CREATE UNIQUE INDEX jobs_request ON jobs (request_id) WHERE request_id <> '';
-CREATE INDEX jobs_queue ON jobs (priority DESC, create_time, id) WHERE state = 'QUEUED';
+CREATE INDEX jobs_queue ON jobs ((-priority), create_time, id) WHERE state = 'QUEUED';
 CREATE INDEX jobs_on_node ON jobs (node) WHERE state IN ('PLACED', 'RUNNING', 'CANCELLING');
 CREATE INDEX jobs_newest ON jobs (create_time DESC, id DESC);
 CREATE INDEX jobs_newest_of_pipeline ON jobs (pipeline, create_time DESC, id DESC);
