@@ -83,8 +83,8 @@ class Process:
             self.process.send_signal(signal.SIGTERM)
         return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
 
-    async def killed(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS)
+    async def killed(self) -> None:
+        assert await asyncio.wait_for(self.process.wait(), PATIENCE_SECONDS) == -signal.SIGKILL
 
 
 @dataclass
