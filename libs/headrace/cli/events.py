@@ -135,6 +135,6 @@ def _data(value: bytes, content_type: str, event_type: str) -> Plain:
         return value.decode(errors="replace")
 
 
-def _shortened(data: Plain, width: int = 100) -> str:
+def _shortened(data: Plain, width: int = 60) -> str:
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -170,7 +170,9 @@ def show_error(error: HeadraceError) -> ExitCode:
     errors.print(
         Text.assemble(("error: ", "bold red"), error.message, (f"  [{error.reason}]", "dim")), soft_wrap=True
     )
-    for violation in error.fields:
+    # With one field at fault the message mostly says it all.
+    shown = () if len(error.fields) == 1 and error.fields[0].description in error.message else error.fields
+    for violation in shown:
         errors.print(
             Text.assemble("  ", (violation.field, "bold"), ": ", violation.description), soft_wrap=True
         )

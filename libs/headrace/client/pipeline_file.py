@@ -66,12 +66,18 @@ class PipelineFile:
 
     def explained(self, error: HeadraceError) -> HeadraceError:
         """Return a service's error about the request with each field's line and column in the file."""
-        fields = []
-        for violation in error.fields:
-            place = self._place(violation.field)
-            where = f"{self.name}:{place.line}:{place.column}: " if place else ""
-            fields.append(FieldViolation(violation.field, where + violation.description))
+        if len(error.fields) == 1:
+            message = self._where(error.fields[0]) + error.message
+            return type(error)(error.reason, message, fields=error.fields, metadata=error.metadata)
+        fields = [
+            FieldViolation(violation.field, self._where(violation) + violation.description)
+            for violation in error.fields
+        ]
         return type(error)(error.reason, error.message, fields=fields, metadata=error.metadata)
+
+    def _where(self, violation: FieldViolation) -> str:
+        place = self._place(violation.field)
+        return f"{self.name}:{place.line}:{place.column}: " if place else ""
 
     def _place(self, field: str) -> Place | None:
         """Return the place of a field of the request, or of the nearest part around it."""

@@ -229,4 +229,11 @@ def test_what_a_service_finds_wrong_is_found_in_the_file(field: str, place: str)
     error = InvalidArgument("INVALID_PIPELINE", "wrong", fields=[FieldViolation(field, "too small")])
     explained = read.explained(error)
     assert isinstance(explained, InvalidArgument)
-    assert explained.fields == (FieldViolation(field, f"p.yaml:{place}: too small"),)
+    assert explained.message == f"p.yaml:{place}: wrong"
+
+
+def test_several_complaints_are_each_found_in_the_file() -> None:
+    violations = [FieldViolation("name", "taken"), FieldViolation("elsewhere", "odd")]
+    error = InvalidArgument("INVALID_PIPELINE", "wrong", fields=violations)
+    explained = pipeline_file.parse(COMPLETE, "p.yaml").explained(error)
+    assert [violation.description for violation in explained.fields] == ["p.yaml:3:12: taken", "odd"]
