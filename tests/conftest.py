@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -38,8 +40,12 @@ def background() -> Iterator[Background]:
 
 
 @pytest.fixture(scope="session")
-def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("parts")
+def session_folder() -> Iterator[Path]:
+    # Not pytest's own folder: each session that starts closes that to other users, and PostgreSQL, which
+    # runs as one where tests run as root, would lose its files.
+    folder = Path(tempfile.mkdtemp(prefix="headrace-tests-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
