@@ -2,7 +2,7 @@
 
 - Records of one key run one after the other; different keys run side by side, up to `max_in_flight`.
 - A handler that raises is tried again with growing pauses; PermanentFailure, or the last try, puts the record
-  among the dead letters, and the partition goes on.
+  among the dead letters, and the partition goes on. Tries while a part that it needs is away do not count.
 - Only a finished prefix of a partition is committed: a crash repeats records and never skips one.
 - When a partition is taken away, its records in work are waited for and committed first.
 """
@@ -20,6 +20,7 @@ from typing import Self, TypeAlias
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from headrace.errors import DeadlineExceeded, Unavailable
 from headrace.messaging.client import SESSION_SECONDS, consumer_client
 from headrace.messaging.events import Event, InvalidCloudEvent, decode
 from headrace.messaging.producer import Producer
@@ -45,6 +46,17 @@ class PermanentFailure(Exception):  # noqa: N818 - what it is, not what to call 
         self.reason = reason
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether a part that is needed is away: a service, the database, the network."""
+    if isinstance(error, ConnectionError | TimeoutError | Unavailable | DeadlineExceeded):
+        return True
+    # asyncio raises a bare OSError where several addresses of one host refuse.
+    if type(error) is OSError:
+        return True
+    # PostgreSQL's classes "connection exception" and "operator intervention".
+    return str(getattr(error, "sqlstate", None) or "").startswith(("08", "57P"))
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and how patiently a handler is tried."""
@@ -56,7 +68,8 @@ class RetryPolicy:
 
     def pause(self, attempt: int) -> float:
         """Seconds to wait after the attempt of that number, from 1."""
-        return min(self.first_seconds * self.factor ** (attempt - 1), self.longest_seconds)
+        # The power is capped, so that an outage of days does not overflow it.
+        return min(self.first_seconds * self.factor ** min(attempt - 1, 64), self.longest_seconds)
 
 
 class Consumer:
@@ -178,27 +191,30 @@ class Consumer:
                 names.MESSAGING_MESSAGE_ID: event.id,
             },
         ):
-            for attempt in range(1, self._retry.attempts + 1):
+            tries, failures = 0, 0
+            while True:
+                tries += 1
                 try:
                     await self._handler(event)
                 except PermanentFailure as error:
                     await self._set_aside(record, error.reason, str(error))
                     return
                 except Exception as error:
-                    if attempt == self._retry.attempts:
+                    # An outage is not the event's fault: it is waited for, however long it lasts.
+                    failures += not is_outage(error)
+                    if failures == self._retry.attempts:
                         logger.exception("giving up on event %s of %s", event.id, record.topic)
                         await self._set_aside(record, "HANDLER_FAILED", f"{type(error).__name__}: {error}")
                         return
                     logger.warning(
-                        "event %s of %s failed (try %d of %d): %s: %s",
+                        "event %s of %s failed (try %d): %s: %s",
                         event.id,
                         record.topic,
-                        attempt,
-                        self._retry.attempts,
+                        tries,
                         type(error).__name__,
                         error,
                     )
-                    await asyncio.sleep(self._retry.pause(attempt))
+                    await asyncio.sleep(self._retry.pause(tries))
                 else:
                     return
 

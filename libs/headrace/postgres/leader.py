@@ -29,7 +29,12 @@ async def lead(pool: Pool, name: str, work: Callable[[], Awaitable[None]]) -> No
                 if await connection.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", name):
                     logger.info("leading: %s", name)
                     await _work_while_alive(connection, work)
-        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+        except (
+            OSError,
+            asyncpg.PostgresConnectionError,
+            asyncpg.OperatorInterventionError,
+            asyncpg.InterfaceError,
+        ) as error:
             logger.warning("the lock %s was lost: %s", name, error)
         await asyncio.sleep(RETRY_SECONDS)
 

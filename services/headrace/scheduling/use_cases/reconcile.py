@@ -75,6 +75,7 @@ class Reconciler:
         self._changes = changes
         self._clock = clock
         self._limits = limits
+        self._failing = False
 
     async def lead(self) -> None:
         """Decide whenever something changes, and at latest each second, until cancelled or replaced."""
@@ -88,7 +89,7 @@ class Reconciler:
             with self._changes.any_change() as wake:
                 while True:
                     started = time.perf_counter()
-                    if not await self.round(epoch, watch):
+                    if not await self._attempt(epoch, watch):
                         # Many changes may share a round: at least half of the time is left to others.
                         await asyncio.sleep(time.perf_counter() - started)
                         await wake.wait(pause)
@@ -96,6 +97,20 @@ class Reconciler:
             logger.warning("another instance decides now")
         finally:
             metrics.LEADER.set(0)
+
+    async def _attempt(self, epoch: int, watch: Watch) -> int:
+        """Do a round; where something keeps it from succeeding, the next one is the repair."""
+        try:
+            changed = await self.round(epoch, watch)
+        except LeadershipLostError:
+            raise
+        except Exception as error:
+            # Where it happened once: an outage fails in the same way again and again.
+            logger.warning("a round failed, trying again: %r", error, exc_info=not self._failing)
+            self._failing = True
+            return 0
+        self._failing = False
+        return changed
 
     async def round(self, epoch: int, watch: Watch) -> int:
         """Look at everything once; return how many jobs were changed."""
