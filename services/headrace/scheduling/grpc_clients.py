@@ -58,11 +58,12 @@ class GrpcPeers:
 
     async def apply_deployment(self, name: str, spec: pb.PipelineSpec) -> None:
         """Create or change the deployment."""
+        deployment = spec.deployment
+        # A pipeline that says nothing about steps takes one.
+        rollout = deployment.rollout if deployment.HasField("rollout") else pb.RolloutSpec(steps=[100])
         with _errors_of("inference", self._targets.inference, _DEPLOYMENT_PATHS):
             await self._inference.ApplyDeployment(
-                inference_pb2.ApplyDeploymentRequest(
-                    name=spec.deployment.name, model=name, rollout=spec.deployment.rollout
-                )
+                inference_pb2.ApplyDeploymentRequest(name=deployment.name, model=name, rollout=rollout)
             )
 
     async def dataset_version(

@@ -52,6 +52,17 @@ async def test_a_pipeline_is_applied_everywhere_once(scheduling: Scheduling, stu
     assert [pipeline.name for pipeline in listed] == [scheduling.pipeline]
 
 
+async def test_what_a_pipeline_leaves_out_has_a_default(scheduling: Scheduling, stub: Stub) -> None:
+    spec = a_spec()
+    spec.deployment.ClearField("rollout")
+    spec.ClearField("resources")
+    await stub.ApplyPipeline(pb.ApplyPipelineRequest(name=scheduling.pipeline, spec=spec))
+    assert list(scheduling.peers.inference.applied[0].rollout.steps) == [100]
+    job = await submit(stub, scheduling)
+    assert (job.resources.cpu, job.resources.memory_bytes) == (1, GIBIBYTE)
+    assert job.state == pb.JOB_STATE_QUEUED
+
+
 async def test_a_bad_pipeline_is_refused_before_anything_is_applied(
     scheduling: Scheduling, stub: Stub
 ) -> None:

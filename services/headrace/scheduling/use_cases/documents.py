@@ -47,7 +47,7 @@ class JobRecord:
 def rules_of(spec: pb.PipelineSpec) -> PipelineRules:
     """The parts of a pipeline that scheduling judges."""
     split = spec.training.split
-    deployed, rollout = spec.HasField("deployment"), spec.deployment.rollout
+    stepwise, rollout = spec.deployment.HasField("rollout"), spec.deployment.rollout
     return PipelineRules(
         split=Split(split.train, split.validation, split.test) if spec.training.HasField("split") else None,
         cpu=spec.resources.cpu,
@@ -63,7 +63,7 @@ def rules_of(spec: pb.PipelineSpec) -> PipelineRules:
             )
             for gate in spec.gates
         ],
-        rollout=Rollout(tuple(rollout.steps), from_duration(rollout.hold)) if deployed else None,
+        rollout=Rollout(tuple(rollout.steps), from_duration(rollout.hold)) if stepwise else None,
     )
 
 
