@@ -22,9 +22,7 @@ class ApacheKafka(Part):
     """A broker whose log survives a restart."""
 
     name = "broker"
-    hint = (
-        f"Apache Kafka needs Java {MINIMUM_JAVA} or newer and, the first time, Maven."
-    )
+    hint = f"Apache Kafka needs Java {MINIMUM_JAVA} or newer and, the first time, Maven."
     start_seconds = 60.0
     stop_seconds = 20.0
 
