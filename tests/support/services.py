@@ -50,9 +50,12 @@ class ServiceProcess(Part):
 
 def platform(kafka_bootstrap: str, postgres_dsn: str, store_uri: str) -> dict[str, str]:
     """What every service has to know."""
+    kafka = os.environ.get("HEADRACE_TEST_BROKER") == "kafka"
     return {
         "HEADRACE_KAFKA_BOOTSTRAP": kafka_bootstrap,
-        "HEADRACE_KAFKA_IDEMPOTENCE": str(os.environ.get("HEADRACE_TEST_BROKER") == "kafka").lower(),
+        "HEADRACE_KAFKA_IDEMPOTENCE": str(kafka).lower(),
+        # Kafka's own minimum; the embedded broker lets a joining group wait for half of it.
+        "HEADRACE_KAFKA_SESSION_SECONDS": "6" if kafka else "2",
         "HEADRACE_POSTGRES_DSN": postgres_dsn,
         "HEADRACE_STORE_URI": store_uri,
     }

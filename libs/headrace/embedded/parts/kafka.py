@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from headrace.embedded.parts.process import Part, PartFailed, die_with_parent, kafka_answers
+from headrace.embedded.parts.process import Part, PartFailed, kafka_answers
+from headrace.runtime.children import bound_to_parent
 from headrace.runtime.resources import deploy_path
 
 MINIMUM_JAVA = 17
@@ -82,12 +83,11 @@ class ApacheKafka(Part):
     async def _run(self, *command: str) -> None:
         with self.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *command,
+                *bound_to_parent(command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                preexec_fn=die_with_parent(self.orphan_signal),
             )
             try:
                 code = await process.wait()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import asyncpg
 
-from headrace.embedded.parts.process import Part, die_with_parent
+from headrace.embedded.parts.process import Part
+from headrace.runtime.children import bound_to_parent
 
 UNPRIVILEGED = "nobody"
 
@@ -66,21 +67,22 @@ class Postgres(Part):
         shutil.rmtree(partial, ignore_errors=True)
         with self.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                str(BIN / "initdb"),
-                f"--pgdata={partial}",
-                "--username=headrace",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--no-sync",
+                *bound_to_parent(
+                    [
+                        str(BIN / "initdb"),
+                        f"--pgdata={partial}",
+                        "--username=headrace",
+                        "--auth=trust",
+                        "--encoding=UTF8",
+                        "--locale=C",
+                        "--no-sync",
+                    ],
+                    user=self.user,
+                ),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                user=self.user,
-                group=self.user,
-                extra_groups=[] if self.user is not None else None,
-                preexec_fn=die_with_parent(signal.SIGKILL),
             )
             code = await process.wait()
         if code != 0:

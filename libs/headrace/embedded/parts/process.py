@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from headrace.runtime.children import bound_to_parent
 
 logger = logging.getLogger(__name__)
 
-PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class PartFailed(Exception):  # noqa: N818 - what happened, not what to call it
@@ -102,7 +100,7 @@ class Part:
         """Start the program, without waiting for it."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self.command(),
+                *bound_to_parent(self.command(), death_signal=self.orphan_signal, user=self.user),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -110,10 +108,6 @@ class Part:
                 cwd=self.folder,
                 # A session of its own: Ctrl-C reaches the supervisor, which stops parts in order.
                 start_new_session=True,
-                preexec_fn=die_with_parent(self.orphan_signal),
-                user=self.user,
-                group=self.user,
-                extra_groups=[] if self.user is not None else None,
             )
 
     async def wait(self) -> int:
@@ -162,15 +156,6 @@ class Part:
     def failed(self, what: str) -> PartFailed:
         """The error that says what happened to this part."""
         return PartFailed(self.name, what, self.log, self.hint)
-
-
-def die_with_parent(number: signal.Signals) -> Callable[[], None]:
-    """What a child calls before exec so that the kernel ends it when its parent dies, however that dies."""
-
-    def prepare() -> None:
-        _libc.prctl(PR_SET_PDEATHSIG, int(number))
-
-    return prepare
 
 
 def tail(log: Path, lines: int = TAIL_LINES) -> list[str]:

@@ -1,0 +1,233 @@
+-- Puts the model version that a rollout's weights pick onto an inference request.
+--
+-- The route's metadata holds, for each deployment, the versions that have traffic with their weights, and the
+-- signature that callers are told after a wrong request:
+--   {["breast-cancer"] = {weights = {["3"] = 90, ["4"] = 10}, signature = "..."}}
+--
+-- gRPC: the request's Protobuf is scanned field by field, without parsing what is inside. In Protobuf the last value
+-- of a field wins, so the version (field 2) and, where the caller gave none, an id (field 3) are appended and nothing
+-- is rewritten. A request that names a version is left alone. REST: the version goes into the path.
+
+local INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+-- One more table's address makes the seeds of Envoy's workers differ.
+local worker = tonumber(string.match(tostring({}), "0x(%x+)"), 16) or 0
+math.randomseed(os.time() + worker % 2147483647)
+local made_ids = 0
+
+local function new_id()
+  made_ids = made_ids + 1
+  return string.format(
+    "%08x-%08x-%08x-%08x", os.time() % 4294967296, worker % 4294967296, math.random(0, 4294967295), made_ids)
+end
+
+local function refuse_grpc(handle, status, message)
+  handle:respond({
+    [":status"] = "200",
+    ["content-type"] = "application/grpc",
+    ["grpc-status"] = tostring(status),
+    ["grpc-message"] = message,
+  }, "")
+end
+
+local function refuse_rest(handle, status, message)
+  handle:respond({[":status"] = tostring(status), ["content-type"] = "application/json"},
+    '{"error": "' .. string.gsub(message, '[%c"\\]', "?") .. '"}')
+end
+
+local function pick(weights)
+  local point = math.random() * 100
+  local chosen = nil
+  for version, weight in pairs(weights) do
+    if weight > 0 then
+      chosen = version
+      point = point - weight
+      if point < 0 then break end
+    end
+  end
+  return chosen
+end
+
+local function live(weights)
+  local versions = {}
+  for version in pairs(weights) do versions[#versions + 1] = version end
+  table.sort(versions)
+  return table.concat(versions, ", ")
+end
+
+local function unknown_version(model, version, weights)
+  return "model " .. model .. " has no live version " .. version .. "; live: " .. live(weights)
+end
+
+local function unknown_model(model)
+  return "no model " .. model .. " is deployed"
+end
+
+local function varint(number)
+  local bytes = {}
+  while number >= 128 do
+    bytes[#bytes + 1] = string.char(number % 128 + 128)
+    number = math.floor(number / 128)
+  end
+  bytes[#bytes + 1] = string.char(number)
+  return table.concat(bytes)
+end
+
+-- Reads a buffer in windows, so that a large tensor is skipped and never copied into Lua.
+local function reader(body, size)
+  local window, first, last = "", 0, 0
+  local self = {at = 5}
+  function self.byte()
+    if self.at >= size then return nil end
+    if self.at < first or self.at >= last then
+      first = self.at
+      last = math.min(size, first + 512)
+      window = body:getBytes(first, last - first)
+    end
+    self.at = self.at + 1
+    return string.byte(window, self.at - first)
+  end
+  function self.varint()
+    local value, scale = 0, 1
+    for _ = 1, 10 do
+      local byte = self.byte()
+      if byte == nil then return nil end
+      value = value + (byte % 128) * scale
+      if byte < 128 then return value end
+      scale = scale * 128
+    end
+    return nil
+  end
+  function self.text(length)
+    if self.at + length > size then return nil end
+    local value = length > 0 and body:getBytes(self.at, length) or ""
+    self.at = self.at + length
+    return value
+  end
+  return self
+end
+
+-- The top-level strings model_name, model_version and id; nil where the bytes are no Protobuf.
+local function scan(body, size)
+  local found = {"", "", ""}
+  local read = reader(body, size)
+  while read.at < size do
+    local key = read.varint()
+    if key == nil then return nil end
+    local field, wire = math.floor(key / 8), key % 8
+    if wire == 2 then
+      local length = read.varint()
+      if length == nil or read.at + length > size then return nil end
+      if field <= 3 then
+        found[field] = read.text(length)
+      else
+        read.at = read.at + length
+      end
+    elseif wire == 0 then
+      if read.varint() == nil then return nil end
+    elseif wire == 1 then
+      read.at = read.at + 8
+    elseif wire == 5 then
+      read.at = read.at + 4
+    else
+      return nil
+    end
+  end
+  if read.at > size then return nil end
+  return found[1], found[2], found[3]
+end
+
+local function stamp_grpc(handle)
+  local body = handle:body()
+  local size = body and body:length() or 0
+  if size < 5 then return refuse_grpc(handle, 3, "the request is empty") end
+  local prefix = body:getBytes(0, 5)
+  if string.byte(prefix, 1) ~= 0 then
+    return refuse_grpc(handle, 12, "compressed requests are not supported; send them uncompressed")
+  end
+  local a, b, c, d = string.byte(prefix, 2, 5)
+  if ((a * 256 + b) * 256 + c) * 256 + d ~= size - 5 then
+    return refuse_grpc(handle, 3, "the request is not one whole message")
+  end
+  local model, version, id = scan(body, size)
+  if model == nil then return refuse_grpc(handle, 3, "the request is not a ModelInferRequest") end
+  if model == "" then return refuse_grpc(handle, 3, "model_name is missing") end
+  if #model > 128 or string.find(model, "[^%w._-]") then
+    return refuse_grpc(handle, 5, "no model of that name is deployed")
+  end
+  local route = handle:metadata():get(model)
+  if route == nil then return refuse_grpc(handle, 5, unknown_model(model)) end
+  handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
+
+  local appended = ""
+  if version == "" then
+    local chosen = pick(route.weights)
+    if chosen == nil then return refuse_grpc(handle, 14, "model " .. model .. " has no version with traffic") end
+    appended = "\18" .. varint(#chosen) .. chosen
+  elseif route.weights[version] == nil then
+    if string.find(version, "[^%w]") or #version > 20 then version = "of that name" end
+    return refuse_grpc(handle, 5, unknown_version(model, version, route.weights))
+  end
+  if id == "" then
+    local made = new_id()
+    appended = appended .. "\26" .. varint(#made) .. made
+  end
+  if appended == "" then return end
+  local length = size - 5 + #appended
+  body:setBytes(
+    string.char(0, math.floor(length / 16777216) % 256, math.floor(length / 65536) % 256,
+      math.floor(length / 256) % 256, length % 256) .. body:getBytes(5, size - 5) .. appended)
+end
+
+local function stamp_rest(handle, path)
+  local model, rest = string.match(path, "^/v2/models/([^/?]+)(.*)$")
+  if model == nil then return end
+  local route = handle:metadata():get(model)
+  if route == nil then return refuse_rest(handle, 404, unknown_model(model)) end
+  handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
+  local version = string.match(rest, "^/versions/([^/?]+)")
+  if version ~= nil then
+    if route.weights[version] == nil then
+      return refuse_rest(handle, 404, unknown_version(model, version, route.weights))
+    end
+  elseif string.match(rest, "^/infer") then
+    local chosen = pick(route.weights)
+    if chosen == nil then return refuse_rest(handle, 503, "model " .. model .. " has no version with traffic") end
+    handle:headers():replace(":path", "/v2/models/" .. model .. "/versions/" .. chosen .. rest)
+  end
+end
+
+function envoy_on_request(handle)
+  local path = handle:headers():get(":path")
+  if path == INFER then
+    stamp_grpc(handle)
+  elseif string.sub(path, 1, 11) == "/v2/models/" then
+    stamp_rest(handle, path)
+  end
+end
+
+local function called_model(handle)
+  local noted = handle:streamInfo():dynamicMetadata():get("headrace")
+  return noted and handle:metadata():get(noted.model)
+end
+
+-- After a wrong request the caller is told what the model takes.
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local status = headers:get("grpc-status")
+  if status == "3" then
+    local route = called_model(handle)
+    if route ~= nil and route.signature ~= nil then
+      headers:replace("grpc-message", (headers:get("grpc-message") or "") .. " | expected: " .. route.signature)
+    end
+  elseif status == nil and headers:get(":status") == "400" then
+    local route = called_model(handle)
+    local body = route and route.signature and handle:body()
+    if body then
+      local text = body:getBytes(0, math.min(body:length(), 4096))
+      local message = string.match(text, '^%s*{%s*"error"%s*:%s*"(.*)"%s*}%s*$') or "invalid request"
+      local length = body:setBytes('{"error": "' .. message .. " | expected: " .. route.signature .. '"}')
+      headers:replace("content-length", tostring(length))
+    end
+  end
+end

@@ -1,0 +1,1 @@
+"""Deployments and rollouts on Triton behind Envoy, the prediction log and feedback."""

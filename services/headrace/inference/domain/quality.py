@@ -1,0 +1,52 @@
+"""Quality of live answers from the feedback that has arrived."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """How often an answer met a true label, as counted by the database."""
+
+    answer: float
+    label: float
+    count: int
+
+
+def classification(cells: Iterable[Cell]) -> dict[str, float]:
+    """Accuracy, and where the labels are 0 and 1, recall and precision of 1. Nothing where nothing came."""
+    counted = list(cells)
+    total = sum(cell.count for cell in counted)
+    if not total:
+        return {}
+    right = sum(cell.count for cell in counted if cell.answer == cell.label)
+    metrics = {"accuracy": right / total}
+    if {cell.label for cell in counted} | {cell.answer for cell in counted} <= {0.0, 1.0}:
+        positive = sum(cell.count for cell in counted if cell.label == 1)
+        claimed = sum(cell.count for cell in counted if cell.answer == 1)
+        found = sum(cell.count for cell in counted if cell.label == 1 and cell.answer == 1)
+        if positive:
+            metrics["recall"] = found / positive
+        if claimed:
+            metrics["precision"] = found / claimed
+    return metrics
+
+
+def regression(cells: Iterable[Cell]) -> dict[str, float]:
+    """Mean squared and mean absolute error. Nothing where nothing came."""
+    counted = [cell for cell in cells if math.isfinite(cell.answer)]
+    total = sum(cell.count for cell in counted)
+    if not total:
+        return {}
+    return {
+        "mse": sum(cell.count * (cell.answer - cell.label) ** 2 for cell in counted) / total,
+        "mae": sum(cell.count * abs(cell.answer - cell.label) for cell in counted) / total,
+    }
+
+
+def metrics(cells: Sequence[Cell], *, classes: bool) -> dict[str, float]:
+    """The metrics of a kind of model."""
+    return classification(cells) if classes else regression(cells)

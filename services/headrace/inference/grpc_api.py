@@ -1,0 +1,135 @@
+"""RPC messages to use cases and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import Any
+
+from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.api.inference.v1 import inference_pb2_grpc
+from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.messages import (
+    deployment_message,
+    plan_from,
+    prediction_message,
+    rollout_message,
+)
+from headrace.inference.use_cases.deployments import Deployments
+from headrace.inference.use_cases.ports import DataPlane
+from headrace.rpc import paging
+
+WATCH_SECONDS = 0.2
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """The inference service's API; the proto says what each method does."""
+
+    def __init__(
+        self, deployments: Deployments, data_plane: DataPlane, *, address: str, changed: Callable[[], None]
+    ) -> None:
+        self._deployments = deployments
+        self._data_plane = data_plane
+        self._address = address
+        self._changed = changed
+
+    async def ApplyDeployment(self, request: api.ApplyDeploymentRequest, context: Any) -> api.Deployment:
+        """Create or change a deployment."""
+        known = await self._deployments.apply(request.name, request.model, plan_from(request.rollout))
+        self._changed()
+        return self._message(known)
+
+    async def GetDeployment(self, request: api.GetDeploymentRequest, context: Any) -> api.Deployment:
+        """One deployment."""
+        return self._message(await self._deployments.get(request.name))
+
+    async def ListDeployments(
+        self, request: api.ListDeploymentsRequest, context: Any
+    ) -> api.ListDeploymentsResponse:
+        """Deployments by name."""
+        size = paging.page_size(request.page_size)
+        position = paging.decode_token(request.page_token, str)
+        rows = await self._deployments.list_all(str(position[0]) if position else "", size + 1)
+        page, token = paging.cut(rows, size, lambda known: (known[0].name,))
+        return api.ListDeploymentsResponse(
+            deployments=[self._message(known) for known in page], next_page_token=token
+        )
+
+    async def WatchDeployment(
+        self, request: api.WatchDeploymentRequest, context: Any
+    ) -> AsyncIterator[api.Deployment]:
+        """A deployment as it is, then after every change."""
+        last = None
+        while True:
+            message = self._message(await self._deployments.get(request.name))
+            if message != last:
+                last = message
+                yield message
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def DeleteDeployment(
+        self, request: api.DeleteDeploymentRequest, context: Any
+    ) -> api.DeleteDeploymentResponse:
+        """Take a deployment away."""
+        await self._deployments.delete(request.name)
+        self._changed()
+        return api.DeleteDeploymentResponse()
+
+    async def AbortRollout(self, request: api.AbortRolloutRequest, context: Any) -> api.Deployment:
+        """Take the traffic back."""
+        known = await self._deployments.abort_rollout(request.deployment)
+        self._changed()
+        return self._message(known)
+
+    async def ListRollouts(self, request: api.ListRolloutsRequest, context: Any) -> api.ListRolloutsResponse:
+        """Rollouts, newest first."""
+        size = paging.page_size(request.page_size)
+        before, before_id = _position(request.page_token)
+        rows = await self._deployments.rollouts(request.deployment, before, before_id, size + 1)
+        page, token = paging.cut(rows, size, lambda row: (row.create_time.isoformat(), row.id))
+        return api.ListRolloutsResponse(rollouts=map(rollout_message, page), next_page_token=token)
+
+    async def ListPredictions(
+        self, request: api.ListPredictionsRequest, context: Any
+    ) -> api.ListPredictionsResponse:
+        """Predictions, newest first."""
+        size = paging.page_size(request.page_size)
+        before, before_id = _position(request.page_token)
+        rows = await self._deployments.predictions(request.deployment, before, before_id, size + 1)
+        page, token = paging.cut(rows, size, lambda row: (row.time.isoformat(), row.event_id))
+        return api.ListPredictionsResponse(predictions=map(prediction_message, page), next_page_token=token)
+
+    async def GetQuality(self, request: api.GetQualityRequest, context: Any) -> api.Quality:
+        """Live quality from feedback."""
+        found = await self._deployments.quality(request.deployment)
+        return api.Quality(
+            deployment=request.deployment,
+            prediction_count=found.predictions,
+            feedback_count=found.feedback,
+            metrics=found.metrics,
+            versions=[
+                api.Quality.PerVersion(
+                    version=version.version,
+                    prediction_count=version.predictions,
+                    feedback_count=version.feedback,
+                    metrics=version.metrics,
+                )
+                for version in found.versions
+            ],
+        )
+
+    def _message(self, known: tuple[Deployment, list[ServedVersion]]) -> api.Deployment:
+        deployment, versions = known
+        message = deployment_message(deployment, versions, self._address)
+        if self._data_plane.rejection:
+            message.ready = False
+            message.message = f"Envoy refused its configuration: {self._data_plane.rejection}"
+        return message
+
+
+def _position(token: str) -> tuple[datetime | None, str]:
+    position = paging.decode_token(token, str, str)
+    if position is None:
+        return None, ""
+    return datetime.fromisoformat(str(position[0])), str(position[1])

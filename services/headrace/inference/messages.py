@@ -1,0 +1,94 @@
+"""Between the inference service's domain and its messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.api.registry.v1 import registry_pb2
+from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
+from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.use_cases.ports import LoggedPrediction
+from headrace.rpc.convert import from_duration, to_duration, to_timestamp
+
+
+def plan_from(message: scheduling_pb2.RolloutSpec) -> Plan:
+    """A rollout's plan; all at once where no step is named."""
+    if not message.steps:
+        return Plan(hold=from_duration(message.hold))
+    return Plan(tuple(message.steps), from_duration(message.hold))
+
+
+def rollout_message(rollout: Rollout) -> api.Rollout:
+    """A rollout."""
+    return api.Rollout(
+        id=rollout.id,
+        deployment=rollout.deployment,
+        from_version=rollout.from_version,
+        to_version=rollout.to_version,
+        state=api.RolloutState.Value(f"ROLLOUT_STATE_{rollout.state}"),
+        step=rollout.step,
+        weight=rollout.weight,
+        message=rollout.message,
+        create_time=to_timestamp(rollout.create_time),
+        end_time=to_timestamp(rollout.end_time),
+    )
+
+
+def deployment_message(
+    deployment: Deployment, versions: Sequence[ServedVersion], address: str
+) -> api.Deployment:
+    """A deployment; its signature is that of the version with the most traffic."""
+    main = max(deployment.traffic, key=lambda version: deployment.traffic[version], default=0)
+    signature = next((v.signature for v in versions if v.version == main), b"")
+    return api.Deployment(
+        name=deployment.name,
+        model=deployment.model,
+        rollout_spec=scheduling_pb2.RolloutSpec(
+            steps=deployment.plan.steps, hold=to_duration(deployment.plan.hold)
+        ),
+        traffic=[
+            api.VersionTraffic(version=version, weight=weight, loaded=version in deployment.loaded)
+            for version, weight in sorted(deployment.traffic.items())
+        ],
+        rollout=rollout_message(deployment.rollout) if deployment.rollout else None,
+        signature=registry_pb2.Signature.FromString(signature) if signature else None,
+        ready=deployment.ready,
+        message=deployment.message,
+        address=address,
+        create_time=to_timestamp(deployment.create_time),
+        update_time=to_timestamp(deployment.update_time),
+    )
+
+
+def served_version_from(message: registry_pb2.ModelVersion, artifact: registry_pb2.Artifact) -> ServedVersion:
+    """A promoted version, as far as serving it needs."""
+    signature = message.signature
+    return ServedVersion(
+        model=message.model,
+        version=message.version,
+        uri=artifact.uri,
+        sha256=artifact.sha256,
+        inputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in signature.inputs),
+        outputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in signature.outputs),
+        classes=tuple(signature.classes),
+        signature=signature.SerializeToString(deterministic=True),
+        traceparent=message.traceparent,
+    )
+
+
+def prediction_message(prediction: LoggedPrediction) -> api.Prediction:
+    """An entry of the prediction log."""
+    return api.Prediction(
+        id=prediction.prediction_id,
+        deployment=prediction.deployment,
+        version=prediction.version,
+        time=to_timestamp(prediction.time),
+        seconds=prediction.seconds,
+        inputs_json=json.dumps(prediction.inputs),
+        outputs_json=json.dumps(prediction.outputs),
+        label_json="" if prediction.label is None else json.dumps(prediction.label),
+        traceparent=prediction.traceparent,
+    )

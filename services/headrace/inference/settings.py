@@ -1,0 +1,29 @@
+"""The inference service's settings, from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Environment prefix `HEADRACE_INFERENCE_`."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_INFERENCE_", frozen=True)
+
+    grpc_address: str = "127.0.0.1:7105"
+    http_address: str = "127.0.0.1:7205"
+    xds_address: str = Field(default="127.0.0.1:7300", description="Where Envoys find their configuration.")
+    triton_grpc: str = Field(default="127.0.0.1:8001", description="Triton's gRPC address.")
+    triton_http: str = Field(default="127.0.0.1:8000", description="Triton's HTTP address.")
+    model_repository: Path = Field(
+        default=Path("/var/lib/headrace/models"), description="Folder shared with Triton."
+    )
+    envoy_address: str = Field(
+        default="127.0.0.1:8080", description="Where Envoy listens for the Open Inference Protocol."
+    )
+    public_address: str = Field(
+        default="", description="The address that clients are told; Envoy's own where empty."
+    )

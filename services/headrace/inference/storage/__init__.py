@@ -1,0 +1,1 @@
+"""Deployments, rollouts, predictions and feedback in PostgreSQL."""

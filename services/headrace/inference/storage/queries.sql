@@ -1,0 +1,74 @@
+-- name: put_served_version
+INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (model, version) DO NOTHING;
+
+-- name: list_served_versions
+SELECT model, version, uri, sha256, signature, traceparent FROM served_versions WHERE model = $1 ORDER BY version;
+
+-- name: apply_deployment
+INSERT INTO deployments (name, model, steps, hold_seconds, create_time, update_time) VALUES ($1, $2, $3, $4, $5, $5)
+ON CONFLICT (name) DO UPDATE SET
+    model = excluded.model, steps = excluded.steps, hold_seconds = excluded.hold_seconds,
+    update_time = excluded.update_time, deleted = false;
+
+-- name: get_deployment
+SELECT * FROM deployments WHERE name = $1 AND NOT deleted;
+
+-- The lock orders everything that happens to one deployment, its events among it.
+-- name: lock_deployment
+SELECT * FROM deployments WHERE name = $1 FOR UPDATE;
+
+-- name: list_deployments
+SELECT * FROM deployments WHERE name > $1 AND NOT deleted ORDER BY name LIMIT $2;
+
+-- name: all_deployments
+SELECT * FROM deployments ORDER BY name;
+
+-- name: following_deployments
+SELECT name FROM deployments WHERE model = $1 AND NOT deleted ORDER BY name;
+
+-- name: save_deployment
+UPDATE deployments SET traffic = $2, loaded = $3, message = $4, deleted = $5, update_time = $6 WHERE name = $1;
+
+-- name: forget_deployment
+DELETE FROM deployments WHERE name = $1 AND deleted;
+
+-- name: last_rollouts
+SELECT DISTINCT ON (deployment) * FROM rollouts WHERE deployment = ANY($1::text[])
+ORDER BY deployment, create_time DESC;
+
+-- name: rolled_out_versions
+SELECT DISTINCT to_version FROM rollouts WHERE deployment = $1;
+
+-- name: put_rollout
+INSERT INTO rollouts (id, deployment, from_version, to_version, state, step, weight, message, traceparent,
+                      create_time, step_time, end_time)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+ON CONFLICT (id) DO UPDATE SET
+    state = excluded.state, step = excluded.step, weight = excluded.weight, message = excluded.message,
+    step_time = excluded.step_time, end_time = excluded.end_time;
+
+-- name: list_rollouts
+SELECT * FROM rollouts WHERE deployment = $1 AND (create_time, id) < ($2, $3) ORDER BY create_time DESC, id DESC LIMIT $4;
+
+-- name: put_prediction
+INSERT INTO predictions (event_id, prediction_id, deployment, version, time, seconds, inputs, outputs, answer, traceparent)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (event_id) DO NOTHING;
+
+-- name: put_feedback
+INSERT INTO feedback (deployment, prediction_id, label, time) VALUES ($1, $2, $3, $4)
+ON CONFLICT (deployment, prediction_id) DO UPDATE SET label = excluded.label, time = excluded.time
+WHERE feedback.time <= excluded.time;
+
+-- name: list_predictions
+SELECT p.*, f.label FROM predictions p LEFT JOIN feedback f USING (deployment, prediction_id)
+WHERE p.deployment = $1 AND (p.time, p.event_id) < ($2, $3) ORDER BY p.time DESC, p.event_id DESC LIMIT $4;
+
+-- name: count_predictions
+SELECT version, count(*) AS predictions FROM predictions WHERE deployment = $1 GROUP BY version;
+
+-- name: count_answers
+SELECT p.version, p.answer, (f.label #>> '{}')::double precision AS label, count(*) AS count
+FROM predictions p JOIN feedback f USING (deployment, prediction_id)
+WHERE p.deployment = $1 AND p.answer IS NOT NULL AND jsonb_typeof(f.label) = 'number'
+GROUP BY p.version, p.answer, (f.label #>> '{}')::double precision;

@@ -1,0 +1,233 @@
+"""Deployments, rollouts, predictions and feedback as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import asyncpg
+
+from headrace.api.registry.v1 import registry_pb2
+from headrace.errors import NotFound
+from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
+from headrace.inference.domain.quality import Cell
+from headrace.inference.domain.rollouts import Plan, Rollout, RolloutState
+from headrace.inference.use_cases.ports import LoggedPrediction
+from headrace.postgres import Connection
+from headrace.postgres.queries import load_queries
+
+QUERIES: Final = load_queries("headrace.inference.storage")
+
+
+class Repository:
+    """Reads and writes within the connection's transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def put_served_version(self, version: ServedVersion) -> None:
+        """Remember a promoted version."""
+        await self._connection.execute(
+            QUERIES["put_served_version"],
+            version.model,
+            version.version,
+            version.uri,
+            version.sha256,
+            version.signature,
+            version.traceparent,
+        )
+
+    async def served_versions(self, model: str) -> list[ServedVersion]:
+        """A model's promoted versions, oldest first."""
+        rows = await self._connection.fetch(QUERIES["list_served_versions"], model)
+        return [_served_version(row) for row in rows]
+
+    async def apply_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> None:
+        """Create the deployment, or change it."""
+        await self._connection.execute(
+            QUERIES["apply_deployment"], name, model, list(plan.steps), plan.hold.total_seconds(), now
+        )
+
+    async def deployment(self, name: str, *, lock: bool = False) -> Deployment:
+        """One deployment; with `lock`, nobody else changes it until the transaction ends. Raises NotFound."""
+        row = await self._connection.fetchrow(QUERIES["lock_deployment" if lock else "get_deployment"], name)
+        if row is None:
+            raise NotFound(
+                "DEPLOYMENT_NOT_FOUND",
+                f"there is no deployment {name!r}; `headrace get deployments` lists them",
+            )
+        return (await self._deployments([row]))[0]
+
+    async def deployments(self, after: str, limit: int) -> list[Deployment]:
+        """Deployments by name."""
+        return await self._deployments(
+            await self._connection.fetch(QUERIES["list_deployments"], after, limit)
+        )
+
+    async def all_deployments(self) -> list[Deployment]:
+        """Every deployment, those that are being deleted too."""
+        return await self._deployments(await self._connection.fetch(QUERIES["all_deployments"]))
+
+    async def following(self, model: str) -> list[str]:
+        """Names of the deployments that follow a model."""
+        return [row["name"] for row in await self._connection.fetch(QUERIES["following_deployments"], model)]
+
+    async def save_deployment(self, deployment: Deployment) -> None:
+        """Store what changes while it lives."""
+        await self._connection.execute(
+            QUERIES["save_deployment"],
+            deployment.name,
+            {str(version): weight for version, weight in deployment.traffic.items()},
+            sorted(deployment.loaded),
+            deployment.message,
+            deployment.deleted,
+            deployment.update_time,
+        )
+
+    async def forget_deployment(self, name: str) -> None:
+        """Remove a deleted deployment's row."""
+        await self._connection.execute(QUERIES["forget_deployment"], name)
+
+    async def rolled_out(self, deployment: str) -> list[int]:
+        """Versions that a rollout was made for."""
+        rows = await self._connection.fetch(QUERIES["rolled_out_versions"], deployment)
+        return [row["to_version"] for row in rows]
+
+    async def put_rollout(self, rollout: Rollout) -> None:
+        """Store a rollout as it is."""
+        await self._connection.execute(
+            QUERIES["put_rollout"],
+            rollout.id,
+            rollout.deployment,
+            rollout.from_version,
+            rollout.to_version,
+            rollout.state,
+            rollout.step,
+            rollout.weight,
+            rollout.message,
+            rollout.traceparent,
+            rollout.create_time,
+            rollout.step_time,
+            rollout.end_time,
+        )
+
+    async def rollouts(self, deployment: str, before: datetime, before_id: str, limit: int) -> list[Rollout]:
+        """A deployment's rollouts, newest first."""
+        rows = await self._connection.fetch(QUERIES["list_rollouts"], deployment, before, before_id, limit)
+        return [_rollout(row) for row in rows]
+
+    async def put_predictions(self, predictions: Sequence[LoggedPrediction]) -> None:
+        """Store predictions; those that are there already are left alone."""
+        await self._connection.executemany(
+            QUERIES["put_prediction"],
+            [
+                (
+                    p.event_id,
+                    p.prediction_id,
+                    p.deployment,
+                    p.version,
+                    p.time,
+                    p.seconds,
+                    p.inputs,
+                    p.outputs,
+                    p.answer,
+                    p.traceparent,
+                )
+                for p in predictions
+            ],
+        )
+
+    async def put_feedback(
+        self, deployment: str, prediction_id: str, label: float | str, time: datetime
+    ) -> None:
+        """Store a true label; the newest one stands."""
+        await self._connection.execute(QUERIES["put_feedback"], deployment, prediction_id, label, time)
+
+    async def predictions(
+        self, deployment: str, before: datetime, before_id: str, limit: int
+    ) -> list[LoggedPrediction]:
+        """A deployment's predictions, newest first, with their labels."""
+        rows = await self._connection.fetch(QUERIES["list_predictions"], deployment, before, before_id, limit)
+        return [
+            LoggedPrediction(
+                event_id=row["event_id"],
+                prediction_id=row["prediction_id"],
+                deployment=row["deployment"],
+                version=row["version"],
+                time=row["time"],
+                seconds=row["seconds"],
+                inputs=row["inputs"],
+                outputs=row["outputs"],
+                answer=row["answer"],
+                traceparent=row["traceparent"],
+                label=row["label"],
+            )
+            for row in rows
+        ]
+
+    async def prediction_counts(self, deployment: str) -> dict[int, int]:
+        """Predictions of each version."""
+        rows = await self._connection.fetch(QUERIES["count_predictions"], deployment)
+        return {row["version"]: row["predictions"] for row in rows}
+
+    async def answer_counts(self, deployment: str) -> dict[int, list[Cell]]:
+        """How often each version's answers met which true labels."""
+        cells: dict[int, list[Cell]] = {}
+        for row in await self._connection.fetch(QUERIES["count_answers"], deployment):
+            cells.setdefault(row["version"], []).append(Cell(row["answer"], row["label"], row["count"]))
+        return cells
+
+    async def _deployments(self, rows: Sequence[asyncpg.Record]) -> list[Deployment]:
+        names = [row["name"] for row in rows]
+        last = {
+            row["deployment"]: _rollout(row)
+            for row in await self._connection.fetch(QUERIES["last_rollouts"], names)
+        }
+        return [
+            Deployment(
+                name=row["name"],
+                model=row["model"],
+                plan=Plan(tuple(row["steps"]), timedelta(seconds=row["hold_seconds"])),
+                create_time=row["create_time"],
+                update_time=row["update_time"],
+                traffic={int(version): weight for version, weight in row["traffic"].items()},
+                loaded=frozenset(row["loaded"]),
+                rollout=last.get(row["name"]),
+                message=row["message"],
+                deleted=row["deleted"],
+            )
+            for row in rows
+        ]
+
+
+def _rollout(row: asyncpg.Record) -> Rollout:
+    return Rollout(
+        id=str(row["id"]),
+        deployment=row["deployment"],
+        from_version=row["from_version"],
+        to_version=row["to_version"],
+        state=RolloutState(row["state"]),
+        traceparent=row["traceparent"],
+        create_time=row["create_time"],
+        step_time=row["step_time"],
+        step=row["step"],
+        weight=row["weight"],
+        message=row["message"],
+        end_time=row["end_time"],
+    )
+
+
+def _served_version(row: asyncpg.Record) -> ServedVersion:
+    signature = registry_pb2.Signature.FromString(row["signature"])
+    return ServedVersion(
+        model=row["model"],
+        version=row["version"],
+        uri=row["uri"],
+        sha256=row["sha256"],
+        inputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in signature.inputs),
+        outputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in signature.outputs),
+        classes=tuple(signature.classes),
+        signature=row["signature"],
+        traceparent=row["traceparent"],
+    )

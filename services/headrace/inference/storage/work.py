@@ -1,0 +1,62 @@
+"""The unit of work: rows, the inbox and the outbox of one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from headrace.events.inference.v1 import events_pb2
+from headrace.inference.messages import deployment_message
+from headrace.inference.storage.repository import Repository
+from headrace.messaging.events import protobuf_event
+from headrace.messaging.topics import DEPLOYMENTS
+from headrace.postgres import Connection, Pool, transaction
+from headrace.postgres.inbox import first_delivery
+from headrace.postgres.outbox import enqueue
+from headrace.runtime.clock import utc_now
+from headrace.runtime.ids import new_id
+
+
+class TransactionalWork:
+    """What one transaction reads, writes and tells."""
+
+    def __init__(self, connection: Connection, address: str) -> None:
+        self._connection = connection
+        self._address = address
+        self.rows = Repository(connection)
+
+    async def first_delivery(self, consumer: str, event_id: str) -> bool:
+        """Whether the consumer sees the event for the first time."""
+        return await first_delivery(self._connection, consumer, event_id)
+
+    async def changed(self, deployment: str) -> None:
+        """Queue the event that tells of a deployment as it now is."""
+        known = await self.rows.deployment(deployment, lock=True)
+        versions = await self.rows.served_versions(known.model)
+        message = events_pb2.DeploymentChanged(deployment=deployment_message(known, versions, self._address))
+        event = protobuf_event(
+            message,
+            type="headrace.inference.deployment-changed.v1",
+            source="headrace/inference",
+            subject=deployment,
+            id=new_id(),
+            time=utc_now(),
+        )
+        await enqueue(self._connection, DEPLOYMENTS, deployment, event)
+
+
+class PostgresUnitOfWork:
+    """Opens transactions on a pool."""
+
+    def __init__(self, pool: Pool, address: str) -> None:
+        self._pool = pool
+        self._address = address
+
+    def __call__(self) -> AbstractAsyncContextManager[TransactionalWork]:
+        """Begin one."""
+        return self._begin()
+
+    @asynccontextmanager
+    async def _begin(self) -> AsyncIterator[TransactionalWork]:
+        async with transaction(self._pool) as connection:
+            yield TransactionalWork(connection, self._address)

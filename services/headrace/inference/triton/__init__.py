@@ -1,0 +1,1 @@
+"""Triton: its model repository and its model control."""

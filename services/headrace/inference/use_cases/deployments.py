@@ -1,0 +1,127 @@
+"""What users ask of deployments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from headrace.errors import FailedPrecondition
+from headrace.inference.domain import quality
+from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.domain.rollouts import Plan, Rollout, aborted, weights
+from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
+from headrace.runtime.clock import Clock
+
+FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)
+LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionQuality:
+    """One version's predictions, feedback and metrics."""
+
+    version: int
+    predictions: int
+    feedback: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A deployment's live quality, over all versions and each."""
+
+    predictions: int
+    feedback: int
+    metrics: dict[str, float]
+    versions: tuple[VersionQuality, ...]
+
+
+class Deployments:
+    """Everything that users change or read; `rollouts.Reconciler` makes it so."""
+
+    def __init__(self, work: UnitOfWork, clock: Clock) -> None:
+        self._work = work
+        self._clock = clock
+
+    async def apply(self, name: str, model: str, plan: Plan) -> tuple[Deployment, list[ServedVersion]]:
+        """Create a deployment that follows a model's promoted versions, or change it."""
+        async with self._work() as work:
+            await work.rows.apply_deployment(name, model, plan, self._clock())
+            await work.changed(name)
+        return await self.get(name)
+
+    async def get(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
+        """One deployment and its model's versions. Raises NotFound."""
+        async with self._work() as work:
+            deployment = await work.rows.deployment(name)
+            return deployment, await work.rows.served_versions(deployment.model)
+
+    async def list_all(self, after: str, limit: int) -> list[tuple[Deployment, list[ServedVersion]]]:
+        """Deployments by name."""
+        async with self._work() as work:
+            return [
+                (deployment, await work.rows.served_versions(deployment.model))
+                for deployment in await work.rows.deployments(after, limit)
+            ]
+
+    async def delete(self, name: str) -> None:
+        """Take a deployment away; the reconciler removes its routes, then its models. Raises NotFound."""
+        async with self._work() as work:
+            await work.rows.deployment(name)
+            deployment = await work.rows.deployment(name, lock=True)
+            gone = replace(deployment, traffic={}, deleted=True, message="deleted", update_time=self._clock())
+            await work.rows.save_deployment(gone)
+            await work.changed(name)
+
+    async def abort_rollout(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
+        """Take the traffic back. Raises NotFound, FailedPrecondition/NO_ROLLOUT."""
+        async with self._work() as work:
+            await work.rows.deployment(name)
+            deployment = await work.rows.deployment(name, lock=True)
+            if deployment.rollout is None or deployment.rollout.state.ended:
+                raise FailedPrecondition("NO_ROLLOUT", f"deployment {name} has no rollout in progress")
+            rollout = aborted(deployment.rollout, self._clock())
+            await work.rows.put_rollout(rollout)
+            await work.rows.save_deployment(
+                replace(deployment, traffic=weights(rollout), update_time=self._clock())
+            )
+            await work.changed(name)
+        return await self.get(name)
+
+    async def rollouts(self, name: str, before: datetime | None, before_id: str, limit: int) -> list[Rollout]:
+        """A deployment's rollouts, newest first. Raises NotFound."""
+        async with self._work() as work:
+            await work.rows.deployment(name)
+            return await work.rows.rollouts(name, before or FAR_FUTURE, before_id or LAST_ID, limit)
+
+    async def predictions(
+        self, name: str, before: datetime | None, before_id: str, limit: int
+    ) -> list[LoggedPrediction]:
+        """A deployment's predictions, newest first. Raises NotFound."""
+        async with self._work() as work:
+            await work.rows.deployment(name)
+            return await work.rows.predictions(name, before or FAR_FUTURE, before_id or LAST_ID, limit)
+
+    async def quality(self, name: str) -> Quality:
+        """Live quality from the feedback that has arrived. Raises NotFound."""
+        async with self._work() as work:
+            deployment = await work.rows.deployment(name)
+            versions = await work.rows.served_versions(deployment.model)
+            predictions = await work.rows.prediction_counts(name)
+            answers = await work.rows.answer_counts(name)
+        classes = {version.version: bool(version.classes) for version in versions}
+        everything = [cell for cells in answers.values() for cell in cells]
+        return Quality(
+            predictions=sum(predictions.values()),
+            feedback=sum(cell.count for cell in everything),
+            metrics=quality.metrics(everything, classes=any(classes.values())),
+            versions=tuple(
+                VersionQuality(
+                    version=version,
+                    predictions=count,
+                    feedback=sum(cell.count for cell in answers.get(version, [])),
+                    metrics=quality.metrics(answers.get(version, []), classes=classes.get(version, False)),
+                )
+                for version, count in sorted(predictions.items())
+            ),
+        )

@@ -1,0 +1,149 @@
+"""What the use cases need from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.domain.quality import Cell
+from headrace.inference.domain.rollouts import Outcomes, Plan, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedPrediction:
+    """One entry of the prediction log. Tensors as {"name": {"datatype", "shape", "data"}}."""
+
+    event_id: str
+    prediction_id: str
+    deployment: str
+    version: int
+    time: datetime
+    seconds: float
+    inputs: Mapping[str, object]
+    outputs: Mapping[str, object]
+    answer: float | None
+    traceparent: str
+    label: float | str | None = None
+
+
+class Rows(Protocol):
+    """Rows of one transaction; `storage.repository` says what each method raises."""
+
+    async def put_served_version(self, version: ServedVersion) -> None:
+        """Remember a promoted version."""
+
+    async def served_versions(self, model: str) -> list[ServedVersion]:
+        """A model's promoted versions, oldest first."""
+
+    async def apply_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> None:
+        """Create the deployment, or change it."""
+
+    async def deployment(self, name: str, *, lock: bool = False) -> Deployment:
+        """One deployment, locked if asked."""
+
+    async def deployments(self, after: str, limit: int) -> list[Deployment]:
+        """Deployments by name."""
+
+    async def all_deployments(self) -> list[Deployment]:
+        """Every deployment, those that are being deleted too."""
+
+    async def following(self, model: str) -> list[str]:
+        """Names of the deployments that follow a model."""
+
+    async def save_deployment(self, deployment: Deployment) -> None:
+        """Store what changes while it lives."""
+
+    async def forget_deployment(self, name: str) -> None:
+        """Remove a deleted deployment's row."""
+
+    async def rolled_out(self, deployment: str) -> list[int]:
+        """Versions that a rollout was made for."""
+
+    async def put_rollout(self, rollout: Rollout) -> None:
+        """Store a rollout as it is."""
+
+    async def rollouts(self, deployment: str, before: datetime, before_id: str, limit: int) -> list[Rollout]:
+        """A deployment's rollouts, newest first."""
+
+    async def put_predictions(self, predictions: Sequence[LoggedPrediction]) -> None:
+        """Store predictions once each."""
+
+    async def put_feedback(
+        self, deployment: str, prediction_id: str, label: float | str, time: datetime
+    ) -> None:
+        """Store a true label."""
+
+    async def predictions(
+        self, deployment: str, before: datetime, before_id: str, limit: int
+    ) -> list[LoggedPrediction]:
+        """A deployment's predictions, newest first."""
+
+    async def prediction_counts(self, deployment: str) -> dict[int, int]:
+        """Predictions of each version."""
+
+    async def answer_counts(self, deployment: str) -> dict[int, list[Cell]]:
+        """How often each version's answers met which true labels."""
+
+
+class Work(Protocol):
+    """One transaction."""
+
+    @property
+    def rows(self) -> Rows:
+        """Its rows."""
+
+    async def first_delivery(self, consumer: str, event_id: str) -> bool:
+        """Whether the consumer sees the event for the first time."""
+
+    async def changed(self, deployment: str) -> None:
+        """Queue the event that tells of a deployment as it now is."""
+
+
+class UnitOfWork(Protocol):
+    """Opens transactions."""
+
+    def __call__(self) -> AbstractAsyncContextManager[Work]:
+        """Begin one: committed at the block's end, rolled back when it raises."""
+
+
+class LoadError(Exception):
+    """Triton does not take a version: its file is wrong, or the model raises when it is loaded."""
+
+
+class ModelServer(Protocol):
+    """Triton."""
+
+    async def loaded(self) -> dict[str, frozenset[int]]:
+        """Ready versions of every deployment it knows."""
+
+    async def load(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
+        """Make exactly these versions answer, those that do already without a gap. Raises LoadError."""
+
+    async def unload(self, deployment: str) -> None:
+        """Stop answering for a deployment, and remove its files."""
+
+    async def outcomes(self, deployment: str) -> dict[int, Outcomes]:
+        """Answers and failures of each version since it was loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What Envoy knows of a deployment: its versions' shares, and what its callers are told it takes."""
+
+    weights: Mapping[int, int]
+    signature: str
+
+
+class DataPlane(Protocol):
+    """Envoy."""
+
+    def update(self, routes: Mapping[str, Route]) -> None:
+        """Route requests so from now on."""
+
+    @property
+    def rejection(self) -> str:
+        """What Envoy said of the last configuration, where it refused it; else empty."""

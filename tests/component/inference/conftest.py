@@ -1,0 +1,196 @@
+"""A whole data plane: broker, PostgreSQL, Triton, Envoy and the inference service."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton
+from tests.support.models import classifier, classifier_signature
+from tests.support.services import ServiceProcess, platform
+
+from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.api.inference.v1 import inference_pb2_grpc
+from headrace.api.registry.v1 import registry_pb2
+from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.embedded.parts import free_port
+from headrace.embedded.parts.envoy import Envoy
+from headrace.embedded.parts.triton import Triton, TritonPorts
+from headrace.events.registry.v1 import events_pb2
+from headrace.messaging.events import protobuf_event
+from headrace.messaging.producer import Producer
+from headrace.messaging.topics import MODEL_VERSIONS
+from headrace.objects import ObjectStore
+from headrace.rpc.client import channel
+
+TRITON_ENVIRONMENT = Path(__file__).parents[3] / ".venv-triton"
+DEADLINE = 60.0
+
+
+@dataclass
+class Plane:
+    """A running data plane and what tests do with it."""
+
+    triton: Triton
+    envoy: Envoy
+    service: ServiceProcess
+    address: str
+    bootstrap: str
+    store: ObjectStore
+    stub: inference_pb2_grpc.InferenceServiceAsyncStub
+
+    async def deploy(self, name: str, *, steps: tuple[int, ...] = (100,), hold: float = 0.0) -> None:
+        rollout = scheduling_pb2.RolloutSpec(steps=steps)
+        rollout.hold.FromMilliseconds(int(hold * 1000))
+        await self.stub.ApplyDeployment(api.ApplyDeploymentRequest(name=name, model=name, rollout=rollout))
+
+    async def promote(
+        self, name: str, version: int, model: bytes | None = None, traceparent: str = ""
+    ) -> None:
+        """Tell of a promoted version, as the registry does."""
+        data = classifier(0.5 if version % 2 else 3.0) if model is None else model
+        path = f"models/{name}/{version}/model.onnx"
+        await self.store.put(path, data)
+        artifact = registry_pb2.Artifact(
+            path="model.onnx",
+            size=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            uri=self.store.uri(path),
+        )
+        promoted = registry_pb2.ModelVersion(
+            model=name,
+            version=version,
+            artifacts=[artifact],
+            signature=classifier_signature(),
+            traceparent=traceparent,
+        )
+        event = protobuf_event(
+            events_pb2.ModelVersionPromoted(model_version=promoted),
+            type="headrace.registry.model-version-promoted.v1",
+            source="headrace/registry",
+            subject=name,
+            id=str(uuid.uuid4()),
+            time=datetime.now(UTC),
+            traceparent=traceparent,
+        )
+        async with Producer(self.bootstrap, client_id="tests", idempotence=False) as producer:
+            await producer.publish(MODEL_VERSIONS, name, event)
+
+    async def get(self, name: str) -> api.Deployment:
+        return await self.stub.GetDeployment(api.GetDeploymentRequest(name=name))
+
+    async def until(
+        self, name: str, condition: Callable[[api.Deployment], bool], deadline: float = DEADLINE
+    ) -> api.Deployment:
+        async with asyncio.timeout(deadline):
+            while not condition(found := await self.get(name)):
+                await asyncio.sleep(0.05)
+        return found
+
+    async def until_live(self, name: str, version: int) -> api.Deployment:
+        """Wait until a version has all traffic at the data plane itself."""
+        found = await self.until(
+            name,
+            lambda d: (
+                [(t.version, t.weight) for t in d.traffic] == [(version, 100)]
+                and d.rollout.state == api.ROLLOUT_STATE_SUCCEEDED
+            ),
+        )
+        async with asyncio.timeout(DEADLINE), self.client() as client:
+            while True:
+                try:
+                    if (await ask(client, name)).get_response().model_version == str(version):
+                        return found
+                except triton.InferenceServerException:
+                    await asyncio.sleep(0.05)
+
+    def client(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(self.address)
+
+
+async def ask(
+    client: triton.InferenceServerClient,
+    model: str,
+    *,
+    version: str = "",
+    request_id: str = "",
+    rows: int = 1,
+) -> triton.InferResult:
+    tensor = triton.InferInput("features", [rows, 3], "FP32")
+    tensor.set_data_from_numpy(np.ones((rows, 3), dtype=np.float32))
+    return await client.infer(
+        model, [tensor], model_version=version, request_id=request_id, client_timeout=10
+    )
+
+
+MakePlane = Callable[..., Awaitable[Plane]]
+
+
+@pytest.fixture
+async def make_plane(
+    kafka_bootstrap: str, postgres_dsn: str, store_uri: str, tmp_path: Path
+) -> AsyncIterator[MakePlane]:
+    started: list[Triton | Envoy | ServiceProcess] = []
+    channels = []
+
+    async def make(**faults: str) -> Plane:
+        xds, listen = free_port(), free_port()
+        repository = tmp_path / "models"
+        server = Triton(
+            tmp_path / "triton",
+            tmp_path,
+            TritonPorts(free_port(), free_port(), free_port()),
+            environment_folder=TRITON_ENVIRONMENT,
+            model_repository=repository,
+            kafka_bootstrap=kafka_bootstrap,
+        )
+        envoy = Envoy(tmp_path / "envoy", tmp_path, admin_port=free_port(), xds_port=xds)
+        service = ServiceProcess(
+            "inference",
+            tmp_path,
+            {
+                **platform(kafka_bootstrap, postgres_dsn, store_uri),
+                "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{xds}",
+                "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{server.ports.grpc}",
+                "HEADRACE_INFERENCE_TRITON_HTTP": f"127.0.0.1:{server.ports.http}",
+                "HEADRACE_INFERENCE_MODEL_REPOSITORY": str(repository),
+                "HEADRACE_INFERENCE_ENVOY_ADDRESS": f"127.0.0.1:{listen}",
+                **faults,
+            },
+        )
+        started.extend([server, envoy, service])
+        await asyncio.gather(*(part.start() for part in (server, envoy, service)))
+        opened = channel(service.target)
+        channels.append(opened)
+        return Plane(
+            server,
+            envoy,
+            service,
+            f"127.0.0.1:{listen}",
+            kafka_bootstrap,
+            ObjectStore.from_uri(store_uri),
+            inference_pb2_grpc.InferenceServiceStub(opened),
+        )
+
+    yield make
+    for opened in channels:
+        await opened.close()
+    for part in reversed(started):
+        await part.stop()
+
+
+@pytest.fixture
+async def plane(make_plane: MakePlane) -> Plane:
+    return await make_plane()
+
+
+@pytest.fixture
+def name() -> str:
+    return f"model-{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,197 @@
+"""What clients see through Envoy: versions, ids, errors, REST, the prediction log and feedback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+import uuid
+from collections import Counter
+from datetime import UTC, datetime
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton
+from tests.component.inference.conftest import DEADLINE, Plane, ask
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.messaging.events import Event
+from headrace.messaging.producer import Producer
+from headrace.messaging.topics import FEEDBACK
+
+pytestmark = pytest.mark.broker
+
+
+async def test_a_promoted_version_answers_and_its_answers_are_logged_and_judged(
+    plane: Plane, name: str
+) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with plane.client() as client:
+        answer = await ask(client, name, request_id="mine")
+        assert answer.get_response().id == "mine"
+        assert answer.as_numpy("label").tolist() == [[0]]
+        made = (await ask(client, name)).get_response().id
+        assert len(made) >= 32
+
+        # Feedback for the one prediction, one of them before it can have been stored.
+        await send_feedback(plane, name, {"mine": 0, made: 1, "later": 0})
+        await ask(client, name, request_id="later")
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            quality = await plane.stub.GetQuality(api.GetQualityRequest(deployment=name))
+            if quality.feedback_count == 3:
+                break
+            await asyncio.sleep(0.1)
+    assert quality.metrics["accuracy"] == pytest.approx(2 / 3)
+    assert quality.metrics["recall"] == 0
+    listed = await plane.stub.ListPredictions(api.ListPredictionsRequest(deployment=name))
+    logged = {prediction.id: prediction for prediction in listed.predictions}
+    assert json.loads(logged["mine"].inputs_json)["features"]["data"] == [1.0, 1.0, 1.0]
+    assert json.loads(logged[made].label_json) == 1
+
+
+async def send_feedback(plane: Plane, name: str, labels: dict[str, float]) -> None:
+    async with Producer(plane.bootstrap, client_id="tests", idempotence=False) as producer:
+        for prediction_id, label in labels.items():
+            payload = {"deployment": name, "prediction_id": prediction_id, "number": label}
+            event = Event(
+                id=str(uuid.uuid4()),
+                source="tests",
+                type="headrace.inference.feedback.v1",
+                subject=name,
+                time=datetime.now(UTC),
+                data=json.dumps(payload).encode(),
+                content_type="application/json",
+            )
+            await producer.publish(FEEDBACK, prediction_id, event)
+
+
+async def test_weights_hold_and_a_named_version_is_left_alone(plane: Plane, name: str) -> None:
+    await plane.deploy(name, steps=(30, 100), hold=600)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    await plane.promote(name, 2)
+    await plane.until(name, lambda d: {t.version: t.weight for t in d.traffic} == {1: 70, 2: 30})
+    async with plane.client() as client:
+        async with asyncio.timeout(DEADLINE):
+            while (await ask(client, name)).get_response().model_version != "2":
+                pass
+        answers = await asyncio.gather(*(ask(client, name) for _ in range(2000)))
+        seen = Counter(answer.get_response().model_version for answer in answers)
+        # Five standard deviations of a binomial with p = 0.3.
+        assert abs(seen["2"] - 600) < 5 * (2000 * 0.3 * 0.7) ** 0.5
+        named = await asyncio.gather(*(ask(client, name, version="1") for _ in range(50)))
+        assert {answer.get_response().model_version for answer in named} == {"1"}
+
+    aborted = await plane.stub.AbortRollout(api.AbortRolloutRequest(deployment=name))
+    assert aborted.rollout.state == api.ROLLOUT_STATE_ROLLED_BACK
+    assert [(t.version, t.weight) for t in aborted.traffic] == [(1, 100)]
+
+
+async def test_wrong_requests_are_told_what_is_right(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    expected = "expected: features FP32 [-1,3]"
+    async with plane.client() as client:
+
+        async def failure(model: str, tensor: str, shape: list[int], datatype: str, version: str = "") -> str:
+            wrong = triton.InferInput(tensor, shape, datatype)
+            wrong.set_data_from_numpy(np.ones(shape, dtype=np.float32 if datatype == "FP32" else np.float64))
+            with pytest.raises(triton.InferenceServerException) as raised:
+                await client.infer(model, [wrong], model_version=version)
+            return f"{raised.value.status()} {raised.value.message()}"
+
+        assert (await failure("nobody", "features", [1, 3], "FP32")).startswith(
+            "StatusCode.NOT_FOUND no model nobody"
+        )
+        unknown = await failure(name, "features", [1, 3], "FP32", version="9")
+        assert unknown == f"StatusCode.NOT_FOUND model {name} has no live version 9; live: 1"
+        for wrong in (
+            await failure(name, "typo", [1, 3], "FP32"),
+            await failure(name, "features", [1, 4], "FP32"),
+            await failure(name, "features", [1, 3], "FP64"),
+        ):
+            assert wrong.startswith("StatusCode.INVALID_ARGUMENT")
+            assert wrong.endswith(expected)
+
+
+async def test_bytes_that_are_no_request_and_operators_calls_are_refused(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with grpc.aio.insecure_channel(plane.address) as opened:
+
+        async def code(
+            method: str, data: bytes, compression: grpc.Compression | None = None
+        ) -> grpc.StatusCode:
+            call = opened.unary_unary(f"/inference.GRPCInferenceService/{method}")
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call(data, timeout=10, compression=compression)
+            return raised.value.code()
+
+        assert await code("ModelInfer", b"") is grpc.StatusCode.INVALID_ARGUMENT
+        assert await code("ModelInfer", b"\xff\xff\xff\xff") is grpc.StatusCode.INVALID_ARGUMENT
+        assert await code("ModelInfer", b"\x0a\x7fshort") is grpc.StatusCode.INVALID_ARGUMENT
+        request = service_pb2.ModelInferRequest(model_name=name, id="x" * 2000).SerializeToString()
+        compressed = await code("ModelInfer", request, grpc.Compression.Gzip)
+        assert compressed is grpc.StatusCode.UNIMPLEMENTED
+        unload = service_pb2.RepositoryModelUnloadRequest(model_name=name).SerializeToString()
+        assert await code("RepositoryModelUnload", unload) is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_fields_may_come_in_any_order(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="features", datatype="FP32", shape=[1, 3])
+    tail = service_pb2.ModelInferRequest(inputs=[tensor], raw_input_contents=[b"\0" * 12]).SerializeToString()
+    head = service_pb2.ModelInferRequest(model_name=name).SerializeToString()
+    async with grpc.aio.insecure_channel(plane.address) as opened:
+        call = opened.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            response_deserializer=service_pb2.ModelInferResponse.FromString,
+        )
+        answer = await call(tail + head, timeout=10)
+        assert answer.model_version == "1"
+        assert answer.id
+        metadata = await service_pb2_grpc.GRPCInferenceServiceStub(opened).ModelMetadata(
+            service_pb2.ModelMetadataRequest(name=name), timeout=10
+        )
+        assert [tensor.name for tensor in metadata.inputs] == ["features"]
+
+
+async def test_rest_answers_like_grpc(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+
+    def post(path: str, document: object) -> tuple[int, dict[str, object]]:
+        request = urllib.request.Request(
+            f"http://{plane.address}{path}", json.dumps(document).encode(), method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    row = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
+    status, answer = await asyncio.to_thread(
+        post, f"/v2/models/{name}/infer", {"id": "mine", "inputs": [row]}
+    )
+    assert (status, answer["id"], answer["model_version"]) == (200, "mine", "1")
+    status, answer = await asyncio.to_thread(post, "/v2/models/nobody/infer", {"inputs": [row]})
+    assert (status, answer["error"]) == (404, "no model nobody is deployed")
+    wrong = {**row, "shape": [1, 4], "data": [1, 1, 1, 1]}
+    status, answer = await asyncio.to_thread(post, f"/v2/models/{name}/infer", {"inputs": [wrong]})
+    assert status == 400
+    assert str(answer["error"]).endswith("expected: features FP32 [-1,3]")
+    status, _ = await asyncio.to_thread(post, f"/v2/repository/models/{name}/unload", {})
+    assert status == 403

@@ -1,0 +1,131 @@
+"""Rollouts that protect who calls: a version that does not load, parts that die, and nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask
+
+from headrace.api.inference.v1 import inference_pb2 as api
+
+pytestmark = pytest.mark.broker
+
+
+@dataclass
+class Calls:
+    """What a client that never stops calling has seen."""
+
+    versions: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def calling(plane: Plane, name: str) -> AsyncIterator[Calls]:
+    """Call all the time; every failure is kept."""
+    calls = Calls()
+
+    async def call() -> None:
+        async with plane.client() as client:
+            while True:
+                try:
+                    answer = await ask(client, name)
+                    calls.versions.append(answer.get_response().model_version)
+                except Exception as error:  # whatever it is, a caller has seen it
+                    calls.failures.append(repr(error) + str(error))
+                await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(call()) for _ in range(2)]
+    try:
+        yield calls
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_traffic_moves_in_steps_and_no_call_fails(plane: Plane, name: str) -> None:
+    await plane.deploy(name, steps=(10, 50, 100), hold=0.5)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with calling(plane, name) as calls:
+        await plane.promote(name, 2)
+        await plane.until_live(name, 2)
+        # The old version is unloaded some time after it lost its traffic.
+        await plane.until(name, lambda d: [t.version for t in d.traffic] == [2])
+    assert calls.failures == []
+    assert set(calls.versions) == {"1", "2"}
+    rollouts = (await plane.stub.ListRollouts(api.ListRolloutsRequest(deployment=name))).rollouts
+    assert [r.state for r in rollouts] == [api.ROLLOUT_STATE_SUCCEEDED] * 2
+
+
+async def test_a_version_that_does_not_load_never_gets_traffic(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with calling(plane, name) as calls:
+        await plane.promote(name, 2, model=b"no model at all")
+        failed = await plane.until(name, lambda d: d.rollout.state == api.ROLLOUT_STATE_FAILED)
+    assert calls.failures == []
+    assert set(calls.versions) == {"1"}
+    assert failed.rollout.message.startswith("version 2 did not load")
+    assert [(t.version, t.weight) for t in failed.traffic] == [(1, 100)]
+
+
+async def test_a_restarted_triton_has_its_models_back(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    plane.triton.kill()
+    await plane.triton.wait()
+    await plane.triton.start()
+    await plane.until_live(name, 1)
+
+
+async def test_a_deleted_deployment_is_unknown(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    await plane.stub.DeleteDeployment(api.DeleteDeploymentRequest(name=name))
+    async with asyncio.timeout(DEADLINE), plane.client() as client:
+        while True:
+            try:
+                await ask(client, name)
+            except Exception as error:
+                assert "NOT_FOUND" in str(error) or "no model" in str(error)
+                break
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    "fault", ["inference.after-load:2", "inference.after-step-commit:2", "inference.after-step-commit:3"]
+)
+async def test_a_rollout_goes_on_when_the_control_plane_died_and_callers_see_nothing(
+    fault: str, make_plane: MakePlane, name: str, tmp_path: Path
+) -> None:
+    plane = await make_plane(HEADRACE_FAULT=fault, HEADRACE_FAULT_ONCE=str(tmp_path / "fired"))
+    await plane.deploy(name, steps=(50, 100), hold=0.3)
+    await plane.promote(name, 1)
+    if not fault.endswith("step-commit:2"):
+        await plane.until_live(name, 1)
+    else:
+        # The first version's own rollout has two commits: it dies at the second.
+        await plane.service.killed()
+        await plane.service.start()
+        await plane.until_live(name, 1)
+    async with calling(plane, name) as calls:
+        await plane.promote(name, 2)
+        if not fault.endswith("step-commit:2"):
+            await plane.service.killed()
+            answered = len(calls.versions)
+            async with asyncio.timeout(DEADLINE):
+                while len(calls.versions) < answered + 100:
+                    await asyncio.sleep(0.01)
+            await plane.service.start()
+        await plane.until_live(name, 2)
+    assert calls.failures == []
+    assert calls.versions[-1] == "2"

@@ -1,0 +1,41 @@
+"""Small ONNX models for tests."""
+
+from __future__ import annotations
+
+from onnx import TensorProto, helper
+
+from headrace.api.registry.v1 import registry_pb2
+
+
+def classifier(weight: float) -> bytes:
+    """Three features in; two probabilities and a label out, 1 for positive sums where weight is above 1."""
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 3])
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, [None])
+    weights = helper.make_tensor("weights", TensorProto.FLOAT, [3, 2], [1, weight] * 3)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["features", "weights"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["probabilities"]),
+            helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
+        ],
+        "classifier",
+        [features],
+        [probabilities, label],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def classifier_signature() -> registry_pb2.Signature:
+    tensor = registry_pb2.TensorSpec
+    return registry_pb2.Signature(
+        inputs=[tensor(name="features", datatype="FP32", shape=[-1, 3])],
+        outputs=[
+            tensor(name="probabilities", datatype="FP32", shape=[-1, 2]),
+            tensor(name="label", datatype="INT64", shape=[-1]),
+        ],
+        features=["a", "b", "c"],
+        classes=["0", "1"],
+    )
