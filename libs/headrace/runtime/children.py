@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
-# Runs between fork and the program, in a process of its own rather than as `preexec_fn`: that would run Python in a
+# Runs before the program, in its process, and not as `preexec_fn`: that would run Python in a
 # fork of a process whose threads (gRPC's among them) may hold any lock at that moment.
 _LAUNCHER = """
 import ctypes, os, sys
@@ -33,3 +34,8 @@ def bound_to_parent(
     """
     arguments = [str(int(death_signal)), str(os.getpid()), str(-1 if user is None else user)]
     return [sys.executable, "-I", "-S", "-c", _LAUNCHER, *arguments, *command]
+
+
+def outlive_parent() -> None:
+    """Undo `bound_to_parent`, in the child itself."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)

@@ -47,8 +47,8 @@ class Envoy(Part):
         return [str(program), "--disable-hot-restart", *flat]
 
     async def ready(self) -> bool:
-        """Its own process answers; whether it serves is the control plane's doing."""
-        return await http_status(self.admin_port, "/listeners") == 200
+        """It has its configuration and listens."""
+        return await http_status(self.admin_port, "/ready") == 200
 
     @property
     def _bootstrap(self) -> Path:
