@@ -7,6 +7,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 SESSION_SECONDS = 10.0
 MAX_FETCH_BYTES = 64 << 20
+ONE_DAY_MS = 24 * 60 * 60 * 1000
 
 
 def consumer_client(
@@ -25,6 +26,8 @@ def consumer_client(
         auto_offset_reset="earliest",
         session_timeout_ms=int(session_seconds * 1000),
         heartbeat_interval_ms=int(session_seconds * 300),
+        # A consumer that does not ask for more waits for a part that is away; it is no less alive.
+        max_poll_interval_ms=ONE_DAY_MS,
         fetch_max_bytes=MAX_FETCH_BYTES,
         max_partition_fetch_bytes=16 << 20,
     )

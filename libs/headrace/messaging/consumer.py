@@ -4,23 +4,26 @@
 - A handler that raises is tried again with growing pauses; PermanentFailure, or the last try, puts the record
   among the dead letters, and the partition goes on. Tries while a part that it needs is away do not count.
 - Only a finished prefix of a partition is committed: a crash repeats records and never skips one.
-- When a partition is taken away, its records in work are waited for and committed first.
+- When a partition is taken away, its records in work are waited for and committed first. What is not done by
+  then is cancelled, so that it does not run beside the partition's next owner.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, MessageSizeTooLargeError
+from opentelemetry.trace import Status, StatusCode
 
 from headrace.errors import DeadlineExceeded, Unavailable
+from headrace.messaging import metrics
 from headrace.messaging.client import SESSION_SECONDS, consumer_client
 from headrace.messaging.events import Event, InvalidCloudEvent, decode
 from headrace.messaging.producer import Producer
@@ -35,7 +38,12 @@ Record: TypeAlias = ConsumerRecord
 
 POLL_MS = 200
 COMMIT_SECONDS = 1.0
-REVOKE_SECONDS = 5.0
+DRAIN_SECONDS = 5.0
+MAX_MESSAGE_CHARACTERS = 2000
+
+# Reasons of dead letters that the consumer itself gives; a handler's PermanentFailure brings its own.
+INVALID_CLOUDEVENT: Final = "INVALID_CLOUDEVENT"
+HANDLER_FAILED: Final = "HANDLER_FAILED"
 
 
 class PermanentFailure(Exception):  # noqa: N818 - what it is, not what to call it
@@ -47,9 +55,11 @@ class PermanentFailure(Exception):  # noqa: N818 - what it is, not what to call 
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether a part that is needed is away: a service, the database, the network."""
+    """Whether a part that is needed is away: a service, the database, the broker, the network."""
     if isinstance(error, ConnectionError | TimeoutError | Unavailable | DeadlineExceeded):
         return True
+    if isinstance(error, KafkaError):
+        return bool(error.retriable)
     # asyncio raises a bare OSError where several addresses of one host refuse.
     if type(error) is OSError:
         return True
@@ -98,16 +108,23 @@ class Consumer:
             bootstrap, group=group, client_id=client_id, session_seconds=session_seconds
         )
         self._trackers: dict[TopicPartition, PartitionTracker] = {}
+        # Longer, and the group would go on without this member before it has given its partitions up.
+        self._revoke_seconds = session_seconds / 2
         # The last task of each key: the next record of that key waits for it.
         self._tails: dict[tuple[str, int, bytes], asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], TopicPartition] = {}
         self._progress = asyncio.Event()
         self._committed: dict[TopicPartition, int] = {}
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> Self:
         self._client.subscribe(self._topics, listener=_Rebalance(self))
-        await self._client.start()
+        try:
+            await self._client.start()
+        except BaseException:
+            # A consumer that could not connect still holds a client.
+            await self._client.stop()
+            raise
         return self
 
     async def __aexit__(
@@ -116,8 +133,10 @@ class Consumer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._drain(list(self._trackers))
-        await self._client.stop()
+        try:
+            await self._drain(set(self._trackers), DRAIN_SECONDS)
+        finally:
+            await self._client.stop()
 
     async def consume(self) -> None:
         """Join, `run`, and leave the group at the end: the whole life of a consumer as one task."""
@@ -152,30 +171,33 @@ class Consumer:
         key = (record.topic, record.partition, record.key or b"")
         task = asyncio.create_task(self._process(tracker, record, self._tails.get(key)))
         self._tails[key] = task
-        self._tasks.add(task)
+        self._tasks[task] = partition
         task.add_done_callback(lambda done: self._ended(done, key))
 
     def _ended(self, task: asyncio.Task[None], key: tuple[str, int, bytes]) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         if self._tails.get(key) is task:
             del self._tails[key]
         self._progress.set()
-        if not task.cancelled() and task.exception() is not None:
+        if not task.cancelled() and (error := task.exception()) is not None:
             # Not even the dead letters took it. It stays unfinished, is never committed past, and comes again
             # when the service has been started anew.
-            self._failure = task.exception()
+            self._failure = self._failure or error
 
     async def _process(
         self, tracker: PartitionTracker, record: Record, before: asyncio.Task[None] | None
     ) -> None:
         if before is not None:
             await asyncio.wait([before])
+            if before.cancelled() or before.exception() is not None:
+                # Not out of turn: both come again, in order.
+                raise asyncio.CancelledError
         try:
             event = decode(
                 record.headers, record.value, received=datetime.fromtimestamp(record.timestamp / 1000, UTC)
             )
         except InvalidCloudEvent as error:
-            await self._set_aside(record, "INVALID_CLOUDEVENT", str(error))
+            await self._set_aside(record, INVALID_CLOUDEVENT, str(error))
         else:
             await self._handle(record, event)
         tracker.finish(record.offset)
@@ -195,21 +217,26 @@ class Consumer:
                 names.MESSAGING_CONSUMER_GROUP: self._group,
                 names.MESSAGING_MESSAGE_ID: event.id,
             },
-        ):
+        ) as span:
             tries, failures = 0, 0
             while True:
                 tries += 1
                 try:
                     await self._handler(event)
                 except PermanentFailure as error:
+                    span.set_attribute(names.ERROR_REASON, error.reason)
+                    span.set_status(Status(StatusCode.ERROR, str(error)))
                     await self._set_aside(record, error.reason, str(error))
                     return
                 except Exception as error:
                     # An outage is not the event's fault: it is waited for, however long it lasts.
                     failures += not is_outage(error)
+                    span.record_exception(error)
                     if failures == self._retry.attempts:
                         logger.exception("giving up on event %s of %s", event.id, record.topic)
-                        await self._set_aside(record, "HANDLER_FAILED", f"{type(error).__name__}: {error}")
+                        span.set_attribute(names.ERROR_REASON, HANDLER_FAILED)
+                        span.set_status(Status(StatusCode.ERROR, str(error)))
+                        await self._set_aside(record, HANDLER_FAILED, f"{type(error).__name__}: {error}")
                         return
                     logger.warning(
                         "event %s of %s failed (try %d): %s: %s",
@@ -219,8 +246,10 @@ class Consumer:
                         type(error).__name__,
                         error,
                     )
+                    metrics.RETRIES.labels(record.topic, self._group).inc()
                     await asyncio.sleep(self._retry.pause(tries))
                 else:
+                    metrics.HANDLED.labels(record.topic, self._group).inc()
                     return
 
     async def _set_aside(self, record: Record, reason: str, message: str) -> None:
@@ -228,14 +257,31 @@ class Consumer:
         headers = [
             *record.headers,
             ("headrace-reason", reason.encode()),
-            ("headrace-message", message.encode()),
+            ("headrace-message", message[:MAX_MESSAGE_CHARACTERS].encode(errors="replace")),
             ("headrace-consumer", self._group.encode()),
             ("headrace-topic", record.topic.encode()),
             ("headrace-partition", str(record.partition).encode()),
             ("headrace-offset", str(record.offset).encode()),
         ]
-        key = (record.key or b"").decode(errors="replace")
-        await self._dead_letters.publish_encoded([(DEAD_LETTERS, key, headers, record.value or b"")])
+        value = record.value or b""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                await self._dead_letters.publish_encoded([(DEAD_LETTERS, record.key, headers, value)])
+                break
+            except MessageSizeTooLargeError:
+                if not value:
+                    raise
+                # With the reason it does not fit any more. Where it came from still has the whole of it.
+                headers.append(("headrace-bytes-left-out", str(len(value)).encode()))
+                value = b""
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                logger.warning("dead letters wait for the broker: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(self._retry.pause(tries))
+        metrics.DEAD_LETTERS.labels(record.topic, self._group, reason).inc()
         logger.warning(
             "dead letter: %s/%d/%d: %s: %s", record.topic, record.partition, record.offset, reason, message
         )
@@ -269,18 +315,21 @@ class Consumer:
             return
         self._committed.update(offsets)
 
-    async def _drain(self, partitions: list[TopicPartition]) -> None:
-        """Wait for the partitions' records in work, then commit and forget them."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + REVOKE_SECONDS
-        while loop.time() < deadline and any(
-            tracker.in_flight for p in partitions if (tracker := self._trackers.get(p))
-        ):
-            await self._wait_for_progress()
+    async def _drain(self, partitions: Collection[TopicPartition], seconds: float) -> None:
+        """Wait for the partitions' records in work and cancel the rest; commit what is done, and forget."""
+        in_work = [task for task, partition in self._tasks.items() if partition in partitions]
+        if in_work and self._failure is None:
+            await asyncio.wait(in_work, timeout=seconds)
+        for task in in_work:
+            task.cancel()
+        await asyncio.gather(*in_work, return_exceptions=True)
         await self._commit(partitions)
         for partition in partitions:
             self._trackers.pop(partition, None)
             self._committed.pop(partition, None)
+
+    async def _revoked(self, partitions: Collection[TopicPartition]) -> None:
+        await self._drain(partitions, self._revoke_seconds)
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -290,7 +339,7 @@ class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer = consumer
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        await self._consumer._drain(list(revoked))  # noqa: SLF001 - one piece with the consumer
+        await self._consumer._revoked(set(revoked))  # noqa: SLF001 - one piece with the consumer
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         logger.info("assigned: %s", ", ".join(f"{p.topic}/{p.partition}" for p in assigned) or "nothing")

@@ -61,6 +61,7 @@ _KNOWN = frozenset((*_REQUIRED, *_OPTIONAL))
 def encode(event: Event) -> tuple[Headers, bytes]:
     """Return the record's headers and value."""
     texts = {
+        **{f"ce_{name}": value for name, value in event.extensions.items()},
         "ce_specversion": SPEC_VERSION,
         "ce_id": event.id,
         "ce_source": event.source,
@@ -70,7 +71,6 @@ def encode(event: Event) -> tuple[Headers, bytes]:
         "content-type": event.content_type,
         "traceparent": event.traceparent,
         "tracestate": event.tracestate,
-        **{f"ce_{name}": value for name, value in event.extensions.items()},
     }
     return [(name, text.encode()) for name, text in texts.items() if text], event.data
 

@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from headrace.messaging.events import Event, Headers, encode
 from headrace.telemetry import names, tracing
 
 MAX_REQUEST_BYTES = 16 << 20
 
-Encoded = tuple[str, str, Headers, bytes]
+# Topic, key, headers, value.
+Encoded: TypeAlias = tuple[str, str | bytes | None, Headers, bytes]
 
 
 class Producer:
@@ -75,14 +77,25 @@ class Producer:
     async def publish_encoded(self, records: Sequence[Encoded]) -> None:
         """Publish records as they are, and wait for every acknowledgement."""
         assert self._producer is not None, "use the producer as a context manager"
-        pending = [
-            await self._producer.send(topic, value, key=key.encode(), headers=headers)
-            for topic, key, headers, value in records
-        ]
+        pending: list[asyncio.Future[object]] = []
+        refused: Exception | None = None
+        for topic, key, headers, value in records:
+            try:
+                pending.append(
+                    await self._producer.send(
+                        topic, value, key=key.encode() if isinstance(key, str) else key, headers=headers
+                    )
+                )
+            except KafkaError as error:
+                # Those before it are on their way; those behind it must not overtake it.
+                refused = error
+                break
         # gather and not a loop: when one fails, the others' errors must not go unseen either.
         for result in await asyncio.gather(*pending, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
+        if refused is not None:
+            raise refused
 
 
 def _attributes(topic: str, event_id: str) -> dict[str, str]:

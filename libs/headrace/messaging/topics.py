@@ -13,7 +13,7 @@ from typing import Final
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace.runtime.resources import deploy_path
 
@@ -56,15 +56,16 @@ class Topic(BaseModel):
     retention: str
     dead_letter: str | None = None
 
+    @field_validator("retention")
+    @classmethod
+    def _is_a_duration(cls, text: str) -> str:
+        _milliseconds(text)
+        return text
+
     @property
     def retention_ms(self) -> int:
-        """Kafka's retention.ms. Raises ValueError for a text that is no duration."""
-        if self.retention == "forever":
-            return -1
-        match = _DURATION.match(self.retention)
-        if match is None:
-            raise ValueError(f"{self.name}: retention {self.retention!r} is neither like 7d nor forever")
-        return timedelta(**{_UNITS[match[2]]: int(match[1])}) // timedelta(milliseconds=1)
+        """Kafka's retention.ms."""
+        return _milliseconds(self.retention)
 
 
 def load_topics(folder: Path | None = None) -> dict[str, Topic]:
@@ -72,6 +73,15 @@ def load_topics(folder: Path | None = None) -> dict[str, Topic]:
     files = sorted((folder or deploy_path("kafka/topics")).glob("*.yaml"))
     topics = [Topic.model_validate(yaml.safe_load(file.read_text())) for file in files]
     return {topic.name: topic for topic in topics}
+
+
+def _milliseconds(duration: str) -> int:
+    if duration == "forever":
+        return -1
+    match = _DURATION.match(duration)
+    if match is None:
+        raise ValueError(f"{duration!r} is neither like 7d nor forever")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])}) // timedelta(milliseconds=1)
 
 
 async def ensure_topics(bootstrap: str, topics: Iterable[Topic], *, replication: int = 1) -> list[str]:

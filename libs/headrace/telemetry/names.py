@@ -71,6 +71,11 @@ METRIC_RPC_SECONDS: Final = "headrace_rpc_server_seconds"
 SPAN_PUBLISH: Final = "publish "
 SPAN_PROCESS: Final = "process "
 
+METRIC_MESSAGING_HANDLED: Final = "headrace_messaging_handled_events_total"
+METRIC_MESSAGING_RETRIES: Final = "headrace_messaging_retries_total"
+METRIC_MESSAGING_DEAD_LETTERS: Final = "headrace_messaging_dead_letters_total"
+METRIC_MESSAGING_RELAYED: Final = "headrace_messaging_relayed_events_total"
+
 # --- headrace.ingestion ------------------------------------------------------------------------------
 
 ROWS: Final = "headrace.rows"
@@ -120,3 +125,12 @@ SPAN_SHIFT_TRAFFIC: Final = "shift traffic"
 
 ROLLOUT_STATE: Final = "headrace.rollout.state"
 ROLLOUT_WEIGHT: Final = "headrace.rollout.weight"
+
+# --- training ------------------------------------------------------------------------------------------
+
+SPAN_RUN: Final = "run training"
+SPAN_LOAD_DATA: Final = "load data"
+SPAN_TRAIN: Final = "train"
+SPAN_EVALUATE: Final = "evaluate"
+SPAN_EXPORT: Final = "export model"
+SPAN_REGISTER_RESULT: Final = "register result"
