@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headrace.cli.output import ExitCode, Format, OutputOption, field, show_error, show_rows
 from headrace.cli.session import DEFAULT_DATA, DataOption
 from headrace.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from headrace.cli.plain import Plain
 
 COLUMNS = (
     field("part", "part"),
@@ -45,7 +48,7 @@ def up(
     data: DataOption = DEFAULT_DATA,
 ) -> None:
     """Start the stack on this machine and leave it running."""
-    from headrace.embedded import commands  # type: ignore[attr-defined]
+    from headrace.embedded import commands
 
     try:
         commands.up(
@@ -65,7 +68,7 @@ def up(
 
 def down(data: DataOption = DEFAULT_DATA) -> None:
     """Stop the stack; its data stays."""
-    from headrace.embedded import commands  # type: ignore[attr-defined]
+    from headrace.embedded import commands
 
     try:
         commands.down(data)
@@ -75,13 +78,13 @@ def down(data: DataOption = DEFAULT_DATA) -> None:
 
 def status(output: OutputOption = Format.TABLE, data: DataOption = DEFAULT_DATA) -> None:
     """Show each part's health. Exit code 0 only if all of them are ready."""
-    from headrace.embedded import commands  # type: ignore[attr-defined]
+    from headrace.embedded import commands
 
     try:
         parts = commands.status(data)
     except HeadraceError as error:
         raise typer.Exit(show_error(error)) from error
-    rows = [
+    rows: list[dict[str, Plain]] = [
         {
             "part": part.name,
             "state": part.state,

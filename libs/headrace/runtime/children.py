@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+_PR_SET_PDEATHSIG = 1
+
 # Runs before the program, in its process, and not as `preexec_fn`: that would run Python in a
 # fork of a process whose threads (gRPC's among them) may hold any lock at that moment.
 _LAUNCHER = """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from headrace.embedded.parts.process import Part, PartFailed, kafka_answers
+from headrace.embedded.parts.process import Part, kafka_answers
 from headrace.runtime.children import bound_to_parent
 from headrace.runtime.resources import deploy_path
 
@@ -27,11 +27,21 @@ class ApacheKafka(Part):
     start_seconds = 60.0
     stop_seconds = 20.0
 
-    def __init__(self, folder: Path, logs: Path, port: int, controller_port: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        logs: Path,
+        port: int,
+        controller_port: int,
+        *,
+        host: str = "127.0.0.1",
+        advertised: str = "127.0.0.1",
+    ) -> None:
         super().__init__(folder, logs)
-        self.port = port
-        self.controller_port = controller_port
-        self.bootstrap = f"127.0.0.1:{port}"
+        self.bootstrap = f"{advertised}:{port}"
+        self._port = port
+        self._controller_port = controller_port
+        self._host = host
         self._jars = jars_folder()
 
     async def prepare(self) -> None:
@@ -42,7 +52,10 @@ class ApacheKafka(Part):
         if not _complete(self._jars):
             await self._fetch_jars()
         properties = Template(deploy_path("kafka/server.properties").read_text()).substitute(
-            kafka_port=self.port, controller_port=self.controller_port, log_folder=self.folder / "log"
+            listener=f"{self._host}:{self._port}",
+            advertised_listener=self.bootstrap,
+            controller_port=self._controller_port,
+            log_folder=self.folder / "log",
         )
         self._properties.write_text(properties)
         if not (self.folder / "log" / "meta.properties").exists():
@@ -57,7 +70,7 @@ class ApacheKafka(Part):
 
     async def ready(self) -> bool:
         """It answers with metadata."""
-        return await kafka_answers(self.port)
+        return await kafka_answers(self.bootstrap)
 
     @property
     def _properties(self) -> Path:
@@ -96,7 +109,7 @@ class ApacheKafka(Part):
                 await process.wait()
                 raise
         if code != 0:
-            raise PartFailed(self.name, f"cannot start: {command[0]} ended with {code}", self.log, self.hint)
+            raise self.failed(f"cannot start: {command[0]} ended with exit code {code}")
 
 
 def jars_folder() -> Path:

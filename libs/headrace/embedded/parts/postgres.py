@@ -14,7 +14,7 @@ from pathlib import Path
 
 import asyncpg
 
-from headrace.embedded.parts.process import Part
+from headrace.embedded.parts.process import POLL_SECONDS, Part
 from headrace.runtime.children import bound_to_parent
 
 UNPRIVILEGED = "nobody"
@@ -59,8 +59,7 @@ class Postgres(Part):
             _let_traverse(BIN)
             shutil.chown(self.folder, self.user, self.user)
         if (self._data / "PG_VERSION").exists():
-            # Left by a killed server; the data folder's own lock says that none is running.
-            (self._data / "postmaster.pid").unlink(missing_ok=True)
+            await self._wait_for_predecessor()
             return
         # Beside, then renamed: an interrupted initdb is never taken for a database.
         partial = self.folder / "data.new"
@@ -86,8 +85,27 @@ class Postgres(Part):
             )
             code = await process.wait()
         if code != 0:
-            raise self.failed(f"cannot start: initdb ended with {code}")
+            raise self.failed(f"cannot start: initdb ended with exit code {code}")
         partial.rename(self._data)
+
+    async def _wait_for_predecessor(self) -> None:
+        """Wait for a server that outlived its supervisor, and remove what a killed one left.
+
+        Two servers on one folder would destroy it, and a number in a file is no proof that a server runs:
+        after a restart of the machine it is another program's.
+        """
+        pid_file = self._data / "postmaster.pid"
+        try:
+            pid = int(pid_file.read_text().split("\n", 1)[0])
+        except (FileNotFoundError, ValueError):
+            return
+        try:
+            async with asyncio.timeout(self.stop_seconds):
+                while _serves(pid, self._data):  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise self.failed(f"cannot start: process {pid} still uses {self._data}") from None
+        pid_file.unlink(missing_ok=True)
 
     def command(self) -> Sequence[str]:
         """Run the server."""
@@ -118,6 +136,15 @@ class Postgres(Part):
         finally:
             await connection.close()
         return True
+
+
+def _serves(pid: int, data: Path) -> bool:
+    """Whether this process is a PostgreSQL server on that folder."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(data) in arguments
 
 
 def _let_traverse(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,18 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
+# A log that is larger when its part starts is set aside, as `<name>.log.1`.
+MAX_LOG_BYTES = 16 << 20
+
+# Ports that are looked for: below those that the kernel gives to outgoing connections, so that none of them
+# takes a port between its choice and its use, or while its part restarts.
+PORTS = range(20_000, 32_000)
 
 
 class PartFailed(Exception):  # noqa: N818 - what happened, not what to call it
     """A part did not start, or not in time: what it said last, and what to do."""
 
-    def __init__(self, name: str, what: str, log: Path, hint: str) -> None:
+    def __init__(self, name: str, what: str, log: Path | None, hint: str) -> None:
         self.name = name
         self.what = what
         self.log = log
@@ -30,14 +37,10 @@ class PartFailed(Exception):  # noqa: N818 - what happened, not what to call it
 
     def report(self) -> str:
         """Several lines for a person: what happened, the log's end, where the log is, what to do."""
-        return "\n".join(
-            [
-                f"{self.name} {self.what}.",
-                *(f"  | {line}" for line in tail(self.log)),
-                f"Its log: {self.log}",
-                self.hint,
-            ]
-        )
+        lines = [f"{self.name} {self.what}."]
+        if self.log is not None:
+            lines += [*(f"  | {line}" for line in tail(self.log)), f"Its log: {self.log}"]
+        return "\n".join([*lines, self.hint])
 
 
 class Part:
@@ -74,6 +77,10 @@ class Part:
         """Whether it does its work now. Errors of connecting count as no."""
         return True
 
+    async def problem(self) -> str:
+        """What keeps it from working now, for a person; empty where nothing does."""
+        return "" if await self._is_ready() else "it does not answer"
+
     @property
     def pid(self) -> int | None:
         """Process id; None when it is not running."""
@@ -98,6 +105,8 @@ class Part:
 
     async def launch(self) -> None:
         """Start the program, without waiting for it."""
+        if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *bound_to_parent(self.command(), death_signal=self.orphan_signal, user=self.user),
@@ -167,20 +176,24 @@ def tail(log: Path, lines: int = TAIL_LINES) -> list[str]:
         return file.read().decode(errors="replace").splitlines()[-lines:]
 
 
-def free_port(preferred: int | None = None) -> int:
-    """A free TCP port on loopback: the preferred one where it is free."""
-    for port in (preferred, 0):
-        if port is None:
-            continue
-        with socket.socket() as probe:
-            # As servers bind: a port that a closed connection still lingers on counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A TCP port that is free on loopback."""
+    for port in random.sample(PORTS, 200):
+        if is_free("127.0.0.1", port):
+            return port
     raise OSError("no free port on 127.0.0.1")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as probe:
+        # As servers bind: a port that a closed connection still lingers on counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
 
 
 def _signal_one(pid: int, number: signal.Signals) -> None:
@@ -207,23 +220,30 @@ async def tcp_answers(host: str, port: int) -> bool:
 
 async def http_status(port: int, path: str) -> int:
     """The status of a GET on loopback. Raises OSError where nothing answers."""
+    return (await http_get(port, path))[0]
+
+
+async def http_get(port: int, path: str) -> tuple[int, bytes]:
+    """Status and body of a GET on loopback. Raises OSError where nothing answers."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        line = await reader.readline()
-        parts = line.split()
-        return int(parts[1]) if len(parts) > 1 else 0
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        words = head.split(maxsplit=2)
+        return (int(words[1]) if len(words) > 1 else 0), body
     finally:
         writer.close()
 
 
-async def kafka_answers(port: int) -> bool:
+async def kafka_answers(bootstrap: str) -> bool:
     """Whether a broker answers with metadata. Raises OSError where nothing listens."""
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import KafkaError
 
-    await tcp_answers("127.0.0.1", port)
-    admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}")
+    host, _, port = bootstrap.rpartition(":")
+    # First alone: a client would report each of its own attempts to connect.
+    await tcp_answers(host, int(port))
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         await admin.start()
         return bool((await admin.describe_cluster())["brokers"])

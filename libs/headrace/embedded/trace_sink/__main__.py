@@ -1,4 +1,7 @@
-"""`python -m headrace.embedded.trace_sink --postgres DSN --grpc HOST:PORT --http HOST:PORT`."""
+"""`python -m headrace.embedded.trace_sink --grpc HOST:PORT --http HOST:PORT`.
+
+The database that keeps the spans is the platform's own, `HEADRACE_POSTGRES_DSN`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from headrace.embedded.trace_sink.decode import MalformedExport, SpanRow, parse_http, rows
 from headrace.embedded.trace_sink.store import SpanStore
+from headrace.runtime.settings import PlatformSettings, load
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +117,12 @@ async def serve(postgres: str, grpc_address: str, http_address: str) -> None:
 def main() -> None:
     """Parse the arguments and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--postgres", required=True, help="DSN of the database that keeps the spans")
+    # Not an argument: a DSN may hold a password, and arguments are everybody's to read.
     parser.add_argument("--grpc", required=True, help="HOST:PORT for OTLP over gRPC")
     parser.add_argument("--http", required=True, help="HOST:PORT for OTLP over HTTP")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(serve(arguments.postgres, arguments.grpc, arguments.http))
+    asyncio.run(serve(load(PlatformSettings).postgres_dsn, arguments.grpc, arguments.http))
 
 
 if __name__ == "__main__":
