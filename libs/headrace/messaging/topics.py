@@ -12,7 +12,7 @@ from typing import Final
 
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaConnectionError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaConnectionError, NoError, TopicAlreadyExistsError, for_code
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from headrace.runtime.resources import deploy_path
@@ -114,10 +114,12 @@ async def ensure_topics(bootstrap: str, topics: Iterable[Topic], *, replication:
                 for topic in missing
             ]
         )
+        created = []
         for name, code, *_ in response.topic_errors:
-            error = for_code(code)
-            if code and error is not TopicAlreadyExistsError:
-                raise error(f"topic {name} was not created")
-        return [topic.name for topic in missing]
+            if code == NoError.errno:
+                created.append(name)
+            elif for_code(code) is not TopicAlreadyExistsError:
+                raise for_code(code)(f"topic {name} was not created")
+        return created
     finally:
         await admin.close()
