@@ -111,6 +111,13 @@ class ObjectStore:
         """`put` for code without an event loop."""
         obstore.put(self._store, path, data)
 
+    def delete_object(self, path: str) -> None:
+        """`delete` for code without an event loop."""
+        try:
+            obstore.delete(self._store, path)
+        except (NotFoundError, FileNotFoundError):
+            return
+
     def _missing(self, path: str) -> NotFound:
         return NotFound("OBJECT_NOT_FOUND", f"there is no object {self.uri(path)}")
 

@@ -1,0 +1,39 @@
+"""Why a run cannot end well, where its user can do something about it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RunError(Exception):
+    """The run fails with a stable reason and a sentence that says what to do."""
+
+    reason: ClassVar[str] = "RUN_FAILED"
+
+
+class UnusableDataset(RunError):  # noqa: N818 - what it is
+    """The rows are not what the recipe can learn from."""
+
+    reason = "UNUSABLE_DATASET"
+
+
+class TableNotFound(RunError):  # noqa: N818
+    """There is no table, or not at that version."""
+
+    reason = "TABLE_NOT_FOUND"
+
+
+class Diverged(RunError):  # noqa: N818
+    """The loss is no longer a number."""
+
+    reason = "DIVERGED"
+
+
+class OutOfMemory(RunError):  # noqa: N818
+    """An allocation failed."""
+
+    reason = "OUT_OF_MEMORY"
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The run was told to stop, and has saved a checkpoint."""

@@ -1,0 +1,111 @@
+"""The trained model as ONNX: raw features in, answers in the label's own terms out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from headrace.training.run.errors import RunError
+from headrace.training.run.model import Normalised
+from headrace.training.run.report import Signature
+from headrace.training.run.report import Tensor as TensorSpec
+from headrace.training.run.specification import Dataset
+
+TOLERANCE = 1e-4
+# Rows that the exported model is compared on.
+SAMPLE_ROWS = 16
+
+
+class Classifier(nn.Module):
+    """Probabilities, and the class with the largest one, as its own value."""
+
+    classes: Tensor
+
+    def __init__(self, model: Normalised, classes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("classes", torch.tensor(classes, dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw features [rows, columns] to probabilities [rows, classes] and labels [rows]."""
+        probabilities = torch.softmax(self.model(features), dim=-1)
+        return probabilities, self.classes[probabilities.argmax(dim=-1)]
+
+
+class Regressor(nn.Module):
+    """A number, in the label's unit."""
+
+    def __init__(self, model: Normalised) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Raw features [rows, columns] to predictions [rows, 1]."""
+        return self.model.in_label_unit(self.model(features))
+
+
+def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path) -> Signature:
+    """Write `path`, and check that it answers as the model does. Raises RunError where it does not."""
+    columns = len(dataset.features)
+    features = tuple(column.name for column in dataset.features)
+    inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, columns)),)
+    module: nn.Module
+    outputs: tuple[TensorSpec, ...]
+    if dataset.label.classes:
+        # Classes that are no whole numbers are answered by their place in the list.
+        values = [json.loads(text) for text in dataset.label.classes]
+        whole = all(isinstance(value, int) for value in values)
+        classes = tuple(int(value) for value in values) if whole else tuple(range(len(values)))
+        module = Classifier(model, classes)
+        outputs = (
+            TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(classes))),
+            TensorSpec(name="label", datatype="INT64", shape=(-1,)),
+        )
+    else:
+        module = Regressor(model)
+        outputs = (TensorSpec(name="prediction", datatype="FP32", shape=(-1, 1)),)
+
+    module = module.cpu().eval()
+    rows = sample[:SAMPLE_ROWS].cpu()
+    _write(module, rows, [tensor.name for tensor in outputs], path)
+    _compare(module, rows, path)
+    return Signature(inputs=inputs, outputs=outputs, features=features, classes=dataset.label.classes)
+
+
+def _write(module: nn.Module, rows: Tensor, outputs: list[str], path: Path) -> None:
+    # The exporter reports its own progress and its dependencies' deprecations.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            # Two rows at least: a batch of one would be taken for the only size there is.
+            (rows if len(rows) > 1 else rows.repeat(2, 1),),
+            path,
+            input_names=["features"],
+            output_names=outputs,
+            dynamic_shapes={"features": {0: torch.export.Dim("rows", min=1)}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _compare(module: nn.Module, rows: Tensor, path: Path) -> None:
+    written = onnx.load(path)
+    onnx.checker.check_model(written)
+    with torch.no_grad():
+        expected = module(rows)
+    answers: tuple[Tensor, ...] = expected if isinstance(expected, tuple) else (expected,)
+    found = ReferenceEvaluator(written).run(None, {"features": rows.numpy()})
+    for right, exported in zip(answers, found, strict=True):
+        if not np.allclose(right.numpy(), exported, rtol=TOLERANCE, atol=TOLERANCE):
+            raise RunError("the exported ONNX model does not answer like the trained one")

@@ -1,0 +1,80 @@
+"""What a run leaves behind: `report.json`, the model's card, written when everything else is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from headrace.training.run.specification import Dataset, Shares
+
+REPORT_FILE: Final = "report.json"
+MODEL_FILE: Final = "model.onnx"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Tensor(_Frozen):
+    """A named tensor, in the Open Inference Protocol's words; -1 in the shape: any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Signature(_Frozen):
+    """What the model takes and gives."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    features: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+class EpochLoss(_Frozen):
+    """Losses after an epoch; `validation` is None where it was not measured."""
+
+    epoch: int
+    train: float
+    validation: float | None
+
+
+class Report(_Frozen):
+    """How the model was made, and how good it is. `metrics` are by "split/metric"."""
+
+    model: str
+    job: str
+    run: str
+    recipe: str
+    parameters: dict[str, JsonValue]
+    dataset: Dataset
+    shares: Shares
+    rows: dict[str, int]
+    normalise: bool
+    normalise_label: bool
+    seed: int
+    device: str
+    epochs: int
+    resumed_epoch: int
+    stopped_early: bool
+    best_epoch: int
+    training_seconds: float
+    losses: tuple[EpochLoss, ...]
+    metrics: dict[str, float]
+    signature: Signature
+    code_version: str
+    torch_version: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Report:
+        """Read a finished run's report."""
+        return cls.model_validate_json((folder / REPORT_FILE).read_bytes())
+
+    def write(self, folder: Path) -> None:
+        """Write the report, whole or not at all."""
+        unfinished = folder / (REPORT_FILE + ".part")
+        unfinished.write_text(self.model_dump_json(indent=2))
+        unfinished.replace(folder / REPORT_FILE)

@@ -1,0 +1,93 @@
+"""What a run is told to do: `spec.json` in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+SPEC_FILE: Final = "spec.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shares(_Frozen):
+    """Shares of the rows, by the keys' hashes; they sum to 1."""
+
+    train: float
+    validation: float
+    test: float
+
+
+class Column(_Frozen):
+    """A column of the table. `type` is the schema's word: float32, int8, string, ..."""
+
+    name: str
+    type: str
+
+
+class Label(Column):
+    """The column to predict. `classes` are JSON values; empty: any number."""
+
+    classes: tuple[str, ...] = ()
+
+
+class Dataset(_Frozen):
+    """A dataset version: exactly these rows."""
+
+    name: str
+    version: int
+    table_uri: str
+    table_version: int
+    content_hash: str
+    key: str
+    features: tuple[Column, ...]
+    label: Label
+
+
+class RunSpec(_Frozen):
+    """Everything that a run needs to know."""
+
+    run: str
+    job: str
+    attempt: int
+    pipeline: str
+    node: str
+    recipe: str
+    parameters: dict[str, JsonValue]
+    dataset: Dataset
+    shares: Shares
+    normalise: bool
+    normalise_label: bool
+    seed: int
+    store_uri: str
+    cpu: float = 1.0
+    gpu: int = 0
+
+    def fingerprint(self) -> str:
+        """Identify what is computed: a checkpoint is of use only to a run with the same fingerprint."""
+        same = self.model_dump_json(
+            include={
+                "recipe",
+                "parameters",
+                "dataset",
+                "shares",
+                "normalise",
+                "normalise_label",
+                "seed",
+            }
+        )
+        return hashlib.sha256(same.encode()).hexdigest()
+
+    @classmethod
+    def read(cls, folder: Path) -> RunSpec:
+        """Read a run folder's specification."""
+        return cls.model_validate_json((folder / SPEC_FILE).read_bytes())
+
+    def write(self, folder: Path) -> None:
+        """Write the specification into a run folder."""
+        (folder / SPEC_FILE).write_text(self.model_dump_json(indent=2))
