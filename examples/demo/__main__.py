@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.text import Text
 from stages import Stages, console
 from story import tell
+from tritonclient.utils import InferenceServerException
 
 from headrace import telemetry
 from headrace.client import HeadraceClient
@@ -39,8 +40,7 @@ What next:
 async def run(data: Path, stages: Stages) -> None:
     """Tell the story to a stack that runs."""
     targets = Targets.discover(data)
-    endpoint = f"http://{targets.addresses['trace_sink']}"
-    tracing = telemetry.setup("demo", str(os.getpid()), endpoint)
+    tracing = telemetry.setup("demo", str(os.getpid()), f"http://{targets.addresses['trace_sink']}")
     try:
         async with HeadraceClient(targets) as client:
             await tell(client, stages)
@@ -72,7 +72,7 @@ def main() -> int:
         asyncio.run(run(data, stages))
     except KeyboardInterrupt:
         failure = "interrupted"
-    except (HeadraceError, TimeoutError, RuntimeError) as error:
+    except (HeadraceError, InferenceServerException, TimeoutError, RuntimeError) as error:
         failure = str(error)
     finally:
         if started:

@@ -181,7 +181,7 @@ async def follow(client: HeadraceClient, job_id: str) -> scheduling.Job:
                 left = seen.remaining.ToTimedelta().total_seconds()
                 detail = f"epoch {seen.epoch}/{seen.epochs}  loss {seen.loss:.4f}  {left:.1f} s left"
                 # Without a terminal there is no bar: say it in lines, now and then.
-                if not console.is_terminal and seen.epoch // 10 != last:
+                if seen.epoch and not console.is_terminal and seen.epoch // 10 != last:
                     last = seen.epoch // 10
                     console.print(f"   {detail}")
             progress.update(bar, completed=seen.epoch, total=seen.epochs or None, detail=detail)
@@ -196,6 +196,8 @@ async def roll_out(client: HeadraceClient, stages: Stages) -> None:
             async for deployment in client.inference.WatchDeployment(
                 inference.WatchDeploymentRequest(name=DATASET)
             ):
+                if not deployment.HasField("rollout"):
+                    continue
                 state = str(plain(deployment.rollout)["state"])
                 line = f"   {state}: {deployment.rollout.message}"
                 if line != shown:

@@ -122,6 +122,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _message(self, known: tuple[Deployment, list[ServedVersion]]) -> api.Deployment:
         deployment, versions = known
         message = deployment_message(deployment, versions, self._address)
+        message.ready &= self._data_plane.routed(deployment.name, deployment.traffic)
         if self._data_plane.rejection:
             message.ready = False
             message.message = f"Envoy refused its configuration: {self._data_plane.rejection}"

@@ -39,6 +39,9 @@ class Rows(Protocol):
     async def served_versions(self, model: str) -> list[ServedVersion]:
         """A model's promoted versions, oldest first."""
 
+    async def all_served_versions(self) -> dict[str, list[ServedVersion]]:
+        """Every model's promoted versions, oldest first."""
+
     async def apply_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> None:
         """Create the deployment, or change it."""
 
@@ -51,17 +54,14 @@ class Rows(Protocol):
     async def all_deployments(self) -> list[Deployment]:
         """Every deployment, those that are being deleted too."""
 
-    async def following(self, model: str) -> list[str]:
-        """Names of the deployments that follow a model."""
-
     async def save_deployment(self, deployment: Deployment) -> None:
         """Store what changes while it lives."""
 
     async def forget_deployment(self, name: str) -> None:
         """Remove a deleted deployment's row."""
 
-    async def rolled_out(self, deployment: str) -> list[int]:
-        """Versions that a rollout was made for."""
+    async def all_rolled_out(self) -> dict[str, frozenset[int]]:
+        """Versions that a rollout was made for, by deployment."""
 
     async def put_rollout(self, rollout: Rollout) -> None:
         """Store a rollout as it is."""
@@ -144,6 +144,8 @@ class DataPlane(Protocol):
     def update(self, routes: Mapping[str, Route]) -> None:
         """Route requests so from now on."""
 
-    @property
-    def rejection(self) -> str:
-        """What Envoy said of the last configuration, where it refused it; else empty."""
+    def routed(self, deployment: str, weights: Mapping[int, int]) -> bool:
+        """Whether there is an Envoy, and every one has taken these weights."""
+
+    def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
+        """Why requests are not routed by these weights yet, for people; empty where they are."""

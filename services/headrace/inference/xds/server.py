@@ -14,8 +14,17 @@ import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import Route
-from headrace.inference.xds.resources import CLUSTER, LISTENER, ROUTES, Addresses, resources
+from headrace.inference.xds.resources import (
+    CLUSTER,
+    LISTENER,
+    LISTENER_NAME,
+    ROUTES,
+    ROUTES_NAME,
+    Addresses,
+    resources,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +40,105 @@ class Versioned:
     version: str
 
 
-Snapshot = Mapping[str, Mapping[str, Versioned]]
-
-
 @dataclass
 class Subscription:
-    """What one Envoy wants and has of one type."""
+    """What one Envoy wants and has of one type.
+
+    `sent` is what it was sent last, by name; `accepted` what it said it took; `pending` what is not
+    answered yet, by nonce; `refusal` its words about the last answer, where it took it not.
+    """
 
     wildcard: bool = False
     names: set[str] = field(default_factory=set)
-    known: dict[str, str] = field(default_factory=dict)
+    sent: dict[str, str] = field(default_factory=dict)
+    accepted: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, dict[str, str]] = field(default_factory=dict)
+    refusal: str = ""
+
+
+class Peer:
+    """One connected Envoy."""
+
+    def __init__(self) -> None:
+        self.node = ""
+        self.subscriptions: dict[str, Subscription] = {}
+        self.wake = asyncio.Event()
+        self._nonces = itertools.count(1)
+
+    def hear(self, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
+        """Take a request: a subscription, an answer to what was sent, or both."""
+        if request.node.id:
+            self.node = request.node.id
+        first = request.type_url not in self.subscriptions
+        subscription = self.subscriptions.setdefault(request.type_url, Subscription())
+        if first:
+            # A first request that names nothing asks for everything of the type.
+            subscription.wildcard = not request.resource_names_subscribe
+            subscription.sent = dict(request.initial_resource_versions)
+            subscription.accepted = dict(request.initial_resource_versions)
+        subscription.wildcard |= "*" in request.resource_names_subscribe
+        subscription.names |= set(request.resource_names_subscribe) - {"*"}
+        # Subscribing again asks for the resource again.
+        for name in (*request.resource_names_subscribe, *request.resource_names_unsubscribe):
+            if not first:
+                subscription.sent.pop(name, None)
+        subscription.names -= set(request.resource_names_unsubscribe)
+        if request.response_nonce:
+            self._answered(subscription, request)
+        self.wake.set()
+
+    def _answered(self, subscription: Subscription, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
+        pending = subscription.pending.pop(request.response_nonce, {})
+        if request.HasField("error_detail"):
+            # Refused: Envoy goes on with what it had. It is sent again when it changes.
+            subscription.refusal = request.error_detail.message or "no reason given"
+            kind = request.type_url.rpartition(".")[2]
+            metrics.REJECTIONS.labels(kind).inc()
+            logger.error("Envoy %s refused its %s: %s", self.node, kind, subscription.refusal)
+        else:
+            subscription.refusal = ""
+            subscription.accepted.update(pending)
+
+    def delta(
+        self, kind: str, wanted: Mapping[str, Versioned]
+    ) -> discovery_pb2.DeltaDiscoveryResponse | None:
+        """What this Envoy lacks of a type, None where that is nothing."""
+        subscription = self.subscriptions.get(kind)
+        if subscription is None:
+            return None
+        if not subscription.wildcard:
+            wanted = {name: entry for name, entry in wanted.items() if name in subscription.names}
+        changed = [name for name, entry in wanted.items() if subscription.sent.get(name) != entry.version]
+        removed = [name for name in subscription.sent if name not in wanted]
+        if not changed and not removed:
+            return None
+        nonce = str(next(self._nonces))
+        subscription.sent = {name: entry.version for name, entry in wanted.items()}
+        subscription.pending[nonce] = {name: wanted[name].version for name in changed}
+        metrics.PUSHES.labels(kind.rpartition(".")[2]).inc()
+        return discovery_pb2.DeltaDiscoveryResponse(
+            type_url=kind,
+            nonce=nonce,
+            resources=[
+                discovery_pb2.Resource(
+                    name=name, version=wanted[name].version, resource=wanted[name].resource
+                )
+                for name in changed
+            ],
+            removed_resources=removed,
+        )
+
+    def problem(self, snapshot: Mapping[str, Mapping[str, Versioned]]) -> str:
+        """Why this Envoy does not serve the snapshot yet; empty where it does."""
+        for kind in ORDER:
+            subscription = self.subscriptions.get(kind)
+            if subscription is not None and subscription.refusal:
+                return f"Envoy {self.node} refused its configuration: {subscription.refusal}"
+        for kind, name in ((LISTENER, LISTENER_NAME), (ROUTES, ROUTES_NAME)):
+            subscription = self.subscriptions.get(kind)
+            if subscription is None or subscription.accepted.get(name) != snapshot[kind][name].version:
+                return f"Envoy {self.node} has not taken its configuration yet"
+        return ""
 
 
 class ControlPlane:
@@ -53,11 +151,9 @@ class ControlPlane:
     def __init__(self, addresses: Addresses) -> None:
         self._addresses = addresses
         self._routes: Mapping[str, Route] | None = None
-        self._snapshot: Snapshot = {}
-        self._changed = asyncio.Condition()
-        self._generation = 0
-        self._notifying: set[asyncio.Task[None]] = set()
-        self.rejection = ""
+        self._snapshot: Mapping[str, Mapping[str, Versioned]] = {}
+        self._peers: set[Peer] = set()
+        self._closed = False
 
     def update(self, routes: Mapping[str, Route]) -> None:
         """Route requests so from now on."""
@@ -71,98 +167,56 @@ class ControlPlane:
             }
             for kind, entries in resources(self._addresses, routes).items()
         }
-        self._generation += 1
-        task = asyncio.ensure_future(self._notify())
-        self._notifying.add(task)
-        task.add_done_callback(self._notifying.discard)
+        self._wake_all()
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
+        """Why requests are not routed by these weights yet, for people; empty where they are."""
+        route = (self._routes or {}).get(deployment)
+        if route is None or dict(route.weights) != dict(traffic):
+            return "Envoy is being told of its weights"
+        if not self._peers:
+            return "no Envoy is connected"
+        return next((problem for peer in self._peers if (problem := peer.problem(self._snapshot))), "")
 
     async def stream(
         self, requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest]
     ) -> AsyncIterator[discovery_pb2.DeltaDiscoveryResponse]:
         """Serve one Envoy until it goes away."""
-        subscriptions: dict[str, Subscription] = {}
-        heard = asyncio.Event()
-        nonces = itertools.count(1)
+        peer = Peer()
 
         async def listen() -> None:
-            async for request in requests:
-                self._hear(subscriptions, request)
-                heard.set()
-                await self._notify()
+            try:
+                async for request in requests:
+                    peer.hear(request)
+            finally:
+                peer.wake.set()
 
         listener = asyncio.ensure_future(listen())
+        self._peers.add(peer)
+        metrics.ENVOYS.set(len(self._peers))
         try:
-            while not listener.done():
-                heard.clear()
-                generation = self._generation
+            while not listener.done() and not self._closed:
+                # Before looking: what changes from here on is looked at in the next round.
+                peer.wake.clear()
                 for kind in ORDER:
-                    response = self._delta(kind, subscriptions.get(kind))
+                    response = peer.delta(kind, self._snapshot.get(kind, {})) if self._snapshot else None
                     if response is not None:
-                        response.nonce = str(next(nonces))
                         yield response
-                async with self._changed:
-                    if self._generation == generation and not heard.is_set() and not listener.done():
-                        waiting = asyncio.ensure_future(self._changed.wait())
-                        await asyncio.wait([waiting, listener], return_when=asyncio.FIRST_COMPLETED)
-                        if not waiting.done():
-                            waiting.cancel()
-                            await asyncio.gather(waiting, return_exceptions=True)
+                await peer.wake.wait()
         finally:
+            self._peers.discard(peer)
+            metrics.ENVOYS.set(len(self._peers))
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)
 
-    def _hear(
-        self, subscriptions: dict[str, Subscription], request: discovery_pb2.DeltaDiscoveryRequest
-    ) -> None:
-        first = request.type_url not in subscriptions
-        subscription = subscriptions.setdefault(request.type_url, Subscription())
-        if first:
-            # A first request that names nothing asks for everything of the type.
-            subscription.wildcard = not request.resource_names_subscribe
-            subscription.known = dict(request.initial_resource_versions)
-        subscription.wildcard |= "*" in request.resource_names_subscribe
-        subscription.names |= set(request.resource_names_subscribe) - {"*"}
-        subscription.names -= set(request.resource_names_unsubscribe)
-        for name in request.resource_names_unsubscribe:
-            subscription.known.pop(name, None)
-        if request.response_nonce and request.HasField("error_detail"):
-            # Refused: Envoy goes on with what it had. It is not sent again before it changes.
-            self.rejection = request.error_detail.message
-            logger.error("Envoy refused %s: %s", request.type_url.rpartition(".")[2], self.rejection)
-        elif request.response_nonce and request.type_url == ROUTES:
-            self.rejection = ""
+    def close(self) -> None:
+        """End every stream; Envoys keep what they have."""
+        self._closed = True
+        self._wake_all()
 
-    def _delta(
-        self, kind: str, subscription: Subscription | None
-    ) -> discovery_pb2.DeltaDiscoveryResponse | None:
-        """What the Envoy lacks of a type, None where that is nothing."""
-        if subscription is None or self._routes is None:
-            return None
-        wanted = {
-            name: entry
-            for name, entry in self._snapshot.get(kind, {}).items()
-            if subscription.wildcard or name in subscription.names
-        }
-        changed = [name for name, entry in wanted.items() if subscription.known.get(name) != entry.version]
-        removed = [name for name in subscription.known if name not in wanted]
-        if not changed and not removed:
-            return None
-        subscription.known = {name: entry.version for name, entry in wanted.items()}
-        return discovery_pb2.DeltaDiscoveryResponse(
-            type_url=kind,
-            system_version_info=str(self._generation),
-            resources=[
-                discovery_pb2.Resource(
-                    name=name, version=wanted[name].version, resource=wanted[name].resource
-                )
-                for name in changed
-            ],
-            removed_resources=removed,
-        )
+    def _wake_all(self) -> None:
+        for peer in self._peers:
+            peer.wake.set()
 
 
 class DiscoveryServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
@@ -182,7 +236,7 @@ class DiscoveryServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # typ
 @asynccontextmanager
 async def serve_xds(address: str, control_plane: ControlPlane) -> AsyncIterator[int]:
     """Serve discovery at host:port; yields the port. Raises OSError where it cannot be bound."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)])
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryServicer(control_plane), server)
     try:
         port = server.add_insecure_port(address)
@@ -192,4 +246,5 @@ async def serve_xds(address: str, control_plane: ControlPlane) -> AsyncIterator[
     try:
         yield port
     finally:
+        control_plane.close()
         await server.stop(0.5)
