@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+from headrace.embedded.daemon import exit_code, send, spawn, wait
 from headrace.embedded.options import EMBEDDED, StackOptions, choose
 from headrace.embedded.ports import PORTS_FILE, RememberedPorts
 from headrace.embedded.progress import following, show_note, show_summary
@@ -26,7 +23,6 @@ from headrace.embedded.stack_file import (
     holder,
 )
 from headrace.errors import FailedPrecondition, HeadraceError, Internal, Unavailable
-from headrace.runtime.children import bound_to_parent
 
 Progress = Callable[[Stack], None]
 
@@ -45,9 +41,11 @@ def up(
     host: str = "127.0.0.1",
     otlp_endpoint: str = "",
     foreground: bool = False,
+    tied: bool = False,
 ) -> None:
-    """Start a stack, showing each part as it comes up; stay until Ctrl-C with `foreground`.
+    """Start a stack, showing each part as it comes up; with `foreground` stay until Ctrl-C.
 
+    It runs until `down`; `tied` or in the foreground, also no longer than this process does.
     Where it runs already with the same options, say so. Raises InvalidArgument for options,
     FailedPrecondition/STACK_RUNS for other ones than it runs with, Internal/STACK_FAILED with the report
     of a part that does not start.
@@ -56,31 +54,16 @@ def up(
         data, broker=broker, postgres=postgres, store=store, host=host, otlp_endpoint=otlp_endpoint
     )
     with following() as shown:
-        process, stack = _start(options, shown, tied=foreground)
-    show_summary(stack, new=process is not None)
-    if foreground and process is not None:
+        stack, new = _start(options, shown, tied=tied or foreground)
+    show_summary(stack, new=new)
+    if foreground and new:
         try:
-            process.wait()
+            code = wait(stack.pid)
         except KeyboardInterrupt:
             _stop_shown(options.data, stack.pid)
-
-
-@contextmanager
-def running(options: StackOptions, on_progress: Progress) -> Iterator[Stack]:
-    """A stack for the length of a block, which ends with this process in any case.
-
-    Raises FailedPrecondition/STACK_RUNS where one runs in the folder already, and else as `up` does.
-    Enter it on the main thread.
-    """
-    if holder(options.data) is not None:
-        raise _runs(options.data)
-    process, stack = _start(options, on_progress, tied=True)
-    assert process is not None
-    try:
-        yield stack
-    finally:
-        stop(options.data, process.pid, on_progress)
-        process.wait()
+            return
+        if code != 0:
+            raise Internal("STACK_FAILED", f"the stack ended with exit code {code}; its logs: {stack.logs}")
 
 
 def down(data: Path) -> None:
@@ -103,74 +86,63 @@ def status(data: Path) -> list[PartStatus]:
     return asyncio.run(_probe(stack))
 
 
-def stop(data: Path, pid: int, on_progress: Progress) -> None:
-    """Ask a stack's supervisor to stop, and wait until nothing of it runs."""
-    _signal(pid, signal.SIGTERM)
+def _stop(data: Path, pid: int) -> None:
+    """Ask a stack's supervisor to stop, and wait until nothing of it runs.
+
+    Interrupted with Ctrl-C, it kills what still runs.
+    """
+    send(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     try:
-        while holder(data) == pid:
-            if stack := Stack.read(data):
-                on_progress(stack)
+        while _runs(data, pid):
             if time.monotonic() > deadline:
                 # Its parts end with it.
-                _signal(pid, signal.SIGKILL)
+                send(pid, signal.SIGKILL)
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        # Somebody does not want to wait: the supervisor kills its parts at the second signal.
-        _signal(pid, signal.SIGTERM)
-        while holder(data) == pid:
+        # The supervisor kills its parts at the second signal.
+        send(pid, signal.SIGTERM)
+        while _runs(data, pid):
             time.sleep(POLL_SECONDS)
         raise
 
 
-def _start(
-    options: StackOptions, on_progress: Progress, *, tied: bool
-) -> tuple[subprocess.Popen[bytes] | None, Stack]:
-    """Start a stack, or find it running; returns its process where it is new, and its final state."""
+def _runs(data: Path, pid: int) -> bool:
+    try:
+        return exit_code(pid) is None
+    except ChildProcessError:
+        # Another command's child: its number may stay for long after its end, its lock does not.
+        return holder(data) == pid
+
+
+def _start(options: StackOptions, on_progress: Progress, *, tied: bool) -> tuple[Stack, bool]:
+    """Start a stack, or find it running; returns it when it is up, and whether it is new."""
     data = options.data
     pid = holder(data)
     if pid is not None:
-        return None, _follow_running(options, pid, on_progress)
+        return _follow_running(options, pid, on_progress), False
     data.mkdir(parents=True, exist_ok=True)
     (data / STACK_FILE).unlink(missing_ok=True)
     (data / FAILURE_FILE).unlink(missing_ok=True)
     (data / "logs").mkdir(exist_ok=True)
-    process = _spawn(options, tied=tied)
+    pid = spawn(options, data / "logs" / "supervisor.log", tied=tied)
     try:
-        return process, _until_up(process, data, on_progress)
-    except BaseException:
-        if process.poll() is None:
-            stop(data, process.pid, on_progress)
-            process.wait()
+        return _follow_new(pid, data, on_progress), True
+    except KeyboardInterrupt:
+        _stop(data, pid)
         raise
 
 
-def _until_up(process: subprocess.Popen[bytes], data: Path, on_progress: Progress) -> Stack:
-    while (code := process.poll()) is None:
+def _follow_new(pid: int, data: Path, on_progress: Progress) -> Stack:
+    """Wait until a stack that this process started is up."""
+    while (code := exit_code(pid)) is None:
         stack = Stack.read(data)
-        if stack is not None and stack.pid == process.pid:
+        if stack is not None and stack.pid == pid:
             on_progress(stack)
             if stack.state is StackState.READY:
                 return stack
         time.sleep(POLL_SECONDS)
     raise _failure(data, code)
-
-
-def _spawn(options: StackOptions, *, tied: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "headrace.embedded.supervisor", *(["--tied"] if tied else [])]
-    with (options.data / "logs" / "supervisor.log").open("ab") as log:
-        process = subprocess.Popen(
-            # Until it is up it ends with this command, however that ends; the supervisor itself undoes that.
-            bound_to_parent(command, death_signal=signal.SIGTERM),
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    with process.stdin as options_in:
-        options_in.write(options.model_dump_json().encode())
-    return process
 
 
 def _follow_running(options: StackOptions, pid: int, on_progress: Progress) -> Stack:
@@ -180,7 +152,7 @@ def _follow_running(options: StackOptions, pid: int, on_progress: Progress) -> S
         stack = Stack.read(data)
         if stack is not None and stack.pid == pid:
             if stack.options != options or stack.state is StackState.STOPPING:
-                raise _runs(data)
+                raise _runs_already(data)
             on_progress(stack)
             if stack.state is StackState.READY:
                 return stack
@@ -190,18 +162,11 @@ def _follow_running(options: StackOptions, pid: int, on_progress: Progress) -> S
 
 def _stop_shown(data: Path, pid: int) -> None:
     show_note(f"stopping the stack in {data} ...")
-    stop(data, pid, lambda _stack: None)
+    _stop(data, pid)
     show_note("stopped; its data stays")
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
-def _runs(data: Path) -> FailedPrecondition:
+def _runs_already(data: Path) -> FailedPrecondition:
     return FailedPrecondition(
         "STACK_RUNS",
         f"another stack runs in {data}",
@@ -211,7 +176,7 @@ def _runs(data: Path) -> FailedPrecondition:
 
 def _failure(data: Path, code: int | None) -> HeadraceError:
     if code == EXIT_IN_USE:
-        return _runs(data)
+        return _runs_already(data)
     try:
         report = (data / FAILURE_FILE).read_text().rstrip()
     except OSError:

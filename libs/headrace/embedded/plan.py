@@ -146,7 +146,7 @@ class Plan:
             arguments=["--grpc", grpc, "--http", http],
             settings={"HEADRACE_POSTGRES_DSN": self.dsn},
         )
-        return Node(part, after=("postgres",), address=grpc, targets={"trace_sink": f"http://{grpc}"})
+        return Node(part, after=("postgres",), address=grpc, targets={"trace_sink": grpc})
 
     def _triton_node(self, after: tuple[str, ...]) -> Node:
         part = Triton(

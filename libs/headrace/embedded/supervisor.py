@@ -1,6 +1,6 @@
 """`python -m headrace.embedded.supervisor`: the process that a stack is.
 
-Reads its options as JSON from standard input, holds the data folder's lock, starts every part, keeps
+Reads its options as JSON from the environment, holds the data folder's lock, starts every part, keeps
 `stack.json` up to date, starts again what ends, and stops everything on SIGTERM or SIGINT (at once on the
 second one). Without --tied it outlives the command that started it, once the stack is up.
 
@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
 
+from headrace.embedded.daemon import OPTIONS_VARIABLE
 from headrace.embedded.options import StackOptions
 from headrace.embedded.parts.process import PartFailed
 from headrace.embedded.plan import Plan
@@ -145,7 +146,7 @@ def main() -> None:
     tied = parser.parse_args().tied
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.Formatter.converter = time.gmtime
-    options = StackOptions.model_validate_json(sys.stdin.read())
+    options = StackOptions.model_validate_json(os.environ.pop(OPTIONS_VARIABLE))
     try:
         with locked(options.data):
             code = asyncio.run(serve(options, tied=tied))
