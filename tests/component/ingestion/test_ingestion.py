@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from datetime import UTC, datetime
 
 import deltalake
@@ -125,6 +126,34 @@ async def test_every_kind_of_bad_event_is_rejected_and_its_neighbours_are_stored
     events = await ingestion.published(topics.REJECTED_SAMPLES, len(bad) - 1)
     assert all(headers["ce_type"] == b"headrace.ingestion.sample-rejected.v1" for headers, _ in events)
     assert await process.stop() == 0
+
+
+async def test_attributes_of_any_length_are_rejected_like_others(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    await ingestion.apply(process)
+    # Random: what compresses would fit where it must not.
+    long = f"{ingestion.dataset}-{random.Random(1).randbytes(10_000).hex()}"
+    longer = f"{ingestion.dataset}-{random.Random(2).randbytes(700_000).hex()}"
+    await ingestion.publish(
+        [
+            (long.encode(), sample(), ingestion.headers(long, ce_subject=long)),
+            (longer.encode(), sample(), ingestion.headers(longer, ce_subject=longer)),
+            (b"p1", json.dumps({long: 1}).encode(), ingestion.headers(f"{ingestion.dataset}-field")),
+            (b"p1", sample(), ingestion.headers(f"{ingestion.dataset}-time", ce_time=long)),
+            good(ingestion, 0),
+        ]
+    )
+    rejected = await eventually(lambda: ingestion.rejected(process), lambda rejected: len(rejected) == 4)
+    assert sorted(item.reason for item in rejected) == [
+        "INVALID_CLOUDEVENT",
+        "OVERSIZE_EVENT",
+        "SCHEMA_VIOLATION",
+        "UNKNOWN_DATASET",
+    ]
+    whole = [item.headers["ce_subject"].decode() for item in rejected]
+    assert {long, longer} < set(whole)
+    await ingestion.published(topics.REJECTED_SAMPLES, 4)
+    assert len(await eventually(ingestion.rows, bool)) == 1
 
 
 async def test_rows_and_age_cut_versions_that_can_be_read_back(ingestion: Ingestion) -> None:

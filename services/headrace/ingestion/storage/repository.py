@@ -34,6 +34,8 @@ from headrace.runtime.ids import new_id
 SOURCE: Final = "headrace/ingestion"
 VERSION_COMMITTED: Final = "headrace.ingestion.dataset-version-committed.v1"
 SAMPLE_REJECTED: Final = "headrace.ingestion.sample-rejected.v1"
+# Of a rejected event's key, so much is the key of the event about it; the message holds all of it.
+_MAX_KEY_BYTES: Final = 4096
 
 
 class PostgresCatalogue:
@@ -221,7 +223,7 @@ class PostgresRepository:
                 # The rejected event's own trace, not that of the batch that it happened to be in.
                 traceparent=_text(rejection.traceparent) or None,
             )
-            key = _text(rejection.key.decode(errors="replace"))
+            key = _text(rejection.key[:_MAX_KEY_BYTES].decode(errors="replace"))
             await outbox.enqueue(self._connection, topics.REJECTED_SAMPLES, key, event)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -23,6 +23,9 @@ SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"
 JSON_TYPE: Final = "application/json"
 PROTOBUF_TYPE: Final = "application/protobuf"
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
+# Characters that a rejection keeps of what its event wrote into attributes, and of a sentence about it.
+_WORD: Final = 256
+_SENTENCE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,18 +213,28 @@ def _received(record: Record) -> datetime:
 def _rejection(cluster: str, record: Record, verdict: Verdict, event: Event | None = None) -> Rejection:
     headers = [(name, value or b"") for name, value in record.headers]
     attributes = dict(headers)
+
+    def text(name: str) -> str:
+        return attributes.get(name, b"").decode(errors="replace")
+
+    # Anybody may have written these, and some are in an index, which holds no longer ones. The headers
+    # and the payload keep the whole.
     return Rejection(
         cluster=cluster,
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        verdict=verdict,
-        dataset=event.subject if event else attributes.get("ce_subject", b"").decode(errors="replace"),
-        event_id=event.id if event else attributes.get("ce_id", b"").decode(errors="replace"),
-        traceparent=event.traceparent
-        if event
-        else attributes.get("traceparent", b"").decode(errors="replace"),
+        verdict=replace(
+            verdict, message=_at_most(_SENTENCE, verdict.message), field=_at_most(_WORD, verdict.field)
+        ),
+        dataset=_at_most(_WORD, event.subject if event else text("ce_subject")),
+        event_id=_at_most(_WORD, event.id if event else text("ce_id")),
+        traceparent=_at_most(_WORD, event.traceparent if event else text("traceparent")),
         key=record.key or b"",
         payload=record.value or b"",
         headers=headers,
     )
+
+
+def _at_most(characters: int, text: str) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
