@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
@@ -38,6 +38,7 @@ Record: TypeAlias = ConsumerRecord
 
 POLL_MS = 200
 COMMIT_SECONDS = 1.0
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 DRAIN_SECONDS = 5.0
 MAX_MESSAGE_CHARACTERS = 2000
 
@@ -193,9 +194,7 @@ class Consumer:
                 # Not out of turn: both come again, in order.
                 raise asyncio.CancelledError
         try:
-            event = decode(
-                record.headers, record.value, received=datetime.fromtimestamp(record.timestamp / 1000, UTC)
-            )
+            event = decode(record.headers, record.value, received=_received(record))
         except InvalidCloudEvent as error:
             await self._set_aside(record, INVALID_CLOUDEVENT, str(error))
         else:
@@ -330,6 +329,14 @@ class Consumer:
 
     async def _revoked(self, partitions: Collection[TopicPartition]) -> None:
         await self._drain(partitions, self._revoke_seconds)
+
+
+def _received(record: Record) -> datetime:
+    try:
+        return _EPOCH + timedelta(milliseconds=record.timestamp)
+    except OverflowError:
+        # A producer may set any 64 bits as a record's time.
+        return _EPOCH
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaConnectionError
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.support.spans import recorded_spans
@@ -24,7 +24,7 @@ from tests.support.spans import recorded_spans
 from headrace.embedded.parts.process import free_port
 from headrace.errors import Unavailable
 from headrace.messaging.consumer import Consumer, PermanentFailure, RetryPolicy
-from headrace.messaging.events import Event, decode
+from headrace.messaging.events import Event, decode, encode
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import DEAD_LETTERS, Topic, ensure_topics, load_topics
 from headrace.telemetry import names
@@ -34,7 +34,8 @@ pytestmark = pytest.mark.broker
 DEADLINE = 30.0
 QUICK = RetryPolicy(attempts=3, first_seconds=0.01, longest_seconds=0.05)
 # Kafka's own minimum; the embedded broker lets a joining group wait for half of it.
-SESSION_SECONDS = 6.0 if os.environ.get("HEADRACE_TEST_BROKER") == "kafka" else 2.0
+EMBEDDED = os.environ.get("HEADRACE_TEST_BROKER") != "kafka"
+SESSION_SECONDS = 2.0 if EMBEDDED else 6.0
 
 
 def event(number: int) -> Event:
@@ -321,6 +322,25 @@ async def test_poison_is_set_aside_and_its_neighbours_are_handled(
         b"2": "HANDLER_FAILED",
         b"?": "INVALID_CLOUDEVENT",
     }
+
+
+async def test_a_record_of_any_time_is_handled(kafka_bootstrap: str, topic: str, producer: Producer) -> None:
+    seen: list[datetime] = []
+
+    async def handler(received: Event) -> None:
+        seen.append(received.time)
+
+    headers, value = encode(event(0))
+    timeless = [(name, text) for name, text in headers if name != "ce_time"]
+    async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as plain:
+        # Kafka itself refuses times far ahead; the embedded broker takes any.
+        for milliseconds in (0, 1_000, 253_402_300_800_000 if EMBEDDED else 2_000):
+            await plain.send_and_wait(topic, value, key=b"key", headers=timeless, timestamp_ms=milliseconds)
+    async with consuming(kafka_bootstrap, topic, handler, producer):
+        await until(lambda: len(seen) == 3)
+    epoch = datetime.fromtimestamp(0, UTC)
+    assert seen[0] == epoch
+    assert (seen[1] - epoch).total_seconds() == 1
 
 
 async def dead_letters(bootstrap: str, topic: str, count: int) -> dict[bytes, str]:
