@@ -126,6 +126,17 @@ SPAN_SHIFT_TRAFFIC: Final = "shift traffic"
 ROLLOUT_STATE: Final = "headrace.rollout.state"
 ROLLOUT_WEIGHT: Final = "headrace.rollout.weight"
 
+METRIC_INFERENCE_LEADER: Final = "headrace_inference_leader"
+METRIC_INFERENCE_DEPLOYMENTS: Final = "headrace_inference_deployments"
+METRIC_INFERENCE_TRITON_UP: Final = "headrace_inference_triton_up"
+METRIC_INFERENCE_ROLLOUTS: Final = "headrace_inference_rollouts_total"
+METRIC_INFERENCE_LOAD_SECONDS: Final = "headrace_inference_load_seconds"
+METRIC_INFERENCE_ENVOYS: Final = "headrace_inference_envoys"
+METRIC_INFERENCE_XDS_PUSHES: Final = "headrace_inference_xds_pushes_total"
+METRIC_INFERENCE_XDS_REJECTIONS: Final = "headrace_inference_xds_rejections_total"
+METRIC_INFERENCE_PREDICTIONS: Final = "headrace_inference_predictions_total"
+METRIC_INFERENCE_FEEDBACK: Final = "headrace_inference_feedback_total"
+
 # --- training ------------------------------------------------------------------------------------------
 
 SPAN_RUN: Final = "run training"

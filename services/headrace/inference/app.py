@@ -13,7 +13,8 @@ from headrace.inference.triton.repository import ModelRepository
 from headrace.inference.triton.server import triton_server
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.production import Production
-from headrace.inference.use_cases.rollouts import Reconciler, Router
+from headrace.inference.use_cases.reconcile import Reconciler
+from headrace.inference.use_cases.route import Router
 from headrace.inference.xds.resources import Addresses
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.messaging.consumer import Consumer
@@ -56,12 +57,13 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             traces=urlsplit(platform.otlp_endpoint).netloc,
         )
     )
-    reconciler = Reconciler(work, server, utc_now)
     router = Router(work, control_plane)
 
     def changed() -> None:
         reconciler.wake()
         router.wake()
+
+    reconciler = Reconciler(work, server, utc_now, changed=changed)
 
     await router.route()
     await runner.enter(serve_xds(settings.xds_address, control_plane))

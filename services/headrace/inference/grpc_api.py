@@ -122,10 +122,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _message(self, known: tuple[Deployment, list[ServedVersion]]) -> api.Deployment:
         deployment, versions = known
         message = deployment_message(deployment, versions, self._address)
-        message.ready &= self._data_plane.routed(deployment.name, deployment.traffic)
-        if self._data_plane.rejection:
+        if message.ready and (problem := self._data_plane.problem(deployment.name, deployment.traffic)):
             message.ready = False
-            message.message = f"Envoy refused its configuration: {self._data_plane.rejection}"
+            message.message = problem
         return message
 
 

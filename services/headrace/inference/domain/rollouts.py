@@ -9,7 +9,7 @@ LOADING ──▶ PROGRESSING (step 0, 1, ...) ──▶ SUCCEEDED
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -99,22 +99,18 @@ def loaded(rollout: Rollout, plan: Plan, now: datetime) -> Rollout:
 
 
 def load_failed(rollout: Rollout, why: str, now: datetime) -> Rollout:
-    """The version does not load; the old one never stopped answering."""
-    return _ended(rollout, RolloutState.FAILED, f"version {rollout.to_version} did not load: {why}", now, 0)
+    """The version does not load, or not again after Triton restarted; the old one is left alone."""
+    return _ended(rollout, _undone(rollout), f"version {rollout.to_version} did not load: {why}", now, 0)
 
 
 def superseded(rollout: Rollout, newer: int, now: datetime) -> Rollout:
     """A newer version was promoted: this one's traffic goes back, and the newer one's rollout begins."""
-    message = f"version {newer} was promoted meanwhile"
-    if rollout.state is RolloutState.LOADING:
-        return _ended(rollout, RolloutState.FAILED, message, now, 0)
-    return _ended(rollout, RolloutState.ROLLED_BACK, message, now, 0)
+    return _ended(rollout, _undone(rollout), f"version {newer} was promoted meanwhile", now, 0)
 
 
 def aborted(rollout: Rollout, now: datetime) -> Rollout:
     """An operator took the traffic back."""
-    state = RolloutState.FAILED if rollout.state is RolloutState.LOADING else RolloutState.ROLLED_BACK
-    return _ended(rollout, state, "aborted by an operator", now, 0)
+    return _ended(rollout, _undone(rollout), "aborted by an operator", now, 0)
 
 
 def advance(rollout: Rollout, plan: Plan, new: Outcomes, old: Outcomes, now: datetime) -> Rollout:
@@ -150,7 +146,7 @@ def wanted_versions(traffic: Mapping[int, int], rollout: Rollout | None) -> set[
 
 
 def next_rollout(
-    promoted: Sequence[int], stable: int, last: Rollout | None, *, rolled_out: Sequence[int]
+    promoted: Collection[int], stable: int, last: Rollout | None, *, rolled_out: Collection[int]
 ) -> int | None:
     """The version that a new rollout should bring: the newest promoted one, unless it was tried already."""
     newest = max(promoted, default=0)
@@ -159,6 +155,11 @@ def next_rollout(
     if last is not None and not last.state.ended and last.to_version >= newest:
         return None
     return newest
+
+
+def _undone(rollout: Rollout) -> RolloutState:
+    """FAILED for one that never had traffic, ROLLED_BACK for one that had."""
+    return RolloutState.FAILED if rollout.state is RolloutState.LOADING else RolloutState.ROLLED_BACK
 
 
 def _at_step(rollout: Rollout, plan: Plan, step: int, now: datetime) -> Rollout:

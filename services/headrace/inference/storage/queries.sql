@@ -5,6 +5,9 @@ ON CONFLICT (model, version) DO NOTHING;
 -- name: list_served_versions
 SELECT model, version, uri, sha256, signature, traceparent FROM served_versions WHERE model = $1 ORDER BY version;
 
+-- name: all_served_versions
+SELECT model, version, uri, sha256, signature, traceparent FROM served_versions ORDER BY model, version;
+
 -- name: apply_deployment
 INSERT INTO deployments (name, model, steps, hold_seconds, create_time, update_time) VALUES ($1, $2, $3, $4, $5, $5)
 ON CONFLICT (name) DO UPDATE SET
@@ -24,9 +27,6 @@ SELECT * FROM deployments WHERE name > $1 AND NOT deleted ORDER BY name LIMIT $2
 -- name: all_deployments
 SELECT * FROM deployments ORDER BY name;
 
--- name: following_deployments
-SELECT name FROM deployments WHERE model = $1 AND NOT deleted ORDER BY name;
-
 -- name: save_deployment
 UPDATE deployments SET traffic = $2, loaded = $3, message = $4, deleted = $5, update_time = $6 WHERE name = $1;
 
@@ -38,7 +38,7 @@ SELECT DISTINCT ON (deployment) * FROM rollouts WHERE deployment = ANY($1::text[
 ORDER BY deployment, create_time DESC;
 
 -- name: rolled_out_versions
-SELECT DISTINCT to_version FROM rollouts WHERE deployment = $1;
+SELECT deployment, array_agg(DISTINCT to_version) AS versions FROM rollouts GROUP BY deployment;
 
 -- name: put_rollout
 INSERT INTO rollouts (id, deployment, from_version, to_version, state, step, weight, message, traceparent,

@@ -43,6 +43,13 @@ class Repository:
         rows = await self._connection.fetch(QUERIES["list_served_versions"], model)
         return [_served_version(row) for row in rows]
 
+    async def all_served_versions(self) -> dict[str, list[ServedVersion]]:
+        """Every model's promoted versions, oldest first."""
+        versions: dict[str, list[ServedVersion]] = {}
+        for row in await self._connection.fetch(QUERIES["all_served_versions"]):
+            versions.setdefault(row["model"], []).append(_served_version(row))
+        return versions
+
     async def apply_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> None:
         """Create the deployment, or change it."""
         await self._connection.execute(
@@ -69,10 +76,6 @@ class Repository:
         """Every deployment, those that are being deleted too."""
         return await self._deployments(await self._connection.fetch(QUERIES["all_deployments"]))
 
-    async def following(self, model: str) -> list[str]:
-        """Names of the deployments that follow a model."""
-        return [row["name"] for row in await self._connection.fetch(QUERIES["following_deployments"], model)]
-
     async def save_deployment(self, deployment: Deployment) -> None:
         """Store what changes while it lives."""
         await self._connection.execute(
@@ -89,10 +92,10 @@ class Repository:
         """Remove a deleted deployment's row."""
         await self._connection.execute(QUERIES["forget_deployment"], name)
 
-    async def rolled_out(self, deployment: str) -> list[int]:
-        """Versions that a rollout was made for."""
-        rows = await self._connection.fetch(QUERIES["rolled_out_versions"], deployment)
-        return [row["to_version"] for row in rows]
+    async def all_rolled_out(self) -> dict[str, frozenset[int]]:
+        """Versions that a rollout was made for, by deployment."""
+        rows = await self._connection.fetch(QUERIES["rolled_out_versions"])
+        return {row["deployment"]: frozenset(row["versions"]) for row in rows}
 
     async def put_rollout(self, rollout: Rollout) -> None:
         """Store a rollout as it is."""

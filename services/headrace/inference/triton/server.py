@@ -51,9 +51,11 @@ class TritonServer:
         try:
             await self._stub.RepositoryModelLoad(request, timeout=LOAD_SECONDS)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE and "onnect" in (error.details() or ""):
+            details = error.details() or ""
+            # Triton's own refusals name the model; a connection that broke while it loaded decides nothing.
+            if error.code() is grpc.StatusCode.UNAVAILABLE and f"'{deployment}'" not in details:
                 raise _unavailable(error) from error
-            raise LoadError(await self._reason(deployment, error.details() or "")) from error
+            raise LoadError(await self._reason(deployment, details)) from error
         self._repository.drop_others(deployment, versions)
 
     async def unload(self, deployment: str) -> None:
@@ -83,7 +85,12 @@ class TritonServer:
 
     async def _reason(self, deployment: str, details: str) -> str:
         """Why a version did not load, in the words of whatever refused it; the first line of them."""
-        index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=CALL_SECONDS)
+        try:
+            index = await self._stub.RepositoryIndex(
+                service_pb2.RepositoryIndexRequest(), timeout=CALL_SECONDS
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _unavailable(error) from error
         for model in index.models:
             if model.name == deployment and model.state == "UNAVAILABLE" and model.reason != "unloaded":
                 return str(model.reason).splitlines()[0]

@@ -144,8 +144,5 @@ class DataPlane(Protocol):
     def update(self, routes: Mapping[str, Route]) -> None:
         """Route requests so from now on."""
 
-    def routed(self, deployment: str, weights: Mapping[int, int]) -> bool:
-        """Whether there is an Envoy, and every one has taken these weights."""
-
     def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
         """Why requests are not routed by these weights yet, for people; empty where they are."""

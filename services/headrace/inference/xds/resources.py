@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
@@ -27,6 +27,7 @@ CLUSTER: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 LISTENER: Final = "type.googleapis.com/envoy.config.listener.v3.Listener"
 ROUTES: Final = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 
+LISTENER_NAME = "inference"
 ROUTES_NAME = "open-inference-protocol"
 TRITON_GRPC = "triton-grpc"
 TRITON_HTTP = "triton-http"
@@ -49,7 +50,6 @@ PUBLIC_METHODS = (
 )
 
 _EXTENSION = "type.googleapis.com/envoy.extensions"
-M = TypeVar("M", bound=Message)
 Document = dict[str, Any]
 
 
@@ -73,7 +73,7 @@ def resources(addresses: Addresses, routes: Mapping[str, Route]) -> dict[str, di
         clusters.append(_cluster(TRACES, addresses.traces, http2=True))
     return {
         CLUSTER: {entry["name"]: _packed(entry, cluster_pb2.Cluster()) for entry in clusters},
-        LISTENER: {"inference": _packed(_listener(addresses), listener_pb2.Listener())},
+        LISTENER: {LISTENER_NAME: _packed(_listener(addresses), listener_pb2.Listener())},
         ROUTES: {ROUTES_NAME: _packed(_routes(routes), route_pb2.RouteConfiguration())},
     }
 
@@ -150,7 +150,7 @@ def _listener(addresses: Addresses) -> Document:
             },
         }
     return {
-        "name": "inference",
+        "name": LISTENER_NAME,
         "address": _socket(addresses.listen),
         "per_connection_buffer_limit_bytes": MAX_REQUEST_BYTES,
         "filter_chains": [

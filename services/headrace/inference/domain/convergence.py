@@ -1,0 +1,107 @@
+"""What a deployment needs next, from what is wanted and what is.
+
+A pure function of the stored state, what Triton says it has loaded, and the time: the reconciler carries out
+what it answers, and asks again. Nothing here remembers anything, so that a restart at any moment goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.domain.rollouts import Rollout, RolloutState, next_rollout, wanted_versions
+
+# Requests that were routed to a version just before it lost its traffic are still being answered.
+DRAIN = timedelta(seconds=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """A deployment as stored, its model's versions, those rolled out before, those that Triton has loaded."""
+
+    deployment: Deployment
+    versions: Mapping[int, ServedVersion]
+    tried: frozenset[int]
+    loaded: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Start a rollout of this version; one in progress gives way to it."""
+
+    version: ServedVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Make exactly these versions answer, in order of their numbers."""
+
+    versions: tuple[ServedVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Nothing of it is wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """It was deleted, and Triton has nothing of it: remove it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Triton's loaded versions are not those stored."""
+
+    loaded: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The rollout's version is loaded: give it its first share."""
+
+    rollout: Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The rollout is at a step: see how the new version does."""
+
+    rollout: Rollout
+
+
+Action = Begin | Load | Unload | Forget | Record | Start | Judge
+
+
+def next_action(situation: Situation, now: datetime) -> Action | None:
+    """The next thing to do; None where everything is as it should be."""
+    deployment, loaded = situation.deployment, situation.loaded
+    if deployment.deleted:
+        if now - deployment.update_time < DRAIN:
+            return None
+        return Unload() if loaded else Forget()
+    target = next_rollout(
+        list(situation.versions), deployment.stable, deployment.rollout, rolled_out=situation.tried
+    )
+    if target is not None:
+        return Begin(situation.versions[target])
+    wanted = wanted_versions(deployment.traffic, deployment.rollout) & set(situation.versions)
+    if not wanted <= loaded:
+        return Load(tuple(situation.versions[number] for number in sorted(wanted)))
+    if loaded != deployment.loaded:
+        return Record(loaded)
+    rollout = deployment.rollout
+    if rollout is not None and rollout.state is RolloutState.LOADING:
+        return Start(rollout)
+    if rollout is not None and rollout.state is RolloutState.PROGRESSING:
+        return Judge(rollout)
+    if wanted != loaded and _drained(rollout, now):
+        return Load(tuple(situation.versions[number] for number in sorted(wanted))) if wanted else Unload()
+    return None
+
+
+def _drained(rollout: Rollout | None, now: datetime) -> bool:
+    return rollout is None or rollout.end_time is None or now - rollout.end_time >= DRAIN
