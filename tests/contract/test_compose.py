@@ -1,0 +1,185 @@
+"""docker-compose.yml and deploy/ say what the code says: settings, modules, paths, ports, metrics."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pytest
+import yaml
+
+from headrace.runtime.settings import PlatformSettings
+from headrace.telemetry import names
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("ingestion", "scheduling", "training", "registry", "inference")
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
+
+
+def settings_class(service: str) -> Any:
+    return import_module(f"headrace.{service}.settings").Settings
+
+
+def variables(service: str) -> dict[str, str]:
+    return {
+        name: str(value)
+        for name, value in COMPOSE["services"][service]["environment"].items()
+        if name.startswith("HEADRACE_")
+    }
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_variable_is_a_setting(service: str) -> None:
+    own = settings_class(service)
+    prefix = own.model_config["env_prefix"]
+    for name in variables(service):
+        if name.startswith(prefix):
+            assert name.removeprefix(prefix).lower() in own.model_fields, name
+        else:
+            assert name.removeprefix("HEADRACE_").lower() in PlatformSettings.model_fields, name
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_values_are_valid(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables(service).items():
+        monkeypatch.setenv(name, value)
+    PlatformSettings()
+    settings_class(service)()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_ports_agree(service: str) -> None:
+    definition = COMPOSE["services"][service]
+    environment = variables(service)
+    grpc = environment[f"HEADRACE_{service.upper()}_GRPC_ADDRESS"].rpartition(":")[2]
+    http = environment[f"HEADRACE_{service.upper()}_HTTP_ADDRESS"].rpartition(":")[2]
+    assert f"127.0.0.1:{grpc}:{grpc}" in definition["ports"]
+    assert definition["healthcheck"]["test"][-1] == http
+    defaults = settings_class(service).model_fields
+    assert defaults["grpc_address"].default.endswith(f":{grpc}")
+    assert defaults["http_address"].default.endswith(f":{http}")
+
+
+def test_targets_are_services_where_they_listen() -> None:
+    for service in SERVICES:
+        for name, value in variables(service).items():
+            if name.endswith("_TARGET"):
+                host, _, port = value.partition(":")
+                address = variables(host)[f"HEADRACE_{host.upper()}_GRPC_ADDRESS"]
+                assert address.endswith(f":{port}"), name
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_image_runs_a_module_that_exists(service: str) -> None:
+    build = COMPOSE["services"][service]["build"]
+    assert build["args"]["SERVICE"] == service
+    assert importlib.util.find_spec(f"headrace.{service}.__main__") is not None
+    assert (ROOT / "deploy" / "docker" / f"{service}.lock").exists()
+
+
+def test_every_path_exists() -> None:
+    for name, definition in COMPOSE["services"].items():
+        build = definition.get("build")
+        if build:
+            assert (ROOT / build["dockerfile"]).exists()
+            assert f"AS {build['target']}" in DOCKERFILE, name
+        for volume in definition.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert (ROOT / source).exists() if source.startswith("./") else source in COMPOSE["volumes"], (
+                volume
+            )
+    for source in copied():
+        assert (ROOT / source).exists(), source
+
+
+def copied() -> Iterator[str]:
+    """Sources of the Dockerfile's COPY lines from the build context."""
+    for line in DOCKERFILE.splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            for source in line.split()[1:-1]:
+                yield source.replace("${SERVICE}", SERVICES[0])
+
+
+def test_only_loopback_is_published() -> None:
+    for definition in COMPOSE["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in definition.get("ports", []))
+
+
+def test_what_is_waited_for_has_a_health_check() -> None:
+    for definition in COMPOSE["services"].values():
+        waited = definition.get("depends_on", {})
+        for name in waited:
+            condition = waited[name]["condition"] if isinstance(waited, dict) else "service_started"
+            if condition == "service_healthy":
+                assert "healthcheck" in COMPOSE["services"][name], name
+
+
+def test_envoys_bootstrap_is_the_template_filled_in() -> None:
+    template = (ROOT / "deploy" / "envoy" / "bootstrap.yaml").read_text()
+    xds = variables("inference")["HEADRACE_INFERENCE_XDS_ADDRESS"].rpartition(":")[2]
+    filled = Template(template).substitute(
+        node="envoy-1", admin_host="127.0.0.1", admin_port=9901, xds_host="inference", xds_port=xds
+    )
+    rendered = yaml.safe_load((ROOT / "deploy" / "docker" / "envoy.yaml").read_text())
+    assert rendered == yaml.safe_load(filled)
+
+
+def test_prometheus_scrapes_every_service() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    targets = {
+        target
+        for job in config["scrape_configs"]
+        for group in job["static_configs"]
+        for target in group["targets"]
+    }
+    for service in SERVICES:
+        port = variables(service)[f"HEADRACE_{service.upper()}_HTTP_ADDRESS"].rpartition(":")[2]
+        assert f"{service}:{port}" in targets
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    known = {value for name, value in vars(names).items() if name.startswith("METRIC_")}
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "headrace.json").read_text())
+    shown = {
+        metric
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for metric in re.findall(r"headrace_\w+", target["expr"])
+    }
+    assert shown
+    assert shown <= known
+
+
+def test_the_collector_has_what_its_pipelines_name() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "otel" / "collector.yaml").read_text())
+    for pipeline in config["service"]["pipelines"].values():
+        for kind in ("receivers", "processors", "exporters"):
+            assert set(pipeline[kind]) <= set(config[kind])
+    endpoint = variables("ingestion")["HEADRACE_OTLP_ENDPOINT"]
+    port = config["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rpartition(":")[2]
+    assert endpoint == f"http://otel-collector:{port}"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_image_has_the_versions_of_the_whole_lock(service: str) -> None:
+    whole = versions(ROOT / "requirements.lock")
+    image = versions(ROOT / "deploy" / "docker" / f"{service}.lock")
+    assert image
+    assert all(whole[package] == version for package, version in image.items())
+    assert ("torch" in image) == (service == "training")
+
+
+def versions(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+
+
+def test_locks_name_no_address() -> None:
+    for lock in (ROOT / "requirements.lock", *ROOT.glob("deploy/**/*.lock")):
+        assert "://" not in lock.read_text(), lock
