@@ -19,9 +19,9 @@ CHECK_SECONDS = 2.0
 async def lead(pool: Pool, name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Run `work` whenever this instance holds the lock `name`, until cancelled.
 
-    The lock lives as long as its connection: when that is lost, another instance may lead, and `work`
-    is cancelled within two seconds. Writes must therefore still be checked against the state they were
-    decided on. What `work` raises is raised; when the database is away, it is waited for.
+    The lock lives as long as its connection, which is checked each two seconds: when it is lost, another
+    instance may lead before `work` is cancelled here. Writes must therefore still be checked against the
+    state they were decided on. What `work` raises is raised; when the database is away, it is waited for.
     """
     while True:
         try:
@@ -46,10 +46,11 @@ async def _work_while_alive(
     try:
         while not task.done():
             await asyncio.wait([task], timeout=CHECK_SECONDS)
-            await connection.execute("SELECT 1")
+            # A server that does not answer has, for all that is known here, given the lock away.
+            await connection.execute("SELECT 1", timeout=CHECK_SECONDS)
         task.result()
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         if not connection.is_closed():
-            await connection.execute("SELECT pg_advisory_unlock_all()")
+            await connection.execute("SELECT pg_advisory_unlock_all()", timeout=CHECK_SECONDS)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 
 import asyncpg
 
+from headrace.messaging import metrics
 from headrace.messaging.events import Event, encode
 from headrace.messaging.producer import Producer
 from headrace.postgres.leader import lead
@@ -27,10 +29,16 @@ BATCH = 200
 # A lost notification costs this much.
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 1.0
+# Kafka's own default limit for a record is 1 MiB, of which headers and key take some.
+MAX_EVENT_BYTES = 1_000_000
+
+
+class EventTooLarge(Exception):  # noqa: N818 - what it is, not what to call it
+    """The event could never leave, and would hold up all those behind it."""
 
 
 async def enqueue(connection: Connection, topic: str, key: str, event: Event) -> None:
-    """Queue an event for publishing; it leaves if and when the transaction commits."""
+    """Queue an event for publishing; it leaves if and when the transaction commits. Raises EventTooLarge."""
     await enqueue_all(connection, topic, [(key, event)])
 
 
@@ -39,6 +47,11 @@ async def enqueue_all(connection: Connection, topic: str, keyed: Iterable[tuple[
     rows = []
     for key, event in keyed:
         headers, value = encode(event)
+        size = len(key) + len(value) + sum(len(name) + len(text) for name, text in headers)
+        if size > MAX_EVENT_BYTES:
+            raise EventTooLarge(
+                f"event {event.id} for {topic} has {size} bytes; at most {MAX_EVENT_BYTES} can be published"
+            )
         rows.append((topic, key, [[name, text.decode()] for name, text in headers], value))
     await connection.executemany(
         "INSERT INTO outbox (topic, key, headers, value) VALUES ($1, $2, $3, $4)", rows
@@ -60,12 +73,19 @@ class Relay:
 
     async def run(self) -> None:
         """Relay until cancelled."""
-        schema = await self._pool.fetchval("SELECT current_schema()")
-        await lead(self._pool, f"headrace.outbox.{schema}", self._relay)
+        schema = await self._schema()
+        await lead(self._pool, f"headrace.outbox.{schema}", lambda: self._relay(schema))
 
-    async def _relay(self) -> None:
+    async def _schema(self) -> str:
+        while True:
+            try:
+                return str(await self._pool.fetchval("SELECT current_schema()"))
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                logger.warning("the outbox waits for PostgreSQL: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _relay(self, schema: str) -> None:
         async with self._pool.acquire() as listener:
-            schema = await listener.fetchval("SELECT current_schema()")
 
             def notified(*arguments: object) -> None:
                 if arguments[-1] == schema:
@@ -84,6 +104,7 @@ class Relay:
                         # The broker is away: events stay where they are.
                         logger.warning("the outbox waits for the broker: %s: %s", type(error).__name__, error)
                         await asyncio.sleep(RETRY_SECONDS)
+                        continue
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
             finally:
@@ -111,4 +132,6 @@ class Relay:
         await self._pool.execute(
             "DELETE FROM outbox WHERE id = ANY($1::bigint[])", [row["id"] for row in rows]
         )
+        for topic, count in Counter(row["topic"] for row in rows).items():
+            metrics.RELAYED.labels(topic).inc(count)
         return len(rows)
