@@ -40,7 +40,7 @@ from headrace.embedded.stack_file import (
 from headrace.embedded.supervision import Node, Supervisor
 from headrace.runtime.children import outlive_parent
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("headrace.embedded.supervisor")
 
 
 class StackRecord:

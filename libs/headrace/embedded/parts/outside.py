@@ -11,7 +11,7 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from headrace.embedded.parts.process import PartFailed
+from headrace.embedded.parts.process import PartFailed, any_listens
 from headrace.messaging.topics import ensure_topics, load_topics
 
 SECONDS = 15.0
@@ -75,7 +75,7 @@ class Topics(Outside):
         """Make them. Raises PartFailed."""
         try:
             await ensure_topics(self._bootstrap, load_topics().values())
-        except KafkaError as error:
+        except (KafkaError, OSError) as error:
             hint = "May this user create topics there? They stand in deploy/kafka/topics."
             raise PartFailed(self.name, f"cannot be made: {error!r}", None, hint) from error
 
@@ -105,7 +105,8 @@ def outside_postgres(dsn: str) -> Outside:
 
 
 async def topic_names(bootstrap: str) -> set[str]:
-    """The topics of a cluster. Raises KafkaError."""
+    """The topics of a cluster. Raises KafkaError, or OSError where nothing listens."""
+    await any_listens(bootstrap)
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         await admin.start()

@@ -240,9 +240,7 @@ async def kafka_answers(bootstrap: str) -> bool:
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import KafkaError
 
-    host, _, port = bootstrap.rpartition(":")
-    # First alone: a client would report each of its own attempts to connect.
-    await tcp_answers(host, int(port))
+    await any_listens(bootstrap)
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         await admin.start()
@@ -251,3 +249,20 @@ async def kafka_answers(bootstrap: str) -> bool:
         return False
     finally:
         await admin.close()
+
+
+async def any_listens(bootstrap: str) -> None:
+    """Raise OSError where none of HOST:PORT[,HOST:PORT...] accepts connections.
+
+    For before a Kafka client is made: that would log each of its own attempts.
+    """
+    problem = OSError(f"{bootstrap!r} names no broker")
+    for address in bootstrap.split(","):
+        host, _, port = address.rpartition(":")
+        try:
+            await tcp_answers(host, int(port))
+        except OSError as error:
+            problem = error
+        else:
+            return
+    raise problem

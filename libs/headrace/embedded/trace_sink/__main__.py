@@ -91,7 +91,7 @@ async def serve(postgres: str, grpc_address: str, http_address: str) -> None:
     async with asyncpg.create_pool(postgres, min_size=1, max_size=2) as pool:
         store = SpanStore(pool)
         await store.prepare()
-        writer = asyncio.create_task(store.run())
+        background = [asyncio.create_task(store.run()), asyncio.create_task(store.sweep())]
 
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_BODY_BYTES)])
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -110,8 +110,10 @@ async def serve(postgres: str, grpc_address: str, http_address: str) -> None:
         await server.stop(grace=2)
         await asyncio.to_thread(receiver.shutdown)
         receiver.server_close()
-        writer.cancel()
-        await asyncio.gather(writer, return_exceptions=True)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await store.flush()
 
 
 def main() -> None:
