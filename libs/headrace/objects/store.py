@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import NotFoundError
@@ -21,8 +21,9 @@ CHUNK_BYTES = 1 << 20
 
 
 class ObjectStore:
-    """Objects below one root, by relative path.
+    """Objects below one root, by relative path: names between single slashes, none of them "." or "..".
 
+    Any other path raises InvalidArgument INVALID_OBJECT_PATH.
     A put is atomic: readers see the old object, then the new one. S3's endpoint and credentials come from
     the usual `AWS_*` environment variables.
     """
@@ -36,7 +37,7 @@ class ObjectStore:
         """Open `file:///folder` (created where missing) or `s3://bucket/prefix`. Raises InvalidArgument."""
         parts = urlsplit(uri)
         if parts.scheme == "file" and not parts.netloc:
-            folder = Path(parts.path)
+            folder = Path(unquote(parts.path))
             folder.mkdir(parents=True, exist_ok=True)
             return cls(uri, LocalStore(prefix=folder))
         if parts.scheme == "s3" and parts.netloc:
@@ -61,12 +62,12 @@ class ObjectStore:
 
     async def put(self, path: str, data: bytes | AsyncIterator[bytes]) -> None:
         """Write an object, whole or not at all."""
-        await obstore.put_async(self._store, path, data)
+        await obstore.put_async(self._store, _checked(path), data)
 
     async def get(self, path: str) -> bytes:
         """Read an object. Raises NotFound."""
         try:
-            result = await obstore.get_async(self._store, path)
+            result = await obstore.get_async(self._store, _checked(path))
         except (NotFoundError, FileNotFoundError) as error:
             raise self._missing(path) from error
         return bytes(await result.bytes_async())
@@ -74,7 +75,7 @@ class ObjectStore:
     async def stream(self, path: str) -> AsyncIterator[bytes]:
         """Read an object in chunks. Raises NotFound."""
         try:
-            result = await obstore.get_async(self._store, path)
+            result = await obstore.get_async(self._store, _checked(path))
         except (NotFoundError, FileNotFoundError) as error:
             raise self._missing(path) from error
         async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
@@ -83,7 +84,7 @@ class ObjectStore:
     async def exists(self, path: str) -> bool:
         """Whether there is such an object."""
         try:
-            await obstore.head_async(self._store, path)
+            await obstore.head_async(self._store, _checked(path))
         except (NotFoundError, FileNotFoundError):
             return False
         return True
@@ -91,7 +92,7 @@ class ObjectStore:
     async def delete(self, path: str) -> None:
         """Remove an object; one that is not there is fine."""
         try:
-            await obstore.delete_async(self._store, path)
+            await obstore.delete_async(self._store, _checked(path))
         except (NotFoundError, FileNotFoundError):
             return
 
@@ -103,23 +104,29 @@ class ObjectStore:
     def read_bytes(self, path: str) -> bytes:
         """`get` for code without an event loop. Raises NotFound."""
         try:
-            return bytes(obstore.get(self._store, path).bytes())
+            return bytes(obstore.get(self._store, _checked(path)).bytes())
         except (NotFoundError, FileNotFoundError) as error:
             raise self._missing(path) from error
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """`put` for code without an event loop."""
-        obstore.put(self._store, path, data)
+        obstore.put(self._store, _checked(path), data)
 
     def delete_object(self, path: str) -> None:
         """`delete` for code without an event loop."""
         try:
-            obstore.delete(self._store, path)
+            obstore.delete(self._store, _checked(path))
         except (NotFoundError, FileNotFoundError):
             return
 
     def _missing(self, path: str) -> NotFound:
         return NotFound("OBJECT_NOT_FOUND", f"there is no object {self.uri(path)}")
+
+
+def _checked(path: str) -> str:
+    if any(name in {"", ".", ".."} for name in path.split("/")) or not path.isprintable():
+        raise InvalidArgument("INVALID_OBJECT_PATH", f"{path!r} is no path of an object")
+    return path
 
 
 def delta_storage_options() -> dict[str, str]:

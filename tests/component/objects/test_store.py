@@ -1,0 +1,213 @@
+"""Both stores behave alike: a local folder, and S3 as moto's server speaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import deltalake
+import pyarrow as pa
+import pytest
+
+from headrace.embedded.parts.process import free_port
+from headrace.errors import InvalidArgument, NotFound
+from headrace.objects import ObjectStore
+from headrace.objects.store import delta_storage_options
+
+DEADLINE = 60.0
+BUCKET = "headrace"
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server with a bucket, in a process of its own."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("moto_server"), "-p", str(port)], stdout=output, stderr=output
+        )
+    try:
+        _create_bucket(f"http://127.0.0.1:{port}/{BUCKET}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _create_bucket(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
+        except urllib.error.URLError:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        else:
+            return
+
+
+@pytest.fixture(params=["file", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "file":
+        return (tmp_path / "a store" / "of mine").as_uri()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_endpoint"))
+    for name, value in (("ACCESS_KEY_ID", "tests"), ("SECRET_ACCESS_KEY", "tests"), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return f"s3://{BUCKET}/tests/{uuid.uuid4()}"
+
+
+@pytest.fixture
+def store(uri: str) -> ObjectStore:
+    return ObjectStore.from_uri(uri)
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def test_an_object_is_read_as_it_was_written_and_replaced_whole(store: ObjectStore) -> None:
+    assert not await store.exists("a/b.bin")
+    for data in (b"first", b"", b"\x00\xff" * 100_000):
+        await store.put("a/b.bin", data)
+        assert await store.get("a/b.bin") == data
+        assert store.read_bytes("a/b.bin") == data
+    assert await store.exists("a/b.bin")
+    store.write_bytes("a/b.bin", b"without a loop")
+    assert await store.get("a/b.bin") == b"without a loop"
+
+
+async def test_large_objects_are_streamed_both_ways(store: ObjectStore) -> None:
+    parts = [random.Random(number).randbytes(1_000_003) for number in range(13)]
+    await store.put("large", chunks(*parts))
+    received = hashlib.sha256()
+    sizes = []
+    async for chunk in store.stream("large"):
+        received.update(chunk)
+        sizes.append(len(chunk))
+    assert received.hexdigest() == hashlib.sha256(b"".join(parts)).hexdigest()
+    assert len(sizes) > 1
+
+
+async def test_a_stream_that_fails_leaves_what_was_there(store: ObjectStore) -> None:
+    async def fails() -> AsyncIterator[bytes]:
+        yield b"x" * 1_000_000
+        raise RuntimeError("the upload broke off")
+
+    await store.put("a", b"old")
+    with pytest.raises(Exception, match="the upload broke off"):
+        await store.put("a", fails())
+    with pytest.raises(Exception, match="the upload broke off"):
+        await store.put("b", fails())
+    assert await store.get("a") == b"old"
+    assert await store.list("") == ["a"]
+
+
+async def test_objects_are_listed_by_folder(store: ObjectStore) -> None:
+    for path in ("models/m/2/b", "models/m/10/a", "models/m/2/a", "models/mm/1/a", "other"):
+        await store.put(path, b"")
+    assert await store.list("models/m") == ["models/m/10/a", "models/m/2/a", "models/m/2/b"]
+    assert await store.list("models/m/2") == ["models/m/2/a", "models/m/2/b"]
+    assert await store.list("none") == []
+    assert len(await store.list("")) == 5
+
+
+async def test_what_is_not_there_is_an_error_to_read_and_none_to_delete(store: ObjectStore) -> None:
+    for read in (store.get("none"), anext(store.stream("none"))):
+        with pytest.raises(NotFound, match="there is no object") as raised:
+            await read
+        assert raised.value.reason == "OBJECT_NOT_FOUND"
+    with pytest.raises(NotFound):
+        store.read_bytes("none")
+    await store.delete("none")
+    await store.put("a", b"1")
+    await store.delete("a")
+    assert not await store.exists("a")
+    assert await store.list("") == []
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside", "a/../../outside", "a//b", "/absolute", "", "a/./b", "a/", "a\nb", "a\0b"]
+)
+async def test_a_path_cannot_leave_the_store(store: ObjectStore, path: str) -> None:
+    with pytest.raises(InvalidArgument, match="is no path of an object") as raised:
+        await store.put(path, b"1")
+    assert raised.value.reason == "INVALID_OBJECT_PATH"
+    for read in (store.get(path), store.exists(path), anext(store.stream(path)), store.delete(path)):
+        with pytest.raises(InvalidArgument):
+            await read
+
+
+@pytest.mark.parametrize("path", ["with space", "ümlaut/ß", "100%", "a+b=c&d", "model:1", "%2e%2e/x"])
+async def test_names_of_all_kinds_are_kept(store: ObjectStore, path: str) -> None:
+    await store.put(path, path.encode())
+    assert await store.list("") == [path]
+    assert await store.get(path) == path.encode()
+    assert store.path(store.uri(path)) == path
+
+
+async def test_an_address_leads_back_to_its_object(store: ObjectStore, uri: str) -> None:
+    assert store.uri("a/b") == f"{uri}/a/b"
+    assert store.path(f"{uri}/a/b") == "a/b"
+    with pytest.raises(InvalidArgument, match="is not in the object store") as raised:
+        store.path("s3://elsewhere/a")
+    assert raised.value.reason == "FOREIGN_OBJECT"
+
+
+async def test_a_delta_table_lives_in_the_same_store(store: ObjectStore) -> None:
+    address = store.uri("datasets/numbers")
+    for number in range(2):
+        await asyncio.to_thread(
+            deltalake.write_deltalake,
+            address,
+            pa.table({"n": [number]}),
+            mode="append",
+            storage_options=delta_storage_options(),
+        )
+    table = deltalake.DeltaTable(address, storage_options=delta_storage_options())
+    assert sorted(pa.table(table.to_pyarrow_table())["n"].to_pylist()) == [0, 1]
+    paths = await store.list("datasets/numbers/_delta_log")
+    assert [path for path in paths if path.endswith(".json")] == [
+        f"datasets/numbers/_delta_log/{number:020}.json" for number in range(2)
+    ]
+
+
+async def test_two_writers_cannot_both_make_a_delta_version(store: ObjectStore) -> None:
+    """The store's own conditional put decides, without a lock table."""
+    address = store.uri("datasets/contended")
+
+    def append(number: int) -> None:
+        deltalake.write_deltalake(
+            address, pa.table({"n": [number]}), mode="append", storage_options=delta_storage_options()
+        )
+
+    await asyncio.to_thread(append, -1)
+    await asyncio.gather(*(asyncio.to_thread(append, number) for number in range(6)))
+    table = deltalake.DeltaTable(address, storage_options=delta_storage_options())
+    assert table.version() == 6
+    assert sorted(pa.table(table.to_pyarrow_table())["n"].to_pylist()) == list(range(-1, 6))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["/folder", "file://host/folder", "http://host/x", "s3:///prefix", "", "s3:"]
+)
+def test_another_address_is_refused(wrong: str) -> None:
+    with pytest.raises(InvalidArgument, match="is neither") as raised:
+        ObjectStore.from_uri(wrong)
+    assert raised.value.reason == "INVALID_STORE_URI"
+
+
+def test_a_folder_is_created_where_it_is_missing(tmp_path: Path) -> None:
+    ObjectStore.from_uri(f"file://{tmp_path}/a/b/")
+    assert (tmp_path / "a" / "b").is_dir()
