@@ -56,7 +56,7 @@ def predict(address: str, model: str, samples: Sequence[Sample], traceparent: st
                 headers={"traceparent": traceparent} if position == 0 else None,
             )
             seconds.append(time.perf_counter() - started)
-            predicted.append(int(answer.as_numpy("label")[0]))
+            predicted.append(int(answer.as_numpy("label").item()))
             labels[answer.get_response().id] = sample.malignant
             versions.add(answer.get_response().model_version)
     return Outcome(predicted, labels, seconds, versions)

@@ -192,6 +192,7 @@ def trace(
     job: Annotated[str, typer.Option(help="The trace of this job.")] = "",
     prediction: Annotated[str, typer.Option(help="The trace of this prediction.")] = "",
     event: Annotated[str, typer.Option(help="The trace of the event with this id.")] = "",
+    statements: Annotated[bool, typer.Option(help="Show statements to the database, too.")] = False,
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
@@ -219,7 +220,7 @@ def trace(
             found = _trace_id(str(row["traceparent"]))
         elif prediction:
             found = await store.trace_with(names.PREDICTION_ID, prediction)
-        spans = await store.spans(found)
+        spans = await store.spans(found, statements=statements)
         if output is Format.TABLE:
             console.print(Text(f"trace {found}", "bold"))
             console.print(waterfall.table(spans))

@@ -9,9 +9,12 @@ import asyncpg
 from headrace.cli.waterfall import Span
 from headrace.errors import NotFound, Unavailable
 
+# Statements to the database are many, and seldom what is looked for.
 SPANS = """
-SELECT span_id, parent_span_id, service, name, start_time, end_time, status, attributes, links
-FROM telemetry.spans WHERE trace_id = $1 ORDER BY start_time
+SELECT span_id, parent_span_id, service, name, start_time, end_time, status
+FROM telemetry.spans
+WHERE trace_id = $1 AND ($2 OR NOT attributes ?| ARRAY['db.system', 'db.system.name'])
+ORDER BY start_time
 """
 
 # The oldest trace that names the value: a job's own trace, not that of somebody who asked for it later.
@@ -27,9 +30,12 @@ class TraceStore:
 
     dsn: str
 
-    async def spans(self, trace_id: str) -> list[Span]:
-        """Every span of a trace that has arrived. Raises NotFound where there is none."""
-        rows = await self._fetch(SPANS, trace_id)
+    async def spans(self, trace_id: str, *, statements: bool = False) -> list[Span]:
+        """A trace's spans that have arrived, with `statements` those of the database too.
+
+        Raises NotFound where there is none.
+        """
+        rows = await self._fetch(SPANS, trace_id, statements)
         if not rows:
             raise NotFound(
                 "TRACE_NOT_FOUND",
@@ -56,7 +62,7 @@ class TraceStore:
             raise NotFound("TRACE_NOT_FOUND", f"no trace has a span with {attribute} = {value!r}")
         return str(rows[0]["trace_id"])
 
-    async def _fetch(self, query: str, *arguments: str) -> list[asyncpg.Record]:
+    async def _fetch(self, query: str, *arguments: str | bool) -> list[asyncpg.Record]:
         try:
             connection = await asyncpg.connect(self.dsn, timeout=5)
         except (OSError, asyncpg.PostgresError, TimeoutError) as error:

@@ -107,13 +107,13 @@ def duration_text(duration: timedelta) -> str:
     return f"{seconds * 1_000_000:.0f} µs"
 
 
-def table(spans: Iterable[Span], *, bar_width: int = 40) -> Table:
+def table(spans: Iterable[Span], *, bar_width: int = 16) -> Table:
     """Draw the waterfall with Rich."""
     drawn = lines(spans)
-    drawing = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-    drawing.add_column("service", no_wrap=True)
-    drawing.add_column("span", no_wrap=True, overflow="ellipsis")
-    drawing.add_column("time", justify="right", no_wrap=True)
+    drawing = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    drawing.add_column("service", no_wrap=True, min_width=19)
+    drawing.add_column("span", no_wrap=True, overflow="ellipsis", ratio=1)
+    drawing.add_column("time", justify="right", no_wrap=True, min_width=8)
     drawing.add_column("", no_wrap=True, min_width=bar_width)
     whole = max((line.end for line in drawn), default=timedelta(0))
     colours = _colours(line.service for line in drawn)
@@ -122,11 +122,17 @@ def table(spans: Iterable[Span], *, bar_width: int = 40) -> Table:
         count = f" ×{line.count}" if line.count > 1 else ""
         drawing.add_row(
             Text(line.service, colour),
-            Text("  " * line.depth + line.name + count, "bold red" if line.failed else ""),
+            Text(" " * line.depth + short(line.name) + count, "bold red" if line.failed else ""),
             duration_text(line.duration),
             Text(bar(line, whole, bar_width), colour),
         )
     return drawing
+
+
+def short(name: str) -> str:
+    """An RPC's name without its package; other names as they are."""
+    service, slash, method = name.partition("/")
+    return f"{service.rpartition('.')[2]}/{method}" if slash else name
 
 
 def bar(line: Line, whole: timedelta, width: int) -> str:

@@ -15,6 +15,7 @@ from envoy.extensions.filters.http.router.v3 import router_pb2 as _router  # noq
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as _manager,  # noqa: F401
 )
+from envoy.extensions.request_id.uuid.v3 import uuid_pb2 as _request_id  # noqa: F401
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2 as _http  # noqa: F401
 from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -117,6 +118,14 @@ def _listener(addresses: Addresses) -> Document:
         "stat_prefix": "inference",
         "codec_type": "AUTO",
         "generate_request_id": False,
+        # Without request ids, whether a request is traced must not be read from them.
+        "request_id_extension": {
+            "typed_config": {
+                "@type": f"{_EXTENSION}.request_id.uuid.v3.UuidRequestIdConfig",
+                "pack_trace_reason": False,
+                "use_request_id_for_trace_sampling": False,
+            }
+        },
         "rds": {"route_config_name": ROUTES_NAME, "config_source": {"ads": {}, "resource_api_version": "V3"}},
         "local_reply_config": {"mappers": [_too_large()]},
         "http_filters": [
