@@ -167,7 +167,10 @@ class Consumer:
         raise self._failure
 
     def _begin(self, partition: TopicPartition, record: Record) -> None:
-        tracker = self._trackers.setdefault(partition, PartitionTracker())
+        tracker = self._trackers.get(partition)
+        if tracker is None or not tracker.follows(record.offset):
+            # A topic that was made anew begins anew; what is in work of the old one counts there no more.
+            tracker = self._trackers[partition] = PartitionTracker()
         tracker.start(record.offset)
         key = (record.topic, record.partition, record.key or b"")
         task = asyncio.create_task(self._process(tracker, record, self._tails.get(key)))

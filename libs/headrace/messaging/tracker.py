@@ -18,13 +18,17 @@ class PartitionTracker:
 
     def start(self, offset: int) -> None:
         """Begin a record; offsets rise."""
-        assert self._next is None or offset >= self._next, "offsets of a partition rise"
+        assert self.follows(offset), "offsets of a partition rise"
         self._started[offset] = None
         self._next = offset + 1
 
     def finish(self, offset: int) -> None:
         """A record has had its effect, or lies among the dead letters."""
         del self._started[offset]
+
+    def follows(self, offset: int) -> bool:
+        """Whether a record of that offset may begin here, and not only in a log that began anew."""
+        return self._next is None or offset >= self._next
 
     @property
     def in_flight(self) -> int:

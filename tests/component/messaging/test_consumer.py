@@ -324,6 +324,28 @@ async def test_poison_is_set_aside_and_its_neighbours_are_handled(
     }
 
 
+async def test_a_log_that_begins_anew_is_read_anew(
+    kafka_bootstrap: str, topic: str, producer: Producer
+) -> None:
+    seen: list[int] = []
+
+    async def handler(received: Event) -> None:
+        seen.append(int(received.data))
+
+    await producer.publish_all(topic, [("key", event(n)) for n in range(3)])
+    async with member(kafka_bootstrap, topic, handler, producer) as consumer:
+        task = asyncio.create_task(consumer.run())
+        await until(lambda: len(seen) == 3)
+        # As a broker does that lost its log: offsets fall, and the group has not moved.
+        await consumer._client.seek_to_beginning()
+        await until(lambda: len(seen) == 6)
+        await producer.publish(topic, "key", event(3))
+        await until(lambda: len(seen) == 7)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert seen == [0, 1, 2, 0, 1, 2, 3]
+
+
 async def test_a_record_of_any_time_is_handled(kafka_bootstrap: str, topic: str, producer: Producer) -> None:
     seen: list[datetime] = []
 
