@@ -260,7 +260,12 @@ async def test_a_killed_relay_loses_nothing_and_keeps_each_keys_order(
     pool: Pool, postgres_dsn: str, kafka_bootstrap: str, topic: str, tmp_path: Path, where: str
 ) -> None:
     environment = {**os.environ, "HEADRACE_FAULT": where, "HEADRACE_FAULT_ONCE": str(tmp_path / "fired")}
-    arguments: list[str | Path] = [Path(__file__).with_name("relaying.py"), postgres_dsn, kafka_bootstrap, topic]
+    arguments: list[str | Path] = [
+        Path(__file__).with_name("relaying.py"),
+        postgres_dsn,
+        kafka_bootstrap,
+        topic,
+    ]
     killed = await asyncio.create_subprocess_exec(sys.executable, *arguments, "30", env=environment)
     async with asyncio.timeout(DEADLINE):
         assert await killed.wait() == -signal.SIGKILL
