@@ -11,17 +11,46 @@ from opentelemetry import trace
 
 # They say at INFO what we say ourselves.
 _QUIET = ("aiokafka", "asyncio", "grpc", "opentelemetry")
+# While a broker is away, its client says so a hundred times a second.
+_REPEAT_SECONDS = 30.0
 
 
 def setup(level: str = "INFO", form: str = "text") -> None:
     """Send log records of `level` and above to stderr, as readable lines ("text") or JSON lines ("json")."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(RepetitionFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+class RepetitionFilter(logging.Filter):
+    """Lets what libraries repeat through once in a while, with how often it was said in between.
+
+    Two records are alike where the same line of code made them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By line of code: when it was let through, and how often it was not since.
+        self._said: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is let through; it gets the count where some before it were not."""
+        if record.name.partition(".")[0] not in _QUIET or record.exc_info:
+            return True
+        line = (record.pathname, record.lineno)
+        since, left_out = self._said.get(line, (float("-inf"), 0))
+        if record.created - since < _REPEAT_SECONDS:
+            self._said[line] = (since, left_out + 1)
+            return False
+        self._said[line] = (record.created, 0)
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {left_out} more like it)", None
+        return True
 
 
 class TextFormatter(logging.Formatter):
