@@ -55,15 +55,17 @@ def up(
     )
     with following() as shown:
         stack, new = _start(options, shown, tied=tied or foreground)
-    show_summary(stack, new=new)
-    if foreground and new:
-        try:
-            code = wait(stack.pid)
-        except KeyboardInterrupt:
-            _stop_shown(options.data, stack.pid)
-            return
-        if code != 0:
-            raise Internal("STACK_FAILED", f"the stack ended with exit code {code}; its logs: {stack.logs}")
+    if not (foreground and new):
+        show_summary(stack, new=new)
+        return
+    try:
+        show_summary(stack, new=new)
+        code = wait(stack.pid)
+    except KeyboardInterrupt:
+        _stop_shown(options.data, stack.pid)
+        return
+    if code != 0:
+        raise Internal("STACK_FAILED", f"the stack ended with exit code {code}; its logs: {stack.logs}")
 
 
 def down(data: Path) -> None:

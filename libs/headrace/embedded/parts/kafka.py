@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import os
 import shutil
@@ -12,7 +11,6 @@ from pathlib import Path
 from string import Template
 
 from headrace.embedded.parts.process import Part, kafka_answers
-from headrace.runtime.children import bound_to_parent
 from headrace.runtime.resources import deploy_path
 
 MINIMUM_JAVA = 17
@@ -60,7 +58,7 @@ class ApacheKafka(Part):
         self._properties.write_text(properties)
         if not (self.folder / "log" / "meta.properties").exists():
             cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            await self._run(
+            await self.run_before(
                 *self._java("kafka.tools.StorageTool"), "format", "-t", cluster, "-c", str(self._properties)
             )
 
@@ -87,29 +85,13 @@ class ApacheKafka(Part):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         pom = deploy_path("kafka/pom.xml")
-        await self._run("mvn", "-q", "-B", "-f", str(pom), DEPENDENCY_PLUGIN, f"-DoutputDirectory={partial}")
+        await self.run_before(
+            "mvn", "-q", "-B", "-f", str(pom), DEPENDENCY_PLUGIN, f"-DoutputDirectory={partial}"
+        )
         try:
             partial.rename(self._jars)
         except OSError:  # another stack was quicker
             shutil.rmtree(partial)
-
-    async def _run(self, *command: str) -> None:
-        with self.log.open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *bound_to_parent(command),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-            )
-            try:
-                code = await process.wait()
-            except asyncio.CancelledError:
-                process.kill()
-                await process.wait()
-                raise
-        if code != 0:
-            raise self.failed(f"cannot start: {command[0]} ended with exit code {code}")
 
 
 def jars_folder() -> Path:

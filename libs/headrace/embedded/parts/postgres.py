@@ -15,7 +15,6 @@ from pathlib import Path
 import asyncpg
 
 from headrace.embedded.parts.process import POLL_SECONDS, Part
-from headrace.runtime.children import bound_to_parent
 
 UNPRIVILEGED = "nobody"
 
@@ -64,28 +63,15 @@ class Postgres(Part):
         # Beside, then renamed: an interrupted initdb is never taken for a database.
         partial = self.folder / "data.new"
         shutil.rmtree(partial, ignore_errors=True)
-        with self.log.open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *bound_to_parent(
-                    [
-                        str(BIN / "initdb"),
-                        f"--pgdata={partial}",
-                        "--username=headrace",
-                        "--auth=trust",
-                        "--encoding=UTF8",
-                        "--locale=C",
-                        "--no-sync",
-                    ],
-                    user=self.user,
-                ),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-            )
-            code = await process.wait()
-        if code != 0:
-            raise self.failed(f"cannot start: initdb ended with exit code {code}")
+        await self.run_before(
+            str(BIN / "initdb"),
+            f"--pgdata={partial}",
+            "--username=headrace",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+        )
         partial.rename(self._data)
 
     async def _wait_for_predecessor(self) -> None:

@@ -107,9 +107,26 @@ class Part:
         """Start the program, without waiting for it."""
         if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
+        self._process = await self._spawn(
+            bound_to_parent(self.command(), death_signal=self.orphan_signal, user=self.user)
+        )
+
+    async def run_before(self, *command: str) -> None:
+        """Run a program to its end, for `prepare`. Raises PartFailed where it fails."""
+        process = await self._spawn(bound_to_parent(command, user=self.user))
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            _signal_group(process.pid, signal.SIGKILL)
+            await process.wait()
+            raise
+        if code != 0:
+            raise self.failed(f"cannot start: {Path(command[0]).name} ended with exit code {code}")
+
+    async def _spawn(self, command: Sequence[str]) -> asyncio.subprocess.Process:
         with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *bound_to_parent(self.command(), death_signal=self.orphan_signal, user=self.user),
+            return await asyncio.create_subprocess_exec(
+                *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
