@@ -109,7 +109,7 @@ def test_dead_letters_go_to_a_topic_that_has_none_itself(topic: Topic) -> None:
 @each_topic
 def test_a_topic_that_a_service_consumes_is_named_in_its_code(topic: Topic) -> None:
     constant = next(name for name, value in CONSTANTS.items() if value == topic.name)
-    parties = (SERVICES & {*topic.producers, *topic.consumers}) - {"training"}
+    parties = SERVICES & {*topic.producers, *topic.consumers}
     if topic.name == topics.DEAD_LETTERS:
         return
     for service in parties:
