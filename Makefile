@@ -19,23 +19,19 @@ SERVICES := ingestion scheduling training registry inference
 help:
 	@sed -n '1,/^\.DEFAULT_GOAL/ s/^# \{0,1\}//p' Makefile
 
-# --- environments: filled when their lock file changed since ---------------------------------------------------
+# --- environments: filled when what their lock file says has changed since ---------------------------------------
 
-setup: .venv/filled .venv-triton/filled
+setup: $(UV)
+	@tools/fill_environment.sh "the services' environment (about 7 GB, most of it PyTorch's CUDA build)" \
+		.venv requirements.lock $(UV) $(PYTHON) .
+	@tools/fill_environment.sh "Triton's environment (about 0.4 GB)" \
+		.venv-triton deploy/triton/requirements.lock $(UV) $(PYTHON)
 
 $(UV):
 	@echo "Getting uv $(UV_VERSION), which fills the environments ..."
+	@rm -rf .cache/uv
 	@$(PYTHON) -m venv .cache/uv
 	@.cache/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-
-.venv/filled: requirements.lock pyproject.toml | $(UV)
-	@tools/fill_environment.sh "the services' environment" .venv requirements.lock $(UV) $(PYTHON)
-	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	@touch $@
-
-.venv-triton/filled: deploy/triton/requirements.lock | $(UV)
-	@tools/fill_environment.sh "Triton's environment" .venv-triton deploy/triton/requirements.lock $(UV) $(PYTHON)
-	@touch $@
 
 # --- using it ----------------------------------------------------------------------------------------------------
 

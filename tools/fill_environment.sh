@@ -1,12 +1,21 @@
 #!/bin/sh
-# Fill a virtual environment with exactly what a lock file names, and say how long it took and how large it is.
-# Usage: fill_environment.sh WHAT FOLDER LOCK UV PYTHON
+# Fill a virtual environment with exactly what a lock file names, unless it holds that already, and say how long it
+# took and how large it is. Usage: fill_environment.sh WHAT FOLDER LOCK UV PYTHON [PROJECT]
+# With PROJECT, that folder's own package is installed too, to be edited in place.
 set -eu
-what=$1 folder=$2 lock=$3 uv=$4 python=$5
+what=$1 folder=$2 lock=$3 uv=$4 python=$5 project=${6:-}
 
-echo "Filling $what ($folder) from $lock ..."
+# What the environment depends on. The stamp is written last: an interrupted filling is begun again.
+stamp="$folder/filled"
+key=$(cat "$lock" "$0" ${project:+"$project/pyproject.toml"} | sha256sum | cut -d' ' -f1)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then
+    exit 0
+fi
+
+echo "Filling $what into $folder, from $lock ..."
 started=$(date +%s)
 [ -x "$folder/bin/python" ] || "$uv" venv --quiet --python "$python" "$folder"
+rm -f "$stamp"
 if ! "$uv" pip sync --python "$folder/bin/python" --require-hashes "$lock"; then
     echo "Filling $what failed; what uv said stands above. Check the network and the free disk space, then try again." >&2
     exit 1
@@ -17,4 +26,8 @@ if grep -q '^xds-protos==' "$lock"; then
     "$uv" pip install --quiet --python "$folder/bin/python" --require-hashes --no-deps \
         --reinstall-package opentelemetry-proto --requirements "$lock"
 fi
+if [ -n "$project" ]; then
+    "$uv" pip install --quiet --python "$folder/bin/python" --no-deps --no-build-isolation --editable "$project"
+fi
+echo "$key" > "$stamp"
 echo "Filled $what: $(($(date +%s) - started)) s, $(du -sh "$folder" | cut -f1)."
