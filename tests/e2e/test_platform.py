@@ -1,0 +1,252 @@
+"""What users do with a running stack: apply, produce, look, predict, and make mistakes."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+from tests.e2e.conftest import ROOT, Stack, unique
+
+pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(300)]
+
+DEADLINE = 120.0
+
+PIPELINE = """
+apiVersion: headrace.dev/v1
+kind: Pipeline
+metadata: {{name: {name}}}
+spec:
+  dataset:
+    key: id
+    features: {{x: {{type: float32}}, y: {{type: float32}}}}
+    label: {{name: above, type: int8, classes: [0, 1]}}
+    cut: {{rows: {rows}, seconds: 60}}
+  preprocess: {{normalise: standard}}
+  training:
+    recipe: mlp
+    parameters: {{hidden: [8], epochs: 30, learning_rate: 0.05}}
+    resources: {{cpu: {cpu}, memory: 1Gi}}
+  gates:
+    - {{metric: accuracy, split: test, min: {gate}}}
+  deployment: {{name: {name}}}
+  retrain: {{on: [dataset_version]}}
+"""
+
+
+def pipeline(tmp_path: Path, name: str, *, rows: int = 200, gate: float = 0.8, cpu: float = 1) -> Path:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(PIPELINE.format(name=name, rows=rows, gate=gate, cpu=cpu))
+    return file
+
+
+def samples(tmp_path: Path, rows: int = 200) -> Path:
+    """Points in a square, and whether they lie above its diagonal."""
+    draw = random.Random(7)
+    file = tmp_path / "samples.jsonl"
+    with file.open("w") as out:
+        for index in range(rows):
+            x, y = draw.uniform(-1, 1), draw.uniform(-1, 1)
+            out.write(json.dumps({"id": f"p{index}", "x": x, "y": y, "above": int(y > x)}) + "\n")
+    return file
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE:.0f} s for {what}"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def deployed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pipeline whose first version answers."""
+    tmp_path = tmp_path_factory.mktemp("deployed")
+    name = unique("diagonal")
+    stack.headrace("apply", "-f", str(pipeline(tmp_path, name)))
+    stack.headrace("produce", name, "-f", str(samples(tmp_path)))
+    until(lambda: live(stack, name), "the deployment to be ready")
+    return name
+
+
+def live(stack: Stack, name: str) -> bool:
+    rows = [row for row in stack.json("get", "deployments") if row["name"] == name]
+    rollout = rows[0]["rollout"] if rows else None
+    return bool(rows and rows[0]["ready"] and isinstance(rollout, dict) and rollout["state"] == "SUCCEEDED")
+
+
+def test_events_become_a_model_that_answers(stack: Stack, deployed: str) -> None:
+    answer = json.loads(
+        stack.headrace("predict", deployed, "-d", "[[-0.9, 0.9], [0.9, -0.9]]", "-o", "json").stdout
+    )
+    assert [row[0] if isinstance(row, list) else row for row in answer["outputs"]["label"]] == [1, 0]
+    assert answer["version"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "scoped"),
+    [
+        ("datasets", False),
+        ("versions", True),
+        ("pipelines", False),
+        ("jobs", False),
+        ("nodes", False),
+        ("runs", False),
+        ("models", False),
+        ("model-versions", True),
+        ("deployments", False),
+        ("rollouts", True),
+    ],
+)
+def test_everything_can_be_seen_as_table_and_as_json(
+    stack: Stack, deployed: str, kind: str, scoped: bool
+) -> None:
+    scope = [deployed] if scoped else []
+    rows = stack.json("get", kind, *scope)
+    assert rows
+    table = stack.headrace("get", kind, *scope).stdout
+    assert len(table.splitlines()) > len(rows)
+    name = described_name(kind, rows[0])
+    one = json.loads(stack.headrace("describe", kind, name, "-o", "json").stdout)
+    assert one
+    assert stack.headrace("describe", kind, name).stdout
+
+
+def described_name(kind: str, row: dict[str, object]) -> str:
+    if kind in {"versions", "model-versions"}:
+        return f"{row.get('dataset') or row['model']}/{row['version']}"
+    return str(row.get("name") or row["id"])
+
+
+def test_events_can_be_read_and_found(stack: Stack, deployed: str) -> None:
+    rows = stack.json("get", "events", "dataset-versions")
+    mine = [row for row in rows if row["subject"] == deployed]
+    assert mine[0]["type"] == "headrace.ingestion.dataset-version-committed.v1"
+    found = json.loads(stack.headrace("describe", "event", str(mine[0]["id"]), "-o", "json").stdout)
+    assert found["subject"] == deployed
+
+
+def test_a_finished_job_explains_itself(stack: Stack, deployed: str) -> None:
+    [job] = stack.json("get", "jobs", deployed)
+    why = stack.headrace("why", str(job["id"])).stdout
+    assert "NOT_PENDING" in why
+
+
+def test_a_job_that_can_never_fit_names_the_largest_node(stack: Stack, tmp_path: Path) -> None:
+    name = unique("huge")
+    stack.headrace("apply", "-f", str(pipeline(tmp_path, name, cpu=9999)))
+    stack.headrace("produce", name, "-f", str(samples(tmp_path)))
+    until(lambda: bool(stack.json("get", "jobs", name)), "the job")
+    [job] = stack.json("get", "jobs", name)
+    why = json.loads(stack.headrace("why", str(job["id"]), "-o", "json").stdout)
+    assert why["reason"] == "NEVER_FITS"
+    assert why["nodes"][0]["node"] in why["message"]
+    stack.headrace("cancel", str(job["id"]))
+
+
+def test_a_gate_that_is_not_met_deploys_nothing(stack: Stack, tmp_path: Path) -> None:
+    name = unique("impossible")
+    stack.headrace("apply", "-f", str(pipeline(tmp_path, name, gate=1.1)))
+    stack.headrace("produce", name, "-f", str(samples(tmp_path)))
+    until(
+        lambda: bool(jobs := stack.json("get", "jobs", name)) and jobs[0]["state"] == "SUCCEEDED",
+        "the job to end",
+    )
+    [version] = stack.json("get", "model-versions", name)
+    assert version["state"] == "REFUSED"
+    results = version["gate_results"]
+    assert isinstance(results, list)
+    assert isinstance(results[0], dict)
+    assert "at least 1.1 is asked for" in str(results[0]["message"])
+    [deployment] = [row for row in stack.json("get", "deployments") if row["name"] == name]
+    assert not deployment["ready"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("recipe: mlp", "recipe: nothing"), "mlp"),
+        (("hidden: [8]", "hiddden: [8]"), "hidden"),
+        (("  gates:", "  gaits:"), "gates"),
+        (("learning_rate: 0.05", "learning_rate: -1"), "learning_rate"),
+    ],
+)
+def test_a_mistake_in_a_pipeline_file_is_pointed_at(
+    stack: Stack, tmp_path: Path, change: tuple[str, str], says: str
+) -> None:
+    file = pipeline(tmp_path, unique("wrong"))
+    file.write_text(file.read_text().replace(*change))
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if change[1] in text)
+    failed = stack.headrace("apply", "-f", str(file), check=False)
+    assert failed.returncode == 5
+    assert says in failed.stderr
+    assert f"{line}" in failed.stderr
+
+
+def test_unknown_things_have_their_own_exit_code(stack: Stack) -> None:
+    assert stack.headrace("describe", "dataset", "nobody", check=False).returncode == 3
+    assert stack.headrace("get", "rollouts", "nobody", check=False).returncode == 3
+    assert stack.headrace("predict", "nobody", "-d", "[[1]]", check=False).returncode == 3
+
+
+async def test_one_trace_joins_who_took_part(stack: Stack, deployed: str) -> None:
+    """Who emits what, and who calls whom, from the exported spans."""
+    [job] = stack.json("get", "jobs", deployed)
+    traceparent = str(job["traceparent"])
+    targets = json.loads((stack.data / "stack.json").read_text())["targets"]
+    connection = await asyncpg.connect(targets["postgres"])
+    wanted = {
+        ("headrace-ingestion", "headrace-scheduling"),
+        ("headrace-scheduling", "headrace-training"),
+        ("headrace-training", "headrace-registry"),
+        ("headrace-registry", "headrace-inference"),
+    }
+    edges: set[tuple[str, str]] = set()
+    deadline = time.monotonic() + 30
+    try:
+        while not wanted <= edges and time.monotonic() < deadline:
+            rows = await connection.fetch(
+                "SELECT DISTINCT p.service AS caller, c.service AS called FROM telemetry.spans c "
+                "JOIN telemetry.spans p ON p.span_id = c.parent_span_id AND p.trace_id = c.trace_id "
+                "WHERE c.trace_id = $1 AND p.service <> c.service",
+                traceparent.split("-")[1],
+            )
+            edges = {(row["caller"], row["called"]) for row in rows}
+        spans = await connection.fetch(
+            "SELECT DISTINCT service, name FROM telemetry.spans WHERE trace_id = $1",
+            traceparent.split("-")[1],
+        )
+    finally:
+        await connection.close()
+    assert wanted <= edges
+    names = {(row["service"], row["name"]) for row in spans}
+    assert {
+        ("headrace-ingestion", "commit dataset table"),
+        ("headrace-ingestion", "cut dataset version"),
+        ("headrace-scheduling", "place job"),
+        ("headrace-registry", "evaluate gates"),
+        ("headrace-inference", "roll out version"),
+        ("headrace-inference", "shift traffic"),
+    } <= names
+    drawn = stack.headrace("trace", "--job", str(job["id"])).stdout
+    for service in ("ingestion", "scheduling", "training", "registry", "inference"):
+        assert f"headrace-{service}" in drawn
+
+
+def test_the_linear_regression_example_runs(stack: Stack) -> None:
+    finished = subprocess.run(
+        [sys.executable, "examples/linear-regression/run.py", "--data", str(stack.data)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=ROOT,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "least squares" in finished.stdout
