@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from headrace.embedded.parts.process import Part, free_port, http_status
+from headrace.embedded.parts.process import Part, PartFailed, free_port, http_status
 
 
 class ServiceProcess(Part):
@@ -38,6 +38,13 @@ class ServiceProcess(Part):
             f"{prefix}HTTP_ADDRESS": f"127.0.0.1:{self.http_port}",
             **self.settings,
         }
+
+    async def start(self) -> None:
+        """Start it; a failure shows what the service said."""
+        try:
+            await super().start()
+        except PartFailed as error:
+            raise AssertionError(error.report()) from error
 
     async def ready(self) -> bool:
         return await http_status(self.http_port, "/readyz") == 200
