@@ -67,7 +67,7 @@ def main() -> int:
     started = False
     try:
         with stages.stage("Start the stack: broker, PostgreSQL, Triton, Envoy, five services"):
-            commands.up(data, broker=arguments.broker)
+            commands.up(data, broker=arguments.broker, tied=True)
             started = True
         asyncio.run(run(data, stages))
     except KeyboardInterrupt:

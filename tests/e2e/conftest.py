@@ -53,7 +53,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
     with tempfile.TemporaryDirectory(prefix="headrace-e2e-") as folder:
         data = Path(folder) / "data"
-        commands.up(data, broker=BROKER)
+        commands.up(data, broker=BROKER, tied=True)
         try:
             yield Stack(data)
         finally:
