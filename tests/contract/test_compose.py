@@ -183,3 +183,8 @@ def versions(lock: Path) -> dict[str, str]:
 def test_locks_name_no_address() -> None:
     for lock in (ROOT / "requirements.lock", *ROOT.glob("deploy/**/*.lock")):
         assert "://" not in lock.read_text(), lock
+
+
+def test_kafkas_log_is_in_its_volume() -> None:
+    kafka = COMPOSE["services"]["kafka"]
+    assert f"kafka:{kafka['environment']['KAFKA_LOG_DIRS']}" in kafka["volumes"]
