@@ -47,6 +47,7 @@ PAYLOADS = {
     "headrace.registry.model-version-promoted.v1": "headrace.events.registry.v1.ModelVersionPromoted",
     "headrace.registry.model-version-refused.v1": "headrace.events.registry.v1.ModelVersionRefused",
     "headrace.registry.alias-changed.v1": "headrace.events.registry.v1.AliasChanged",
+    "headrace.registry.model-changed.v1": "headrace.events.registry.v1.ModelChanged",
     "headrace.ingestion.dataset-version-committed.v1": "headrace.events.ingestion.v1.DatasetVersionCommitted",
     "headrace.ingestion.sample-rejected.v1": "headrace.events.ingestion.v1.SampleRejected",
     "headrace.ingestion.sample.v1": "headrace.events.ingestion.v1.Sample",

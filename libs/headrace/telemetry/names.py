@@ -117,6 +117,10 @@ METRIC_SCHEDULING_LEADER: Final = "headrace_scheduling_leader"
 SPAN_REGISTER_MODEL_VERSION: Final = "register model version"
 SPAN_EVALUATE_GATES: Final = "evaluate gates"
 
+METRIC_REGISTRY_VERSIONS: Final = "headrace_registry_versions_judged_total"
+METRIC_REGISTRY_UPLOADS: Final = "headrace_registry_uploads_total"
+METRIC_REGISTRY_ARTIFACT_BYTES: Final = "headrace_registry_artifact_stored_bytes_total"
+
 # --- inference -----------------------------------------------------------------------------------------
 
 SPAN_ROLL_OUT: Final = "roll out version"

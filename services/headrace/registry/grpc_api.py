@@ -54,7 +54,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         version = await self._registry.create(
             request.model,
             request.request_id,
-            metrics=dict(request.metrics),
+            measured=dict(request.metrics),
             lineage=request.lineage.SerializeToString(deterministic=True),
             signature=request.signature.SerializeToString(deterministic=True),
         )

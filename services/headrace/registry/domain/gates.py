@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from headrace.errors import FieldViolation, InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,16 @@ class GateResult:
     message: str
 
 
+def check_gates(gates: Sequence[Gate]) -> None:
+    """Raises InvalidArgument/INVALID_GATE for gates that could not be judged, each field at fault named."""
+    violations = [found for index, gate in enumerate(gates) for found in _violations(f"gates[{index}]", gate)]
+    if violations:
+        first = violations[0]
+        raise InvalidArgument("INVALID_GATE", f"{first.field}: {first.description}", fields=violations)
+
+
 def judge(gates: Iterable[Gate], metrics: Mapping[str, float]) -> tuple[GateResult, ...]:
-    """Hold metrics, named "split/metric", against gates. A missing metric or NaN passes no gate."""
+    """Hold metrics, named "split/metric", against gates. What is missing or not finite passes no gate."""
     return tuple(_judge_one(gate, metrics.get(f"{gate.split}/{gate.metric}")) for gate in gates)
 
 
@@ -37,18 +47,44 @@ def passed(results: Iterable[GateResult]) -> bool:
     return all(result.passed for result in results)
 
 
+def describe(gates: Iterable[Gate]) -> str:
+    """Gates in a line: "accuracy on test >= 0.93, loss on test <= 0.4"."""
+    bounds = (
+        f"{gate.metric} on {gate.split} {sign} {bound:g}"
+        for gate in gates
+        for sign, bound in ((">=", gate.min), ("<=", gate.max))
+        if bound is not None
+    )
+    return ", ".join(bounds) or "no gates"
+
+
 def _judge_one(gate: Gate, value: float | None) -> GateResult:
     what = f"{gate.metric} on {gate.split}"
     if value is None:
         return GateResult(gate, None, passed=False, message=f"{what} was not measured")
-    if math.isnan(value):
-        return GateResult(gate, value, passed=False, message=f"{what} is not a number")
+    if not math.isfinite(value):
+        return GateResult(gate, value, passed=False, message=f"{what} is not a finite number")
     if gate.min is not None and value < gate.min:
-        return GateResult(
-            gate, value, passed=False, message=f"{what} is {value:.4g}, at least {gate.min:g} is asked for"
-        )
+        message = f"{what} is {_beside(value, gate.min)}, at least {gate.min:g} is asked for"
+        return GateResult(gate, value, passed=False, message=message)
     if gate.max is not None and value > gate.max:
-        return GateResult(
-            gate, value, passed=False, message=f"{what} is {value:.4g}, at most {gate.max:g} is asked for"
-        )
+        message = f"{what} is {_beside(value, gate.max)}, at most {gate.max:g} is asked for"
+        return GateResult(gate, value, passed=False, message=message)
     return GateResult(gate, value, passed=True, message=f"{what} is {value:.4g}")
+
+
+def _beside(value: float, bound: float) -> str:
+    """The value, rounded, but never so far that it looks like the bound that it misses."""
+    rounded = f"{value:.4g}"
+    return repr(value) if float(rounded) == float(f"{bound:g}") else rounded
+
+
+def _violations(path: str, gate: Gate) -> Iterator[FieldViolation]:
+    bounds = {"min": gate.min, "max": gate.max}
+    if all(bound is None for bound in bounds.values()):
+        yield FieldViolation(path, "needs a min, a max or both")
+    for name, bound in bounds.items():
+        if bound is not None and not math.isfinite(bound):
+            yield FieldViolation(f"{path}.{name}", "must be a finite number")
+    if gate.min is not None and gate.max is not None and gate.min > gate.max:
+        yield FieldViolation(f"{path}.min", f"{gate.min:g} is above max, {gate.max:g}")

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from headrace.errors import FailedPrecondition
+from headrace.errors import FailedPrecondition, NotFound
 from headrace.registry.domain.gates import Gate, GateResult, judge, passed
 
-# Moves with promotions; nobody sets it by hand.
+# The newest promoted version, which is the one that is served; nobody sets it by hand.
 CHAMPION = "champion"
 
 
@@ -82,19 +82,25 @@ def closed(version: Version, model: Model, required: tuple[str, ...], now: datet
     return replace(version, state=state, gate_results=results, close_time=now)
 
 
-def accepts_artifact(version: Version, artifact: Artifact) -> bool:
-    """Whether the artifact has to be stored: not where the same bytes are there already.
+def moves_champion(version: Version, model: Model) -> bool:
+    """Whether a verdict moves the champion: forward only, so a version judged late displaces no newer one."""
+    return version.state is VersionState.PROMOTED and version.number > model.aliases.get(CHAMPION, 0)
+
+
+def stored_artifact(version: Version, artifact: Artifact) -> Artifact | None:
+    """The artifact with these bytes at this path if the version has it; else the version must be open.
 
     Raises FailedPrecondition/VERSION_CLOSED where a closed version would change.
     """
-    if any(known.path == artifact.path and known.sha256 == artifact.sha256 for known in version.artifacts):
-        return False
+    for known in version.artifacts:
+        if known.path == artifact.path and known.sha256 == artifact.sha256:
+            return known
     if version.state is not VersionState.UPLOADING:
         raise FailedPrecondition(
             "VERSION_CLOSED",
             f"version {version.number} of {version.model} is {version.state}; its artifacts no longer change",
         )
-    return True
+    return None
 
 
 def check_alias(alias: str) -> None:
@@ -103,3 +109,23 @@ def check_alias(alias: str) -> None:
         raise FailedPrecondition(
             "ALIAS_RESERVED", f"the alias {CHAMPION} follows promotions and cannot be set by hand"
         )
+
+
+def check_nameable(version: Version) -> None:
+    """Raises FailedPrecondition/VERSION_OPEN for a version that still changes."""
+    if version.state is VersionState.UPLOADING:
+        raise FailedPrecondition(
+            "VERSION_OPEN",
+            f"version {version.number} of {version.model} is still uploaded to; commit it before naming it",
+        )
+
+
+def number_at(model: Model, alias: str) -> int:
+    """The number of the version that an alias points at. Raises NotFound/ALIAS_NOT_FOUND."""
+    try:
+        return model.aliases[alias]
+    except KeyError:
+        known = ", ".join(sorted(model.aliases)) or "none"
+        raise NotFound(
+            "ALIAS_NOT_FOUND", f"model {model.name!r} has no alias {alias!r}; it has: {known}"
+        ) from None

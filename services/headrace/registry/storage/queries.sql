@@ -1,8 +1,9 @@
--- name: apply_model
+-- name: insert_model
 INSERT INTO models (name, gates, create_time, update_time) VALUES ($1, $2, $3, $3)
-ON CONFLICT (name) DO UPDATE SET
-    gates = excluded.gates,
-    update_time = CASE WHEN models.gates = excluded.gates THEN models.update_time ELSE excluded.update_time END;
+ON CONFLICT (name) DO NOTHING RETURNING name;
+
+-- name: change_gates
+UPDATE models SET gates = $2, update_time = $3 WHERE name = $1;
 
 -- name: get_model
 SELECT name, gates, latest_version, create_time, update_time FROM models WHERE name = $1;
@@ -53,3 +54,6 @@ WHERE model = $1 AND version = ANY($2::bigint[]) ORDER BY version, path;
 -- name: put_artifact
 INSERT INTO artifacts (model, version, path, size, sha256, uri) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (model, version, path) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256, uri = excluded.uri;
+
+-- name: insert_audit_entry
+INSERT INTO audit (model, action, version, details, traceparent, time) VALUES ($1, $2, $3, $4, $5, $6);

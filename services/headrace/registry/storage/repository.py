@@ -13,6 +13,7 @@ import asyncpg
 from headrace.errors import NotFound
 from headrace.postgres import Connection
 from headrace.postgres.queries import load_queries
+from headrace.registry.domain.audit import AuditEntry
 from headrace.registry.domain.gates import Gate, GateResult
 from headrace.registry.domain.models import Artifact, Model, Version, VersionState
 
@@ -25,10 +26,14 @@ class Repository:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def apply_model(self, name: str, gates: Sequence[Gate], now: datetime) -> None:
-        """Create the model, or change its gates."""
+    async def insert_model(self, name: str, gates: Sequence[Gate], now: datetime) -> bool:
+        """Create the model; False where there is one already."""
         rows = [asdict(gate) for gate in gates]
-        await self._connection.execute(QUERIES["apply_model"], name, rows, now)
+        return await self._connection.fetchval(QUERIES["insert_model"], name, rows, now) is not None
+
+    async def change_gates(self, name: str, gates: Sequence[Gate], now: datetime) -> None:
+        """Ask other gates of versions to come."""
+        await self._connection.execute(QUERIES["change_gates"], name, [asdict(gate) for gate in gates], now)
 
     async def model(self, name: str, *, lock: bool = False) -> Model:
         """One model; with `lock`, nobody else changes it until the transaction ends. Raises NotFound."""
@@ -112,6 +117,18 @@ class Repository:
             artifact.size,
             artifact.sha256,
             artifact.uri,
+        )
+
+    async def audit(self, entry: AuditEntry) -> None:
+        """Record what was done."""
+        await self._connection.execute(
+            QUERIES["insert_audit_entry"],
+            entry.model,
+            entry.action,
+            entry.version,
+            entry.details,
+            entry.traceparent,
+            entry.time,
         )
 
     async def _models(self, rows: Sequence[asyncpg.Record]) -> list[Model]:

@@ -13,8 +13,8 @@ from headrace.messaging.events import protobuf_event
 from headrace.messaging.topics import MODEL_VERSIONS
 from headrace.postgres import Connection, Pool, transaction
 from headrace.postgres.outbox import enqueue
-from headrace.registry.domain.models import Version, VersionState
-from headrace.registry.messages import version_message
+from headrace.registry.domain.models import Model, Version, VersionState
+from headrace.registry.messages import model_message, version_message
 from headrace.registry.storage.repository import Repository
 from headrace.runtime.clock import utc_now
 from headrace.runtime.ids import new_id
@@ -27,6 +27,11 @@ class OutboxEvents:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    async def model_changed(self, model: Model) -> None:
+        """A model was created, or its gates changed."""
+        message = events_pb2.ModelChanged(model=model_message(model))
+        await self._enqueue("model-changed", model.name, message)
 
     async def registered(self, version: Version) -> None:
         """A version is complete."""

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
+from headrace.registry.domain.audit import AuditEntry
 from headrace.registry.domain.gates import Gate
 from headrace.registry.domain.models import Artifact, Model, Version
 
@@ -14,8 +15,11 @@ from headrace.registry.domain.models import Artifact, Model, Version
 class Models(Protocol):
     """Models and versions within one transaction; `storage.repository` says what each raises."""
 
-    async def apply_model(self, name: str, gates: Sequence[Gate], now: datetime) -> None:
-        """Create the model, or change its gates."""
+    async def insert_model(self, name: str, gates: Sequence[Gate], now: datetime) -> bool:
+        """Create the model; False where there is one already."""
+
+    async def change_gates(self, name: str, gates: Sequence[Gate], now: datetime) -> None:
+        """Ask other gates of versions to come."""
 
     async def model(self, name: str, *, lock: bool = False) -> Model:
         """One model, locked if asked."""
@@ -54,9 +58,15 @@ class Models(Protocol):
     async def put_artifact(self, model: str, number: int, artifact: Artifact) -> None:
         """Record an artifact."""
 
+    async def audit(self, entry: AuditEntry) -> None:
+        """Record what was done."""
+
 
 class Events(Protocol):
     """Events that leave when the transaction commits."""
+
+    async def model_changed(self, model: Model) -> None:
+        """A model was created, or its gates changed."""
 
     async def registered(self, version: Version) -> None:
         """A version is complete."""

@@ -98,6 +98,7 @@ class RegistryServiceServicer(object):
 
     def ApplyModel(self, request, context):
         """Creates a model or changes its gates. Idempotent. Versions already judged keep their verdict.
+        Errors: INVALID_ARGUMENT/INVALID_GATE for bounds that are missing, not finite or crossed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +151,7 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModelVersion(self, request, context):
-        """Errors: NOT_FOUND/MODEL_VERSION_NOT_FOUND.
+        """Errors: NOT_FOUND/MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, ALIAS_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,14 +165,16 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DownloadArtifact(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Errors: NOT_FOUND/MODEL_VERSION_NOT_FOUND, ARTIFACT_NOT_FOUND.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version; version 0 removes it. The alias "champion" moves with promotions and
-        cannot be set by hand (FAILED_PRECONDITION/ALIAS_RESERVED).
+        """Points an alias at a closed version; version 0 removes it. The alias "champion" is at the newest
+        promoted version and cannot be set by hand. Errors: FAILED_PRECONDITION/ALIAS_RESERVED,
+        FAILED_PRECONDITION/VERSION_OPEN, NOT_FOUND/MODEL_VERSION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

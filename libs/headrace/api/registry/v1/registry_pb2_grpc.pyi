@@ -28,7 +28,9 @@ class RegistryServiceStub:
     @typing.overload
     def __new__(cls, channel: grpc.aio.Channel) -> RegistryServiceAsyncStub: ...
     ApplyModel: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ApplyModelRequest, headrace.api.registry.v1.registry_pb2.Model]
-    """Creates a model or changes its gates. Idempotent. Versions already judged keep their verdict."""
+    """Creates a model or changes its gates. Idempotent. Versions already judged keep their verdict.
+    Errors: INVALID_ARGUMENT/INVALID_GATE for bounds that are missing, not finite or crossed.
+    """
     GetModel: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.GetModelRequest, headrace.api.registry.v1.registry_pb2.Model]
     """Errors: NOT_FOUND/MODEL_NOT_FOUND."""
     ListModels: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ListModelsRequest, headrace.api.registry.v1.registry_pb2.ListModelsResponse]
@@ -49,13 +51,15 @@ class RegistryServiceStub:
     EvaluateGates: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.EvaluateGatesRequest, headrace.api.registry.v1.registry_pb2.EvaluateGatesResponse]
     """Judges a closed version against its model's gates as they are now, changing nothing."""
     GetModelVersion: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.GetModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]
-    """Errors: NOT_FOUND/MODEL_VERSION_NOT_FOUND."""
+    """Errors: NOT_FOUND/MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, ALIAS_NOT_FOUND."""
     ListModelVersions: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ListModelVersionsRequest, headrace.api.registry.v1.registry_pb2.ListModelVersionsResponse]
     """Newest first."""
     DownloadArtifact: grpc.UnaryStreamMultiCallable[headrace.api.registry.v1.registry_pb2.DownloadArtifactRequest, headrace.api.registry.v1.registry_pb2.DownloadArtifactResponse]
+    """Errors: NOT_FOUND/MODEL_VERSION_NOT_FOUND, ARTIFACT_NOT_FOUND."""
     SetAlias: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.SetAliasRequest, headrace.api.registry.v1.registry_pb2.Model]
-    """Points an alias at a version; version 0 removes it. The alias "champion" moves with promotions and
-    cannot be set by hand (FAILED_PRECONDITION/ALIAS_RESERVED).
+    """Points an alias at a closed version; version 0 removes it. The alias "champion" is at the newest
+    promoted version and cannot be set by hand. Errors: FAILED_PRECONDITION/ALIAS_RESERVED,
+    FAILED_PRECONDITION/VERSION_OPEN, NOT_FOUND/MODEL_VERSION_NOT_FOUND.
     """
 
 @typing.type_check_only
@@ -64,7 +68,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     ApplyModel: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ApplyModelRequest, headrace.api.registry.v1.registry_pb2.Model]  # type: ignore[assignment]
-    """Creates a model or changes its gates. Idempotent. Versions already judged keep their verdict."""
+    """Creates a model or changes its gates. Idempotent. Versions already judged keep their verdict.
+    Errors: INVALID_ARGUMENT/INVALID_GATE for bounds that are missing, not finite or crossed.
+    """
     GetModel: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.GetModelRequest, headrace.api.registry.v1.registry_pb2.Model]  # type: ignore[assignment]
     """Errors: NOT_FOUND/MODEL_NOT_FOUND."""
     ListModels: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ListModelsRequest, headrace.api.registry.v1.registry_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -85,13 +91,15 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     EvaluateGates: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.EvaluateGatesRequest, headrace.api.registry.v1.registry_pb2.EvaluateGatesResponse]  # type: ignore[assignment]
     """Judges a closed version against its model's gates as they are now, changing nothing."""
     GetModelVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.GetModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]  # type: ignore[assignment]
-    """Errors: NOT_FOUND/MODEL_VERSION_NOT_FOUND."""
+    """Errors: NOT_FOUND/MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, ALIAS_NOT_FOUND."""
     ListModelVersions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ListModelVersionsRequest, headrace.api.registry.v1.registry_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
     """Newest first."""
     DownloadArtifact: grpc.aio.UnaryStreamMultiCallable[headrace.api.registry.v1.registry_pb2.DownloadArtifactRequest, headrace.api.registry.v1.registry_pb2.DownloadArtifactResponse]  # type: ignore[assignment]
+    """Errors: NOT_FOUND/MODEL_VERSION_NOT_FOUND, ARTIFACT_NOT_FOUND."""
     SetAlias: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.SetAliasRequest, headrace.api.registry.v1.registry_pb2.Model]  # type: ignore[assignment]
-    """Points an alias at a version; version 0 removes it. The alias "champion" moves with promotions and
-    cannot be set by hand (FAILED_PRECONDITION/ALIAS_RESERVED).
+    """Points an alias at a closed version; version 0 removes it. The alias "champion" is at the newest
+    promoted version and cannot be set by hand. Errors: FAILED_PRECONDITION/ALIAS_RESERVED,
+    FAILED_PRECONDITION/VERSION_OPEN, NOT_FOUND/MODEL_VERSION_NOT_FOUND.
     """
 
 class RegistryServiceServicer(metaclass=abc.ABCMeta):
@@ -103,7 +111,9 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.registry.v1.registry_pb2.ApplyModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.registry.v1.registry_pb2.Model, collections.abc.Awaitable[headrace.api.registry.v1.registry_pb2.Model]]:
-        """Creates a model or changes its gates. Idempotent. Versions already judged keep their verdict."""
+        """Creates a model or changes its gates. Idempotent. Versions already judged keep their verdict.
+        Errors: INVALID_ARGUMENT/INVALID_GATE for bounds that are missing, not finite or crossed.
+        """
 
     @abc.abstractmethod
     def GetModel(
@@ -166,7 +176,7 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.registry.v1.registry_pb2.GetModelVersionRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.registry.v1.registry_pb2.ModelVersion, collections.abc.Awaitable[headrace.api.registry.v1.registry_pb2.ModelVersion]]:
-        """Errors: NOT_FOUND/MODEL_VERSION_NOT_FOUND."""
+        """Errors: NOT_FOUND/MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, ALIAS_NOT_FOUND."""
 
     @abc.abstractmethod
     def ListModelVersions(
@@ -181,7 +191,8 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: headrace.api.registry.v1.registry_pb2.DownloadArtifactRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[headrace.api.registry.v1.registry_pb2.DownloadArtifactResponse], collections.abc.AsyncIterator[headrace.api.registry.v1.registry_pb2.DownloadArtifactResponse]]: ...
+    ) -> typing.Union[collections.abc.Iterator[headrace.api.registry.v1.registry_pb2.DownloadArtifactResponse], collections.abc.AsyncIterator[headrace.api.registry.v1.registry_pb2.DownloadArtifactResponse]]:
+        """Errors: NOT_FOUND/MODEL_VERSION_NOT_FOUND, ARTIFACT_NOT_FOUND."""
 
     @abc.abstractmethod
     def SetAlias(
@@ -189,8 +200,9 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.registry.v1.registry_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.registry.v1.registry_pb2.Model, collections.abc.Awaitable[headrace.api.registry.v1.registry_pb2.Model]]:
-        """Points an alias at a version; version 0 removes it. The alias "champion" moves with promotions and
-        cannot be set by hand (FAILED_PRECONDITION/ALIAS_RESERVED).
+        """Points an alias at a closed version; version 0 removes it. The alias "champion" is at the newest
+        promoted version and cannot be set by hand. Errors: FAILED_PRECONDITION/ALIAS_RESERVED,
+        FAILED_PRECONDITION/VERSION_OPEN, NOT_FOUND/MODEL_VERSION_NOT_FOUND.
         """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

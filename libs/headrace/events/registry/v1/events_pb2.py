@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from headrace.api.registry.v1 import registry_pb2 as headrace_dot_api_dot_registry_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/events/registry/v1/events.proto\x12\x1bheadrace.events.registry.v1\x1a\'headrace/api/registry/v1/registry.proto\"W\n\x16ModelVersionRegistered\x12=\n\rmodel_version\x18\x01 \x01(\x0b\x32&.headrace.api.registry.v1.ModelVersion\"U\n\x14ModelVersionPromoted\x12=\n\rmodel_version\x18\x01 \x01(\x0b\x32&.headrace.api.registry.v1.ModelVersion\"T\n\x13ModelVersionRefused\x12=\n\rmodel_version\x18\x01 \x01(\x0b\x32&.headrace.api.registry.v1.ModelVersion\"W\n\x0c\x41liasChanged\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x18\n\x10previous_version\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(headrace/events/registry/v1/events.proto\x12\x1bheadrace.events.registry.v1\x1a\'headrace/api/registry/v1/registry.proto\"W\n\x16ModelVersionRegistered\x12=\n\rmodel_version\x18\x01 \x01(\x0b\x32&.headrace.api.registry.v1.ModelVersion\"U\n\x14ModelVersionPromoted\x12=\n\rmodel_version\x18\x01 \x01(\x0b\x32&.headrace.api.registry.v1.ModelVersion\"T\n\x13ModelVersionRefused\x12=\n\rmodel_version\x18\x01 \x01(\x0b\x32&.headrace.api.registry.v1.ModelVersion\">\n\x0cModelChanged\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.headrace.api.registry.v1.Model\"W\n\x0c\x41liasChanged\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x18\n\x10previous_version\x18\x04 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELVERSIONPROMOTED']._serialized_end=288
   _globals['_MODELVERSIONREFUSED']._serialized_start=290
   _globals['_MODELVERSIONREFUSED']._serialized_end=374
-  _globals['_ALIASCHANGED']._serialized_start=376
-  _globals['_ALIASCHANGED']._serialized_end=463
+  _globals['_MODELCHANGED']._serialized_start=376
+  _globals['_MODELCHANGED']._serialized_end=438
+  _globals['_ALIASCHANGED']._serialized_start=440
+  _globals['_ALIASCHANGED']._serialized_end=527
 # @@protoc_insertion_point(module_scope)

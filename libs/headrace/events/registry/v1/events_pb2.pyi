@@ -21,7 +21,8 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 class ModelVersionRegistered(google.protobuf.message.Message):
     """Topic headrace.registry.model-versions.v1; ce_subject and Kafka key the model's name. Types:
     headrace.registry.model-version-registered.v1, headrace.registry.model-version-promoted.v1,
-    headrace.registry.model-version-refused.v1, headrace.registry.alias-changed.v1.
+    headrace.registry.model-version-refused.v1, headrace.registry.alias-changed.v1,
+    headrace.registry.model-changed.v1.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -82,6 +83,27 @@ class ModelVersionRefused(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ModelVersionRefused: typing_extensions.TypeAlias = ModelVersionRefused
+
+@typing.final
+class ModelChanged(google.protobuf.message.Message):
+    """A model was created, or its gates changed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    @property
+    def model(self) -> headrace.api.registry.v1.registry_pb2.Model: ...
+    def __init__(
+        self,
+        *,
+        model: headrace.api.registry.v1.registry_pb2.Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ModelChanged: typing_extensions.TypeAlias = ModelChanged
 
 @typing.final
 class AliasChanged(google.protobuf.message.Message):
