@@ -1,21 +1,29 @@
-"""What answers requests inside Triton: an ONNX model, and the prediction log.
+"""What answers requests inside Triton: an ONNX model, the prediction log, and the request's span.
 
 Triton's Python backend runs one process of this for each instance of a model version. The inference service
 copies it beside `model.onnx` and names the deployment and the topic in the model's configuration. It runs in
 Triton's own environment (numpy 1, onnxruntime, confluent-kafka) and imports nothing of Headrace.
 
-The log never holds a request back: events are built and sent on another thread, and where that falls behind
-they are dropped, counted and reported in Triton's log.
+Neither log nor spans hold a request back: both are built and sent on other threads, and where those fall
+behind they are dropped; lost predictions are counted in Triton's log.
+
+The caller's trace context comes as the header `traceparent`, which Triton is started to forward as a
+parameter. Triton's own OpenTelemetry mode is not used: under concurrent requests it ends the whole server
+(two threads touch one request's span), and it traces what the caller chose not to.
 """
 
+import http.client
 import json
 import os
 import queue
+import re
+import secrets
 import threading
 import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import onnxruntime
@@ -26,6 +34,11 @@ REPORT_SECONDS = 10.0
 # Larger tensors are logged by shape alone: the log is for features and answers, not for images.
 MAX_LOGGED_ELEMENTS = 4096
 
+SPAN_QUEUE_LENGTH = 2048
+SPAN_BATCH = 512
+SPAN_SECONDS = 0.5
+TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
 # numpy's names to the Open Inference Protocol's.
 DATATYPES = {
     "bool": "BOOL",
@@ -35,83 +48,124 @@ DATATYPES = {
     **{f"int{bits}": f"INT{bits}" for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": f"UINT{bits}" for bits in (8, 16, 32, 64)},
 }
+BYTES = "BYTES"
 
 
 class TritonPythonModel:
     """One version of one deployment."""
 
     def initialize(self, args):
-        """Load the model; raising here makes Triton refuse the version."""
+        """Load the model and try it; raising here makes Triton refuse the version."""
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
-        self._version = args["model_version"]
         self._session = onnxruntime.InferenceSession(
             folder / "model.onnx", _options(), providers=_providers()
         )
-        # Shapes of one row as the client sees them: a model's vector output is a column there.
-        self._outputs = [(entry["name"], [int(size) for size in entry["dims"]]) for entry in config["output"]]
         self._inputs = [entry["name"] for entry in config["input"]]
+        # Shapes of one row as the client sees them: a model's vector output is a column there.
+        self._outputs = {entry["name"]: [int(size) for size in entry["dims"]] for entry in config["output"]}
+        self._try(config)
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        self._log = PredictionLog(args["model_name"], self._version, parameters["prediction_topic"])
+        spans = Spans(os.environ.get("HEADRACE_TRACES_URL", ""))
+        self._log = PredictionLog(
+            args["model_name"], int(args["model_version"]), parameters["prediction_topic"], spans
+        )
 
     def execute(self, requests):
         """Answer a batch of requests with one run of the model."""
         arrived = time.time()
         started = time.perf_counter()
         batches = [
-            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
             for request in requests
         ]
-        joined = {name: np.concatenate([batch[name] for batch in batches]) for name in self._inputs}
+        counts = [len(batch[0]) for batch in batches]
+        joined = {
+            name: np.concatenate([batch[index] for batch in batches])
+            for index, name in enumerate(self._inputs)
+        }
         try:
-            answers = self._session.run([name for name, _ in self._outputs], joined)
+            answers = self._answer(joined, sum(counts))
         except Exception as error:
             failure = pb_utils.TritonError(f"the model failed: {error}", pb_utils.TritonError.INTERNAL)
             return [pb_utils.InferenceResponse(error=failure) for _ in requests]
 
         responses, first = [], 0
-        rows = [len(batch[self._inputs[0]]) for batch in batches]
-        for request, batch, count in zip(requests, batches, rows, strict=True):
-            outputs = {
-                name: answer[first : first + count].reshape((count, *shape))
-                for (name, shape), answer in zip(self._outputs, answers, strict=True)
-            }
-            first += count
-            tensors = [pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in outputs.items()]
+        for count in counts:
+            tensors = [
+                pb_utils.Tensor(name, answer[first : first + count]) for name, answer in answers.items()
+            ]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
-            self._log.put(request, batch, outputs, arrived, time.perf_counter() - started)
+            first += count
+        callers = [
+            (request.request_id(), request.parameters(), count)
+            for request, count in zip(requests, counts, strict=True)
+        ]
+        self._log.put(callers, joined, answers, arrived, time.perf_counter() - started)
         return responses
 
     def finalize(self):
         """Send what is still in the log."""
         self._log.close()
 
+    def _answer(self, inputs, rows):
+        """The model's outputs by name, in the shapes that clients are promised."""
+        answers = self._session.run(list(self._outputs), inputs)
+        return {
+            name: np.ascontiguousarray(answer.reshape((rows, *shape)))
+            for (name, shape), answer in zip(self._outputs.items(), answers, strict=True)
+        }
+
+    def _try(self, config):
+        """Answer one row of zeros: a version that cannot must not get a caller's."""
+        row = {
+            entry["name"]: np.zeros(
+                (1, *(max(1, int(size)) for size in entry["dims"])),
+                pb_utils.triton_string_to_numpy(entry["data_type"]),
+            )
+            for entry in config["input"]
+        }
+        if any(value.dtype == object for value in row.values()):
+            return
+        for (name, answer), entry in zip(self._answer(row, 1).items(), config["output"], strict=True):
+            promised = entry["data_type"].removeprefix("TYPE_").replace("STRING", BYTES)
+            given = DATATYPES.get(answer.dtype.name, BYTES)
+            if given != promised:
+                raise ValueError(f"output {name} is {given}, and the signature says {promised}")
+
 
 class PredictionLog:
-    """Prediction events, sent by a thread of their own."""
+    """Prediction events and spans, made by a thread of its own."""
 
-    def __init__(self, deployment, version, topic):
+    def __init__(self, deployment, version, topic, spans):
         self._deployment = deployment
-        self._version = int(version)
+        self._version = version
         self._topic = topic
-        self._queue = queue.Queue(QUEUE_LENGTH)
+        self._spans = spans
+        self._batches = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._queued = 0
         self._dropped = 0
         self._reported = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
 
-    def put(self, request, inputs, outputs, arrived, seconds):
-        """Queue a prediction; never waits, never raises."""
-        entry = (request.request_id(), _traceparent(request), inputs, outputs, arrived, seconds)
-        try:
-            self._queue.put_nowait(entry)
-        except queue.Full:
-            self._drop(1)
+    def put(self, callers, inputs, outputs, arrived, seconds):
+        """Queue a batch: (id, parameters, rows) of each request, and tensors. Never waits, never raises."""
+        with self._lock:
+            fits = self._queued + len(callers) <= QUEUE_LENGTH
+            if fits:
+                self._queued += len(callers)
+        if fits:
+            self._batches.put((callers, inputs, outputs, arrived, seconds))
+        else:
+            self._drop(len(callers))
 
     def close(self):
         """Send what is queued, within a few seconds."""
-        self._queue.put(None)
+        self._batches.put(None)
         self._thread.join(timeout=5)
+        self._spans.close()
 
     def _run(self):
         # Imported and connected here: a broker that is away must not delay the first answer.
@@ -131,19 +185,33 @@ class PredictionLog:
         )
         while True:
             try:
-                entry = self._queue.get(timeout=0.2)
+                batch = self._batches.get(timeout=0.2)
             except queue.Empty:
                 producer.poll(0)
                 continue
-            if entry is None:
+            if batch is None:
                 break
-            try:
-                key, value, headers = self._event(*entry)
-                producer.produce(self._topic, value, key, headers=headers, on_delivery=self._delivered)
-            except BufferError:
-                self._drop(1)
-            except Exception as error:  # whatever it is, the next prediction is logged
-                pb_utils.Logger.log_error(f"a prediction of {self._deployment} was not logged: {error!r}")
+            callers, inputs, outputs, arrived, seconds = batch
+            first = 0
+            for prediction_id, parameters, rows in callers:
+                part = slice(first, first + rows)
+                first += rows
+                try:
+                    key, value, headers = self._event(
+                        prediction_id,
+                        _traceparent(parameters),
+                        {name: tensor[part] for name, tensor in inputs.items()},
+                        {name: tensor[part] for name, tensor in outputs.items()},
+                        arrived,
+                        seconds,
+                    )
+                    producer.produce(self._topic, value, key, headers=headers, on_delivery=self._delivered)
+                except BufferError:
+                    self._drop(1)
+                except Exception as error:  # whatever it is, the next prediction is logged
+                    pb_utils.Logger.log_error(f"a prediction of {self._deployment} was not logged: {error!r}")
+            with self._lock:
+                self._queued -= len(callers)
             producer.poll(0)
         self._drop(producer.flush(4))
 
@@ -152,18 +220,22 @@ class PredictionLog:
             self._drop(1)
 
     def _drop(self, count):
-        self._dropped += count
-        if self._dropped and time.monotonic() - self._reported > REPORT_SECONDS:
-            pb_utils.Logger.log_warn(
-                f"{self._dropped} predictions of {self._deployment} were not logged: is the broker slow?"
-            )
-            self._dropped, self._reported = 0, time.monotonic()
+        with self._lock:
+            self._dropped += count
+            if not self._dropped or time.monotonic() - self._reported < REPORT_SECONDS:
+                return
+            dropped, self._dropped, self._reported = self._dropped, 0, time.monotonic()
+        pb_utils.Logger.log_warn(
+            f"{dropped} predictions of {self._deployment} were not logged: is the broker slow?"
+        )
 
     def _event(self, prediction_id, traceparent, inputs, outputs, arrived, seconds):
         when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
         event_id = str(uuid.uuid4())
+        # No database takes the character U+0000.
+        prediction_id = prediction_id.replace("\0", "?") or event_id
         payload = {
-            "prediction_id": prediction_id or event_id,
+            "prediction_id": prediction_id,
             "deployment": self._deployment,
             "version": self._version,
             "time": when,
@@ -180,19 +252,109 @@ class PredictionLog:
             "ce_time": when,
             "content-type": "application/json",
         }
-        if traceparent:
-            headers["traceparent"] = traceparent
+        attributes = {
+            "headrace.deployment": self._deployment,
+            "headrace.model_version": self._version,
+            "headrace.prediction_id": prediction_id,
+        }
+        own = self._spans.add(traceparent, f"infer {self._deployment}", arrived, seconds, attributes)
+        if own:
+            headers["traceparent"] = own
         return self._deployment.encode(), json.dumps(payload).encode(), headers
 
 
+class Spans:
+    """Sends spans of service `triton` as OTLP over HTTP; drops them while that does not work."""
+
+    def __init__(self, url):
+        self._url = urlsplit(url)
+        self._queue = queue.Queue(SPAN_QUEUE_LENGTH)
+        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+        if url:
+            self._thread.start()
+
+    def add(self, traceparent, name, started, seconds, attributes):
+        """Continue a sampled trace with a span; answers what is to be passed on."""
+        parts = TRACEPARENT.fullmatch(traceparent)
+        if parts is None:
+            return ""
+        trace_id, parent_id, flags = parts.groups()
+        if not self._url.netloc or not int(flags, 16) & 1:
+            return traceparent
+        span_id = secrets.token_hex(8)
+        span = {
+            "traceId": trace_id,
+            "spanId": span_id,
+            "parentSpanId": parent_id,
+            "name": name,
+            "kind": 2,
+            "startTimeUnixNano": str(int(started * 1e9)),
+            "endTimeUnixNano": str(int((started + seconds) * 1e9)),
+            "attributes": [
+                {
+                    "key": key,
+                    "value": {"intValue": str(value)} if isinstance(value, int) else {"stringValue": value},
+                }
+                for key, value in attributes.items()
+            ],
+            "status": {},
+        }
+        try:
+            self._queue.put_nowait(span)
+        except queue.Full:
+            # The collector is slow: whoever comes next hangs below the span before.
+            return traceparent
+        return f"00-{trace_id}-{span_id}-{flags}"
+
+    def close(self):
+        """Send what is queued, within a few seconds."""
+        if self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=1)
+            except queue.Full:
+                return
+            self._thread.join(timeout=3)
+
+    def _run(self):
+        while True:
+            spans = [self._queue.get()]
+            until = time.monotonic() + SPAN_SECONDS
+            while spans[-1] is not None and len(spans) < SPAN_BATCH:
+                try:
+                    spans.append(self._queue.get(timeout=max(0, until - time.monotonic())))
+                except queue.Empty:
+                    break
+            last = spans[-1] is None
+            self._send([span for span in spans if span is not None])
+            if last:
+                return
+
+    def _send(self, spans):
+        if not spans:
+            return
+        resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "triton"}}]}
+        scope_spans = [{"scope": {"name": "headrace.triton"}, "spans": spans}]
+        body = json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": scope_spans}]})
+        connection = http.client.HTTPConnection(self._url.netloc, timeout=2)
+        try:
+            connection.request("POST", self._url.path, body, {"Content-Type": "application/json"})
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return
+        finally:
+            connection.close()
+
+
 def _tensor(name, value):
-    datatype = DATATYPES.get(value.dtype.name, "BYTES")
+    datatype = DATATYPES.get(value.dtype.name, BYTES)
     logged = {"name": name, "datatype": datatype, "shape": list(value.shape)}
     if value.size > MAX_LOGGED_ELEMENTS:
         return logged
     flat = value.ravel()
     if value.dtype == object:
-        logged["strings"] = [item.decode(errors="replace") for item in flat]
+        logged["strings"] = [item.decode(errors="replace").replace("\0", "?") for item in flat]
+    elif np.isfinite(flat).all():
+        logged["numbers"] = flat.astype(np.float64).tolist()
     else:
         # JSON has no NaN and no infinity; Protobuf's JSON writes them as strings.
         logged["numbers"] = [
@@ -202,13 +364,10 @@ def _tensor(name, value):
     return logged
 
 
-def _traceparent(request):
-    """The W3C trace context of the request's span in Triton; empty where it is not traced."""
-    try:
-        context = request.trace().get_context()
-    except Exception:
-        return ""
-    return json.loads(context).get("traceparent", "") if context else ""
+def _traceparent(parameters):
+    """The caller's W3C trace context; empty where there is none."""
+    found = json.loads(parameters).get("traceparent", "") if parameters else ""
+    return found if isinstance(found, str) else ""
 
 
 def _options():

@@ -98,7 +98,10 @@ class Consumer:
         retry: RetryPolicy | None = None,
         client_id: str,
         session_seconds: float = SESSION_SECONDS,
+        ordered: bool = True,
     ) -> None:
+        """`ordered`: off where outcomes do not depend on order; one key's events run side by side then."""
+        self._ordered = ordered
         self._topics = list(topics)
         self._group = group
         self._handler = handler
@@ -172,7 +175,8 @@ class Consumer:
             # A topic that was made anew begins anew; what is in work of the old one counts there no more.
             tracker = self._trackers[partition] = PartitionTracker()
         tracker.start(record.offset)
-        key = (record.topic, record.partition, record.key or b"")
+        order = (record.key or b"") if self._ordered else str(record.offset).encode()
+        key = (record.topic, record.partition, order)
         task = asyncio.create_task(self._process(tracker, record, self._tails.get(key)))
         self._tails[key] = task
         self._tasks[task] = partition

@@ -15,7 +15,7 @@ from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.production import Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.route import Router
-from headrace.inference.xds.resources import Addresses
+from headrace.inference.xds.resources import Wiring
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.messaging.consumer import Consumer
 from headrace.messaging.producer import Producer
@@ -50,11 +50,13 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     repository = ModelRepository(settings.model_repository, ObjectStore.from_uri(platform.store_uri))
     server = await runner.enter(triton_server(settings.triton_grpc, repository))
     control_plane = ControlPlane(
-        Addresses(
+        Wiring(
             listen=settings.envoy_address,
             triton_grpc=settings.triton_grpc,
             triton_http=settings.triton_http,
             traces=urlsplit(platform.otlp_endpoint).netloc,
+            max_request_bytes=settings.max_request_bytes,
+            trace_share=settings.trace_share,
         )
     )
     router = Router(work, control_plane)
@@ -75,19 +77,22 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))
 
     consumers = Consumers(Production(work), changed)
-    for topic, handler in (
-        (MODEL_VERSIONS, consumers.model_versions),
-        (PREDICTIONS, consumers.predictions),
-        (FEEDBACK, consumers.feedback),
+    for topic, handler, in_flight in (
+        (MODEL_VERSIONS, consumers.model_versions, 64),
+        # Predictions are stored in batches of those in flight.
+        (PREDICTIONS, consumers.predictions, 1000),
+        (FEEDBACK, consumers.feedback, 64),
     ):
         # A group for each topic: a burst of predictions must not hold up a promotion.
         consumer = Consumer(
             platform.kafka_bootstrap,
-            group=f"{client_id}.{topic}",
+            group=f"{settings.consumer_group}.{topic}",
             topics=[topic],
             handler=handler,
             dead_letters=producer,
             client_id=client_id,
+            max_in_flight=in_flight,
             session_seconds=platform.kafka_session_seconds,
+            ordered=topic != PREDICTIONS,
         )
         runner.spawn(consumer.consume, f"consumer of {topic}")

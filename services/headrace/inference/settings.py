@@ -13,6 +13,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEADRACE_INFERENCE_", frozen=True)
 
+    consumer_group: str = Field(
+        default="headrace-inference", description="Prefix of the consumer groups, one for each topic."
+    )
     grpc_address: str = "127.0.0.1:7105"
     http_address: str = "127.0.0.1:7205"
     xds_address: str = Field(default="127.0.0.1:7300", description="Where Envoys find their configuration.")
@@ -23,6 +26,17 @@ class Settings(BaseSettings):
     )
     envoy_address: str = Field(
         default="127.0.0.1:8080", description="Where Envoy listens for the Open Inference Protocol."
+    )
+    max_request_bytes: int = Field(
+        default=64 << 20,
+        ge=1 << 10,
+        description="Larger requests are refused: each is held in Envoy's memory while it is stamped.",
+    )
+    trace_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of the requests without a trace context that Envoy begins a trace for.",
     )
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
+from tests.conftest import Background
 from tests.support.models import classifier, classifier_signature
 from tests.support.services import ServiceProcess, platform
 
@@ -22,6 +24,7 @@ from headrace.api.registry.v1 import registry_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
+from headrace.embedded.parts.postgres import Postgres
 from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.events.registry.v1 import events_pb2
 from headrace.messaging.events import protobuf_event
@@ -32,6 +35,8 @@ from headrace.rpc.client import channel
 
 TRITON_ENVIRONMENT = Path(__file__).parents[3] / ".venv-triton"
 DEADLINE = 60.0
+# The shared data plane's limit, so that no test has to send what the default allows.
+MAX_REQUEST_BYTES = 1 << 20
 
 
 @dataclass
@@ -95,21 +100,27 @@ class Plane:
         return found
 
     async def until_live(self, name: str, version: int) -> api.Deployment:
-        """Wait until a version has all traffic at the data plane itself."""
-        found = await self.until(
+        """Wait until a version has all traffic, at the data plane too."""
+        return await self.until(
             name,
             lambda d: (
                 [(t.version, t.weight) for t in d.traffic] == [(version, 100)]
                 and d.rollout.state == api.ROLLOUT_STATE_SUCCEEDED
+                and d.ready
             ),
         )
-        async with asyncio.timeout(DEADLINE), self.client() as client:
+
+    async def until_logged(self, name: str, prediction_ids: set[str]) -> dict[str, api.Prediction]:
+        """Wait until these predictions are in the log; returns the newest of all by id."""
+        async with asyncio.timeout(DEADLINE):
             while True:
-                try:
-                    if (await ask(client, name)).get_response().model_version == str(version):
-                        return found
-                except triton.InferenceServerException:
-                    await asyncio.sleep(0.05)
+                listed = await self.stub.ListPredictions(
+                    api.ListPredictionsRequest(deployment=name, page_size=1000)
+                )
+                logged = {prediction.id: prediction for prediction in listed.predictions}
+                if prediction_ids <= set(logged):
+                    return logged
+                await asyncio.sleep(0.1)
 
     def client(self) -> triton.InferenceServerClient:
         return triton.InferenceServerClient(self.address)
@@ -130,6 +141,96 @@ async def ask(
     )
 
 
+@dataclass
+class Parts:
+    """The processes of a data plane, and where it is."""
+
+    triton: Triton
+    envoy: Envoy
+    service: ServiceProcess
+    address: str
+    bootstrap: str
+    store_uri: str
+
+    async def start(self) -> None:
+        await asyncio.gather(*(part.start() for part in (self.triton, self.envoy, self.service)))
+
+    async def stop(self) -> None:
+        for part in (self.service, self.envoy, self.triton):
+            await part.stop()
+
+    @asynccontextmanager
+    async def plane(self) -> AsyncIterator[Plane]:
+        async with channel(self.service.target) as opened:
+            yield Plane(
+                self.triton,
+                self.envoy,
+                self.service,
+                self.address,
+                self.bootstrap,
+                ObjectStore.from_uri(self.store_uri),
+                inference_pb2_grpc.InferenceServiceStub(opened),
+            )
+
+
+def parts(
+    folder: Path, kafka: str, postgres: str, store_uri: str, *, trace_url: str = "", **settings: str
+) -> Parts:
+    xds, listen = free_port(), free_port()
+    repository = folder / "models"
+    server = Triton(
+        folder / "triton",
+        folder,
+        TritonPorts(free_port(), free_port(), free_port()),
+        environment_folder=TRITON_ENVIRONMENT,
+        model_repository=repository,
+        kafka_bootstrap=kafka,
+        trace_url=trace_url,
+    )
+    service = ServiceProcess(
+        "inference",
+        folder,
+        {
+            **platform(kafka, postgres, store_uri),
+            # The broker is shared: what belongs to another test's database must not come here.
+            "HEADRACE_INFERENCE_CONSUMER_GROUP": f"inference-{uuid.uuid4().hex[:8]}",
+            "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{xds}",
+            "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{server.ports.grpc}",
+            "HEADRACE_INFERENCE_TRITON_HTTP": f"127.0.0.1:{server.ports.http}",
+            "HEADRACE_INFERENCE_MODEL_REPOSITORY": str(repository),
+            "HEADRACE_INFERENCE_ENVOY_ADDRESS": f"127.0.0.1:{listen}",
+            **settings,
+        },
+    )
+    envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds)
+    return Parts(server, envoy, service, f"127.0.0.1:{listen}", kafka, store_uri)
+
+
+@pytest.fixture(scope="session")
+def shared_parts(
+    background: Background, kafka_bootstrap: str, postgres_server: Postgres, session_folder: Path
+) -> Iterator[Parts]:
+    """One data plane for every test that harms none of its parts."""
+    folder = session_folder / "inference"
+    folder.mkdir()
+    shared = parts(
+        folder,
+        kafka_bootstrap,
+        postgres_server.dsn,
+        (folder / "store").as_uri(),
+        HEADRACE_INFERENCE_MAX_REQUEST_BYTES=str(MAX_REQUEST_BYTES),
+    )
+    background.runner.run(shared.start())
+    yield shared
+    background.runner.run(shared.stop())
+
+
+@pytest.fixture
+async def plane(shared_parts: Parts) -> AsyncIterator[Plane]:
+    async with shared_parts.plane() as plane:
+        yield plane
+
+
 MakePlane = Callable[..., Awaitable[Plane]]
 
 
@@ -137,58 +238,16 @@ MakePlane = Callable[..., Awaitable[Plane]]
 async def make_plane(
     kafka_bootstrap: str, postgres_dsn: str, store_uri: str, tmp_path: Path
 ) -> AsyncIterator[MakePlane]:
-    started: list[Triton | Envoy | ServiceProcess] = []
-    channels = []
+    """A data plane of the test's own, to kill its parts or set them differently."""
+    async with AsyncExitStack() as stack:
 
-    async def make(**faults: str) -> Plane:
-        xds, listen = free_port(), free_port()
-        repository = tmp_path / "models"
-        server = Triton(
-            tmp_path / "triton",
-            tmp_path,
-            TritonPorts(free_port(), free_port(), free_port()),
-            environment_folder=TRITON_ENVIRONMENT,
-            model_repository=repository,
-            kafka_bootstrap=kafka_bootstrap,
-        )
-        envoy = Envoy(tmp_path / "envoy", tmp_path, admin_port=free_port(), xds_port=xds)
-        service = ServiceProcess(
-            "inference",
-            tmp_path,
-            {
-                **platform(kafka_bootstrap, postgres_dsn, store_uri),
-                "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{xds}",
-                "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{server.ports.grpc}",
-                "HEADRACE_INFERENCE_TRITON_HTTP": f"127.0.0.1:{server.ports.http}",
-                "HEADRACE_INFERENCE_MODEL_REPOSITORY": str(repository),
-                "HEADRACE_INFERENCE_ENVOY_ADDRESS": f"127.0.0.1:{listen}",
-                **faults,
-            },
-        )
-        started.extend([server, envoy, service])
-        await asyncio.gather(*(part.start() for part in (server, envoy, service)))
-        opened = channel(service.target)
-        channels.append(opened)
-        return Plane(
-            server,
-            envoy,
-            service,
-            f"127.0.0.1:{listen}",
-            kafka_bootstrap,
-            ObjectStore.from_uri(store_uri),
-            inference_pb2_grpc.InferenceServiceStub(opened),
-        )
+        async def make(**settings: str) -> Plane:
+            own = parts(tmp_path, kafka_bootstrap, postgres_dsn, store_uri, **settings)
+            stack.push_async_callback(own.stop)
+            await own.start()
+            return await stack.enter_async_context(own.plane())
 
-    yield make
-    for opened in channels:
-        await opened.close()
-    for part in reversed(started):
-        await part.stop()
-
-
-@pytest.fixture
-async def plane(make_plane: MakePlane) -> Plane:
-    return await make_plane()
+        yield make
 
 
 @pytest.fixture

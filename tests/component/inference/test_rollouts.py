@@ -76,7 +76,8 @@ async def test_a_version_that_does_not_load_never_gets_traffic(plane: Plane, nam
     assert [(t.version, t.weight) for t in failed.traffic] == [(1, 100)]
 
 
-async def test_a_restarted_triton_has_its_models_back(plane: Plane, name: str) -> None:
+async def test_a_restarted_triton_has_its_models_back(make_plane: MakePlane, name: str) -> None:
+    plane = await make_plane()
     await plane.deploy(name)
     await plane.promote(name, 1)
     await plane.until_live(name, 1)

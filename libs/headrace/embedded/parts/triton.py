@@ -102,27 +102,21 @@ class Triton(Part):
             "--http-address=127.0.0.1",
             "--grpc-address=127.0.0.1",
             "--metrics-address=127.0.0.1",
+            # For the model's own span: Triton's OpenTelemetry mode dies under concurrent requests.
+            "--grpc-header-forward-pattern=traceparent",
+            "--http-header-forward-pattern=traceparent",
         ]
-        if self._trace_url:
-            options += [
-                "--trace-config=mode=opentelemetry",
-                "--trace-config=level=TIMESTAMPS",
-                "--trace-config=rate=1",
-                f"--trace-config=opentelemetry,url={self._trace_url}",
-                "--trace-config=opentelemetry,resource=service.name=triton",
-                # Milliseconds between exports.
-                "--trace-config=opentelemetry,bsp_schedule_delay=500",
-            ]
         return [str(self._server / "bin" / "tritonserver"), *options]
 
     def environment(self) -> Mapping[str, str]:
-        """What the Python backend's stub needs to find its interpreter, and models the broker."""
+        """What the Python backend's stub needs to find its interpreter, and models broker and collector."""
         site = self._facts["site"]
         return {
             "PATH": f"{self._environment_folder / 'bin'}:{os.environ.get('PATH', '')}",
             "PYTHONPATH": site,
             "LD_LIBRARY_PATH": f"{self._facts['libdir']}:{site}/nvidia_pytriton.libs",
             "HEADRACE_KAFKA_BOOTSTRAP": self._kafka_bootstrap,
+            "HEADRACE_TRACES_URL": self._trace_url,
         }
 
     async def ready(self) -> bool:

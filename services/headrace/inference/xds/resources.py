@@ -34,12 +34,11 @@ TRITON_GRPC = "triton-grpc"
 TRITON_HTTP = "triton-http"
 TRACES = "traces"
 
-# A request is read whole before it is stamped; a larger one is answered RESOURCE_EXHAUSTED.
-MAX_REQUEST_BYTES = 64 << 20
 LUA = "envoy.filters.http.lua"
 SERVICE = "/inference.GRPCInferenceService/"
 
-# What clients may ask; loading, unloading, shared memory and settings are the control plane's.
+# What clients may ask, of gRPC and of REST; loading, unloading, shared memory and settings are the control
+# plane's.
 PUBLIC_METHODS = (
     "ModelInfer",
     "ServerLive",
@@ -50,31 +49,40 @@ PUBLIC_METHODS = (
     "ModelConfig",
 )
 
+PUBLIC_SERVER_PATHS = ("/v2", "/v2/health/live", "/v2/health/ready")
+PUBLIC_PATHS = "/v2/models/[^/]+(/versions/[^/]+)?(/infer|/ready|/config)?"
+
 _EXTENSION = "type.googleapis.com/envoy.extensions"
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Addresses:
-    """host:port of everything; `traces` is empty where nothing takes spans."""
+class Wiring:
+    """What of the configuration does not change: host:port of everything, and limits.
+
+    `traces` is empty where nothing takes spans. A request is read whole before it is stamped, and one larger
+    than `max_request_bytes` is answered RESOURCE_EXHAUSTED.
+    """
 
     listen: str
     triton_grpc: str
     triton_http: str
     traces: str = ""
+    max_request_bytes: int = 64 << 20
+    trace_share: float = 0.01
 
 
-def resources(addresses: Addresses, routes: Mapping[str, Route]) -> dict[str, dict[str, AnyMessage]]:
+def resources(wiring: Wiring, routes: Mapping[str, Route]) -> dict[str, dict[str, AnyMessage]]:
     """Every resource by type and name."""
     clusters = [
-        _cluster(TRITON_GRPC, addresses.triton_grpc, http2=True),
-        _cluster(TRITON_HTTP, addresses.triton_http, http2=False),
+        _cluster(TRITON_GRPC, wiring.triton_grpc, http2=True),
+        _cluster(TRITON_HTTP, wiring.triton_http, http2=False),
     ]
-    if addresses.traces:
-        clusters.append(_cluster(TRACES, addresses.traces, http2=True))
+    if wiring.traces:
+        clusters.append(_cluster(TRACES, wiring.traces, http2=True))
     return {
         CLUSTER: {entry["name"]: _packed(entry, cluster_pb2.Cluster()) for entry in clusters},
-        LISTENER: {LISTENER_NAME: _packed(_listener(addresses), listener_pb2.Listener())},
+        LISTENER: {LISTENER_NAME: _packed(_listener(wiring), listener_pb2.Listener())},
         ROUTES: {ROUTES_NAME: _packed(_routes(routes), route_pb2.RouteConfiguration())},
     }
 
@@ -112,7 +120,7 @@ def _cluster(name: str, address: str, *, http2: bool) -> Document:
     return cluster
 
 
-def _listener(addresses: Addresses) -> Document:
+def _listener(wiring: Wiring) -> Document:
     manager: Document = {
         "@type": f"{_EXTENSION}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "inference",
@@ -127,7 +135,11 @@ def _listener(addresses: Addresses) -> Document:
             }
         },
         "rds": {"route_config_name": ROUTES_NAME, "config_source": {"ads": {}, "resource_api_version": "V3"}},
-        "local_reply_config": {"mappers": [_too_large()]},
+        "local_reply_config": {"mappers": [_too_large(wiring.max_request_bytes)]},
+        # What the routes below allow must be what Triton sees.
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "http_filters": [
             {
                 "name": LUA,
@@ -147,7 +159,7 @@ def _listener(addresses: Addresses) -> Document:
             },
         ],
     }
-    if addresses.traces:
+    if wiring.traces:
         manager["tracing"] = {
             "provider": {
                 "name": "envoy.tracers.opentelemetry",
@@ -157,18 +169,20 @@ def _listener(addresses: Addresses) -> Document:
                     "service_name": "envoy",
                 },
             },
+            # Of requests that bring no context; one that does decides for itself.
+            "random_sampling": {"value": 100 * wiring.trace_share},
         }
     return {
         "name": LISTENER_NAME,
-        "address": _socket(addresses.listen),
-        "per_connection_buffer_limit_bytes": MAX_REQUEST_BYTES,
+        "address": _socket(wiring.listen),
+        "per_connection_buffer_limit_bytes": wiring.max_request_bytes,
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
 
 
-def _too_large() -> Document:
+def _too_large(limit: int) -> Document:
     return {
         "filter": {
             "status_code_filter": {
@@ -182,7 +196,7 @@ def _too_large() -> Document:
             }
             for name, value in (
                 ("grpc-status", "8"),
-                ("grpc-message", f"the request is larger than {MAX_REQUEST_BYTES >> 20} MiB"),
+                ("grpc-message", f"the request is larger than {limit} bytes"),
             )
         ],
     }
@@ -215,16 +229,21 @@ def _routes(routes: Mapping[str, Route]) -> Document:
                         }
                         for method in PUBLIC_METHODS
                     ),
-                    _refused({"prefix": SERVICE}, 403, "operators only: use Headrace's own API"),
+                    # 404 is UNIMPLEMENTED in gRPC, 403 PERMISSION_DENIED.
+                    _refused(
+                        {"path": SERVICE + "ModelStreamInfer"}, 404, "call ModelInfer: streams are not served"
+                    ),
+                    _refused({"prefix": SERVICE}, 403, "for operators only"),
                     {
-                        "match": {"prefix": "/v2/models/"},
+                        "match": {"safe_regex": {"regex": PUBLIC_PATHS}},
                         "route": _to(TRITON_HTTP),
                         "metadata": metadata,
                     },
-                    {"match": {"prefix": "/v2/health/"}, "route": _to(TRITON_HTTP)},
-                    {"match": {"path": "/v2"}, "route": _to(TRITON_HTTP)},
-                    _refused({"prefix": "/v2/"}, 403, "operators only: use Headrace's own API"),
-                    _refused({"prefix": "/"}, 404, "the Open Inference Protocol answers below /v2"),
+                    *({"match": {"path": path}, "route": _to(TRITON_HTTP)} for path in PUBLIC_SERVER_PATHS),
+                    _refused({"prefix": "/v2/"}, 403, "for operators only", json=True),
+                    _refused(
+                        {"prefix": "/"}, 404, "the Open Inference Protocol is served below /v2", json=True
+                    ),
                 ],
             }
         ],
@@ -242,8 +261,18 @@ def _to(cluster: str) -> Document:
     }
 
 
-def _refused(match: Document, status: int, message: str) -> Document:
-    return {
+def _refused(match: Document, status: int, message: str, *, json: bool = False) -> Document:
+    """An answer of Envoy's own; in gRPC the body is the status's message."""
+    refused: Document = {
         "match": match,
-        "direct_response": {"status": status, "body": {"inline_string": f'{{"error": "{message}"}}'}},
+        "direct_response": {
+            "status": status,
+            "body": {"inline_string": f'{{"error": "{message}"}}' if json else message},
+        },
     }
+    if json:
+        header = {"key": "content-type", "value": "application/json"}
+        refused["response_headers_to_add"] = [
+            {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        ]
+    return refused

@@ -22,7 +22,7 @@ from headrace.inference.xds.resources import (
     LISTENER_NAME,
     ROUTES,
     ROUTES_NAME,
-    Addresses,
+    Wiring,
     resources,
 )
 
@@ -148,8 +148,8 @@ class ControlPlane:
     while the control plane starts.
     """
 
-    def __init__(self, addresses: Addresses) -> None:
-        self._addresses = addresses
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
         self._routes: Mapping[str, Route] | None = None
         self._snapshot: Mapping[str, Mapping[str, Versioned]] = {}
         self._peers: set[Peer] = set()
@@ -165,7 +165,7 @@ class ControlPlane:
                 name: Versioned(resource, hashlib.sha256(resource.value).hexdigest()[:16])
                 for name, resource in entries.items()
             }
-            for kind, entries in resources(self._addresses, routes).items()
+            for kind, entries in resources(self._wiring, routes).items()
         }
         self._wake_all()
 
