@@ -109,7 +109,12 @@ async def ensure_topics(bootstrap: str, topics: Iterable[Topic], *, replication:
                     name=topic.name,
                     num_partitions=topic.partitions,
                     replication_factor=replication,
-                    topic_configs={"retention.ms": str(topic.retention_ms)},
+                    topic_configs={
+                        "retention.ms": str(topic.retention_ms),
+                        # Retention counts from the arrival: a producer's own time, where it replays the
+                        # past, would have its events deleted before anyone has read them.
+                        "message.timestamp.type": "LogAppendTime",
+                    },
                 )
                 for topic in missing
             ]
