@@ -76,6 +76,9 @@ class RegistryRegistrar:
                 ),
             )
         )
+        if created.state != api.MODEL_VERSION_STATE_UPLOADING:
+            # Judged already: whoever registered it died before it could say so.
+            return created.version, _verdict(created)
         for path in ARTIFACTS:
             await self._stub.UploadArtifact(
                 _parts(created.model, created.version, folder / path), timeout=UPLOAD_SECONDS

@@ -68,6 +68,11 @@ class Report(_Frozen):
     code_version: str
     torch_version: str
 
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether the run in this folder has finished."""
+        return (folder / REPORT_FILE).exists()
+
     @classmethod
     def read(cls, folder: Path) -> Report:
         """Read a finished run's report."""

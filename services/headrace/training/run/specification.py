@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Final
 
@@ -70,7 +71,8 @@ class RunSpec(_Frozen):
 
     def fingerprint(self) -> str:
         """Identify what is computed: a checkpoint is of use only to a run with the same fingerprint."""
-        same = self.model_dump_json(
+        same = self.model_dump(
+            mode="json",
             include={
                 "recipe",
                 "parameters",
@@ -79,9 +81,10 @@ class RunSpec(_Frozen):
                 "normalise",
                 "normalise_label",
                 "seed",
-            }
+            },
         )
-        return hashlib.sha256(same.encode()).hexdigest()
+        # Sorted: parameters come from a Protobuf map, whose order changes from one message to the next.
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> RunSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ from headrace.runtime.faults import fault_point
 from headrace.training.domain.runs import Run, RunState, failed, run_id, stopped
 from headrace.training.run.messages import Message, Progressed, Started
 from headrace.training.run.report import Report
-from headrace.training.use_cases.ports import Ending, Executor, Registrar, Runs
+from headrace.training.use_cases.ports import Executor, Registrar, Runs
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class Agent:
 
     What it knew before a restart it finds in the table: ended runs stay reported, and runs that were
     under way died with the process (the kernel saw to that) and start again from their checkpoint if
-    they are still desired.
+    they are still desired. One that was being registered has its results in its folder, and is
+    registered without being trained again.
     """
 
     def __init__(self, node: str, runs: Runs, executor: Executor, registrar: Registrar, clock: Clock) -> None:
@@ -77,13 +78,13 @@ class Agent:
         for name, active in self._active.items():
             if name not in wanted:
                 active.unwanted.set()
-        for name, run in list(self._orphans.items()):
+        orphans, self._orphans = self._orphans, {}
+        for name, run in orphans.items():
             if name not in wanted:
                 await self._save(stopped(run, "its node's agent was restarted", self._clock()))
-            del self._orphans[name]
         for name, task in wanted.items():
             if name not in self._active and name not in self._known:
-                self._start(name, task)
+                self._start(name, task, orphans.get(name))
 
     async def close(self) -> None:
         """Stop every run; each saves a checkpoint first. Their rows stay open: they go on after a restart."""
@@ -92,7 +93,10 @@ class Agent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, name: str, task: scheduling_pb2.Task) -> None:
+    def _start(self, name: str, task: scheduling_pb2.Task, orphan: Run | None) -> None:
+        if orphan is not None and self._has_results(orphan):
+            self._carry_on(name, orphan, lambda active: self._register(active, task))
+            return
         run = Run(
             id=name,
             job=task.job,
@@ -102,9 +106,16 @@ class Agent:
             traceparent=task.traceparent,
             start_time=self._clock(),
         )
+        self._carry_on(name, run, lambda active: self._carry(active, task))
+
+    def _has_results(self, run: Run) -> bool:
+        """Whether all that an earlier process left to do is to register: the report is written last."""
+        return run.state is RunState.REGISTERING and Report.exists(self._executor.folder(run.id))
+
+    def _carry_on(self, name: str, run: Run, carry: Callable[[Active], Coroutine[None, None, None]]) -> None:
         active = Active(run)
         self._active[name] = active
-        active.task = asyncio.create_task(self._carry(active, task), name=f"run {name}")
+        active.task = asyncio.create_task(carry(active), name=f"run {name}")
         active.task.add_done_callback(lambda done: self._dropped(name, done))
         self.changed.set()
 
@@ -140,9 +151,9 @@ class Agent:
         elif ending.code != 0:
             await self._update(active, failed(active.run, ending.reason, ending.message, self._clock()))
         else:
-            await self._register(active, task, ending)
+            await self._register(active, task)
 
-    async def _register(self, active: Active, task: scheduling_pb2.Task, ending: Ending) -> None:
+    async def _register(self, active: Active, task: scheduling_pb2.Task) -> None:
         folder = self._executor.folder(active.run.id)
         metrics = {name: value for name, value in Report.read(folder).metrics.items() if math.isfinite(value)}
         await self._update(active, replace(active.run, state=RunState.REGISTERING, metrics=metrics))

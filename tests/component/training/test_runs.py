@@ -1,0 +1,204 @@
+"""Runs in this process, on real data: the same result however often they are interrupted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from pydantic import JsonValue
+from sklearn.datasets import load_breast_cancer
+from tests.support.training import KEY, LABEL, features
+
+from headrace.errors import InvalidArgument
+from headrace.objects import ObjectStore
+from headrace.training.run.errors import Interrupted, UnusableDataset
+from headrace.training.run.messages import Pipe
+from headrace.training.run.report import MODEL_FILE, Report
+from headrace.training.run.specification import Column, Dataset, Label, RunSpec, Shares
+from headrace.training.run.work import work
+
+EPOCHS = 24
+
+
+@dataclass
+class Runs:
+    """Runs of one job."""
+
+    folder: Path
+    table_uri: str
+    store_uri: str
+
+    def spec(
+        self, job: str, shares: tuple[float, float, float] = (0.7, 0.15, 0.15), **parameters: JsonValue
+    ) -> RunSpec:
+        train, validation, test = shares
+        return RunSpec(
+            run=f"{job}-1",
+            job=job,
+            attempt=1,
+            pipeline="p",
+            node="n",
+            recipe="mlp",
+            parameters={"hidden": [8], "epochs": EPOCHS, **parameters},
+            dataset=Dataset(
+                name="d",
+                version=1,
+                table_uri=self.table_uri,
+                table_version=0,
+                content_hash="",
+                key=KEY,
+                features=tuple(Column(name=name, type="float32") for name in features()),
+                label=Label(name=LABEL, type="int8", classes=("0", "1")),
+            ),
+            shares=Shares(train=train, validation=validation, test=test),
+            normalise=True,
+            normalise_label=False,
+            seed=3,
+            store_uri=self.store_uri,
+        )
+
+    def run(self, spec: RunSpec, stopping: Callable[[], bool] = lambda: False) -> Report:
+        folder = self.folder / spec.job
+        folder.mkdir(exist_ok=True)
+        work(spec, folder, Pipe(None), stopping)
+        return Report.read(folder)
+
+    def model(self, spec: RunSpec) -> bytes:
+        return (self.folder / spec.job / MODEL_FILE).read_bytes()
+
+    def weights(self, spec: RunSpec) -> list[bytes]:
+        graph = onnx.load_from_string(self.model(spec)).graph
+        return sorted(tensor.raw_data for tensor in graph.initializer)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, table_uri: str, store_uri: str) -> Runs:
+    return Runs(tmp_path, table_uri, store_uri)
+
+
+def stop_after(epochs: int) -> Callable[[], bool]:
+    passes = itertools.count(1)
+    return lambda: next(passes) >= epochs
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"optimizer": "adam", "batch_size": 32},
+        {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01, "batch_size": 50},
+        {"optimizer": "sgd", "learning_rate": 0.01, "batch_size": 0, "activation": "tanh"},
+        {"early_stopping": {"patience": 3, "min_delta": 0.001}, "learning_rate": 0.05, "epochs": 60},
+    ],
+)
+def test_an_interrupted_run_ends_with_the_same_bits(runs: Runs, parameters: dict[str, JsonValue]) -> None:
+    whole = runs.spec("whole", **parameters)
+    expected = runs.run(whole)
+    parted = runs.spec("parted", **parameters)
+    for epochs in (1, 2, 3):
+        with pytest.raises(Interrupted):
+            runs.run(parted, stop_after(epochs))
+    found = runs.run(parted)
+    assert found.resumed_epoch == 6
+    assert found.losses == expected.losses
+    assert found.metrics == expected.metrics
+    assert (found.epochs, found.best_epoch) == (expected.epochs, expected.best_epoch)
+    assert runs.weights(parted) == runs.weights(whole)
+
+
+def test_another_seed_makes_another_model(runs: Runs) -> None:
+    first = runs.spec("first")
+    second = runs.spec("second").model_copy(update={"seed": 4})
+    assert runs.run(first).losses != runs.run(second).losses
+
+
+def test_a_checkpoint_of_another_specification_is_not_used(runs: Runs) -> None:
+    with pytest.raises(Interrupted):
+        runs.run(runs.spec("job"), stop_after(4))
+    assert runs.run(runs.spec("job", learning_rate=0.01)).resumed_epoch == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint"])
+def test_a_damaged_checkpoint_is_not_used(runs: Runs, damage: bytes) -> None:
+    spec = runs.spec("job")
+    with pytest.raises(Interrupted):
+        runs.run(spec, stop_after(4))
+    ObjectStore.from_uri(runs.store_uri).write_bytes("checkpoints/job/1-00000004.pt", damage)
+    assert runs.run(spec).resumed_epoch == 0
+
+
+def test_the_exported_model_answers_raw_rows_with_what_was_measured(runs: Runs) -> None:
+    spec = runs.spec("job", epochs=60)
+    report = runs.run(spec)
+    data = load_breast_cancer()
+    session = ReferenceEvaluator(onnx.load_from_string(runs.model(spec)))
+    probabilities, labels = session.run(None, {"features": data.data.astype(np.float32)})
+    assert probabilities.shape == (569, 2)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert sum(report.rows.values()) == 569
+    # The splits' accuracies, weighted by their rows, are the whole's.
+    share = sum(report.metrics[f"{name}/accuracy"] * rows for name, rows in report.rows.items()) / 569
+    assert np.mean(labels == 1 - data.target) == pytest.approx(share)
+    assert report.metrics["test/accuracy"] > 0.93
+
+
+def test_normalisation_is_fitted_on_the_training_split_alone(runs: Runs, tmp_path: Path) -> None:
+    spec = runs.spec("job", epochs=1)
+    runs.run(spec)
+    from headrace.training.run.data import load
+
+    train = load(spec.dataset, spec.shares, classified=True).train
+    means = train.features.double().mean(dim=0).float().numpy().tobytes()
+    assert means in runs.weights(spec)
+
+
+def test_a_regression_comes_close_to_ordinary_least_squares(runs: Runs) -> None:
+    """A network without hidden layers, trained long enough, is the linear model."""
+    from sklearn.linear_model import LinearRegression
+
+    from headrace.training.run.data import load
+
+    spec = runs.spec(
+        "job",
+        hidden=[],
+        loss="mse",
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=0,
+        epochs=3000,
+    )
+    dataset = spec.dataset.model_copy(
+        update={
+            "features": spec.dataset.features[1:3],
+            "label": Label(name=features()[0], type="float32"),
+        }
+    )
+    spec = spec.model_copy(update={"dataset": dataset, "normalise_label": True})
+    report = runs.run(spec)
+    data = load(dataset, spec.shares, classified=False)
+    fitted = LinearRegression().fit(data.train.features, data.train.labels)
+    error = fitted.predict(data.test.features) - data.test.labels.numpy()
+    assert report.metrics["test/mse"] == pytest.approx(np.mean(error**2), rel=1e-3)
+
+
+def test_a_training_split_without_rows_is_refused(runs: Runs) -> None:
+    with pytest.raises(UnusableDataset, match="none is in the training split"):
+        runs.run(runs.spec("job", shares=(1e-9, 0.5, 0.5 - 1e-9)))
+
+
+def test_a_wrong_parameter_is_named(runs: Runs) -> None:
+    with pytest.raises(InvalidArgument, match="hiden"):
+        runs.run(runs.spec("job", hiden=[3]))
+
+
+def test_threads_do_not_change_the_result(runs: Runs) -> None:
+    one = runs.spec("one")
+    two = runs.spec("two").model_copy(update={"cpu": 2.0})
+    assert runs.run(one).losses[-1].train == pytest.approx(runs.run(two).losses[-1].train, rel=1e-5)
+    torch.set_num_threads(1)
