@@ -1,12 +1,14 @@
 # Two commands do everything: `make demo` and `make test`. Both set up what they need, once.
 #   make demo [BROKER=embedded|kafka]    from events to predictions on real data
 #   make test [BROKER=embedded|kafka]    all tests; with kafka, those that need a broker, on Apache Kafka
+#   make test-kills [COUNT=20]           the tests that kill processes at their worst moments, so often each
 #   make up | down                       start the stack and leave it running | stop it
 #   make lint | format | protos | lock | clean
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTHON ?= python3.11
 BROKER ?= embedded
+COUNT ?= 20
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 UV := .cache/uv/bin/uv
@@ -14,7 +16,7 @@ COMPILE := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-
 	--python-version 3.11 --python-platform x86_64-manylinux_2_35
 SERVICES := ingestion scheduling training registry inference
 
-.PHONY: help setup demo test lint format protos lock up down clean
+.PHONY: help setup demo test test-kills lint format protos lock up down clean
 
 help:
 	@sed -n '1,/^\.DEFAULT_GOAL/ s/^# \{0,1\}//p' Makefile
@@ -52,6 +54,9 @@ ifeq ($(BROKER),embedded)
 else
 	HEADRACE_TEST_BROKER=$(BROKER) $(BIN)/python -m pytest -m broker
 endif
+
+test-kills: setup
+	$(BIN)/python -m pytest -m kill --count $(COUNT)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,16 +10,16 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import deltalake
 import pyarrow as pa
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from tests.support.services import platform
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
@@ -27,29 +27,7 @@ from headrace.events.ingestion.v1 import events_pb2
 from headrace.messaging import topics
 from headrace.rpc.client import channel
 
-T = TypeVar("T")
-PATIENCE_SECONDS = 30.0
 Headers = list[tuple[str, bytes]]
-
-
-async def eventually(
-    ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], seconds: float = PATIENCE_SECONDS
-) -> T:
-    """Ask until the answer is accepted; fail with the last answer when time is up."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    while True:
-        answer = await ask()
-        if accept(answer):
-            return answer
-        if loop.time() > deadline:
-            raise AssertionError(f"not within {seconds} s; the last answer was {answer!r}")
-        await asyncio.sleep(0.05)
-
-
-def session_seconds() -> str:
-    # The embedded broker waits for half of it at each join; Apache Kafka takes no less than 6 s.
-    return "6" if os.environ.get("HEADRACE_TEST_BROKER") == "kafka" else "2"
 
 
 def free_port() -> int:
@@ -113,7 +91,6 @@ class Ingestion:
                 env={
                     **os.environ,
                     **platform(self.bootstrap, self.dsn, self.store_uri),
-                    "HEADRACE_KAFKA_SESSION_SECONDS": session_seconds(),
                     "HEADRACE_INGESTION_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
                     "HEADRACE_INGESTION_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
                     "HEADRACE_INGESTION_CONSUMER_GROUP": self.group,

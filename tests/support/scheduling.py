@@ -9,15 +9,16 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace import errors
 from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -41,26 +42,9 @@ if TYPE_CHECKING:
 else:
     Stub = object
 
-T = TypeVar("T")
-PATIENCE_SECONDS = 30.0
 LEASE_SECONDS = 2.0
 TRACEPARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 GIBIBYTE = 1 << 30
-
-
-async def eventually(
-    ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], seconds: float = PATIENCE_SECONDS
-) -> T:
-    """Ask until the answer is accepted; fail with the last answer when time is up."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    while True:
-        answer = await ask()
-        if accept(answer):
-            return answer
-        if loop.time() > deadline:
-            raise AssertionError(f"not within {seconds} s; the last answer was {answer!r}")
-        await asyncio.sleep(0.02)
 
 
 def a_schema() -> ingestion_pb2.Schema:
@@ -292,9 +276,7 @@ class Scheduling:
                     **os.environ,
                     "HEADRACE_KAFKA_BOOTSTRAP": self.bootstrap,
                     "HEADRACE_KAFKA_IDEMPOTENCE": "false",
-                    "HEADRACE_KAFKA_SESSION_SECONDS": (
-                        "6" if os.environ.get("HEADRACE_TEST_BROKER") == "kafka" else "1"
-                    ),
+                    "HEADRACE_KAFKA_SESSION_SECONDS": "1",
                     "HEADRACE_POSTGRES_DSN": self.dsn,
                     "HEADRACE_SCHEDULING_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
                     "HEADRACE_SCHEDULING_HTTP_ADDRESS": f"127.0.0.1:{http_port}",

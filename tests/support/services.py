@@ -9,6 +9,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import asyncpg
+from tests.support.waiting import eventually
+
 from headrace.embedded.parts.process import Part, PartFailed, free_port, http_status
 
 
@@ -61,8 +64,23 @@ def platform(kafka_bootstrap: str, postgres_dsn: str, store_uri: str) -> dict[st
     return {
         "HEADRACE_KAFKA_BOOTSTRAP": kafka_bootstrap,
         "HEADRACE_KAFKA_IDEMPOTENCE": str(kafka).lower(),
-        # Kafka's own minimum; the embedded broker lets a joining group wait for half of it.
-        "HEADRACE_KAFKA_SESSION_SECONDS": "6" if kafka else "2",
+        # Short, for a killed member's successor waits for it; the embedded broker lets each joining group
+        # wait for half of it.
+        "HEADRACE_KAFKA_SESSION_SECONDS": "2",
         "HEADRACE_POSTGRES_DSN": postgres_dsn,
         "HEADRACE_STORE_URI": store_uri,
     }
+
+
+async def until_outbox_empty(postgres_dsn: str, schema: str) -> None:
+    """Wait until a service has published everything that it has to tell."""
+    connection = await asyncpg.connect(postgres_dsn)
+    try:
+
+        async def left() -> int:
+            count: int = await connection.fetchval(f'SELECT count(*) FROM "{schema}".outbox')
+            return count
+
+        await eventually(left, lambda count: count == 0)
+    finally:
+        await connection.close()

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import deltalake
 import pyarrow as pa
 import pytest
-from tests.support.ingestion import Headers, Ingestion, eventually
+from tests.support.ingestion import Headers, Ingestion
+from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.errors import FailedPrecondition, HeadraceError, InvalidArgument, NotFound

@@ -1,12 +1,8 @@
-"""Kill -9 at the worst moments: rows equal valid events, each once; each rejected event once.
-
-Each case can be repeated: HEADRACE_TEST_REPEAT=20 runs every one of them 20 times.
-"""
+"""Kill -9 at the worst moments: rows equal valid events, each once; each rejected event once."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -14,7 +10,8 @@ from pathlib import Path
 import deltalake
 import pyarrow as pa
 import pytest
-from tests.support.ingestion import Headers, Ingestion, Process, eventually
+from tests.support.ingestion import Headers, Ingestion, Process
+from tests.support.waiting import eventually
 
 from headrace.events.ingestion.v1 import events_pb2
 from headrace.ingestion.domain.content_hash import hash_rows, to_hex
@@ -22,7 +19,6 @@ from headrace.messaging import topics
 
 pytestmark = [pytest.mark.broker, pytest.mark.kill]
 
-REPEAT = int(os.environ.get("HEADRACE_TEST_REPEAT", "1"))
 EVENTS = 40
 BAD_EVERY = 5
 GOOD = EVENTS - EVENTS // BAD_EVERY
@@ -87,7 +83,6 @@ async def assert_versions_hold_what_they_say(ingestion: Ingestion, process: Proc
     assert announced == versions
 
 
-@pytest.mark.parametrize("repetition", range(REPEAT))
 @pytest.mark.parametrize(
     "fault",
     [
@@ -100,7 +95,7 @@ async def assert_versions_hold_what_they_say(ingestion: Ingestion, process: Proc
     ],
 )
 async def test_a_kill_loses_nothing_and_doubles_nothing(
-    ingestion: Ingestion, tmp_path: Path, fault: str, repetition: int
+    ingestion: Ingestion, tmp_path: Path, fault: str
 ) -> None:
     environment = {
         "HEADRACE_FAULT": fault,

@@ -5,8 +5,9 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
-from tests.support.ingestion import Headers, Ingestion, eventually
+from tests.support.ingestion import Headers, Ingestion
 from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.broker
 

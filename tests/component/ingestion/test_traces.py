@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.support.ingestion import Headers, Ingestion, eventually, free_port
+from tests.support.ingestion import Headers, Ingestion, free_port
 from tests.support.otlp import collecting
+from tests.support.waiting import eventually
 
 from headrace.messaging import topics
 

@@ -7,7 +7,8 @@ import uuid
 from typing import Any
 
 import pytest
-from tests.support.scheduling import GIBIBYTE, Process, Scheduling, Stub, a_spec, eventually
+from tests.support.scheduling import GIBIBYTE, Process, Scheduling, Stub, a_spec
+from tests.support.waiting import eventually
 
 from headrace import errors
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb

@@ -6,14 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.support.scheduling import (
-    LEASE_SECONDS,
-    Process,
-    Scheduling,
-    Stub,
-    eventually,
-    stub_of,
-)
+from tests.support.scheduling import LEASE_SECONDS, Process, Scheduling, Stub, stub_of
+from tests.support.waiting import eventually
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from tests.support.scheduling import TRACEPARENT, Process, Scheduling, Stub, eventually
+from tests.support.scheduling import TRACEPARENT, Process, Scheduling, Stub
+from tests.support.waiting import eventually
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
 from headrace.rpc.convert import to_duration

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 import pytest
 from tests.support.otlp import collecting
 from tests.support.proxy import Proxy
-from tests.support.scheduling import LEASE_SECONDS, TRACEPARENT, Scheduling, eventually, stub_of
+from tests.support.scheduling import LEASE_SECONDS, TRACEPARENT, Scheduling, stub_of
+from tests.support.waiting import eventually
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
 from headrace.messaging import topics

@@ -1,0 +1,26 @@
+"""Waiting for conditions, with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 30.0
+POLL_SECONDS = 0.02
+
+
+async def eventually(
+    ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], seconds: float = PATIENCE_SECONDS
+) -> T:
+    """Ask until the answer is accepted; fail with the last answer when time is up."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        answer = await ask()
+        if accept(answer):
+            return answer
+        if loop.time() > deadline:
+            raise AssertionError(f"not within {seconds} s; the last answer was {answer!r}")
+        await asyncio.sleep(POLL_SECONDS)
