@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from headrace.embedded import commands
+from headrace.embedded.stack_file import Stack as StackFile
 
 ROOT = Path(__file__).parents[2]
 BROKER = os.environ.get("HEADRACE_TEST_BROKER", "embedded")
@@ -39,6 +40,12 @@ class Stack:
         if check:
             assert finished.returncode == 0, finished.stdout + finished.stderr
         return finished
+
+    def target(self, name: str) -> str:
+        """A part's address."""
+        stack = StackFile.read(self.data)
+        assert stack is not None
+        return stack.targets[name]
 
     def json(self, *arguments: str) -> list[dict[str, object]]:
         """Run the command, and read the JSON that it prints."""

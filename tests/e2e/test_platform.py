@@ -11,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
+from confluent_kafka import Producer
 from tests.e2e.conftest import ROOT, Stack, unique
+
+from headrace.messaging.topics import SAMPLES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -31,7 +35,7 @@ spec:
   preprocess: {{normalise: standard}}
   training:
     recipe: mlp
-    parameters: {{hidden: [8], epochs: 30, learning_rate: 0.05}}
+    parameters: {{hidden: [8], epochs: {epochs}, learning_rate: {learning_rate}, checkpoint_every: 10}}
     resources: {{cpu: {cpu}, memory: 1Gi}}
   gates:
     - {{metric: accuracy, split: test, min: {gate}}}
@@ -40,9 +44,12 @@ spec:
 """
 
 
-def pipeline(tmp_path: Path, name: str, *, rows: int = 200, gate: float = 0.8, cpu: float = 1) -> Path:
+DEFAULTS = {"rows": 200, "gate": 0.8, "cpu": 1, "epochs": 30, "learning_rate": 0.05}
+
+
+def pipeline(tmp_path: Path, name: str, **changes: float) -> Path:
     file = tmp_path / "pipeline.yaml"
-    file.write_text(PIPELINE.format(name=name, rows=rows, gate=gate, cpu=cpu))
+    file.write_text(PIPELINE.format(name=name, **{**DEFAULTS, **changes}))
     return file
 
 
@@ -166,6 +173,76 @@ def test_a_gate_that_is_not_met_deploys_nothing(stack: Stack, tmp_path: Path) ->
     assert "at least 1.1 is asked for" in str(results[0]["message"])
     [deployment] = [row for row in stack.json("get", "deployments") if row["name"] == name]
     assert not deployment["ready"]
+
+
+def test_bad_events_are_listed_with_their_reasons(stack: Stack, deployed: str) -> None:
+    attributes = {
+        "ce_specversion": "1.0",
+        "ce_source": "e2e",
+        "ce_type": "headrace.ingestion.sample.v1",
+        "ce_subject": deployed,
+        "content-type": "application/json",
+    }
+    producer = Producer({"bootstrap.servers": stack.target("kafka"), "message.max.bytes": 4 << 20})
+    bad: dict[str, tuple[dict[str, str], bytes]] = {
+        "INVALID_CLOUDEVENT": ({"ce_specversion": "0.1"}, b"{}"),
+        "SCHEMA_VIOLATION": ({}, b'{"id": "p", "x": "wide", "y": 1, "above": 0}'),
+        "OVERSIZE_EVENT": ({}, b'{"id": "' + b"p" * (1 << 20) + b'"}'),
+    }
+    for reason, (changes, value) in bad.items():
+        headers = {"ce_id": f"{deployed}-{reason}", **attributes, **changes}
+        producer.produce(SAMPLES, value, key=deployed, headers=list(headers.items()))
+    assert producer.flush(30) == 0
+
+    def found() -> dict[str, dict[str, object]]:
+        rows = stack.json("get", "rejected")
+        return {str(row["reason"]): row for row in rows if str(row["event_id"]).startswith(deployed)}
+
+    until(lambda: set(bad) <= set(found()), "the rejected events")
+    violation = found()["SCHEMA_VIOLATION"]
+    assert violation["field"] == "x"
+    assert "float32" in str(violation["message"])
+
+
+def test_a_run_that_fails_says_why_and_is_not_tried_without_end(stack: Stack, tmp_path: Path) -> None:
+    name = unique("diverging")
+    stack.headrace("apply", "-f", str(pipeline(tmp_path, name, learning_rate=1e30)))
+    stack.headrace("produce", name, "-f", str(samples(tmp_path)))
+    until(
+        lambda: bool(jobs := stack.json("get", "jobs", name)) and jobs[0]["state"] == "FAILED",
+        "the job to fail",
+    )
+    [job] = stack.json("get", "jobs", name)
+    assert "a smaller learning_rate may help" in str(job["message"])
+    assert stack.json("get", "model-versions", name) == []
+
+
+@pytest.mark.kill
+def test_a_killed_run_is_tried_again_from_its_checkpoint(stack: Stack, tmp_path: Path) -> None:
+    name = unique("killed")
+    stack.headrace("apply", "-f", str(pipeline(tmp_path, name, epochs=3000)))
+    stack.headrace("produce", name, "-f", str(samples(tmp_path)))
+
+    def runs() -> list[dict[str, object]]:
+        return [run for run in stack.json("get", "runs") if run["pipeline"] == name]
+
+    until(
+        lambda: bool(started := runs()) and int(str(started[0]["epoch"])) > 20, "the run to save a checkpoint"
+    )
+    [first] = runs()
+    [process] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "headrace.training.run" in (process.info["cmdline"] or [])
+        and str(first["id"]) in process.info["cmdline"][-1]
+    ]
+    process.kill()
+    until(lambda: stack.json("get", "jobs", name)[0]["state"] == "SUCCEEDED", "the job to end")
+    second, first = runs()
+    assert (first["state"], second["state"]) == ("FAILED", "SUCCEEDED")
+    assert "killed by SIGKILL" in str(first["message"])
+    assert int(str(second["resumed_epoch"])) >= 10
+    assert len(stack.json("get", "model-versions", name)) == 1
 
 
 @pytest.mark.parametrize(
