@@ -76,10 +76,13 @@ protos: setup
 	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python tools/generate_protos.py
 
 # Resolves the direct ranges of pyproject.toml and deploy/triton/requirements.in anew; a service's image gets
-# its own extra only, at the versions of the whole lock.
+# its own extra only, at the versions of the whole lock. NVIDIA's image of Triton has Python 3.12.
 lock: $(UV)
 	$(COMPILE) pyproject.toml --extra embedded --extra dev --output-file requirements.lock
 	$(COMPILE) deploy/triton/requirements.in --output-file deploy/triton/requirements.lock
+	$(COMPILE) deploy/docker/build.in --output-file deploy/docker/build.lock
+	$(COMPILE:3.11=3.12) deploy/triton/runtime.in --constraint deploy/triton/requirements.lock \
+		--output-file deploy/docker/triton.lock
 	for service in $(SERVICES); do \
 		$(COMPILE) pyproject.toml --extra $$service --constraint requirements.lock \
 			--output-file deploy/docker/$$service.lock || exit 1; \
