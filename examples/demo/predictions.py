@@ -40,10 +40,7 @@ class Outcome:
 
 
 def predict(address: str, model: str, samples: Sequence[Sample], traceparent: str) -> Outcome:
-    """Ask for one sample at a time; the last call continues the caller's trace.
-
-    Not the first: Triton now and then gives the very first request that it answers a trace of its own.
-    """
+    """Ask for one sample at a time; the first call continues the caller's trace."""
     predicted, labels, seconds, versions = [], {}, [], set()
     with triton.InferenceServerClient(address) as client:
         for position, sample in enumerate(samples):
@@ -56,7 +53,7 @@ def predict(address: str, model: str, samples: Sequence[Sample], traceparent: st
                 model,
                 [tensor],
                 request_id=prediction_id,
-                headers={"traceparent": traceparent} if position == len(samples) - 1 else None,
+                headers={"traceparent": traceparent} if position == 0 else None,
             )
             seconds.append(time.perf_counter() - started)
             predicted.append(int(answer.as_numpy("label").item()))
