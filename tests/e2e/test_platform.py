@@ -204,7 +204,7 @@ def test_bad_events_are_listed_with_their_reasons(stack: Stack, deployed: str) -
     assert "float32" in str(violation["message"])
 
 
-def test_a_run_that_fails_says_why_and_is_not_tried_without_end(stack: Stack, tmp_path: Path) -> None:
+def test_a_run_that_cannot_succeed_says_why_and_is_not_tried_again(stack: Stack, tmp_path: Path) -> None:
     name = unique("diverging")
     stack.headrace("apply", "-f", str(pipeline(tmp_path, name, learning_rate=1e30)))
     stack.headrace("produce", name, "-f", str(samples(tmp_path)))
@@ -214,6 +214,7 @@ def test_a_run_that_fails_says_why_and_is_not_tried_without_end(stack: Stack, tm
     )
     [job] = stack.json("get", "jobs", name)
     assert "a smaller learning_rate may help" in str(job["message"])
+    assert (job["reason"], job["attempt"]) == ("DIVERGED", 1)
     assert stack.json("get", "model-versions", name) == []
 
 

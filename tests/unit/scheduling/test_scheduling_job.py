@@ -100,6 +100,12 @@ def test_a_failed_attempt_is_repeated_as_often_as_allowed() -> None:
     assert job.start_time == NOW
 
 
+@pytest.mark.parametrize("reason", ["DIVERGED", "OUT_OF_MEMORY", "UNUSABLE_DATASET"])
+def test_what_the_next_attempt_would_meet_again_is_not_tried_again(reason: str) -> None:
+    job = observe(running(max_retries=3), report(TaskPhase.FAILED, reason=reason, message="m"), LATER)
+    assert (job.state, job.reason, job.attempt) == (JobState.FAILED, reason, 1)
+
+
 def test_a_lost_node_is_no_failure() -> None:
     job = jobs.lose(running(), LATER, reason="NODE_LOST", message="node-a was lost")
     assert (job.state, job.attempt, job.failures, job.reason) == (JobState.QUEUED, 2, 0, "NODE_LOST")

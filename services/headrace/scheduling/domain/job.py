@@ -40,6 +40,9 @@ class JobState(enum.Enum):
 
 ENDED: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 DESIRED: Final = frozenset({JobState.PLACED, JobState.RUNNING})
+# Reasons of failures that the next attempt would meet again, at the same place: the data, the parameters and the
+# limit are the same.
+FINAL_REASONS: Final = frozenset({"DIVERGED", "OUT_OF_MEMORY", "UNUSABLE_DATASET"})
 HOLDING: Final = DESIRED | {JobState.CANCELLING}
 
 
@@ -171,9 +174,9 @@ def succeed(
 
 
 def fail_attempt(job: Job, now: datetime, *, reason: str, message: str) -> Job:
-    """The job after an attempt that failed by itself: queued again while retries are left."""
+    """The job after an attempt that failed by itself: queued again while retries are left and can help."""
     failures = job.failures + 1
-    if failures <= job.max_retries:
+    if failures <= job.max_retries and reason not in FINAL_REASONS:
         return replace(
             _requeue(job, Trigger.RETRY, now),
             failures=failures,

@@ -464,7 +464,9 @@ class Job(google.protobuf.message.Message):
     message: builtins.str
     """Why it is in that state, for people."""
     reason: builtins.str
-    """Stable code where it failed: RUN_FAILED, DEADLINE_EXCEEDED, ..."""
+    """Stable code where it failed: RUN_FAILED, DEADLINE_EXCEEDED, ...; after DIVERGED, OUT_OF_MEMORY and
+    UNUSABLE_DATASET it is not tried again: the next attempt would meet the same.
+    """
     priority: builtins.int
     attempt: builtins.int
     """1 for the first attempt. A new attempt resumes from the last checkpoint."""
