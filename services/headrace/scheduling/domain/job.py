@@ -40,8 +40,7 @@ class JobState(enum.Enum):
 
 ENDED: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 DESIRED: Final = frozenset({JobState.PLACED, JobState.RUNNING})
-# Reasons of failures that the next attempt would meet again, at the same place: the data, the parameters and the
-# limit are the same.
+# Failures that the next attempt would meet again: data, parameters and limits are the same.
 FINAL_REASONS: Final = frozenset({"DIVERGED", "OUT_OF_MEMORY", "UNUSABLE_DATASET"})
 HOLDING: Final = DESIRED | {JobState.CANCELLING}
 
