@@ -35,6 +35,8 @@ class Attachment:
         self._agent = agent
         self._node = node
         self._capacity = capacity
+        # Read once: an installation that is replaced while the agent runs has none for a moment.
+        self._version = version("headrace")
         self._report_seconds = REPORT_SECONDS
 
     async def run(self) -> None:
@@ -63,7 +65,7 @@ class Attachment:
             self._agent.changed.clear()
             yield api.AttachNodeRequest(
                 node=self._node,
-                version=version("headrace"),
+                version=self._version,
                 capacity=self._capacity,
                 tasks=[task_status(run) for run in self._agent.report()],
             )
