@@ -73,6 +73,7 @@ def member(
     producer: Producer,
     *,
     max_in_flight: int = 64,
+    ordered: bool = True,
 ) -> Consumer:
     return Consumer(
         bootstrap,
@@ -84,6 +85,7 @@ def member(
         max_in_flight=max_in_flight,
         client_id="tests",
         session_seconds=SESSION_SECONDS,
+        ordered=ordered,
     )
 
 
@@ -95,8 +97,11 @@ async def consuming(
     producer: Producer,
     *,
     max_in_flight: int = 64,
+    ordered: bool = True,
 ) -> AsyncIterator[asyncio.Task[None]]:
-    async with member(bootstrap, topic, handler, producer, max_in_flight=max_in_flight) as consumer:
+    async with member(
+        bootstrap, topic, handler, producer, max_in_flight=max_in_flight, ordered=ordered
+    ) as consumer:
         task = asyncio.create_task(consumer.run())
         try:
             yield task
@@ -133,6 +138,24 @@ async def test_events_of_a_key_are_handled_in_order_and_keys_side_by_side(
         of_key = [n for n in seen if n % 3 == key]
         assert of_key == sorted(of_key)
     assert most_running > 1
+
+
+async def test_without_order_one_keys_events_are_handled_side_by_side(
+    kafka_bootstrap: str, topic: str, producer: Producer
+) -> None:
+    seen: list[int] = []
+    last_seen = asyncio.Event()
+
+    async def handler(received: Event) -> None:
+        # The last one is what all the others wait for: in order, nothing would ever end.
+        if int(received.data) == 9:
+            last_seen.set()
+        await last_seen.wait()
+        seen.append(int(received.data))
+
+    await producer.publish_all(topic, [("key", event(n)) for n in range(10)])
+    async with consuming(kafka_bootstrap, topic, handler, producer, ordered=False):
+        await until(lambda: sorted(seen) == list(range(10)))
 
 
 async def test_a_finished_event_does_not_come_again_and_an_unfinished_one_does(
