@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from headrace.training.run.report import Tensor as TensorSpec
 from headrace.training.run.specification import Dataset
 
 TOLERANCE = 1e-4
+OPSET = 17
 # Rows that the exported model is compared on.
 SAMPLE_ROWS = 16
 
@@ -81,21 +81,18 @@ def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path) -> S
 
 
 def _write(module: nn.Module, rows: Tensor, outputs: list[str], path: Path) -> None:
-    # The exporter reports its own progress and its dependencies' deprecations.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        # That it is the older of the two exporters is known (ADR 10).
+        warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             module,
-            # Two rows at least: a batch of one would be taken for the only size there is.
-            (rows if len(rows) > 1 else rows.repeat(2, 1),),
+            (rows,),
             path,
             input_names=["features"],
             output_names=outputs,
-            dynamic_shapes={"features": {0: torch.export.Dim("rows", min=1)}},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
+            dynamic_axes={name: {0: "rows"} for name in ("features", *outputs)},
+            opset_version=OPSET,
+            dynamo=False,
         )
 
 
