@@ -13,7 +13,7 @@ from headrace.inference.use_cases.production import MAX_BATCH, Production
 
 
 class Table:
-    """Rows and units of work in memory, which refuse what is called "bad" as PostgreSQL would: all at once."""
+    """Rows and units of work in memory, which refuse a whole batch because of what is called "bad"."""
 
     def __init__(self) -> None:
         self.stored: list[str] = []

@@ -1,0 +1,169 @@
+"""Doing what comes next brings every deployment to rest, and what has traffic stays loaded on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.inference.domain.convergence import (
+    DRAIN,
+    Action,
+    Begin,
+    Forget,
+    Judge,
+    Load,
+    Record,
+    Situation,
+    Start,
+    Unload,
+    next_action,
+)
+from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.domain.rollouts import (
+    Outcomes,
+    Plan,
+    Rollout,
+    RolloutState,
+    advance,
+    load_failed,
+    loaded,
+    superseded,
+    weights,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+BROKEN = 13
+
+
+def a_version(number: int) -> ServedVersion:
+    return ServedVersion("m", number, "file:///m", "", (), (), (), b"", "")
+
+
+class World:
+    """A deployment, and a Triton that does what it is told; version 13 never loads."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        plan = Plan((10, 100), timedelta(seconds=1))
+        self.deployment = Deployment("live", "m", plan, NOW, NOW)
+        self.versions: dict[int, ServedVersion] = {}
+        self.tried: set[int] = set()
+        self.triton: frozenset[int] = frozenset()
+        self.gone = False
+
+    def situation(self) -> Situation:
+        return Situation(self.deployment, self.versions, frozenset(self.tried), self.triton)
+
+    def step(self) -> Action | None:
+        self.now += timedelta(milliseconds=500)
+        action = next_action(self.situation(), self.now)
+        match action:
+            case Begin(version):
+                self.begin(version.version)
+            case Load(versions):
+                self.load({version.version for version in versions})
+            case Unload():
+                self.triton = frozenset()
+            case Forget():
+                self.gone = True
+            case Record(found):
+                self.deployment = replace(self.deployment, loaded=found)
+            case Start(rollout):
+                self.put(loaded(rollout, self.deployment.plan, self.now))
+            case Judge(rollout):
+                self.put(advance(rollout, self.deployment.plan, Outcomes(50), Outcomes(50), self.now))
+            case None:
+                pass
+        return action
+
+    def begin(self, version: int) -> None:
+        current = self.deployment.rollout
+        if current is not None and not current.state.ended:
+            self.put(superseded(current, version, self.now))
+        rollout = Rollout(
+            str(version),
+            "live",
+            self.deployment.stable,
+            version,
+            RolloutState.LOADING,
+            "",
+            self.now,
+            self.now,
+        )
+        self.tried.add(version)
+        self.deployment = replace(self.deployment, rollout=rollout)
+
+    def load(self, versions: set[int]) -> None:
+        if BROKEN not in versions:
+            self.triton = frozenset(versions)
+            return
+        rollout = self.deployment.rollout
+        assert rollout is not None
+        self.put(load_failed(rollout, "it is broken", self.now))
+
+    def put(self, rollout: Rollout) -> None:
+        self.deployment = replace(self.deployment, rollout=rollout, traffic=weights(rollout))
+
+    def settle(self, *, answering: bool) -> None:
+        """Step until nothing is left to do; what has traffic must not be unloaded on the way."""
+        idle = 0
+        for _ in range(200):
+            had_traffic = set(self.deployment.traffic) & self.triton if answering else set()
+            action = self.step()
+            assert had_traffic & set(self.deployment.traffic) <= self.triton, action
+            # An old version is unloaded a while after its last request.
+            idle = idle + 1 if action is None or (isinstance(action, Judge) and self.is_holding()) else 0
+            if idle > DRAIN / timedelta(milliseconds=500) + 2:
+                return
+        raise AssertionError("it never comes to rest")
+
+    def is_holding(self) -> bool:
+        rollout = self.deployment.rollout
+        return rollout is not None and rollout.state.ended
+
+
+@given(st.lists(st.sampled_from([*range(1, 9), BROKEN]), unique=True, min_size=1, max_size=6), st.data())
+def test_promotions_at_any_time_end_with_the_newest_that_works(
+    promoted: list[int], data: st.DataObject
+) -> None:
+    world = World()
+    for number in promoted:
+        world.versions[number] = a_version(number)
+        for _ in range(data.draw(st.integers(0, 8))):
+            world.step()
+    world.settle(answering=True)
+    deployment = world.deployment
+    if BROKEN in promoted and len(promoted) > 1 and deployment.traffic:
+        assert set(deployment.traffic) <= set(promoted) - {BROKEN}
+    elif BROKEN not in promoted:
+        assert deployment.traffic == {max(promoted): 100}
+    assert world.triton == set(deployment.traffic) == deployment.loaded
+
+
+@given(st.integers(0, 12))
+def test_a_triton_that_forgot_everything_gets_it_back(steps: int) -> None:
+    world = World()
+    world.versions[1] = a_version(1)
+    world.settle(answering=True)
+    world.versions[2] = a_version(2)
+    for _ in range(steps):
+        world.step()
+    world.triton = frozenset()
+    world.settle(answering=False)
+    assert world.deployment.traffic == {2: 100}
+    assert world.triton == {2}
+
+
+def test_a_deleted_deployment_is_unloaded_after_its_last_requests_and_forgotten() -> None:
+    world = World()
+    world.versions[1] = a_version(1)
+    world.settle(answering=True)
+    world.deployment = replace(world.deployment, deleted=True, update_time=world.now)
+    assert world.step() is None
+    while not world.gone:
+        assert world.now - world.deployment.update_time < 2 * DRAIN
+        world.step()
+    assert world.triton == frozenset()

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as reference
+
+from headrace.inference.domain.quality import Cell, metrics
+
+pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=50)
+
+
+@given(pairs)
+def test_classification_is_what_scikit_learn_says(pairs: list[tuple[int, int]]) -> None:
+    answers, labels = zip(*pairs, strict=True)
+    found = metrics(
+        [Cell(answer, label, pairs.count((answer, label))) for answer, label in set(pairs)], classes=True
+    )
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(labels, answers))
+    assert ("recall" in found) == (1 in labels)
+    assert ("precision" in found) == (1 in answers)
+    if 1 in labels:
+        assert found["recall"] == pytest.approx(reference.recall_score(labels, answers))
+    if 1 in answers:
+        assert found["precision"] == pytest.approx(reference.precision_score(labels, answers))
+
+
+def test_classes_other_than_two_have_an_accuracy_alone() -> None:
+    assert metrics([Cell(2, 2, 3), Cell(0, 2, 1)], classes=True) == {"accuracy": 0.75}
+
+
+def test_regression() -> None:
+    cells = [Cell(1.0, 2.0, 2), Cell(5.0, 3.0, 1), Cell(math.nan, 0.0, 4)]
+    assert metrics(cells, classes=False) == {"mse": pytest.approx(2.0), "mae": pytest.approx(4 / 3)}
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_without_feedback_nothing_is_claimed(classes: bool) -> None:
+    assert metrics([], classes=classes) == {}
