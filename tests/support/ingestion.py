@@ -187,13 +187,13 @@ class Ingestion:
             return list(reversed(answer.versions))
 
     async def published(self, topic: str, count: int) -> list[tuple[dict[str, bytes], bytes]]:
-        """At least so many of this dataset's events on a topic."""
+        """So many different events of this dataset on a topic; one that was published twice is there twice."""
         consumer = AIOKafkaConsumer(
             topic, bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", group_id=None
         )
         found: list[tuple[dict[str, bytes], bytes]] = []
         async with consumer, asyncio.timeout(PATIENCE_SECONDS):
-            while len(found) < count:
+            while len({headers["ce_id"] for headers, _ in found}) < count:
                 record = await consumer.getone()
                 headers = dict(record.headers)
                 if headers.get("ce_subject", b"").decode().startswith(self.dataset):
