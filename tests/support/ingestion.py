@@ -187,7 +187,7 @@ class Ingestion:
             return list(reversed(answer.versions))
 
     async def published(self, topic: str, count: int) -> list[tuple[dict[str, bytes], bytes]]:
-        """So many different events of this dataset on a topic; one that was published twice is there twice."""
+        """So many different events of this dataset on a topic, and the copies of those published twice."""
         consumer = AIOKafkaConsumer(
             topic, bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", group_id=None
         )
