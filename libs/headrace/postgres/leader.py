@@ -25,6 +25,7 @@ async def lead(pool: Pool, name: str, work: Callable[[], Awaitable[None]]) -> No
     """
     while True:
         try:
+            # The pool gives a connection's locks up when it takes the connection back.
             async with pool.acquire() as connection:
                 if await connection.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", name):
                     logger.info("leading: %s", name)
@@ -52,5 +53,3 @@ async def _work_while_alive(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        if not connection.is_closed():
-            await connection.execute("SELECT pg_advisory_unlock_all()", timeout=CHECK_SECONDS)

@@ -18,6 +18,7 @@ Work = Coroutine[Any, Any, object] | Callable[[], Coroutine[Any, Any, object]]
 
 # Even after the deadline each part gets this long: closing a socket is quick, and skipping it is worse.
 GRACE_SECONDS = 0.5
+CANCEL_AGAIN_SECONDS = 1.0
 
 
 class Runner:
@@ -99,9 +100,11 @@ class Runner:
 
 
 async def _cancel(task: asyncio.Task[object]) -> None:
-    task.cancel()
-    # wait() and not await: the outcome is _task_done's to judge, and a cancellation here is our own.
-    await asyncio.wait([task])
+    # Again and again: what is raised while a task is being cancelled can take the cancellation's place.
+    while not task.done():
+        task.cancel()
+        # wait() and not await: the outcome is _task_done's to judge, and a cancellation here is our own.
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_SECONDS)
 
 
 def _name_of(context: object) -> str:

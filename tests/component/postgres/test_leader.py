@@ -89,6 +89,23 @@ async def test_a_leader_that_loses_its_connection_stops_its_work_and_stands_agai
     assert instances.most == 1
 
 
+async def test_a_leader_that_is_stopped_as_it_loses_its_connection_stops(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.postgres.leader.CHECK_SECONDS", DEADLINE)
+    instances = Instances()
+    task = asyncio.create_task(lead(pool, "tests", instances.work("a")))
+    await until(lambda: instances.leading == ["a"])
+    await pool.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE locktype = 'advisory'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    task.cancel()
+    await asyncio.wait([task], timeout=DEADLINE)
+    assert task.cancelled()
+    assert instances.terms == 1
+
+
 async def test_what_the_work_raises_is_raised_and_the_lock_given_back(pool: Pool) -> None:
     async def fails() -> None:
         raise RuntimeError("out of work")

@@ -54,6 +54,28 @@ async def test_a_task_that_raises_stops_and_fails_the_service() -> None:
     await runner.close(1.0)
 
 
+async def test_a_cancellation_that_another_error_took_the_place_of_is_repeated() -> None:
+    runner = Runner()
+    events: list[str] = []
+
+    async def work() -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                events.append("interrupted")
+                if len(events) == 2:
+                    raise
+
+    task = runner.spawn(work, "task")
+    await asyncio.sleep(0)
+    await runner.close(5.0)
+
+    assert task.cancelled()
+    assert events == ["interrupted", "interrupted"]
+    assert runner.failure is None
+
+
 async def test_a_task_that_returns_changes_nothing() -> None:
     runner = Runner()
 
