@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import shutil
 import uuid
@@ -95,9 +96,10 @@ class ApacheKafka(Part):
 
 
 def jars_folder() -> Path:
-    """Where the jars are kept between stacks: the user's cache folder."""
+    """Where the jars of this POM are kept between stacks: in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "headrace" / "kafka-4.1.0"
+    pom = hashlib.sha256(deploy_path("kafka/pom.xml").read_bytes()).hexdigest()
+    return cache / "headrace" / f"kafka-{pom[:12]}"
 
 
 def _complete(folder: Path) -> bool:
