@@ -152,6 +152,15 @@ class Ingestion:
             for acknowledged in pending:
                 await acknowledged
 
+    async def caught_up(self, process: Process) -> None:
+        """Wait until the process has read what other tests left in the topic, every partition of it."""
+        async with AIOKafkaProducer(bootstrap_servers=self.bootstrap) as producer:
+            partitions = await producer.partitions_for(topics.SAMPLES)
+            for partition in partitions:
+                headers = self.headers(f"{self.dataset}-broken-{partition}")
+                await producer.send_and_wait(topics.SAMPLES, b"no JSON", partition=partition, headers=headers)
+        await eventually(lambda: self.rejected(process), lambda rejected: len(rejected) == len(partitions))
+
     async def rows(self) -> list[Mapping[str, object]]:
         """The table's rows, by event id."""
 

@@ -26,6 +26,7 @@ async def test_one_trace_leads_from_the_first_sample_to_the_version(ingestion: I
     async with collecting() as collector:
         process = await ingestion.start_ready(HEADRACE_OTLP_ENDPOINT=collector.endpoint)
         await ingestion.apply(process, rows=2)
+        await ingestion.caught_up(process)
         await ingestion.publish([traced(ingestion, 0, FIRST), traced(ingestion, 1, SECOND)])
         [version] = await eventually(lambda: ingestion.versions(process), bool)
         [(headers, _)] = await ingestion.published(topics.DATASET_VERSIONS, 1)
