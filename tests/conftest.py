@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,10 @@ from headrace.embedded.parts import Part, free_port
 from headrace.embedded.parts.kafka import ApacheKafka
 from headrace.embedded.parts.postgres import Postgres
 from headrace.embedded.parts.tansu import Tansu
+
+# A shell without job control starts what it puts in the background with SIGINT ignored, and processes inherit
+# that: tests that interrupt what they started would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Background:
