@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 
 @dataclass
@@ -40,6 +42,19 @@ class Proxy:
         finally:
             self._writers -= {writer, upstream_writer}
             self._tasks.discard(task)
+
+
+@contextlib.asynccontextmanager
+async def proxied(dsn: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """An open proxy in front of the server that a DSN names, and the DSN that leads through it."""
+    port = urlsplit(dsn).port
+    assert port is not None
+    proxy = Proxy(port)
+    await proxy.open()
+    try:
+        yield proxy, dsn.replace(f":{port}/", f":{proxy.port}/")
+    finally:
+        await proxy.cut()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

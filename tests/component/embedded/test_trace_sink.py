@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from tests.support.proxy import Proxy
+from tests.support.proxy import proxied
 
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.module import PythonModule
@@ -116,12 +115,10 @@ async def test_what_is_no_export_is_refused_and_the_next_one_taken(
 
 
 async def test_spans_wait_for_postgresql(postgres_dsn: str, pool: asyncpg.Pool) -> None:
-    address = urlsplit(postgres_dsn)
-    assert address.port is not None
-    proxy = Proxy(address.port)
-    await proxy.open()
-    behind = postgres_dsn.replace(f":{address.port}/", f":{proxy.port}/")
-    async with asyncpg.create_pool(behind, min_size=1, max_size=1) as cut_off:
+    async with (
+        proxied(postgres_dsn) as (proxy, behind),
+        asyncpg.create_pool(behind, min_size=1, max_size=1) as cut_off,
+    ):
         store = SpanStore(cut_off)
         await store.prepare()
         await proxy.cut()
@@ -134,7 +131,6 @@ async def test_spans_wait_for_postgresql(postgres_dsn: str, pool: asyncpg.Pool) 
         await until_stored(pool, 1)
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)
-    await proxy.cut()
 
 
 async def test_one_span_that_postgresql_refuses_costs_no_other(pool: asyncpg.Pool) -> None:

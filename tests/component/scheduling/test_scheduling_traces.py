@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import pytest
 from tests.support.otlp import collecting
-from tests.support.proxy import Proxy
+from tests.support.proxy import proxied
 from tests.support.scheduling import LEASE_SECONDS, TRACEPARENT, Scheduling, stub_of
 from tests.support.waiting import eventually
 
@@ -52,41 +51,37 @@ async def _task(node: object) -> pb.Task | None:
 async def test_while_postgresql_is_away_no_run_is_disturbed_and_no_event_lost(
     scheduling: Scheduling,
 ) -> None:
-    address = urlsplit(scheduling.dsn)
-    assert address.port is not None
-    proxy = Proxy(address.port)
-    await proxy.open()
-    behind = replace(scheduling, dsn=scheduling.dsn.replace(f":{address.port}/", f":{proxy.port}/"))
-    process = await behind.start_ready()
-    scheduling.processes, scheduling.background = behind.processes, behind.background
-    async with stub_of(process) as stub:
-        await behind.apply(stub)
-        node = behind.attach(process, cpu=2)
-        job = await stub.SubmitJob(pb.SubmitJobRequest(pipeline=behind.pipeline))
-        await node.wants(job.id)
-        node.set(job.id, 1, "RUNNING")
+    async with proxied(scheduling.dsn) as (proxy, dsn):
+        behind = replace(scheduling, dsn=dsn)
+        process = await behind.start_ready()
+        scheduling.processes, scheduling.background = behind.processes, behind.background
+        async with stub_of(process) as stub:
+            await behind.apply(stub)
+            node = behind.attach(process, cpu=2)
+            job = await stub.SubmitJob(pb.SubmitJobRequest(pipeline=behind.pipeline))
+            await node.wants(job.id)
+            node.set(job.id, 1, "RUNNING")
 
-        async def ask() -> pb.Job:
-            return await stub.GetJob(pb.GetJobRequest(id=job.id))
+            async def ask() -> pb.Job:
+                return await stub.GetJob(pb.GetJobRequest(id=job.id))
 
-        await eventually(ask, lambda job: job.state == pb.JOB_STATE_RUNNING)
-        await proxy.cut()
-        await behind.commit_version(7)
-        # Longer than a lease: what cannot be written is no silence of the node's.
-        with pytest.raises(AssertionError):
-            await eventually(lambda: _ended(process), bool, LEASE_SECONDS * 2)
-        await proxy.open()
-        node.set(job.id, 1, "SUCCEEDED", model_version=1)
-        done = await eventually(ask, lambda job: job.state == pb.JOB_STATE_SUCCEEDED)
-        assert done.attempt == 1
+            await eventually(ask, lambda job: job.state == pb.JOB_STATE_RUNNING)
+            await proxy.cut()
+            await behind.commit_version(7)
+            # Longer than a lease: what cannot be written is no silence of the node's.
+            with pytest.raises(AssertionError):
+                await eventually(lambda: _ended(process), bool, LEASE_SECONDS * 2)
+            await proxy.open()
+            node.set(job.id, 1, "SUCCEEDED", model_version=1)
+            done = await eventually(ask, lambda job: job.state == pb.JOB_STATE_SUCCEEDED)
+            assert done.attempt == 1
 
-        async def versions() -> list[int]:
-            jobs = (await stub.ListJobs(pb.ListJobsRequest(pipeline=behind.pipeline))).jobs
-            return [job.dataset_version for job in jobs]
+            async def versions() -> list[int]:
+                jobs = (await stub.ListJobs(pb.ListJobsRequest(pipeline=behind.pipeline))).jobs
+                return [job.dataset_version for job in jobs]
 
-        assert sorted(await eventually(versions, lambda versions: len(versions) == 2)) == [2, 7]
-    assert await process.stop() == 0
-    await proxy.cut()
+            assert sorted(await eventually(versions, lambda versions: len(versions) == 2)) == [2, 7]
+        assert await process.stop() == 0
 
 
 async def _ended(process: object) -> bool:
