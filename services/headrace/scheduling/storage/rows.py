@@ -22,11 +22,9 @@ Row: TypeAlias = asyncpg.Record
 Json: TypeAlias = dict[str, object]
 
 
-def document(
-    message: pb.PipelineSpec | pb.TrainingSpec | ingestion_pb2.Schema | ingestion_pb2.DatasetVersion,
-) -> Json:
-    """A message as JSON, with the field names of its proto."""
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+def spec_json(spec: pb.PipelineSpec) -> Json:
+    """A specification as a jsonb column holds it, with the field names of its proto."""
+    return json_format.MessageToDict(spec, preserving_proto_field_name=True)
 
 
 def read_pipeline(row: Row) -> Pipeline:
@@ -87,9 +85,9 @@ def read_job(row: Row) -> JobRecord:
     return JobRecord(
         job,
         JobDocuments(
-            json_format.ParseDict(row["training"], pb.TrainingSpec(), ignore_unknown_fields=True),
-            json_format.ParseDict(row["dataset_schema"], ingestion_pb2.Schema(), ignore_unknown_fields=True),
-            json_format.ParseDict(row["dataset"], ingestion_pb2.DatasetVersion(), ignore_unknown_fields=True),
+            pb.TrainingSpec.FromString(row["training"]),
+            ingestion_pb2.Schema.FromString(row["dataset_schema"]),
+            ingestion_pb2.DatasetVersion.FromString(row["dataset"]),
         ),
     )
 

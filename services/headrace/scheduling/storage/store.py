@@ -50,7 +50,7 @@ class PostgresTransaction:
 
     async def put_pipeline(self, name: str, spec: pb.PipelineSpec, now: datetime) -> Pipeline:
         """Create or replace a pipeline."""
-        row = await self._connection.fetchrow(SQL["put_pipeline"], name, rows.document(spec), now)
+        row = await self._connection.fetchrow(SQL["put_pipeline"], name, rows.spec_json(spec), now)
         assert row is not None
         return rows.read_pipeline(row)
 
@@ -82,9 +82,9 @@ class PostgresTransaction:
             job.queue_time,
             job.traceparent,
             job.placement_traceparent,
-            rows.document(documents.training),
-            rows.document(documents.schema),
-            rows.document(documents.dataset_version),
+            documents.training.SerializeToString(),
+            documents.schema.SerializeToString(),
+            documents.dataset_version.SerializeToString(),
             job.version,
         )
         if inserted is None:

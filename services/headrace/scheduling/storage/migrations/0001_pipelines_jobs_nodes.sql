@@ -6,7 +6,8 @@ CREATE TABLE pipelines (
     update_time timestamptz NOT NULL
 );
 
--- A job carries all that its run needs (training, schema, dataset version), so that placing it asks nobody.
+-- A job carries all that its run needs (training, schema, dataset version), so that placing it asks nobody;
+-- these are serialized messages, read with every change of a job, which as JSON took most of a round.
 CREATE TABLE jobs (
     id                    uuid        PRIMARY KEY,
     pipeline              text        NOT NULL,
@@ -36,9 +37,9 @@ CREATE TABLE jobs (
     end_time              timestamptz,
     traceparent           text        NOT NULL,
     placement_traceparent text        NOT NULL,
-    training              jsonb       NOT NULL,
-    dataset_schema        jsonb       NOT NULL,
-    dataset               jsonb       NOT NULL,
+    training              bytea       NOT NULL,
+    dataset_schema        bytea       NOT NULL,
+    dataset               bytea       NOT NULL,
     -- Grows with each change of state; writers name the one they saw.
     version               bigint      NOT NULL
 );
