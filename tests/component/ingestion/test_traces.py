@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 
 import pytest
 from tests.support.ingestion import Headers, Ingestion, free_port
@@ -11,8 +12,9 @@ from headrace.messaging import topics
 
 pytestmark = pytest.mark.broker
 
-FIRST = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
-SECOND = ("1bf7651916cd43dd8448eb211c80319d", "c8ad6b7169203332")
+# Other tests' events, which the process reads too, have traces of their own.
+FIRST = (uuid.uuid4().hex, "b7ad6b7169203331")
+SECOND = (uuid.uuid4().hex, "c8ad6b7169203332")
 
 
 def traced(ingestion: Ingestion, number: int, trace: tuple[str, str]) -> tuple[bytes, bytes, Headers]:
