@@ -12,12 +12,15 @@ from headrace.messaging import topics
 
 pytestmark = pytest.mark.broker
 
-# Other tests' events, which the process reads too, have traces of their own.
-FIRST = (uuid.uuid4().hex, "b7ad6b7169203331")
-SECOND = (uuid.uuid4().hex, "c8ad6b7169203332")
+Trace = tuple[str, str]
 
 
-def traced(ingestion: Ingestion, number: int, trace: tuple[str, str]) -> tuple[bytes, bytes, Headers]:
+def new_trace() -> Trace:
+    """The ids of a trace and a span: other tests' events, which the process reads too, have their own."""
+    return uuid.uuid4().hex, uuid.uuid4().hex[:16]
+
+
+def traced(ingestion: Ingestion, number: int, trace: Trace) -> tuple[bytes, bytes, Headers]:
     row = {"id": "p", "radius": 1, "grade": number, "malignant": 0}
     traceparent = f"00-{trace[0]}-{trace[1]}-01"
     headers = ingestion.headers(f"{ingestion.dataset}-{number}", traceparent=traceparent)
@@ -25,34 +28,36 @@ def traced(ingestion: Ingestion, number: int, trace: tuple[str, str]) -> tuple[b
 
 
 async def test_one_trace_leads_from_the_first_sample_to_the_version(ingestion: Ingestion) -> None:
+    first, second = new_trace(), new_trace()
     async with collecting() as collector:
         process = await ingestion.start_ready(HEADRACE_OTLP_ENDPOINT=collector.endpoint)
         await ingestion.apply(process, rows=2)
         await ingestion.caught_up(process)
-        await ingestion.publish([traced(ingestion, 0, FIRST), traced(ingestion, 1, SECOND)])
+        await ingestion.publish([traced(ingestion, 0, first), traced(ingestion, 1, second)])
         [version] = await eventually(lambda: ingestion.versions(process), bool)
         [(headers, _)] = await ingestion.published(topics.DATASET_VERSIONS, 1)
         assert await process.stop() == 0
         batches = await collector.named(f"process {topics.SAMPLES}")
-        [batch] = [span for span in batches if span.trace_id == FIRST[0]]
+        [batch] = [span for span in batches if span.trace_id == first[0]]
         [commit] = [
             span for span in await collector.named("commit dataset table") if span.parent_id == batch.span_id
         ]
         [cut] = await collector.named("cut dataset version")
     assert batch.service == "headrace-ingestion"
     assert batch.kind == "CONSUMER"
-    assert batch.parent_id == FIRST[1]
-    assert {f"{FIRST[0]}-{FIRST[1]}", f"{SECOND[0]}-{SECOND[1]}"} <= batch.links
-    assert commit.trace_id == FIRST[0]
-    assert (cut.trace_id, cut.parent_id) == FIRST
-    assert version.traceparent == f"00-{FIRST[0]}-{FIRST[1]}-01"
+    assert batch.parent_id == first[1]
+    assert {f"{first[0]}-{first[1]}", f"{second[0]}-{second[1]}"} <= batch.links
+    assert commit.trace_id == first[0]
+    assert (cut.trace_id, cut.parent_id) == first
+    assert version.traceparent == f"00-{first[0]}-{first[1]}-01"
     # The version's event continues from the cut.
-    assert headers["traceparent"].decode() == f"00-{FIRST[0]}-{cut.span_id}-01"
+    assert headers["traceparent"].decode() == f"00-{first[0]}-{cut.span_id}-01"
 
 
 async def test_a_collector_that_is_away_costs_no_event_and_no_clean_stop(ingestion: Ingestion) -> None:
+    trace = new_trace()
     process = await ingestion.start_ready(HEADRACE_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}")
     await ingestion.apply(process)
-    await ingestion.publish([traced(ingestion, number, FIRST) for number in range(5)])
+    await ingestion.publish([traced(ingestion, number, trace) for number in range(5)])
     await eventually(ingestion.rows, lambda rows: len(rows) == 5)
     assert await process.stop() == 0
