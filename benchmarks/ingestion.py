@@ -1,0 +1,241 @@
+"""Events on Kafka to rows of a Delta table, against a bare consumer of the same topic.
+
+    python benchmarks/ingestion.py [--events 1000000] [--malformed 0.01] [--broker kafka] [--json FILE]
+
+Events are JSON objects of about 190 bytes: an id, a time, ten numbers and a label, as CloudEvents in binary
+mode, on the four partitions of the samples topic. First a bare aiokafka consumer reads all of them and looks
+at none. Then the ingestion service does what it does: reads envelopes, validates every field, stores rows and
+offsets in one Delta commit, keeps what it rejects. Its time runs from when it is ready, before its first
+fetch, to its last commit; its memory is the largest resident size that the kernel saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import deltalake
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from setting import Service, machine
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
+from headrace.embedded.parts import free_port
+from headrace.embedded.parts.kafka import ApacheKafka
+from headrace.embedded.parts.postgres import Postgres
+from headrace.embedded.parts.tansu import Tansu
+from headrace.messaging.topics import SAMPLES, ensure_topics, load_topics
+from headrace.rpc.client import channel
+
+DATASET = "benchmark"
+FEATURES = 10
+BAR_RATE, BAR_RATIO, BAR_MEMORY_MIB = 150_000, 0.5, 600
+_PRODUCED_AT_ONCE = 500
+
+
+def payload(rng: random.Random, number: int, malformed: float) -> bytes:
+    """One event's row, or something that is none."""
+    row: dict[str, object] = {"id": f"p{number:07}", "at": f"2026-01-02T03:04:{number % 60:02}Z"}
+    row |= {f"x{index}": round(rng.random(), 5) for index in range(FEATURES)}
+    row["y"] = number % 2
+    if rng.random() >= malformed:
+        return json.dumps(row, separators=(",", ":")).encode()
+    if rng.random() < 0.5:
+        return b'{"id": "cut off'
+    row["x3"] = "a word"
+    return json.dumps(row).encode()
+
+
+async def produce(bootstrap: str, events: int, malformed: float) -> float:
+    """Fill the topic; mean bytes of a payload."""
+    rng, size = random.Random(0), 0
+    async with AIOKafkaProducer(
+        bootstrap_servers=bootstrap, acks=1, max_batch_size=1 << 20, linger_ms=20
+    ) as producer:
+        partitions = sorted(await producer.partitions_for(SAMPLES))
+        pending: set[asyncio.Future[object]] = set()
+        for start in range(0, events, _PRODUCED_AT_ONCE):
+            partition = partitions[start // _PRODUCED_AT_ONCE % len(partitions)]
+            batch = producer.create_batch()
+            for number in range(start, min(events, start + _PRODUCED_AT_ONCE)):
+                value = payload(rng, number, malformed)
+                size += len(value)
+                headers = [
+                    ("ce_specversion", b"1.0"),
+                    ("ce_id", f"event-{number}".encode()),
+                    ("ce_source", b"benchmark"),
+                    ("ce_type", b"headrace.ingestion.sample.v1"),
+                    ("ce_subject", DATASET.encode()),
+                    ("content-type", b"application/json"),
+                ]
+                batch.append(key=f"p{number:07}".encode(), value=value, timestamp=None, headers=headers)
+            pending.add(await producer.send_batch(batch, SAMPLES, partition=partition))
+            if len(pending) >= 16:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*pending)
+    return size / events
+
+
+async def bare(bootstrap: str, events: int) -> float:
+    """Events a second that a consumer reads if it does nothing with them."""
+    consumer = AIOKafkaConsumer(
+        SAMPLES,
+        bootstrap_servers=bootstrap,
+        group_id=f"bare-{uuid.uuid4()}",
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    async with consumer:
+        read, started = 0, 0.0
+        while read < events:
+            fetched = await consumer.getmany(timeout_ms=250, max_records=20_000)
+            if fetched and not started:
+                started = time.perf_counter()
+            read += sum(map(len, fetched.values()))
+        return read / (time.perf_counter() - started)
+
+
+def schema() -> api.Schema:
+    """Every field with a rule."""
+    return api.Schema(
+        key="id",
+        features=[
+            api.Field(name="at", type=api.FIELD_TYPE_STRING),
+            *(
+                api.Field(name=f"x{index}", type=api.FIELD_TYPE_FLOAT32, min=0, max=1)
+                for index in range(FEATURES)
+            ),
+        ],
+        label=api.Field(name="y", type=api.FIELD_TYPE_INT8, allowed_values=["0", "1"]),
+    )
+
+
+async def apply(service: Service) -> None:
+    """Declare the dataset."""
+    async with channel(f"127.0.0.1:{service.grpc_port}") as opened:
+        await api_grpc.IngestionServiceStub(opened).ApplyDataset(
+            api.ApplyDatasetRequest(name=DATASET, schema=schema())
+        )
+
+
+async def described(service: Service) -> api.Dataset:
+    """The dataset now."""
+    async with channel(f"127.0.0.1:{service.grpc_port}") as opened:
+        return await api_grpc.IngestionServiceStub(opened).GetDataset(api.GetDatasetRequest(name=DATASET))
+
+
+async def ingest(service: Service, table: str, events: int) -> dict[str, float]:
+    """Start the service on a full topic and wait until every event is a row or a rejection."""
+    await service.start()
+    started = time.time()
+    assert service.pid is not None
+    while True:
+        dataset = await described(service)
+        if dataset.row_count + dataset.rejected_count >= events:
+            break
+        await asyncio.sleep(0.25)
+    peak = peak_mib(service.pid)
+    history = deltalake.DeltaTable(table).history()
+    await service.stop()
+    return {
+        "rows": dataset.row_count,
+        "rejected": dataset.rejected_count,
+        "commits": len(history),
+        "seconds": max(entry["timestamp"] for entry in history) / 1000 - started,
+        "peak_mib": peak,
+    }
+
+
+def peak_mib(pid: int) -> float:
+    """The largest resident size of a process so far."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+async def measure(folder: Path, broker_name: str, events: int, malformed: float) -> dict[str, float]:
+    """Both sides on one topic."""
+    logs = folder / "logs"
+    broker: ApacheKafka | Tansu
+    if broker_name == "kafka":
+        broker = ApacheKafka(folder / "kafka", logs, free_port(), free_port())
+    else:
+        broker = Tansu(folder / "tansu", logs, free_port())
+    database = Postgres(folder / "postgres", logs, free_port(), durable=True)
+    store = folder / "store"
+    store.mkdir()
+    async with AsyncExitStack() as stack:
+        for part in (broker, database):
+            await part.start()
+            stack.push_async_callback(part.stop)
+        await ensure_topics(broker.bootstrap, load_topics().values())
+        service = Service(
+            "ingestion",
+            folder / "service",
+            logs,
+            {
+                "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
+                "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka").lower(),
+                "HEADRACE_POSTGRES_DSN": database.dsn,
+                "HEADRACE_STORE_URI": f"file://{store}",
+            },
+        )
+        stack.push_async_callback(service.stop)
+        await service.start()
+        await apply(service)
+        await service.stop()
+        size = await produce(broker.bootstrap, events, malformed)
+        rate = await bare(broker.bootstrap, events)
+        figures = await ingest(service, str(store / "datasets" / DATASET), events)
+    figures |= {
+        "payload_bytes": size,
+        "bare_per_second": rate,
+        "events_per_second": events / figures["seconds"],
+    }
+    return figures | {"ratio": figures["events_per_second"] / rate}
+
+
+def main() -> int:
+    """Measure, print, and answer 0 where the bars are kept."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--malformed", type=float, default=0.0, help="share of events that are no valid row")
+    parser.add_argument("--broker", choices=["kafka", "embedded"], default="kafka")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
+        figures = asyncio.run(measure(Path(folder), arguments.broker, arguments.events, arguments.malformed))
+    where = machine("aiokafka", "deltalake", "pyarrow")
+    for name, value in where.items():
+        print(f"{name:10} {value}")
+    print(
+        f"\n{arguments.events:,} events of {figures['payload_bytes']:.0f} bytes, broker: {arguments.broker}"
+    )
+    stored, rejected = figures["rows"], figures["rejected"]
+    print(f"{stored:,.0f} rows, {rejected:,.0f} rejected, {figures['commits']:.0f} commits\n")
+    print(f"bare consumer     {figures['bare_per_second']:>10,.0f} events/s")
+    print(f"ingestion         {figures['events_per_second']:>10,.0f} events/s (bar: {BAR_RATE:,})")
+    print(f"ratio             {figures['ratio']:>10.2f}          (bar: {BAR_RATIO})")
+    print(f"peak memory       {figures['peak_mib']:>10,.0f} MiB      (bar: {BAR_MEMORY_MIB})")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": where, "figures": figures}, indent=1) + "\n")
+    kept = (
+        figures["events_per_second"] >= BAR_RATE
+        and figures["ratio"] >= BAR_RATIO
+        and figures["peak_mib"] < BAR_MEMORY_MIB
+    )
+    print("\nthe bars are kept" if kept else "\na bar is missed")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
