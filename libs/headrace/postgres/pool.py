@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 30.0
 RETRY_SECONDS = 0.2
 COMMAND_SECONDS = 30.0
+# A process that was paused in a transaction holds rows that its successor waits for: then it loses them.
+IDLE_IN_TRANSACTION_SECONDS = 10
 
 
 @asynccontextmanager
@@ -32,7 +34,8 @@ async def connect(dsn: str, *, schema: str, application_name: str, max_size: int
     """Open a pool whose connections work in `schema`, which is created where it is missing.
 
     jsonb columns are plain Python values, times are aware and in UTC. Waits up to 30 s for a server
-    that is starting; raises what asyncpg raises after that.
+    that is starting; raises what asyncpg raises after that. A transaction in which nothing happens for 10 s
+    is rolled back by the server, and its connection closed.
     """
 
     async def prepare(connection: Connection) -> None:
@@ -54,6 +57,7 @@ async def connect(dsn: str, *, schema: str, application_name: str, max_size: int
             "search_path": schema,
             "application_name": application_name,
             "timezone": "UTC",
+            "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
         },
     )
     assert pool is not None

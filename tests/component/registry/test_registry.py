@@ -442,7 +442,8 @@ async def test_a_verdict_is_told_whenever_the_registry_dies(
         async with channel(service.target) as opened:
             stub = registry_pb2_grpc.RegistryServiceStub(opened)
             # As the caller does that got no answer.
-            again = await stub.CommitModelVersion(committing(model, 1))
+            # The channel may still be in the pause after it found nobody there.
+            again = await stub.CommitModelVersion(committing(model, 1), wait_for_ready=True)
             assert again.state == api.MODEL_VERSION_STATE_PROMOTED
             assert await fenced(stub, kafka_bootstrap, model) == ["model-changed", *PROMOTION]
     finally:
