@@ -93,7 +93,7 @@ def decode(headers: Iterable[tuple[str, bytes]], value: bytes | None, *, receive
         source=texts["ce_source"],
         type=texts["ce_type"],
         subject=texts.get("ce_subject", ""),
-        time=_time(texts["ce_time"]) if texts.get("ce_time") else received,
+        time=parse_time(texts["ce_time"]) if texts.get("ce_time") else received,
         data=value or b"",
         content_type=texts.get("content-type") or texts.get("ce_datacontenttype") or JSON,
         traceparent=texts.get("traceparent", ""),
@@ -141,7 +141,8 @@ def parse(event: Event, kind: type[M]) -> M:
     raise MalformedPayload(f"content type {event.content_type!r} is neither {PROTOBUF} nor {JSON}")
 
 
-def _time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
+    """Read a `ce_time`. Raises InvalidCloudEvent."""
     try:
         parsed = datetime.fromisoformat(text)
         if parsed.tzinfo is None:

@@ -88,12 +88,18 @@ class SamplesConsumer:
         """Consume until `drain`."""
         self._consumer.subscribe([SAMPLES], listener=_Listener(self))
         self._health.set_ready(COMPONENT, True)
+        # While a batch is stored, the next one is collected.
+        collecting = asyncio.create_task(self._collect())
         try:
             while not self._stopping.is_set():
-                collected = await self._collect()
+                collected = await collecting
+                collecting = asyncio.create_task(self._collect())
                 if collected.count:
                     await self._process(collected)
         finally:
+            # What was collected and not stored is read again by whoever is next.
+            collecting.cancel()
+            await asyncio.gather(collecting, return_exceptions=True)
             self._stopped.set()
 
     async def drain(self) -> None:

@@ -14,7 +14,8 @@ from headrace.ingestion import translation
 from headrace.ingestion.domain.columnar import Malformed
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
-from headrace.ingestion.use_cases.judge_batch import Judge, Judged, open_envelopes, parse_sample
+from headrace.ingestion.use_cases.envelopes import open_envelopes
+from headrace.ingestion.use_cases.judge_batch import Judge, Judged, parse_sample
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8, nullable=True))
@@ -55,7 +56,7 @@ def offsets_of(judged: Judged) -> list[int]:
 def test_what_was_rejected_before_is_not_judged_again() -> None:
     records = [FakeRecord(0), FakeRecord(1), FakeRecord(2)]
     opened = open_envelopes(records, {("t", 0, 1)}, 1000)
-    assert [record.offset for record, _ in opened.events["known"]] == [0, 2]
+    assert [record.offset for record in opened.samples[0].records] == [0, 2]
 
 
 @pytest.mark.parametrize("size", [1000, 1001])

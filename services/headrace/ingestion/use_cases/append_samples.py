@@ -11,7 +11,7 @@ import orjson
 from headrace.errors import InvalidArgument
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.use_cases.cut_versions import require_dataset
-from headrace.ingestion.use_cases.judge_batch import JSON_TYPE, SAMPLE_TYPE
+from headrace.ingestion.use_cases.envelopes import JSON_TYPE, SAMPLE_TYPE
 from headrace.ingestion.use_cases.ports import Catalogue
 from headrace.messaging.events import Event
 from headrace.messaging.topics import SAMPLES

@@ -1,11 +1,10 @@
-"""From records to rows and rejections: every record ends as exactly one of them."""
+"""From samples to rows and rejections: every record ends as exactly one of them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Final
 
 import pyarrow as pa
@@ -16,13 +15,9 @@ from headrace.ingestion.domain.columnar import ColumnReader, Columns, Malformed
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict, verdict_of
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
-from headrace.ingestion.use_cases.ports import Place, Record, Span
-from headrace.messaging.events import Event, InvalidCloudEvent, decode
+from headrace.ingestion.use_cases.envelopes import JSON_TYPE, Opened, Samples
+from headrace.ingestion.use_cases.ports import Record, Span
 
-SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"
-JSON_TYPE: Final = "application/json"
-PROTOBUF_TYPE: Final = "application/protobuf"
-_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 # Characters that a rejection keeps of what its event wrote into attributes, and of a sentence about it.
 _WORD: Final = 256
 _SENTENCE: Final = 1024
@@ -37,74 +32,12 @@ class Batch:
     spans: Sequence[Span]
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A batch after its envelopes were read: events by dataset name, and what is no event."""
-
-    events: Mapping[str, Sequence[tuple[Record, Event]]]
-    refused: Sequence[tuple[Record, Verdict]]
-
-
 @dataclass(slots=True)
 class Judged:
     """What a batch became: rows by dataset name, and rejections."""
 
     rows: dict[str, pa.Table] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
-
-
-def open_envelopes(
-    records: Sequence[Record], already_rejected: Collection[Place], max_event_bytes: int
-) -> Opened:
-    """Read the CloudEvents attributes of each record, except those at the places in `already_rejected`.
-
-    An event that was rejected once stays rejected, even where a schema that was changed since would take
-    it: whether it is a row or a rejection is decided once.
-    """
-    events: defaultdict[str, list[tuple[Record, Event]]] = defaultdict(list)
-    refused: list[tuple[Record, Verdict]] = []
-    for record in records:
-        if already_rejected and (record.topic, record.partition, record.offset) in already_rejected:
-            continue
-        size = event_size(record)
-        if size > max_event_bytes:
-            message = f"the event has {size} bytes, and {max_event_bytes} is the most"
-            refused.append((record, Verdict(Reason.OVERSIZE_EVENT, message, rule="max_event_bytes")))
-            continue
-        try:
-            event = decode(record.headers, record.value, received=_received(record))
-            _expect_sample(event)
-        except InvalidCloudEvent as error:
-            verdict = Verdict(Reason.INVALID_CLOUDEVENT, str(error), field=error.attribute)
-            refused.append((record, verdict))
-            continue
-        events[event.subject].append((record, event))
-    return Opened(events, refused)
-
-
-def event_size(record: Record) -> int:
-    """Bytes of key, payload and headers together."""
-    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
-    return len(record.key or b"") + len(record.value or b"") + headers
-
-
-def _expect_sample(event: Event) -> None:
-    if event.type != SAMPLE_TYPE:
-        raise InvalidCloudEvent("ce_type", f'is "{event.type}"; this topic takes "{SAMPLE_TYPE}"')
-    if not event.subject:
-        raise InvalidCloudEvent("ce_subject", "is missing; it names the sample's dataset")
-    if _media_type(event) not in (JSON_TYPE, PROTOBUF_TYPE):
-        raise InvalidCloudEvent(
-            "content-type",
-            f'is "{event.content_type}"; send {JSON_TYPE} or {PROTOBUF_TYPE}',
-        )
-
-
-def _media_type(event: Event) -> str:
-    content_type = event.content_type
-    if content_type == JSON_TYPE or not content_type:
-        return JSON_TYPE
-    return content_type.partition(";")[0].strip().lower()
 
 
 class Judge:
@@ -119,42 +52,41 @@ class Judge:
         judged = Judged(
             rejections=[_rejection(cluster, record, verdict) for record, verdict in opened.refused]
         )
-        for name, events in opened.events.items():
-            dataset = datasets.get(name)
+        # Those of one dataset in both formats are one commit.
+        tables: defaultdict[str, list[pa.Table]] = defaultdict(list)
+        for samples in opened.samples:
+            dataset = datasets.get(samples.dataset)
             if dataset is None:
                 verdict = Verdict(
                     Reason.UNKNOWN_DATASET,
-                    f'there is no dataset "{name[:80]}"; apply its pipeline first, or correct ce_subject',
+                    f'there is no dataset "{samples.dataset[:80]}"; '
+                    "apply its pipeline first, or correct ce_subject",
                 )
-                judged.rejections += [_rejection(cluster, record, verdict, event) for record, event in events]
+                judged.rejections += [
+                    _rejection_of(cluster, samples, index, verdict) for index in range(len(samples))
+                ]
+            elif samples.media_type == JSON_TYPE:
+                columns = self._reader(dataset).read_json(samples.payloads())
+                tables[dataset.name].append(_collect(cluster, samples, columns, judged))
             else:
-                self._judge_dataset(cluster, dataset, events, judged)
+                tables[dataset.name].append(self._judge_protobuf(cluster, dataset, samples, judged))
+        for name, parts in tables.items():
+            rows = pa.concat_tables(parts)
+            if rows.num_rows:
+                judged.rows[name] = rows
         return judged
 
-    def _judge_dataset(
-        self, cluster: str, dataset: Dataset, events: Sequence[tuple[Record, Event]], judged: Judged
-    ) -> None:
-        reader = self._reader(dataset)
-        as_json = [pair for pair in events if _media_type(pair[1]) == JSON_TYPE]
-        tables = []
-        if as_json:
-            columns = reader.read_json([event.data for _, event in as_json])
-            tables.append(_collect(cluster, as_json, columns, judged))
-        if len(as_json) < len(events):
-            as_protobuf = [pair for pair in events if _media_type(pair[1]) != JSON_TYPE]
-            parsed = []
-            samples = []
-            for pair in as_protobuf:
-                sample = parse_sample(pair[1].data)
-                if isinstance(sample, Malformed):
-                    judged.rejections.append(_rejection(cluster, pair[0], verdict_of(sample), pair[1]))
-                else:
-                    parsed.append(pair)
-                    samples.append(sample)
-            tables.append(_collect(cluster, parsed, reader.read_samples(samples), judged))
-        rows = pa.concat_tables(tables)
-        if rows.num_rows:
-            judged.rows[dataset.name] = rows
+    def _judge_protobuf(self, cluster: str, dataset: Dataset, samples: Samples, judged: Judged) -> pa.Table:
+        parsed: list[dict[str, object]] = []
+        sound: list[int] = []
+        for index, payload in enumerate(samples.payloads()):
+            sample = parse_sample(payload)
+            if isinstance(sample, Malformed):
+                judged.rejections.append(_rejection_of(cluster, samples, index, verdict_of(sample)))
+            else:
+                sound.append(index)
+                parsed.append(sample)
+        return _collect(cluster, samples.take(sound), self._reader(dataset).read_samples(parsed), judged)
 
     def _reader(self, dataset: Dataset) -> ColumnReader:
         key = (dataset.name, dataset.schema_version)
@@ -177,22 +109,19 @@ def parse_sample(data: bytes) -> dict[str, object] | Malformed:
     return values
 
 
-def _collect(
-    cluster: str, events: Sequence[tuple[Record, Event]], columns: Columns, judged: Judged
-) -> pa.Table:
+def _collect(cluster: str, samples: Samples, columns: Columns, judged: Judged) -> pa.Table:
     """The accepted rows with the columns that say where they came from; faults become rejections."""
     for index, fault in columns.faults:
-        record, event = events[index]
-        judged.rejections.append(_rejection(cluster, record, verdict_of(fault), event))
-    accepted = [events[index] for index in columns.accepted]
+        judged.rejections.append(_rejection_of(cluster, samples, index, verdict_of(fault)))
+    accepted = samples if len(columns.accepted) == len(samples) else samples.take(columns.accepted)
     sources = pa.table(
         [
-            pa.array([event.id for _, event in accepted], pa.string()),
-            pa.array([event.time for _, event in accepted], pa.timestamp("us", "UTC")),
-            pa.array([record.topic for record, _ in accepted], pa.string()),
-            pa.array([record.partition for record, _ in accepted], pa.int32()),
-            pa.array([record.offset for record, _ in accepted], pa.int64()),
-            pa.array([event.traceparent or None for _, event in accepted], pa.string()),
+            pa.array(accepted.ids, pa.string()),
+            pa.array(accepted.times, pa.timestamp("us", "UTC")),
+            pa.array([record.topic for record in accepted.records], pa.string()),
+            pa.array([record.partition for record in accepted.records], pa.int32()),
+            pa.array([record.offset for record in accepted.records], pa.int64()),
+            pa.array(accepted.traceparents, pa.string()),
         ],
         schema=SOURCE_COLUMNS,
     )
@@ -202,15 +131,18 @@ def _collect(
     return table
 
 
-def _received(record: Record) -> datetime:
-    try:
-        return datetime.fromtimestamp(record.timestamp / 1000, UTC)
-    except (OverflowError, ValueError, OSError):
-        # A producer may set any 64 bits as a record's time.
-        return _EPOCH
+def _rejection_of(cluster: str, samples: Samples, index: int, verdict: Verdict) -> Rejection:
+    """A rejected sample, by what was read of its envelope."""
+    return replace(
+        _rejection(cluster, samples.records[index], verdict),
+        dataset=_at_most(_WORD, samples.dataset),
+        event_id=_at_most(_WORD, samples.ids[index]),
+        traceparent=_at_most(_WORD, samples.traceparents[index] or ""),
+    )
 
 
-def _rejection(cluster: str, record: Record, verdict: Verdict, event: Event | None = None) -> Rejection:
+def _rejection(cluster: str, record: Record, verdict: Verdict) -> Rejection:
+    """A rejected record, by what its headers say."""
     headers = [(name, value or b"") for name, value in record.headers]
     attributes = dict(headers)
 
@@ -227,9 +159,9 @@ def _rejection(cluster: str, record: Record, verdict: Verdict, event: Event | No
         verdict=replace(
             verdict, message=_at_most(_SENTENCE, verdict.message), field=_at_most(_WORD, verdict.field)
         ),
-        dataset=_at_most(_WORD, event.subject if event else text("ce_subject")),
-        event_id=_at_most(_WORD, event.id if event else text("ce_id")),
-        traceparent=_at_most(_WORD, event.traceparent if event else text("traceparent")),
+        dataset=_at_most(_WORD, text("ce_subject")),
+        event_id=_at_most(_WORD, text("ce_id")),
+        traceparent=_at_most(_WORD, text("traceparent")),
         key=record.key or b"",
         payload=record.value or b"",
         headers=headers,

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.rejection import Rejection
-from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged, open_envelopes
+from headrace.ingestion.use_cases.envelopes import open_envelopes
+from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
 from headrace.ingestion.use_cases.ports import Append, Catalogue, SampleTables, Span
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
@@ -62,7 +63,7 @@ class StoreBatch:
         opened = await asyncio.to_thread(open_envelopes, batch.records, rejected, self._max_event_bytes)
         # Read for each batch: a sample that is sent after ApplyDataset answered meets what was applied,
         # whichever instance answered and whichever reads the sample.
-        datasets = await self._catalogue.datasets(opened.events.keys())
+        datasets = await self._catalogue.datasets(opened.datasets())
         return await asyncio.to_thread(self._judge.judge, batch.cluster, opened, datasets), datasets
 
     async def _reject(self, rejections: Sequence[Rejection]) -> Sequence[Rejection]:
