@@ -139,3 +139,17 @@ async def test_a_database_that_is_ahead_of_the_code_is_refused(
     (files / "0002_names.sql").unlink()
     with pytest.raises(MigrationError, match=r"0002_names\.sql, which this version does not know"):
         await migrate(pool, package)
+
+
+async def test_a_transaction_in_which_nothing_happens_loses_its_rows(
+    postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.postgres.pool.IDLE_IN_TRANSACTION_SECONDS", 1)
+    async with connect(postgres_dsn, schema="tests", application_name="tests") as pool:
+        await pool.execute("CREATE TABLE held (id int PRIMARY KEY)")
+        async with pool.acquire() as paused:
+            await paused.execute("BEGIN")
+            await paused.execute("INSERT INTO held VALUES (1)")
+            async with asyncio.timeout(20):
+                # Waits until the first one is committed or gone.
+                await pool.execute("INSERT INTO held VALUES (1)")
