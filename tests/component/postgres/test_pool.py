@@ -148,8 +148,11 @@ async def test_a_transaction_in_which_nothing_happens_loses_its_rows(
     async with connect(postgres_dsn, schema="tests", application_name="tests") as pool:
         await pool.execute("CREATE TABLE held (id int PRIMARY KEY)")
         async with pool.acquire() as paused:
+            lost = asyncio.Event()
+            paused.add_termination_listener(lambda _: lost.set())
             await paused.execute("BEGIN")
             await paused.execute("INSERT INTO held VALUES (1)")
             async with asyncio.timeout(20):
                 # Waits until the first one is committed or gone.
                 await pool.execute("INSERT INTO held VALUES (1)")
+                await lost.wait()
