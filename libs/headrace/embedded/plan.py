@@ -104,7 +104,8 @@ class Plan:
             Node(Topics(self.bootstrap), after=("broker",), forgets=self.options.broker == EMBEDDED),
             *sink,
             self._triton_node(after),
-            self._envoy(after),
+            # Without its control plane it cannot serve: its deadline would pass while others still start.
+            self._envoy(("inference", *after)),
             *(self._service(name, after) for name in SERVICES),
         ]
 

@@ -56,7 +56,7 @@ def table(stack: Stack, spinners: dict[str, Spinner]) -> Table:
 
 
 class _Lines:
-    """One line for each part that is ready or in trouble."""
+    """One line for each part that is ready, in trouble, or has something to say."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -65,7 +65,8 @@ class _Lines:
     def __call__(self, stack: Stack) -> None:
         for part in stack.parts.values():
             now = (part.state, part.restarts)
-            if self._seen.get(part.name) != now and part.state in (PartState.READY, PartState.RESTARTING):
+            worth_telling = part.state in (PartState.READY, PartState.RESTARTING) or part.message
+            if self._seen.get(part.name) != now and worth_telling:
                 self._console.print(Text(_line(part)), soft_wrap=True)
             self._seen[part.name] = now
 

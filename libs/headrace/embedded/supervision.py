@@ -31,6 +31,10 @@ class Supervised(Protocol):
     def log(self) -> Path | None:
         """Its log file; None where it has none."""
 
+    @property
+    def notice(self) -> str:
+        """What takes long before it starts this time; empty where nothing does."""
+
     async def start(self) -> None:
         """Start it and wait until it works. Raises PartFailed."""
 
@@ -150,7 +154,7 @@ class Supervisor:
             for name in node.after:
                 await self._lives[name].ready.wait()
             foundations = {name: self._lives[name].over for name in node.after if self._nodes[name].forgets}
-            self._tell(node, PartState.STARTING)
+            self._tell(node, PartState.STARTING, node.part.notice)
             backoff.started()
             try:
                 await node.part.start()

@@ -45,7 +45,11 @@ def test_every_target_that_clients_look_for_is_named(tmp_path: Path) -> None:
 def test_foundations_come_first(tmp_path: Path) -> None:
     order = [{node.name for node in level} for level in levels(list(planned(choose(tmp_path)).values()))]
     assert order[0] == {"postgres", "broker"}
-    assert set(SERVICES) <= order[-1]
+    assert set(SERVICES) <= order[-2]
+
+
+def test_envoy_waits_for_its_control_plane_however_long_that_takes_to_start(tmp_path: Path) -> None:
+    assert "inference" in planned(choose(tmp_path, broker="kafka"))["envoy"].after
 
 
 def test_an_embedded_broker_has_no_idempotent_producers_and_forgets(tmp_path: Path) -> None:

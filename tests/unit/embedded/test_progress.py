@@ -46,6 +46,14 @@ def test_a_pipe_gets_one_line_for_each_part_that_comes_up(tmp_path: Path) -> Non
     assert "127.0.0.1:9092" in lines[0]
 
 
+def test_a_pipe_is_told_what_takes_long(tmp_path: Path) -> None:
+    console, written = piped()
+    with following(console) as show:
+        for _ in range(2):
+            show(stack(tmp_path, part("broker", PartState.STARTING, message="Maven gets Apache Kafka, once")))
+    assert written.getvalue().count("Maven gets Apache Kafka") == 1
+
+
 def test_a_pipe_gets_a_line_for_each_restart(tmp_path: Path) -> None:
     console, written = piped()
     with following(console) as show:

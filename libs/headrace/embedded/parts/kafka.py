@@ -43,6 +43,11 @@ class ApacheKafka(Part):
         self._host = host
         self._jars = jars_folder()
 
+    @property
+    def notice(self) -> str:
+        """The jars are fetched once."""
+        return "" if _complete(self._jars) else "Maven gets Apache Kafka (about 54 MB), once"
+
     async def prepare(self) -> None:
         """Fetch the jars once, write the settings, and format the log's folder once."""
         for program in ("java",) if _complete(self._jars) else ("java", "mvn"):

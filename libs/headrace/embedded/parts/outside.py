@@ -24,6 +24,7 @@ class Outside:
     # It is no process of this stack.
     pid: int | None = None
     log: Path | None = None
+    notice = ""
 
     def __init__(self, name: str, address: str, works: Callable[[], Awaitable[None]]) -> None:
         self.name = name

@@ -82,6 +82,11 @@ class Part:
         return "" if await self._is_ready() else "it does not answer"
 
     @property
+    def notice(self) -> str:
+        """What takes long before it starts this time, for a person who waits; empty where nothing does."""
+        return ""
+
+    @property
     def pid(self) -> int | None:
         """Process id; None when it is not running."""
         return self._process.pid if self.running and self._process else None
