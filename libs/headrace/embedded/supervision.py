@@ -150,6 +150,7 @@ class Supervisor:
         """Start a part when it can, and again whenever it has ended."""
         backoff = Backoff(asyncio.get_running_loop().time)
         came_up = False
+        last_restart = ""
         while True:
             for name in node.after:
                 await self._lives[name].ready.wait()
@@ -165,11 +166,12 @@ class Supervisor:
             else:
                 came_up = True
                 self._lives[node.name].ready.set()
-                self._tell(node, PartState.READY)
+                self._tell(node, PartState.READY, last_restart)
                 what = await self._end(node, foundations)
                 self._lives[node.name].over.set()
                 self._lives[node.name] = _Life()
             self._restarts[node.name] += 1
+            last_restart = f"last restart: {what}"
             pause = backoff.pause()
             logger.warning("%s %s; starting it again in %.1f s", node.name, what, pause)
             self._tell(node, PartState.RESTARTING, what)

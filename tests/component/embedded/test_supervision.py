@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,7 +44,10 @@ class Stubborn(Sleeper):
     stop_seconds = 0.2
 
     def command(self) -> list[str]:
-        return ["sh", "-c", "trap '' TERM; while :; do sleep 600; done"]
+        return ["sh", "-c", "trap '' TERM; touch deaf; while :; do sleep 600; done"]
+
+    async def ready(self) -> bool:
+        return (self.folder / "deaf").exists()
 
 
 class History:
@@ -120,7 +125,8 @@ async def test_a_killed_part_is_started_again_and_the_others_go_on(tmp_path: Pat
         assert service.pid == before
         [restarting] = [s for s in history.statuses if s.state is PartState.RESTARTING]
         assert (restarting.name, restarting.message) == ("broker", "ended with exit code -9")
-        assert history.statuses[-1].restarts == 1
+        again = history.statuses[-1]
+        assert (again.restarts, again.message) == (1, "last restart: ended with exit code -9")
 
 
 async def test_what_stands_on_a_part_that_forgets_is_started_anew(tmp_path: Path) -> None:
@@ -167,6 +173,43 @@ async def test_a_part_that_keeps_failing_is_tried_again_and_again(tmp_path: Path
         assert history.statuses[-1].restarts == 3
 
 
+async def test_any_error_of_a_first_start_is_the_parts_failure(tmp_path: Path) -> None:
+    class Unprepared(Sleeper):
+        async def prepare(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with supervised([Node(Unprepared("database", tmp_path))], History()) as supervisor:
+        with pytest.raises(PartFailed, match=r"cannot start: .*No space left") as raised:
+            await supervisor.start()
+    assert str(tmp_path / "database.log") in raised.value.report()
+
+
+async def test_a_part_whose_restart_meets_an_error_is_tried_again(tmp_path: Path) -> None:
+    class Unlucky(Sleeper):
+        starts = 0
+
+        async def prepare(self) -> None:
+            self.starts += 1
+            if self.starts == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        async def ready(self) -> bool:
+            if self.starts == 3:
+                raise ValueError("an answer that is none")
+            return True
+
+    history = History()
+    part = Unlucky("unlucky", tmp_path)
+    async with supervised([Node(part)], history) as supervisor:
+        await supervisor.start()
+        part.kill()
+        await history.until(times_ready("unlucky", 2))
+        ended, full, wrong = [s.message for s in history.statuses if s.state is PartState.RESTARTING]
+        assert "ended with exit code" in ended
+        assert "No space left on device" in full
+        assert "an answer that is none" in wrong
+
+
 async def test_stopping_in_the_middle_of_a_start_leaves_nothing(tmp_path: Path) -> None:
     class Never(Sleeper):
         async def ready(self) -> bool:
@@ -188,6 +231,8 @@ async def test_stopping_in_the_middle_of_a_start_leaves_nothing(tmp_path: Path) 
 
 async def test_a_part_that_does_not_want_to_stop_is_killed(tmp_path: Path) -> None:
     history = History()
-    async with supervised([Node(Stubborn("stubborn", tmp_path))], history) as supervisor:
+    part = Stubborn("stubborn", tmp_path)
+    async with supervised([Node(part)], history) as supervisor:
         await supervisor.start()
     assert history.order(PartState.STOPPED) == ["stubborn"]
+    assert await part.wait() == -signal.SIGKILL

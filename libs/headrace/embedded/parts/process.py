@@ -97,16 +97,28 @@ class Part:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start it and wait until it works. Raises PartFailed; then nothing of it runs."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        await self.prepare()
-        await self.launch()
+        """Start it and wait until it works. Raises PartFailed and nothing else; then nothing of it runs."""
+        # An earlier run has ended: what goes wrong before there is a new one must not be laid to it.
+        self._process = None
         try:
-            await self._wait_until_ready()
+            await self._come_up()
         except BaseException:
             await self.stop()
             raise
+
+    async def _come_up(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            await self.prepare()
+            await self.launch()
+            await self._wait_until_ready()
+        except PartFailed:
+            raise
+        except Exception as error:
+            # A full disk, a client library's own error: whatever it is, a person must be told and a part that
+            # has run before must be tried again.
+            raise self.failed(f"cannot start: {error!r}") from error
 
     async def launch(self) -> None:
         """Start the program, without waiting for it."""
