@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     field("part", "part"),
     field("state", "state"),
+    field("restarts", "restarts", right=True),
     field("pid", "pid", right=True),
     field("address", "address"),
     field("log", "log"),
@@ -38,7 +39,13 @@ def up(
     store: Annotated[
         str, typer.Option(help="A folder, or s3://bucket/prefix. Left out: in the data folder.")
     ] = "",
-    host: Annotated[str, typer.Option(help="The address that every part binds to.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address that the broker, the services' gRPC and Envoy bind to; "
+            "everything else stays on loopback."
+        ),
+    ] = "127.0.0.1",
     otlp_endpoint: Annotated[
         str, typer.Option(help="http://host:port of a collector. Left out: the stack keeps its own traces.")
     ] = "",
@@ -88,6 +95,7 @@ def status(output: OutputOption = Format.TABLE, data: DataOption = DEFAULT_DATA)
         {
             "part": part.name,
             "state": part.state,
+            "restarts": part.restarts,
             "pid": part.pid,
             "address": part.address,
             "log": _shown(part.log),

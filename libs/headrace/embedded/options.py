@@ -16,7 +16,8 @@ EMBEDDED = "embedded"
 KAFKA = "kafka"
 
 _ADDRESS = re.compile(r"^[A-Za-z0-9._-]+:\d{1,5}$")
-_ENDPOINT = re.compile(r"^https?://[A-Za-z0-9._-]+:\d{1,5}/?$")
+# Without TLS: neither Envoy nor Triton is set up to send spans with it.
+_ENDPOINT = re.compile(r"^http://[A-Za-z0-9._-]+:\d{1,5}/?$")
 _STORE_SCHEMES = ("file", "s3")
 
 
@@ -33,7 +34,7 @@ class StackOptions(BaseModel):
     postgres: str = EMBEDDED
     # A URI; empty: a folder in the data folder.
     store: str = ""
-    # The address that those parts bind to which others may use: broker, services, Envoy.
+    # The address that those parts bind to which others may use: broker, services' gRPC, Envoy.
     host: str = "127.0.0.1"
     # http://host:port of a collector (OTLP over gRPC); empty: the stack keeps its own traces.
     otlp_endpoint: str = ""
@@ -78,7 +79,10 @@ def choose(
     except ValueError:
         raise _invalid("host", f"{host!r} is no IPv4 address, such as 127.0.0.1 or 0.0.0.0") from None
     if otlp_endpoint and not _ENDPOINT.match(otlp_endpoint):
-        raise _invalid("otlp_endpoint", f"{otlp_endpoint!r} is not like http://HOST:4317")
+        raise _invalid(
+            "otlp_endpoint",
+            f"{otlp_endpoint!r} is not like http://HOST:4317; spans are sent without TLS only",
+        )
     return StackOptions(
         data=data.absolute(),
         broker=broker,

@@ -244,8 +244,7 @@ class Plan:
         """Where Triton posts spans: it speaks OTLP over HTTP only."""
         if self._own_traces:
             return f"http://{LOOPBACK}:{self._sink_http_port}/v1/traces"
-        collector = urlsplit(self.options.otlp_endpoint)
-        return f"{collector.scheme}://{collector.hostname}:{OTLP_HTTP_PORT}/v1/traces"
+        return f"http://{urlsplit(self.options.otlp_endpoint).hostname}:{OTLP_HTTP_PORT}/v1/traces"
 
 
 def _triton_environment() -> Path:

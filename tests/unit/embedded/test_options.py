@@ -50,6 +50,7 @@ def test_listening_on_all_addresses_is_reached_at_the_machines_own(tmp_path: Pat
         ("store", "ftp://somewhere"),
         ("host", "localhost"),
         ("otlp_endpoint", "collector:4317"),
+        ("otlp_endpoint", "https://collector:4317"),
     ],
 )
 def test_anything_else_is_refused_by_name(tmp_path: Path, option: str, value: str) -> None:
