@@ -37,9 +37,11 @@ COLUMNS = (
     Column("data", lambda row: _shortened(row["data"])),
 )
 
-# How long a topic must be silent before it counts as read to its end. The embedded broker's end offsets are
+# How long topics must be silent before they count as read to their end. The embedded broker's end offsets are
 # those of the last batch's first record, so they cannot be used.
 SILENCE_SECONDS = 1.0
+# The same before anything has come: the first answer of a broker takes longer than the next ones.
+FIRST_SILENCE_SECONDS = 5.0
 
 # Event types whose payload is another message than their topic's one.
 PAYLOADS = {
@@ -70,7 +72,11 @@ def topics_named(name: str) -> list[str]:
 async def read(
     bootstrap: str, topics: Sequence[str], *, follow: bool, from_beginning: bool
 ) -> AsyncGenerator[Row, None]:
-    """Events of the topics as they stand, then, with `follow`, as they come, until cancelled."""
+    """Events of the topics as they stand, then, with `follow`, as they come, until cancelled.
+
+    As they stand: what was published, by its timestamp, before this began; a busy topic has no other end.
+    """
+    began_ms = time.time() * 1000
     consumer = AIOKafkaConsumer(
         *topics,
         bootstrap_servers=bootstrap,
@@ -82,13 +88,16 @@ async def read(
             await consumer.start()
         except KafkaConnectionError as error:
             raise Unavailable("BROKER_UNAVAILABLE", f"the broker at {bootstrap} does not answer") from error
-        last_event = time.monotonic()
-        while follow or time.monotonic() - last_event < SILENCE_SECONDS:
+        silent_since, patience = time.monotonic(), FIRST_SILENCE_SECONDS
+        while follow or time.monotonic() - silent_since < patience:
             batches = await consumer.getmany(timeout_ms=200)
-            for records in batches.values():
-                for record in records:
-                    last_event = time.monotonic()
-                    yield decoded(record)
+            records = [record for batch in batches.values() for record in batch]
+            wanted = [record for record in records if follow or record.timestamp <= began_ms]
+            for record in wanted:
+                yield decoded(record)
+            # What came later does not renew the silence, but it is an answer.
+            if wanted or (records and patience == FIRST_SILENCE_SECONDS):
+                silent_since, patience = time.monotonic(), SILENCE_SECONDS
     finally:
         await asyncio.shield(consumer.stop())
 

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+from headrace.cli import events
 from headrace.cli.main import app
 from headrace.client import HeadraceClient, Targets
 from headrace.embedded.trace_sink.store import SCHEMA
@@ -76,6 +77,32 @@ async def test_events_are_read_and_decoded(kafka_bootstrap: str, headrace: Headr
         headrace, "describe", "event", "nothing", HEADRACE_KAFKA_BOOTSTRAP=kafka_bootstrap
     )
     assert missing.exit_code == 3
+
+
+@pytest.mark.broker
+async def test_reading_ends_while_somebody_goes_on_publishing(kafka_bootstrap: str) -> None:
+    before = await publish_job(kafka_bootstrap, new_id())
+    published, enough = asyncio.Event(), asyncio.Event()
+
+    async def busy() -> None:
+        while not enough.is_set():
+            await publish_job(kafka_bootstrap, new_id())
+            published.set()
+
+    publishing = asyncio.create_task(busy())
+    try:
+        async with asyncio.timeout(60):
+            await published.wait()
+            rows = [
+                row
+                async for row in events.read(
+                    kafka_bootstrap, [topics.JOBS], follow=False, from_beginning=True
+                )
+            ]
+    finally:
+        enough.set()
+        await publishing
+    assert before in {row["id"] for row in rows}
 
 
 @pytest.mark.broker
