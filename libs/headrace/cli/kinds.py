@@ -87,7 +87,7 @@ async def _rejected(client: HeadraceClient, scope: str) -> list[Row]:
 
 async def _rejected_one(client: HeadraceClient, name: str) -> Row:
     for row in await _rejected(client, ""):
-        if name in (row["event_id"], f"{row['topic']}/{row['partition']}/{row['offset']}"):
+        if name in (row["event_id"], _position(row), f"{row['topic']}/{_position(row)}"):
             return row
     raise NotFound(
         "REJECTED_SAMPLE_NOT_FOUND", f"no rejected sample {name!r}; `headrace get rejected` lists them"
@@ -207,6 +207,11 @@ async def _prediction(client: HeadraceClient, name: str) -> Row:
     )
 
 
+def _position(row: Row) -> str:
+    """Where a rejected sample is on its topic."""
+    return f"{row['partition']}/{row['offset']}"
+
+
 def _traffic(row: Row) -> str:
     traffic = row["traffic"]
     if not isinstance(traffic, list) or not traffic:
@@ -268,7 +273,8 @@ KINDS = (
         "rejected",
         ("rejected-samples", "rejected-sample"),
         (
-            Column("event", lambda row: f"{row['partition']}/{row['offset']}"),
+            Column("at", _position),
+            field("event id", "event_id"),
             field("dataset", "dataset"),
             field("reason", "reason"),
             field("field", "field"),

@@ -172,8 +172,9 @@ def logs(
     from headrace.api.training.v1 import training_pb2 as training
 
     async def command(client: HeadraceClient) -> None:
-        part = client.logs_folder / f"{name}.log" if client.logs_folder else None
-        if part is not None and part.exists():
+        # A stack that did not start leaves its logs, and no file that says where they are.
+        part = (client.logs_folder or data / "logs") / f"{name}.log"
+        if part.exists():
             console.print(Text(part.read_text(errors="replace")), soft_wrap=True)
             return
         run_id = name

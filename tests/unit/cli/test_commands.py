@@ -25,6 +25,8 @@ from headrace.api.training.v1 import training_pb2 as training
 from headrace.api.training.v1 import training_pb2_grpc
 from headrace.cli.look import _kinds
 from headrace.cli.main import app
+from headrace.embedded import commands
+from headrace.embedded.stack_file import PartState, PartStatus
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
 from headrace.rpc.convert import to_timestamp
 from headrace.rpc.server import ServiceBinding, serve
@@ -269,6 +271,47 @@ def test_logs_of_a_job_are_those_of_its_newest_run(services: Services, headrace:
     ]
     assert headrace("logs", JOB).stdout == "epoch 1\nepoch 2\ndone\n"
     assert services.requests[1].id == f"{JOB}-2"
+
+
+def test_logs_of_a_part_are_there_after_a_start_that_failed(headrace: Headrace, tmp_path: Path) -> None:
+    logs = tmp_path / "no-stack" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "triton.log").write_text("there is no environment\n")
+    result = headrace("logs", "triton")
+    assert result.exit_code == 0, result.output
+    assert "there is no environment" in result.stdout
+    assert headrace("logs", "envoy").exit_code == 4
+
+
+@pytest.mark.parametrize("name", ["e-2", "0/7", "headrace.ingestion.samples.v1/0/7"])
+def test_a_rejected_sample_is_described_by_what_the_list_shows(
+    services: Services, headrace: Headrace, name: str
+) -> None:
+    topic = "headrace.ingestion.samples.v1"
+    services.answers["ListRejected"] = lambda _: ingestion.ListRejectedResponse(
+        rejected=[
+            ingestion.RejectedSample(event_id=f"e-{number}", topic=topic, offset=5 + number, reason="WHY")
+            for number in (1, 2)
+        ]
+    )
+    row = headrace("get", "rejected").stdout.splitlines()[2]
+    assert row.split()[:2] == ["0/7", "e-2"]
+    assert json.loads(headrace("describe", "rejected", name, "-o", "json").stdout)["event_id"] == "e-2"
+
+
+def test_status_tells_how_often_and_why_a_part_was_restarted(
+    headrace: Headrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = PartStatus(
+        name="triton", state=PartState.READY, restarts=2, message="last restart: ended with exit code -9"
+    )
+    monkeypatch.setattr(commands, "status", lambda _data: [part])
+    heading, row = headrace("status").stdout.splitlines()
+    assert heading.split()[:3] == ["part", "state", "restarts"]
+    assert row.split()[:3] == ["triton", "ready", "2"]
+    assert "exit code -9" in row
+    [document] = json.loads(headrace("status", "-o", "json").stdout)
+    assert (document["restarts"], document["message"]) == (2, part.message)
 
 
 def test_a_rollout_is_watched_to_its_end(services: Services, headrace: Headrace) -> None:
