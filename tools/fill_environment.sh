@@ -5,16 +5,17 @@
 set -eu
 what=$1 folder=$2 lock=$3 uv=$4 python=$5 project=${6:-}
 
-# What the environment depends on. The stamp is written last: an interrupted filling is begun again.
+# What the environment depends on. The stamp is written last: an interrupted filling is begun again. So is one whose
+# Python has gone since, as with an upgrade of the system's.
 stamp="$folder/filled"
 key=$(cat "$lock" "$0" ${project:+"$project/pyproject.toml"} | sha256sum | cut -d' ' -f1)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then
+if [ -x "$folder/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then
     exit 0
 fi
 
 echo "Filling $what into $folder, from $lock ..."
 started=$(date +%s)
-[ -x "$folder/bin/python" ] || "$uv" venv --quiet --python "$python" "$folder"
+[ -x "$folder/bin/python" ] || "$uv" venv --quiet --clear --python "$python" "$folder"
 rm -f "$stamp"
 if ! "$uv" pip sync --python "$folder/bin/python" --require-hashes "$lock"; then
     echo "Filling $what failed; what uv said stands above. Check the network and the free disk space, then try again." >&2
