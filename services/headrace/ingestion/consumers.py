@@ -39,6 +39,8 @@ _POLL_SECONDS: Final = 0.25
 _FIRST_PAUSE_SECONDS: Final = 0.1
 # A failure may be a blink; after so many in a row the service says that it is not ready.
 _FAILURES_UNTIL_UNREADY: Final = 3
+# The client repeats a commit without end while the coordinator is away; a bookmark is not worth the wait.
+_COMMIT_SECONDS: Final = 5.0
 # OpenTelemetry drops a span's links beyond 128 without a word.
 _MAX_LINKS: Final = 128
 
@@ -90,16 +92,22 @@ class SamplesConsumer:
         self._health.set_ready(COMPONENT, True)
         # While a batch is stored, the next one is collected.
         collecting = asyncio.create_task(self._collect())
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
             while not self._stopping.is_set():
-                collected = await collecting
+                # During a rebalance a fetch waits for its end, whatever timeout it was given.
+                await asyncio.wait({collecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not collecting.done():
+                    break
+                collected = collecting.result()
                 collecting = asyncio.create_task(self._collect())
                 if collected.count:
                     await self._process(collected)
         finally:
             # What was collected and not stored is read again by whoever is next.
             collecting.cancel()
-            await asyncio.gather(collecting, return_exceptions=True)
+            stopping.cancel()
+            await asyncio.gather(collecting, stopping, return_exceptions=True)
             self._stopped.set()
 
     async def drain(self) -> None:
@@ -115,6 +123,8 @@ class SamplesConsumer:
             self._cluster = None
             self._next_offsets.clear()
             self._uncommitted.clear()
+            # Whoever reads a partition now tells its lag.
+            metrics.LAG.clear()
 
     async def _collect(self) -> _Collected:
         """Up to a batch of records: all that there is, or what arrives soon after the first."""
@@ -147,10 +157,8 @@ class SamplesConsumer:
         while True:
             try:
                 async with self._batch_lock:
-                    if collected.assignment != self._assignment:
-                        return
-                    await self._attempt(collected)
-                break
+                    if collected.assignment == self._assignment:
+                        await self._attempt(collected)
             except Exception as error:
                 failures += 1
                 metrics.BATCH_FAILURES.inc()
@@ -164,12 +172,14 @@ class SamplesConsumer:
                 )
                 if failures >= _FAILURES_UNTIL_UNREADY:
                     self._health.set_ready(COMPONENT, False, f"{type(error).__name__}: {error}")
+            else:
+                # Also where the batch has become somebody else's: what failed was that batch.
+                self._health.set_ready(COMPONENT, True)
+                return
             if await self._stops_within(pause):
                 # Nothing is lost: the offsets stay where they are.
                 return
             pause = min(2 * pause, self._settings.retry_seconds)
-        if failures:
-            self._health.set_ready(COMPONENT, True)
 
     async def _stops_within(self, seconds: float) -> bool:
         try:
@@ -221,8 +231,9 @@ class SamplesConsumer:
             self._uncommitted[partition] = OffsetAndMetadata(records[-1].offset + 1, "")
         fault_point("ingestion.before-offset-commit")
         try:
-            await self._consumer.commit(self._uncommitted)
-        except (KafkaError, IllegalStateError) as error:
+            async with asyncio.timeout(_COMMIT_SECONDS):
+                await self._consumer.commit(self._uncommitted)
+        except (KafkaError, IllegalStateError, TimeoutError) as error:
             # The next commit includes these; and where the partitions have gone to somebody else, the
             # tables tell them what is stored.
             logger.warning("offsets were not committed: %r", error)
