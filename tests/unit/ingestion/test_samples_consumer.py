@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.structs import OffsetAndMetadata
+from tests.support.waiting import eventually
+
+from headrace.ingestion import consumers, metrics
+from headrace.ingestion.consumers import COMPONENT, SamplesConsumer
+from headrace.ingestion.settings import Settings
+from headrace.ingestion.use_cases.judge_batch import Batch
+from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
+from headrace.messaging.topics import SAMPLES
+from headrace.runtime.health import Health
+
+PARTITION = TopicPartition(SAMPLES, 0)
+
+
+def record(offset: int) -> ConsumerRecord[bytes, bytes]:
+    return ConsumerRecord(SAMPLES, 0, offset, 0, 0, b"k", b"{}", None, 1, 2, ())
+
+
+@dataclass
+class FakeWorld:
+    """A consumer and a store in memory. Like Kafka's client, a fetch during a rebalance waits for its end."""
+
+    arriving: asyncio.Queue[ConsumerRecord[bytes, bytes]] = field(default_factory=asyncio.Queue)
+    rebalancing: bool = False
+    fetching: bool = False
+    away: bool = False
+    coordinator_away: bool = False
+    stored: list[int] = field(default_factory=list)
+    committed: list[Mapping[TopicPartition, OffsetAndMetadata]] = field(default_factory=list)
+
+    def subscribe(self, topics: Collection[str], listener: ConsumerRebalanceListener) -> None:
+        assert list(topics) == [SAMPLES]
+
+    async def getmany(
+        self, *, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+        self.fetching = True
+        try:
+            async with asyncio.timeout(None if self.rebalancing else timeout_ms / 1000):
+                return {PARTITION: [await self.arriving.get()]}
+        except TimeoutError:
+            return {}
+
+    async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        if self.coordinator_away:
+            await asyncio.Event().wait()
+        self.committed.append(dict(offsets))
+
+    def highwater(self, partition: TopicPartition) -> int:
+        return 100
+
+    async def store(self, batch: Batch) -> Stored:
+        if self.away:
+            raise ConnectionError("the database is away")
+        self.stored += [record.offset for record in batch.records]
+        return Stored({}, ())
+
+    async def is_stored(self, offset: int) -> None:
+        await eventually(lambda: asyncio.sleep(0, self.stored), lambda stored: offset in stored)
+
+
+@dataclass
+class Running:
+    world: FakeWorld
+    health: Health
+    samples: SamplesConsumer
+
+    async def ready(self, expected: bool) -> None:
+        await eventually(lambda: asyncio.sleep(0, self.health.ready), lambda ready: ready is expected)
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    async with consuming(FakeWorld()) as running:
+        yield running
+
+
+@asynccontextmanager
+async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
+    async def cluster() -> str:
+        return "cluster"
+
+    health = Health()
+    samples = SamplesConsumer(
+        cast("AIOKafkaConsumer", world),
+        cast("StoreBatch", world.store),
+        cluster_id=cluster,
+        stored=lambda _: None,
+        settings=Settings(batch_seconds=0.001, retry_seconds=0.01),
+        health=health,
+    )
+    task = asyncio.create_task(samples.run())
+    yield Running(world, health, samples)
+    async with asyncio.timeout(5):
+        await samples.drain()
+        await task
+
+
+async def test_a_failure_that_a_rebalance_ends_leaves_the_service_ready(
+    running: Running,
+) -> None:
+    running.world.away = True
+    await running.world.arriving.put(record(0))
+    await running.ready(False)
+    assert "the database is away" in running.health.components[COMPONENT].message
+    # The partition leaves, and with it the batch that could not be stored.
+    await running.samples.release()
+    await running.ready(True)
+    assert running.world.stored == []
+
+
+async def test_a_batch_that_is_stored_makes_the_service_ready(running: Running) -> None:
+    running.world.away = True
+    await running.world.arriving.put(record(0))
+    await running.ready(False)
+    running.world.away = False
+    await running.ready(True)
+    assert running.world.stored == [0]
+
+
+async def test_a_stop_does_not_wait_for_the_end_of_a_rebalance() -> None:
+    async with consuming(FakeWorld(rebalancing=True)) as running:
+        await eventually(lambda: asyncio.sleep(0, running.world.fetching), bool)
+
+
+async def test_offsets_that_nobody_takes_hold_up_no_batch_and_come_with_the_next_one(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "_COMMIT_SECONDS", 0.01)
+    running.world.coordinator_away = True
+    await running.world.arriving.put(record(0))
+    await running.world.is_stored(0)
+    await running.world.arriving.put(record(1))
+    await running.world.is_stored(1)
+    running.world.coordinator_away = False
+    await running.world.arriving.put(record(2))
+    await eventually(lambda: asyncio.sleep(0, len(running.world.committed)), bool)
+    assert running.world.committed[-1][PARTITION].offset == 3
+    assert running.health.ready
+
+
+async def test_the_lag_of_partitions_that_left_is_no_longer_told(running: Running) -> None:
+    await running.world.arriving.put(record(0))
+    await eventually(lambda: asyncio.sleep(0, _lags()), lambda lags: lags == [99])
+    await running.samples.release()
+    assert _lags() == []
+
+
+def _lags() -> list[float]:
+    [family] = metrics.LAG.collect()
+    return [sample.value for sample in family.samples]
