@@ -142,11 +142,6 @@ class Consumer:
         finally:
             await self._client.stop()
 
-    async def consume(self) -> None:
-        """Join, `run`, and leave the group at the end: the whole life of a consumer as one task."""
-        async with self:
-            await self.run()
-
     async def run(self) -> None:
         """Consume until cancelled. What is in work then is finished by leaving the context.
 

@@ -84,15 +84,17 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         (FEEDBACK, consumers.feedback, 64),
     ):
         # A group for each topic: a burst of predictions must not hold up a promotion.
-        consumer = Consumer(
-            platform.kafka_bootstrap,
-            group=f"{settings.consumer_group}.{topic}",
-            topics=[topic],
-            handler=handler,
-            dead_letters=producer,
-            client_id=client_id,
-            max_in_flight=in_flight,
-            session_seconds=platform.kafka_session_seconds,
-            ordered=topic != PREDICTIONS,
+        consumer = await runner.enter(
+            Consumer(
+                platform.kafka_bootstrap,
+                group=f"{settings.consumer_group}.{topic}",
+                topics=[topic],
+                handler=handler,
+                dead_letters=producer,
+                client_id=client_id,
+                max_in_flight=in_flight,
+                session_seconds=platform.kafka_session_seconds,
+                ordered=topic != PREDICTIONS,
+            )
         )
-        runner.spawn(consumer.consume, f"consumer of {topic}")
+        runner.spawn(consumer.run, f"consumer of {topic}")

@@ -23,7 +23,7 @@ async def main(bootstrap: str, topic: str, session_seconds: str) -> None:
         print(event.data.decode(), flush=True)
 
     async with Producer(bootstrap, client_id="dying", idempotence=False) as producer:
-        await Consumer(
+        consumer = Consumer(
             bootstrap,
             group=f"g-{topic}",
             topics=[topic],
@@ -31,7 +31,9 @@ async def main(bootstrap: str, topic: str, session_seconds: str) -> None:
             dead_letters=producer,
             client_id="dying",
             session_seconds=float(session_seconds),
-        ).consume()
+        )
+        async with consumer:
+            await consumer.run()
 
 
 asyncio.run(main(*sys.argv[1:]))

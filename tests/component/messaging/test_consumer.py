@@ -27,6 +27,7 @@ from headrace.messaging.consumer import Consumer, PermanentFailure, RetryPolicy
 from headrace.messaging.events import Event, decode, encode
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import DEAD_LETTERS, Topic, ensure_topics, load_topics
+from headrace.runtime.runner import Runner
 from headrace.telemetry import names
 
 pytestmark = pytest.mark.broker
@@ -238,6 +239,34 @@ async def test_a_stop_finishes_and_commits_what_is_in_work(
     assert finished == [0, 1, 2][: len(finished)]
 
 
+async def test_a_services_stop_waits_for_a_handler_longer_than_it_asks_tasks_to_end(
+    kafka_bootstrap: str, topic: str, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.runtime.runner.CANCEL_AGAIN_SECONDS", 0.02)
+    begun = asyncio.Event()
+    ended: list[int] = []
+
+    async def handler(received: Event) -> None:
+        begun.set()
+        await asyncio.sleep(0.3)
+        ended.append(int(received.data))
+
+    await producer.publish(topic, "key", event(0))
+    runner = Runner()
+    consumer = await runner.enter(member(kafka_bootstrap, topic, handler, producer))
+    runner.spawn(consumer.run, "consumer")
+    async with asyncio.timeout(DEADLINE):
+        await begun.wait()
+        await runner.close(DEADLINE)
+    assert runner.failure is None
+    assert ended == [0]
+
+    async with consuming(kafka_bootstrap, topic, handler, producer):
+        await producer.publish(topic, "key", event(1))
+        await until(lambda: 1 in ended)
+    assert ended == [0, 1]
+
+
 async def test_no_more_events_are_taken_than_may_be_in_flight(
     kafka_bootstrap: str, topic: str, producer: Producer
 ) -> None:
@@ -302,10 +331,9 @@ async def test_when_not_even_the_dead_letters_take_an_event_the_consumer_fails_a
 
     await producer.publish_all(topic, [("key", event(n)) for n in range(4)])
     broken = Broken(kafka_bootstrap, client_id="tests", idempotence=False)
-    consumer = member(kafka_bootstrap, topic, refuses_one, broken)
     with pytest.raises(RuntimeError, match="no room"):
-        async with asyncio.timeout(DEADLINE):
-            await consumer.consume()
+        async with asyncio.timeout(DEADLINE), consuming(kafka_bootstrap, topic, refuses_one, broken) as task:
+            await task
     # Those behind it in its key's order have waited, and come again with it.
     assert seen == [0]
 
