@@ -22,13 +22,13 @@ from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, MessageSizeTooLargeError
 from opentelemetry.trace import Status, StatusCode
 
-from headrace.errors import DeadlineExceeded, Unavailable
 from headrace.messaging import metrics
 from headrace.messaging.client import SESSION_SECONDS, consumer_client
 from headrace.messaging.events import Event, InvalidCloudEvent, decode
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import DEAD_LETTERS
 from headrace.messaging.tracker import PartitionTracker
+from headrace.runtime.outage import is_outage
 from headrace.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
@@ -53,19 +53,6 @@ class PermanentFailure(Exception):  # noqa: N818 - what it is, not what to call 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether a part that is needed is away: a service, the database, the broker, the network."""
-    if isinstance(error, ConnectionError | TimeoutError | Unavailable | DeadlineExceeded):
-        return True
-    if isinstance(error, KafkaError):
-        return bool(error.retriable)
-    # asyncio raises a bare OSError where several addresses of one host refuse.
-    if type(error) is OSError:
-        return True
-    # PostgreSQL's classes "connection exception" and "operator intervention".
-    return str(getattr(error, "sqlstate", None) or "").startswith(("08", "57P"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from headrace.errors import HeadraceError
 from headrace.rpc import deadline
 from headrace.rpc.errors import DETAILS_KEY, code_of, from_rpc_error, to_status
 from headrace.rpc.validation import RequestValidator
+from headrace.runtime.outage import is_database_outage, is_outage
 from headrace.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
@@ -75,11 +76,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             return self._streaming(handler, details)
         return self._single(handler, details)
-
-    @property
-    def has_streams(self) -> bool:
-        """Whether responses are being streamed now."""
-        return bool(self._streams)
 
     def end_streams(self) -> None:
         """End the streams in progress with UNAVAILABLE, which tells their callers to connect again."""
@@ -252,13 +248,12 @@ def _as_headrace_error(error: BaseException) -> HeadraceError | None:
             return errors.Internal("UNIMPLEMENTED", "this service does not implement the method")
         case TimeoutError():
             return errors.DeadlineExceeded("DEADLINE_EXCEEDED", "it was not done within the call's deadline")
-        case ConnectionError():
+        case _ if is_database_outage(error):
+            return errors.Unavailable("DATABASE_UNAVAILABLE", f"the database is not there: {error}")
+        case _ if is_outage(error):
             return errors.Unavailable(
                 "DEPENDENCY_UNAVAILABLE", f"a part that is needed is not there: {error}"
             )
-        case _ if str(getattr(error, "sqlstate", None) or "").startswith(("08", "57P")):
-            # PostgreSQL's classes "connection exception" and "operator intervention".
-            return errors.Unavailable("DATABASE_UNAVAILABLE", f"the database is not there: {error}")
         case _:
             return None
 

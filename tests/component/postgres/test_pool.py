@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tests.support.packages import package_with_migrations
 from headrace.embedded.parts.process import free_port
 from headrace.postgres import Pool, connect, transaction
 from headrace.postgres.migrations import MigrationError, migrate
+from headrace.runtime.outage import is_outage
 
 FIRST = {"0001_things.sql": "CREATE TABLE things (id int PRIMARY KEY, made timestamptz DEFAULT now());"}
 
@@ -156,3 +157,31 @@ async def test_a_transaction_in_which_nothing_happens_loses_its_rows(
                 # Waits until the first one is committed or gone.
                 await pool.execute("INSERT INTO held VALUES (1)")
                 await lost.wait()
+
+
+async def test_a_transaction_whose_session_the_server_ends_is_an_outage(
+    pool: Pool, postgres_dsn: str
+) -> None:
+    """Whichever way it shows: in a statement, in the commit, or where the connection is given back."""
+
+    async def loses_its_session(*, asks_again: bool, own_transaction: bool) -> None:
+        async with pool.acquire() as connection:
+            lost = asyncio.Event()
+            connection.add_termination_listener(lambda _: lost.set())
+            async with connection.transaction() if own_transaction else nullcontext():
+                if not own_transaction:
+                    await connection.execute("BEGIN")
+                await other.execute("SELECT pg_terminate_backend($1, 10000)", connection.get_server_pid())
+                async with asyncio.timeout(20):
+                    await lost.wait()
+                if asks_again:
+                    await connection.execute("SELECT 1")
+
+    other = await asyncpg.connect(postgres_dsn)
+    try:
+        for asks_again, own_transaction in ((True, True), (False, True), (True, False)):
+            with pytest.raises(Exception, match=r"clos|released|failed") as raised:
+                await loses_its_session(asks_again=asks_again, own_transaction=own_transaction)
+            assert is_outage(raised.value)
+    finally:
+        await other.close()
