@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import NotFoundError
+from obstore.exceptions import (
+    GenericError,
+    JoinError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, S3Store
 
-from headrace.errors import InvalidArgument, NotFound
+from headrace.errors import InvalidArgument, NotFound, Unavailable
 
 if TYPE_CHECKING:  # these exist for type checkers only
     from obstore.store import ClientConfig, S3Config
 
 CHUNK_BYTES = 1 << 20
+# Not what was asked for but the store is at fault: network, disk, credentials.
+_AWAY = (GenericError, JoinError, PermissionDeniedError, UnauthenticatedError)
 
 
 class ObjectStore:
     """Objects below one root, by relative path: names between single slashes, none of them "." or "..".
 
-    Any other path raises InvalidArgument INVALID_OBJECT_PATH.
+    Any other path raises InvalidArgument INVALID_OBJECT_PATH; a store that does not do its work, Unavailable
+    STORE_UNAVAILABLE.
     A put is atomic: readers see the old object, then the new one. S3's endpoint and credentials come from
     the usual `AWS_*` environment variables.
     """
@@ -62,29 +72,33 @@ class ObjectStore:
 
     async def put(self, path: str, data: bytes | AsyncIterator[bytes]) -> None:
         """Write an object, whole or not at all."""
-        await obstore.put_async(self._store, _checked(path), data)
+        with self._answering():
+            await obstore.put_async(self._store, _checked(path), data)
 
     async def get(self, path: str) -> bytes:
         """Read an object. Raises NotFound."""
-        try:
-            result = await obstore.get_async(self._store, _checked(path))
-        except (NotFoundError, FileNotFoundError) as error:
-            raise self._missing(path) from error
-        return bytes(await result.bytes_async())
+        with self._answering():
+            try:
+                result = await obstore.get_async(self._store, _checked(path))
+            except (NotFoundError, FileNotFoundError) as error:
+                raise self._missing(path) from error
+            return bytes(await result.bytes_async())
 
     async def stream(self, path: str) -> AsyncIterator[bytes]:
         """Read an object in chunks. Raises NotFound."""
-        try:
-            result = await obstore.get_async(self._store, _checked(path))
-        except (NotFoundError, FileNotFoundError) as error:
-            raise self._missing(path) from error
-        async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
-            yield bytes(chunk)
+        with self._answering():
+            try:
+                result = await obstore.get_async(self._store, _checked(path))
+            except (NotFoundError, FileNotFoundError) as error:
+                raise self._missing(path) from error
+            async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
 
     async def exists(self, path: str) -> bool:
         """Whether there is such an object."""
         try:
-            await obstore.head_async(self._store, _checked(path))
+            with self._answering():
+                await obstore.head_async(self._store, _checked(path))
         except (NotFoundError, FileNotFoundError):
             return False
         return True
@@ -92,32 +106,49 @@ class ObjectStore:
     async def delete(self, path: str) -> None:
         """Remove an object; one that is not there is fine."""
         try:
-            await obstore.delete_async(self._store, _checked(path))
+            with self._answering():
+                await obstore.delete_async(self._store, _checked(path))
         except (NotFoundError, FileNotFoundError):
             return
 
     async def list(self, prefix: str) -> list[str]:
         """Paths of the objects in a folder and below, sorted."""
-        batches = [batch async for batch in obstore.list(self._store, prefix=prefix)]
+        with self._answering():
+            batches = [batch async for batch in obstore.list(self._store, prefix=prefix)]
         return sorted(item["path"] for batch in batches for item in batch)
 
     def read_bytes(self, path: str) -> bytes:
         """`get` for code without an event loop. Raises NotFound."""
         try:
-            return bytes(obstore.get(self._store, _checked(path)).bytes())
+            with self._answering():
+                return bytes(obstore.get(self._store, _checked(path)).bytes())
         except (NotFoundError, FileNotFoundError) as error:
             raise self._missing(path) from error
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """`put` for code without an event loop."""
-        obstore.put(self._store, _checked(path), data)
+        with self._answering():
+            obstore.put(self._store, _checked(path), data)
 
     def delete_object(self, path: str) -> None:
         """`delete` for code without an event loop."""
         try:
-            obstore.delete(self._store, _checked(path))
+            with self._answering():
+                obstore.delete(self._store, _checked(path))
         except (NotFoundError, FileNotFoundError):
             return
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Raise Unavailable where the store does not do what it was asked."""
+        try:
+            yield
+        except _AWAY as error:
+            # What follows the first line is the library's inside.
+            reason = str(error).partition("\n")[0]
+            raise Unavailable(
+                "STORE_UNAVAILABLE", f"the object store {self.root} does not do its work: {reason}"
+            ) from error
 
     def _missing(self, path: str) -> NotFound:
         return NotFound("OBJECT_NOT_FOUND", f"there is no object {self.uri(path)}")

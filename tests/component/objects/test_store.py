@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.embedded.parts.process import free_port
-from headrace.errors import InvalidArgument, NotFound
+from headrace.errors import InvalidArgument, NotFound, Unavailable
 from headrace.objects import ObjectStore
 from headrace.objects.store import delta_storage_options
 
@@ -135,6 +135,21 @@ async def test_what_is_not_there_is_an_error_to_read_and_none_to_delete(store: O
     await store.delete("a")
     assert not await store.exists("a")
     assert await store.list("") == []
+
+
+async def test_a_store_that_does_not_do_its_work_is_unavailable(tmp_path: Path) -> None:
+    store = ObjectStore.from_uri(tmp_path.as_uri())
+    await store.put("a", b"1")
+    # No folder can be made where a file is: as with a full disk, it is not the request that is wrong.
+    for call in (store.put("a/b", b"1"), store.get("a/b"), anext(store.stream("a/b"))):
+        with pytest.raises(Unavailable, match="does not do its work") as raised:
+            await call
+        assert raised.value.reason == "STORE_UNAVAILABLE"
+        assert "\n" not in raised.value.message
+    with pytest.raises(Unavailable):
+        store.write_bytes("a/b", b"1")
+    with pytest.raises(Unavailable):
+        store.read_bytes("a/b")
 
 
 @pytest.mark.parametrize(
