@@ -31,11 +31,6 @@ class PartitionTracker:
         return self._next is None or offset >= self._next
 
     @property
-    def in_flight(self) -> int:
-        """Records that are not finished."""
-        return len(self._started)
-
-    @property
     def committable(self) -> int | None:
         """The offset to commit (that of the next record to read), None before the first record."""
         if self._next is None:

@@ -197,8 +197,13 @@ class _UnaryStream(_Interceptor, grpc.aio.UnaryStreamClientInterceptor):
         self, continuation: Continuation, client_call_details: CallDetails, request: Any
     ) -> Any:
         span = self._prepare.start_span(client_call_details)
-        with trace.use_span(span):
-            call = await continuation(self._prepare.details(client_call_details), request)
+        try:
+            # Within the span, which is what the call carries as its parent.
+            with trace.use_span(span):
+                call = await continuation(self._prepare.details(client_call_details), request)
+        except BaseException:
+            span.end()
+            raise
         return _responses(self._prepare, call, span)
 
 

@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_DEADLINE_SECONDS: Final = 30.0
 DRAIN_SECONDS: Final = 5.0
 STREAM_GRACE_SECONDS: Final = 1.0
-_POLL_SECONDS: Final = 0.02
 
 _OPTIONS: Final = (
     *options.COMMON,

@@ -15,7 +15,6 @@ SERVICE_INSTANCE_ID: Final = "service.instance.id"
 SERVICE_VERSION: Final = "service.version"
 SERVICE_NAMESPACE: Final = "service.namespace"
 
-ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 
@@ -35,7 +34,6 @@ MESSAGING_PARTITION: Final = "messaging.destination.partition.id"
 MESSAGING_CONSUMER_GROUP: Final = "messaging.consumer.group.name"
 MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
 MESSAGING_KAFKA_OFFSET: Final = "messaging.kafka.offset"
-MESSAGING_KAFKA_KEY: Final = "messaging.kafka.message.key"
 MESSAGING_BATCH_COUNT: Final = "messaging.batch.message_count"
 
 # --- Things of the platform, on any service's spans ----------------------------------------------
@@ -54,7 +52,6 @@ MODEL_VERSION: Final = "headrace.model_version"
 DEPLOYMENT: Final = "headrace.deployment"
 ROLLOUT: Final = "headrace.rollout"
 PREDICTION_ID: Final = "headrace.prediction_id"
-EVENT_ID: Final = "headrace.event_id"
 ERROR_REASON: Final = "headrace.error.reason"
 
 # --- headrace.telemetry ----------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tests.support.spans import recorded_spans
 
 from headrace.api.scheduling.v1 import scheduling_pb2, scheduling_pb2_grpc
-from headrace.errors import Internal, NotFound
+from headrace.errors import DeadlineExceeded, Internal, NotFound
+from headrace.rpc import deadline
 from headrace.rpc.client import channel
 from headrace.rpc.server import ServiceBinding, serve
 from headrace.runtime.health import Health
@@ -144,3 +145,11 @@ async def test_a_bidirectional_stream_leaves_none(stub: Any, spans: InMemorySpan
 
     assert len([answer async for answer in stub.AttachNode(reports())]) == 1
     assert spans.get_finished_spans() == ()
+
+
+async def test_a_stream_that_is_not_opened_has_a_span_all_the_same(
+    stub: scheduling_pb2_grpc.SchedulingServiceAsyncStub, spans: InMemorySpanExporter
+) -> None:
+    with deadline.bounded(-1), pytest.raises(DeadlineExceeded):
+        await anext(aiter(stub.WatchJob(scheduling_pb2.WatchJobRequest(id=JOB))))
+    assert [span.name for span in spans.get_finished_spans()] == [WATCH]
