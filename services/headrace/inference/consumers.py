@@ -37,7 +37,7 @@ class Consumers:
         for artifact in message.artifacts:
             if artifact.path == MODEL_FILE:
                 version = served_version_from(message, artifact)
-                if await self._production.version_promoted(event.id, version):
+                if await self._production.version_promoted(event, version):
                     self._promoted()
                 return
         raise PermanentFailure("ARTIFACT_MISSING", f"version {message.version} has no {MODEL_FILE}")
@@ -63,6 +63,4 @@ class Consumers:
                 "INVALID_FEEDBACK", "feedback names a deployment, a prediction_id and a number or text"
             )
         label = message.number if kind == "number" else message.text
-        await self._production.labelled(
-            event.id, message.deployment, message.prediction_id, label, event.time
-        )
+        await self._production.labelled(event, message.deployment, message.prediction_id, label)

@@ -43,7 +43,7 @@ class EventHandler:
         if not version.dataset or version.version < 1:
             raise PermanentFailure("MALFORMED_PAYLOAD", "the event names no dataset version")
         traceparent = event.traceparent or version.traceparent
-        await self._jobs.retrain(f"{event.source} {event.id}", version, committed.schema, traceparent)
+        await self._jobs.retrain(event, version, committed.schema, traceparent)
 
     async def _run(self, event: Event) -> None:
         run = _parse(event, training_events.RunChanged).run

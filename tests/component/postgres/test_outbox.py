@@ -11,6 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -229,9 +230,9 @@ async def test_an_event_that_no_broker_would_take_fails_its_transaction(pool: Po
 
 
 async def test_a_second_delivery_is_known_unless_the_first_was_rolled_back(pool: Pool) -> None:
-    async def handle(consumer: str, *, fail: bool = False) -> bool:
+    async def handle(consumer: str, source: str = "tests", *, fail: bool = False) -> bool:
         async with transaction(pool) as connection:
-            first = await first_delivery(connection, consumer, "event")
+            first = await first_delivery(connection, consumer, replace(event(1), source=source))
             if fail:
                 raise RuntimeError
             return first
@@ -241,12 +242,15 @@ async def test_a_second_delivery_is_known_unless_the_first_was_rolled_back(pool:
     assert await handle("a")
     assert not await handle("a")
     assert await handle("b")
+    # Producers give their ids without knowing of each other.
+    assert await handle("a", "elsewhere")
+    assert not await handle("a", "elsewhere")
 
 
 async def test_of_two_deliveries_at_once_one_is_the_first(pool: Pool) -> None:
     async def handle() -> bool:
         async with transaction(pool) as connection:
-            first = await first_delivery(connection, "a", "event")
+            first = await first_delivery(connection, "a", event(1))
             await connection.execute("SELECT pg_sleep(0.05)")
             return first
 

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from headrace.events.inference.v1 import events_pb2
 from headrace.inference.messages import deployment_message
 from headrace.inference.storage.repository import Repository
-from headrace.messaging.events import protobuf_event
+from headrace.messaging.events import Event, protobuf_event
 from headrace.messaging.topics import DEPLOYMENTS
 from headrace.postgres import Connection, Pool, transaction
 from headrace.postgres.inbox import first_delivery
@@ -25,9 +25,9 @@ class TransactionalWork:
         self._address = address
         self.rows = Repository(connection)
 
-    async def first_delivery(self, consumer: str, event_id: str) -> bool:
+    async def first_delivery(self, consumer: str, event: Event) -> bool:
         """Whether the consumer sees the event for the first time."""
-        return await first_delivery(self._connection, consumer, event_id)
+        return await first_delivery(self._connection, consumer, event)
 
     async def changed(self, deployment: str) -> None:
         """Queue the event that tells of a deployment as it now is."""

@@ -11,6 +11,7 @@ from typing import Protocol
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.quality import Cell
 from headrace.inference.domain.rollouts import Outcomes, Plan, Rollout
+from headrace.messaging.events import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Work(Protocol):
     def rows(self) -> Rows:
         """Its rows."""
 
-    async def first_delivery(self, consumer: str, event_id: str) -> bool:
+    async def first_delivery(self, consumer: str, event: Event) -> bool:
         """Whether the consumer sees the event for the first time."""
 
     async def changed(self, deployment: str) -> None:

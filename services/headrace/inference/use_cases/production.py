@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from datetime import datetime
 
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
+from headrace.messaging.events import Event
 
 MAX_BATCH = 1000
 
@@ -23,10 +23,10 @@ class Production:
         self._waiting: list[Waiting] = []
         self._writer: asyncio.Task[None] | None = None
 
-    async def version_promoted(self, event_id: str, version: ServedVersion) -> bool:
+    async def version_promoted(self, event: Event, version: ServedVersion) -> bool:
         """Remember a promoted version; whether that was news."""
         async with self._work() as work:
-            if not await work.first_delivery("model-versions", event_id):
+            if not await work.first_delivery("model-versions", event):
                 return False
             await work.rows.put_served_version(version)
             return True
@@ -40,14 +40,12 @@ class Production:
             self._writer = asyncio.create_task(self._write(), context=contextvars.Context())
         await stored
 
-    async def labelled(
-        self, event_id: str, deployment: str, prediction_id: str, label: float | str, time: datetime
-    ) -> None:
+    async def labelled(self, event: Event, deployment: str, prediction_id: str, label: float | str) -> None:
         """Keep a true label, whether or not its prediction has arrived yet."""
         async with self._work() as work:
-            if not await work.first_delivery("feedback", event_id):
+            if not await work.first_delivery("feedback", event):
                 return
-            await work.rows.put_feedback(deployment, prediction_id, label, time)
+            await work.rows.put_feedback(deployment, prediction_id, label, event.time)
         metrics.FEEDBACK.inc()
 
     async def _write(self) -> None:

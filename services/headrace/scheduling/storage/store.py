@@ -39,9 +39,9 @@ class PostgresTransaction:
         self._connection = connection
         self._clock = clock
 
-    async def first_delivery(self, event_id: str) -> bool:
+    async def first_delivery(self, event: Event) -> bool:
         """Whether the event has had no effect yet; records that it has."""
-        return await inbox.first_delivery(self._connection, CONSUMER, event_id)
+        return await inbox.first_delivery(self._connection, CONSUMER, event)
 
     async def pipeline(self, name: str) -> Pipeline | None:
         """The pipeline, locked."""

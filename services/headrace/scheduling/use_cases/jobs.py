@@ -11,6 +11,7 @@ from typing import Final
 
 from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.errors import AlreadyExists, NotFound
+from headrace.messaging.events import Event
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.scheduling.domain.job import Job, Progress, cancel
@@ -75,14 +76,14 @@ class Jobs:
 
     async def retrain(
         self,
-        event_id: str,
+        event: Event,
         version: ingestion_pb2.DatasetVersion,
         schema: ingestion_pb2.Schema,
         traceparent: str,
     ) -> None:
         """Queue a job for a new dataset version if its pipeline asks for one; once, however often told."""
         async with self._store.transaction() as transaction:
-            if not await transaction.first_delivery(event_id):
+            if not await transaction.first_delivery(event):
                 return
             pipeline = await transaction.pipeline(version.dataset)
             if pipeline is None or not pipeline.spec.retrain_on_dataset_version:

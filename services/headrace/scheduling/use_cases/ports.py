@@ -10,6 +10,7 @@ from typing import Protocol
 
 from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
+from headrace.messaging.events import Event
 from headrace.scheduling.domain.job import Job, Progress
 from headrace.scheduling.domain.node import Node, Occupant
 from headrace.scheduling.domain.policy import JobView
@@ -50,7 +51,7 @@ class JobChange:
 class Transaction(Protocol):
     """One unit of work. Jobs that it reads are locked until it ends."""
 
-    async def first_delivery(self, event_id: str) -> bool:
+    async def first_delivery(self, event: Event) -> bool:
         """Whether the event has had no effect yet; records that it has."""
 
     async def pipeline(self, name: str) -> Pipeline | None:
