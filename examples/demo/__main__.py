@@ -17,13 +17,13 @@ from pathlib import Path
 from rich.text import Text
 from stages import Stages, console
 from story import tell
-from tritonclient.utils import InferenceServerException
 
 from headrace import telemetry
 from headrace.client import HeadraceClient
 from headrace.client.targets import Targets
 from headrace.embedded import commands
-from headrace.errors import HeadraceError
+
+SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 130
 
 NEXT = """
 What next:
@@ -48,6 +48,36 @@ async def run(data: Path, stages: Stages) -> None:
         tracing.shutdown()
 
 
+def perform(data: Path, broker: str, stages: Stages) -> int:
+    """Start a stack, tell the story, stop the stack; returns the exit code. What failed is in the stages."""
+    try:
+        with stages.stage("Start the stack: broker, PostgreSQL, Triton, Envoy, five services"):
+            commands.up(data, broker=broker, tied=True)
+        try:
+            asyncio.run(run(data, stages))
+        finally:
+            with stages.stage("Stop everything"):
+                commands.down(data)
+    except KeyboardInterrupt:
+        stages.failures.append("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        # Whatever it is, also what nobody thought of: one line, and where to read on.
+        stages.failures.append(str(error) or repr(error))
+        return FAILED
+    else:
+        return FAILED if stages.failures else SUCCEEDED
+
+
+def fresh_folder() -> Path:
+    """A data folder of its own: demos run side by side, and each begins with nothing."""
+    root = Path(__file__).resolve().parents[2] / ".headrace"
+    root.mkdir(exist_ok=True)
+    data = Path(tempfile.mkdtemp(prefix="demo-", dir=root))
+    data.chmod(0o755)
+    return data
+
+
 def main() -> int:
     """Run the demo; 0 only if every step's result is right."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -57,40 +87,20 @@ def main() -> int:
     # As Ctrl-C does: whatever ends the demo, the stack is stopped first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    root = Path(__file__).resolve().parents[2] / ".headrace"
-    root.mkdir(exist_ok=True)
-    # A folder of its own: demos run side by side, and each begins with nothing.
-    data = Path(tempfile.mkdtemp(prefix="demo-", dir=root))
-    data.chmod(0o755)
+    data = fresh_folder()
     stages = Stages()
-    failure = ""
-    started = False
-    try:
-        with stages.stage("Start the stack: broker, PostgreSQL, Triton, Envoy, five services"):
-            commands.up(data, broker=arguments.broker, tied=True)
-            started = True
-        asyncio.run(run(data, stages))
-    except KeyboardInterrupt:
-        failure = "interrupted"
-    except (HeadraceError, InferenceServerException, TimeoutError, RuntimeError) as error:
-        failure = str(error)
-    finally:
-        if started:
-            with stages.stage("Stop everything"):
-                commands.down(data)
-
-    if failure or stages.failures:
-        for line in (failure, *stages.failures):
-            if line:
-                console.print(Text(f"failed: {line}", "bold red"))
-        console.print(f"Logs: {data / 'logs'}")
-        return 130 if failure == "interrupted" else 1
+    code = perform(data, arguments.broker, stages)
+    if code != SUCCEEDED:
+        for failure in stages.failures:
+            console.print(Text(f"failed: {failure}", "bold red"), soft_wrap=True)
+        console.print(Text(f"Logs: {data / 'logs'}"), soft_wrap=True)
+        return code
     console.print(stages.table())
     console.print(Text("Everything is as it should be.", "bold green"))
     console.print(NEXT)
     if not arguments.keep:
         shutil.rmtree(data, ignore_errors=True)
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
 
+import jobs
+import rollouts
 from aiokafka import AIOKafkaConsumer
 from opentelemetry import trace
 from predictions import predict
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 from samples import (
     DATASET,
@@ -24,6 +24,7 @@ from samples import (
     sample_record,
 )
 from stages import Stages, console
+from waiting import DEADLINE_SECONDS, until, within
 
 from headrace.api.inference.v1 import inference_pb2 as inference
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
@@ -40,8 +41,6 @@ PIPELINE = Path(__file__).parents[1] / "breast-cancer" / "pipeline.yaml"
 STORED = 464
 REJECTED = 5
 MIN_ACCURACY = 0.93
-DEADLINE_SECONDS = 120.0
-POLL_SECONDS = 0.1
 
 # Everyone who must have left a span in the one trace.
 PARTIES = (
@@ -54,29 +53,19 @@ PARTIES = (
     "triton",
 )
 
-T = TypeVar("T")
-
-
-async def until(ask: Callable[[], Awaitable[T]], enough: Callable[[T], bool], what: str) -> T:
-    """Ask again and again until the answer is enough. Raises TimeoutError saying what was waited for."""
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not enough(answer := await ask()):
-                await asyncio.sleep(POLL_SECONDS)
-            return answer
-    except TimeoutError:
-        raise TimeoutError(f"waited {DEADLINE_SECONDS:.0f} s for {what}") from None
-
 
 async def tell(client: HeadraceClient, stages: Stages) -> None:
-    """Apply, publish, train, deploy, predict, give feedback, and show the trace of it all."""
+    """Apply, publish, train, deploy, predict, give feedback, bring a second version, and show the trace."""
     with tracing.span("demo", parent=""):
         traceparent = tracing.current_traceparent()
         await apply_pipeline(client, stages)
         await send_samples(client, stages, traceparent)
-        await train(client, stages)
+        dataset_version = await train(client, stages)
         await roll_out(client, stages)
         await use(client, stages, traceparent)
+    # A trace of its own: that one is the samples' way to their prediction.
+    with tracing.span("second version", parent=""):
+        await bring_second_version(client, stages, dataset_version)
     trace.get_tracer_provider().force_flush()  # type: ignore[attr-defined]
     await show_trace(client, stages, traceparent.split("-")[1])
 
@@ -128,7 +117,7 @@ async def count_rejected(bootstrap: str) -> int:
     consumer = AIOKafkaConsumer(REJECTED_SAMPLES, bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with within(DEADLINE_SECONDS, f"{REJECTED} events on {REJECTED_SAMPLES}"):
             while len(seen) < REJECTED:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     seen |= {dict(record.headers)["ce_id"] for record in records}
@@ -137,22 +126,15 @@ async def count_rejected(bootstrap: str) -> int:
     return len(seen)
 
 
-async def train(client: HeadraceClient, stages: Stages) -> None:
-    """Follow the job that the dataset version started."""
+async def train(client: HeadraceClient, stages: Stages) -> int:
+    """Follow the job that the dataset version started; returns which one that is."""
     with stages.stage("Scheduling places a training job; its node trains, evaluates and exports to ONNX"):
         request = scheduling.ListJobsRequest(pipeline=DATASET)
 
-        async def jobs() -> list[scheduling.Job]:
+        async def listed() -> list[scheduling.Job]:
             return list((await client.scheduling.ListJobs(request)).jobs)
 
-        job = (await until(jobs, bool, "a training job"))[0]
-        console.print(f"   job {job.id}")
-        job = await follow(client, job.id)
-        succeeded = job.state == scheduling.JOB_STATE_SUCCEEDED
-        console.print(f"   {plain(job)['state']} on node {job.node}: {job.message}")
-        stages.check("the job succeeded", holds=succeeded)
-        if not succeeded:
-            raise RuntimeError(f"job {job.id}: {job.message}")
+        job = await succeeded(client, stages, (await until(listed, bool, "a training job"))[0].id)
 
     with stages.stage("The registry records the version with its lineage and judges its gates"):
         version = await client.registry.GetModelVersion(
@@ -166,46 +148,25 @@ async def train(client: HeadraceClient, stages: Stages) -> None:
         for result in version.gate_results:
             stages.check(f"gate: {result.message}", holds=result.passed)
         stages.check("the version is promoted", holds=version.state == registry.MODEL_VERSION_STATE_PROMOTED)
+    return job.dataset_version
 
 
-async def follow(client: HeadraceClient, job_id: str) -> scheduling.Job:
-    """Show a job's progress until it has ended."""
-    columns = (TextColumn("   {task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
-    last = -1
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("training", total=None, detail="")
-        async for job in client.scheduling.WatchJob(scheduling.WatchJobRequest(id=job_id)):
-            seen = job.progress
-            detail = ""
-            if seen.epochs:
-                left = seen.remaining.ToTimedelta().total_seconds()
-                detail = f"epoch {seen.epoch}/{seen.epochs}  loss {seen.loss:.4f}  {left:.1f} s left"
-                # Without a terminal there is no bar: say it in lines, now and then.
-                if seen.epoch and not console.is_terminal and seen.epoch // 10 != last:
-                    last = seen.epoch // 10
-                    console.print(f"   {detail}")
-            progress.update(bar, completed=seen.epoch, total=seen.epochs or None, detail=detail)
+async def succeeded(client: HeadraceClient, stages: Stages, job_id: str) -> scheduling.Job:
+    """Follow a job; the story cannot go on without its model version."""
+    console.print(f"   job {job_id}")
+    job = await jobs.follow(client, job_id)
+    console.print(f"   {plain(job)['state']} on node {job.node}: {job.message}")
+    if job.state != scheduling.JOB_STATE_SUCCEEDED:
+        raise RuntimeError(f"job {job.id}: {job.message}")
+    stages.check("the job succeeded", holds=True)
     return job
 
 
 async def roll_out(client: HeadraceClient, stages: Stages) -> None:
-    """Watch traffic move."""
-    with stages.stage("Inference rolls the version out on Triton behind Envoy, in steps"):
-        shown = ""
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            async for deployment in client.inference.WatchDeployment(
-                inference.WatchDeploymentRequest(name=DATASET)
-            ):
-                if not deployment.HasField("rollout"):
-                    continue
-                state = str(plain(deployment.rollout)["state"])
-                line = f"   {state}: {deployment.rollout.message}"
-                if line != shown:
-                    console.print(line)
-                    shown = line
-                if state in {"FAILED", "ROLLED_BACK"} or (state == "SUCCEEDED" and deployment.ready):
-                    break
-        stages.check("the rollout succeeded", holds=state == "SUCCEEDED")
+    """The first version gets all traffic at once: nothing answers yet that could be protected."""
+    with stages.stage("Inference rolls the version out on Triton behind Envoy"):
+        course = await rollouts.follow(client, DATASET, version=1)
+        stages.check("the rollout succeeded", holds=course.state == "SUCCEEDED")
 
 
 async def use(client: HeadraceClient, stages: Stages, traceparent: str) -> None:
@@ -238,6 +199,24 @@ async def use(client: HeadraceClient, stages: Stages, traceparent: str) -> None:
             f"live accuracy is {live.metrics['accuracy']:.3f}, from {live.feedback_count} labels",
             holds=abs(live.metrics["accuracy"] - outcome.accuracy) < 1e-9,
         )
+
+
+async def bring_second_version(client: HeadraceClient, stages: Stages, dataset_version: int) -> None:
+    """Train again, and see the traffic move from the first version to the second one in steps."""
+    with stages.stage("A second version is trained on the same dataset version"):
+        # The request's id makes it safe to ask again: the same one answers the same job.
+        request = scheduling.SubmitJobRequest(
+            pipeline=DATASET, dataset_version=dataset_version, request_id=str(uuid.uuid4())
+        )
+        job = await succeeded(client, stages, (await client.scheduling.SubmitJob(request)).id)
+
+    wanted = list(pipeline_file.load(PIPELINE).spec.deployment.rollout.steps)
+    said = ", ".join(f"{step} %" for step in wanted)
+    with stages.stage(f"Traffic moves to it from the first version in steps: {said}"):
+        course = await rollouts.follow(client, DATASET, job.model_version)
+        stages.check("the rollout succeeded", holds=course.state == "SUCCEEDED")
+        seen = ", ".join(f"{step} %" for step in course.steps)
+        stages.check(f"version {job.model_version} had {seen} of the traffic", holds=course.steps == wanted)
 
 
 async def show_trace(client: HeadraceClient, stages: Stages, trace_id: str) -> None:
