@@ -73,12 +73,18 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture(scope="session")
 def deployed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A pipeline whose first version answers."""
+    """A pipeline whose first version answers and has been asked, and one sample that was rejected."""
     tmp_path = tmp_path_factory.mktemp("deployed")
     name = unique("diagonal")
     stack.headrace("apply", "-f", str(pipeline(tmp_path, name)))
     stack.headrace("produce", name, "-f", str(samples(tmp_path)))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"id": "broken", "x": "wide", "y": 1, "above": 0}\n')
+    stack.headrace("produce", name, "-f", str(broken))
     until(lambda: live(stack, name), "the deployment to be ready")
+    stack.headrace("predict", name, "-d", "[[-0.9, 0.9]]")
+    until(lambda: bool(stack.json("get", "predictions", name)), "the prediction to be logged")
+    until(lambda: bool(stack.json("get", "rejected", name)), "the broken sample to be listed")
     return name
 
 
@@ -109,6 +115,8 @@ def test_events_become_a_model_that_answers(stack: Stack, deployed: str) -> None
         ("model-versions", True),
         ("deployments", False),
         ("rollouts", True),
+        ("rejected", True),
+        ("predictions", True),
     ],
 )
 def test_everything_can_be_seen_as_table_and_as_json(
@@ -128,6 +136,8 @@ def test_everything_can_be_seen_as_table_and_as_json(
 def described_name(kind: str, row: dict[str, object]) -> str:
     if kind in {"versions", "model-versions"}:
         return f"{row.get('dataset') or row['model']}/{row['version']}"
+    if kind == "rejected":
+        return f"{row['partition']}/{row['offset']}"
     return str(row.get("name") or row["id"])
 
 
