@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from itertools import accumulate
+from typing import Final
 
 import grpc.aio
 
@@ -16,8 +18,11 @@ from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions, require_dataset
 from headrace.ingestion.use_cases.ports import Catalogue, RejectedRow, SampleTables
-from headrace.rpc import paging
+from headrace.rpc import options, paging
 from headrace.rpc.convert import to_timestamp
+
+# Rejected events are listed whole: a page ends early rather than above the limit of a message.
+_PAGE_BYTES: Final = options.MAX_MESSAGE_BYTES // 4
 
 _Context = grpc.aio.ServicerContext[object, object]
 
@@ -99,8 +104,8 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
     ) -> api.ListRejectedResponse:
         size = paging.page_size(request.page_size)
         before = _number(paging.decode_token(request.page_token, int))
-        rows = await self._catalogue.list_rejected(request.dataset or None, before, size + 1)
-        page, token = paging.cut(rows, size, lambda row: (row.sequence,))
+        rows = await self._catalogue.list_rejected(request.dataset or None, before, size + 1, _PAGE_BYTES)
+        page, token = paging.cut(rows, min(size, _fitting(rows)), lambda row: (row.sequence,))
         return api.ListRejectedResponse(rejected=map(_rejected, page), next_page_token=token)
 
     async def _dataset(self, dataset: Dataset) -> api.Dataset:
@@ -120,6 +125,11 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
 
     def _version(self, version: DatasetVersion) -> api.DatasetVersion:
         return translation.version_to_message(version, self._tables.uri(version.dataset))
+
+
+def _fitting(rows: Sequence[RejectedRow]) -> int:
+    """How many rows a page has room for: at least one."""
+    return max(1, sum(total <= _PAGE_BYTES for total in accumulate(row.size for row in rows)))
 
 
 def _rejected(row: RejectedRow) -> api.RejectedSample:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from headrace.postgres.outbox import MAX_EVENT_BYTES
+
+# Room for what says how an event was judged, whatever was cut off of the event itself.
+MIN_PUBLISHED_BYTES: Final = 16 * 1024
+# The outbox refuses a larger event for ever; the event about a rejected one has headers and a key besides.
+MAX_PUBLISHED_BYTES: Final = MAX_EVENT_BYTES - 100_000
 
 
 class Settings(BaseSettings):
@@ -20,8 +29,9 @@ class Settings(BaseSettings):
     )
     max_published_bytes: int = Field(
         default=512 * 1024,
-        gt=0,
-        description="Of a rejected event, so much is published; the table keeps all of it.",
+        ge=MIN_PUBLISHED_BYTES,
+        le=MAX_PUBLISHED_BYTES,
+        description="What is published of a rejected event is cut off here; the table keeps all of it.",
     )
     batch_events: int = Field(default=20_000, gt=0, description="A batch has at most so many events.")
     batch_bytes: int = Field(

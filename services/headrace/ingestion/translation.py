@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -25,6 +24,8 @@ _TYPES: Final = {
     api.FIELD_TYPE_FLOAT64: FieldType.FLOAT64,
     api.FIELD_TYPE_STRING: FieldType.STRING,
 }
+# Protobuf's own cost of a bytes field: its number, and its length in up to five bytes.
+_FIELD_BYTES: Final = 6
 _TYPE_NUMBERS: Final = {field_type: number for number, field_type in _TYPES.items()}
 
 
@@ -131,18 +132,11 @@ def rejected_to_message(
 ) -> api.RejectedSample:
     """The same rejection in the contract's words.
 
-    With `max_bytes`, what goes beyond is cut off: headers are kept whole or left out, the payload keeps
-    its beginning, and the message says so.
+    With `max_bytes`, what goes beyond is cut off: the payload keeps its beginning, headers are kept whole
+    or left out, and the message says so. The judgement itself always stands, in 16 KiB at most.
     """
     verdict = rejection.verdict
-    message = verdict.message
-    key, headers, payload = rejection.key, _header_map(rejection.headers), rejection.payload
-    if max_bytes is not None and _size(key, headers, payload) > max_bytes:
-        message = f"{message} (the original is longer; it stands whole in ListRejected)"
-        key = key[:max_bytes]
-        headers = headers if _size(key, headers, b"") <= max_bytes else {}
-        payload = payload[: max(0, max_bytes - _size(key, headers, b""))]
-    return api.RejectedSample(
+    message = api.RejectedSample(
         topic=rejection.topic,
         partition=rejection.partition,
         offset=rejection.offset,
@@ -151,18 +145,29 @@ def rejected_to_message(
         reason=verdict.reason.value,
         field=verdict.field,
         rule=verdict.rule,
-        message=message,
-        key=key,
-        payload=payload,
-        headers=headers,
+        message=verdict.message,
+        key=rejection.key,
+        payload=rejection.payload,
+        # As the envelope's reader does: of a header that is there twice, the last counts.
+        headers=dict(rejection.headers),
         reject_time=to_timestamp(reject_time),
     )
+    if max_bytes is not None and message.ByteSize() > max_bytes:
+        _shorten(message, max_bytes)
+    return message
 
 
-def _header_map(headers: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
-    # As the envelope's reader does: of a header that is there twice, the last counts.
-    return dict(headers)
+def _shorten(message: api.RejectedSample, max_bytes: int) -> None:
+    """Cut off what goes beyond. Protobuf itself says how much is left: each header has a cost of its own."""
+    key, payload = message.key, message.payload
+    message.message += " (the original is longer; it stands whole in ListRejected)"
+    message.payload = b""
+    if message.ByteSize() > max_bytes:
+        message.headers.clear()
+    message.key = b""
+    message.key = key[: _room(message, max_bytes)]
+    message.payload = payload[: _room(message, max_bytes)]
 
 
-def _size(key: bytes, headers: dict[str, bytes], payload: bytes) -> int:
-    return len(key) + len(payload) + sum(len(name) + len(value) for name, value in headers.items())
+def _room(message: api.RejectedSample, max_bytes: int) -> int:
+    return max(0, max_bytes - message.ByteSize() - _FIELD_BYTES)

@@ -157,6 +157,45 @@ async def test_attributes_of_any_length_are_rejected_like_others(ingestion: Inge
     assert len(await eventually(ingestion.rows, bool)) == 1
 
 
+async def test_headers_that_cost_more_than_they_hold_stop_nothing(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready(HEADRACE_INGESTION_MAX_PUBLISHED_BYTES="900000")
+    await ingestion.apply(process)
+    event_id = f"{ingestion.dataset}-headers"
+    # As a map of Protobuf's they are twice as large.
+    headers = [*ingestion.headers(event_id), *((f"{number:05}", b"") for number in range(99_999))]
+    await ingestion.publish([(b"p1", b"x" * 300_000, headers), good(ingestion, 0)])
+    [rejected] = await eventually(lambda: ingestion.rejected(process), bool)
+    assert len(rejected.headers) == len(headers)
+    assert len(await eventually(ingestion.rows, bool)) == 1
+    await ingestion.published(topics.REJECTED_SAMPLES, 1)
+
+
+async def test_a_page_of_large_rejected_events_ends_early(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    await ingestion.apply(process)
+    large = 6 << 20
+    for number in range(4):
+        await ingestion.publish(
+            [
+                (
+                    b"p1",
+                    random.Random(number).randbytes(large),
+                    ingestion.headers(f"{ingestion.dataset}-{number}"),
+                )
+            ]
+        )
+    rejected = await eventually(lambda: ingestion.rejected(process), lambda rejected: len(rejected) == 4)
+    assert [len(item.payload) for item in rejected] == [large] * 4
+    async with ingestion.stub(process) as stub:
+        page = await stub.ListRejected(api.ListRejectedRequest(dataset=ingestion.dataset))
+        assert len(page.rejected) == 2
+        again = api.ListRejectedRequest(dataset=ingestion.dataset, page_token=page.next_page_token)
+        last = await stub.ListRejected(again)
+    found = [item.event_id for item in (*page.rejected, *last.rejected)]
+    assert found == [item.event_id for item in reversed(rejected)]
+    assert not last.next_page_token
+
+
 async def test_rows_and_age_cut_versions_that_can_be_read_back(ingestion: Ingestion) -> None:
     process = await ingestion.start_ready()
     await ingestion.apply(process, rows=10, seconds=1)

@@ -8,14 +8,19 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from headrace.events.ingestion.v1.events_pb2 import Sample, Value
 from headrace.ingestion import translation
 from headrace.ingestion.domain.columnar import Malformed
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.settings import MAX_PUBLISHED_BYTES, MIN_PUBLISHED_BYTES, Settings
+from headrace.ingestion.storage.repository import rejected_event
 from headrace.ingestion.use_cases.envelopes import open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge, Judged, parse_sample
+from headrace.messaging.events import encode
+from headrace.postgres.outbox import MAX_EVENT_BYTES
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8, nullable=True))
@@ -128,10 +133,37 @@ def test_any_bytes_are_a_sample_or_malformed(data: bytes) -> None:
     assert isinstance(parse_sample(data), dict | Malformed)
 
 
-@given(st.integers(0, 200), st.integers(0, 200))
-def test_what_is_published_of_a_rejected_event_has_a_bound(payload: int, key: int) -> None:
-    [rejection] = judge([FakeRecord(0, b"x" * payload, key=b"k" * key)]).rejections
-    message = translation.rejected_to_message(rejection, NOW, 250)
-    headers = sum(len(name) + len(value) for name, value in message.headers.items())
-    assert len(message.payload) + len(message.key) + headers <= 250
+@given(st.integers(0, 2000), st.integers(0, 2000), st.integers(0, 300))
+def test_what_is_published_of_a_rejected_event_has_a_bound(payload: int, key: int, headers: int) -> None:
+    # Protobuf adds more to such a header than it holds itself.
+    extra = [(f"{number}", b"") for number in range(headers)]
+    record = FakeRecord(0, b"x" * payload, [*ENVELOPE.items(), *extra], b"k" * key)
+    [rejection] = judge([record], max_event_bytes=10_000).rejections
+    message = translation.rejected_to_message(rejection, NOW, 1500)
+    assert message.ByteSize() <= 1500
     assert rejection.payload.startswith(message.payload)
+    assert rejection.key.startswith(message.key)
+    assert dict(message.headers) in ({}, dict(rejection.headers))
+    whole = (rejection.key, rejection.payload) == (message.key, message.payload) and bool(message.headers)
+    assert whole == ("stands whole in ListRejected" not in message.message)
+
+
+@pytest.mark.parametrize("headers", [[], [(f"{number}", b"") for number in range(150_000)]])
+def test_the_largest_rejected_event_fits_into_the_outbox(headers: list[tuple[str, bytes]]) -> None:
+    longest = "\N{PILE OF POO}" * 100_000
+    attributes = {**ENVELOPE, "ce_subject": longest.encode(), "traceparent": longest.encode()}
+    record = FakeRecord(0, b"x" * 10_000_000, [*attributes.items(), *headers], b"\xff" * 1_000_000)
+    [rejection] = judge([record]).rejections
+    key, event = rejected_event(rejection, NOW, MAX_PUBLISHED_BYTES)
+    names_and_values, value = encode(event)
+    size = len(key) + len(value) + sum(len(name) + len(text) for name, text in names_and_values)
+    assert size <= MAX_EVENT_BYTES
+    # The judgement is never what is cut off.
+    smallest = translation.rejected_to_message(rejection, NOW, MIN_PUBLISHED_BYTES)
+    assert smallest.ByteSize() <= MIN_PUBLISHED_BYTES
+
+
+@pytest.mark.parametrize("bytes_", [MIN_PUBLISHED_BYTES - 1, MAX_PUBLISHED_BYTES + 1])
+def test_no_more_may_be_published_than_the_outbox_takes(bytes_: int) -> None:
+    with pytest.raises(ValidationError):
+        Settings(max_published_bytes=bytes_)

@@ -67,7 +67,18 @@ where cluster = $1 and topic = $2 and partition = $3 and "offset" >= $4 and "off
 select count(*) from rejected_samples where dataset = $1;
 
 -- name: list_rejected
-select * from rejected_samples
-where ($1::text is null or dataset = $1) and ($2::bigint is null or sequence < $2)
-order by sequence desc
-limit $3;
+-- Sizes are summed before anything large is read. Who asks sees by the last row, which is one too many, that
+-- there are more; the first one always fits.
+select * from (
+    select page.*, row_number() over newest as number, sum(size) over newest as total
+    from (
+        select *, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size
+        from rejected_samples
+        where ($1::text is null or dataset = $1) and ($2::bigint is null or sequence < $2)
+        order by sequence desc
+        limit $3
+    ) as page
+    window newest as (order by sequence desc)
+) as summed
+where number <= 2 or total - size <= $4
+order by sequence desc;

@@ -26,7 +26,7 @@ from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict
 from headrace.ingestion.domain.schema import DATASET_PATTERN, Cut, Schema
 from headrace.ingestion.use_cases.ports import Place, RejectedRow, Repository, Span
 from headrace.messaging import topics
-from headrace.messaging.events import protobuf_event
+from headrace.messaging.events import Event, protobuf_event
 from headrace.postgres import Connection, Pool, outbox, transaction
 from headrace.postgres.queries import Queries, load_queries
 from headrace.runtime.ids import new_id
@@ -107,10 +107,13 @@ class PostgresCatalogue:
         return count
 
     async def list_rejected(
-        self, dataset: str | None, before: int | None, limit: int
+        self, dataset: str | None, before: int | None, limit: int, max_bytes: int
     ) -> Sequence[RejectedRow]:
-        """Newest first, beginning below the sequence `before`."""
-        rows = await self._pool.fetch(self._queries["list_rejected"], dataset, before, limit)
+        """Newest first, beginning below the sequence `before`.
+
+        They end with the first one, but at least the second, that makes them larger than `max_bytes`.
+        """
+        rows = await self._pool.fetch(self._queries["list_rejected"], dataset, before, limit, max_bytes)
         return [_rejected(row) for row in rows]
 
 
@@ -208,23 +211,26 @@ class PostgresRepository:
 
     async def publish_rejected(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
         """Queue SampleRejected for each."""
-        for rejection in rejections:
-            event = protobuf_event(
-                events_pb2.SampleRejected(
-                    rejected=translation.rejected_to_message(
-                        rejection, reject_time, self._max_published_bytes
-                    )
-                ),
-                type=SAMPLE_REJECTED,
-                source=SOURCE,
-                subject=_text(rejection.dataset),
-                id=new_id(),
-                time=reject_time,
-                # The rejected event's own trace, not that of the batch that it happened to be in.
-                traceparent=_text(rejection.traceparent) or None,
-            )
-            key = _text(rejection.key[:_MAX_KEY_BYTES].decode(errors="replace"))
-            await outbox.enqueue(self._connection, topics.REJECTED_SAMPLES, key, event)
+        keyed = (
+            rejected_event(rejection, reject_time, self._max_published_bytes) for rejection in rejections
+        )
+        await outbox.enqueue_all(self._connection, topics.REJECTED_SAMPLES, keyed)
+
+
+def rejected_event(rejection: Rejection, reject_time: datetime, max_bytes: int) -> tuple[str, Event]:
+    """The event about a rejected one, and its key."""
+    rejected = translation.rejected_to_message(rejection, reject_time, max_bytes)
+    event = protobuf_event(
+        events_pb2.SampleRejected(rejected=rejected),
+        type=SAMPLE_REJECTED,
+        source=SOURCE,
+        subject=_text(rejection.dataset),
+        id=new_id(),
+        time=reject_time,
+        # The rejected event's own trace, not that of the batch that it happened to be in.
+        traceparent=_text(rejection.traceparent) or None,
+    )
+    return _text(rejection.key[:_MAX_KEY_BYTES].decode(errors="replace")), event
 
 
 def _schema_json(schema: Schema) -> dict[str, object]:
@@ -273,7 +279,7 @@ def _rejected(row: asyncpg.Record) -> RejectedRow:
         payload=row["payload"],
         headers=[(name, base64.b64decode(value)) for name, value in row["headers"]],
     )
-    return RejectedRow(row["sequence"], row["reject_time"], rejection)
+    return RejectedRow(row["sequence"], row["size"], row["reject_time"], rejection)
 
 
 def _headers_json(headers: Sequence[tuple[str, bytes]]) -> str:

@@ -87,9 +87,10 @@ class SampleTables(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """A rejection as it is kept; `sequence` grows with time."""
+    """A rejection as it is kept; `sequence` grows with time. `size`: bytes of key, payload and headers."""
 
     sequence: int
+    size: int
     reject_time: datetime
     rejection: Rejection
 
@@ -149,6 +150,9 @@ class Catalogue(Protocol):
         """How many events of the dataset were rejected."""
 
     async def list_rejected(
-        self, dataset: str | None, before: int | None, limit: int
+        self, dataset: str | None, before: int | None, limit: int, max_bytes: int
     ) -> Sequence[RejectedRow]:
-        """Newest first, beginning below the sequence `before`."""
+        """Newest first, beginning below the sequence `before`.
+
+        They end with the first one, but at least the second, that makes them larger than `max_bytes`.
+        """

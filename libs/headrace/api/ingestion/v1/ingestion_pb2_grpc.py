@@ -142,7 +142,7 @@ class IngestionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListRejected(self, request, context):
-        """Newest first.
+        """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

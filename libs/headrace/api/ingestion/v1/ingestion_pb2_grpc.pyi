@@ -54,7 +54,7 @@ class IngestionServiceStub:
     ListVersions: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListVersionsRequest, headrace.api.ingestion.v1.ingestion_pb2.ListVersionsResponse]
     """Newest first."""
     ListRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]
-    """Newest first."""
+    """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
 
 @typing.type_check_only
 class IngestionServiceAsyncStub(IngestionServiceStub):
@@ -88,7 +88,7 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     ListVersions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListVersionsRequest, headrace.api.ingestion.v1.ingestion_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Newest first."""
     ListRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]  # type: ignore[assignment]
-    """Newest first."""
+    """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
 
 class IngestionServiceServicer(metaclass=abc.ABCMeta):
     """Datasets, their versions and the events that were rejected.
@@ -167,6 +167,6 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]]:
-        """Newest first."""
+        """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
 
 def add_IngestionServiceServicer_to_server(servicer: IngestionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
