@@ -11,9 +11,9 @@ import orjson
 from headrace.errors import InvalidArgument
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.use_cases.cut_versions import require_dataset
-from headrace.ingestion.use_cases.envelopes import JSON_TYPE, SAMPLE_TYPE
+from headrace.ingestion.use_cases.envelopes import JSON_TYPE, SAMPLE_TYPE, header_bytes
 from headrace.ingestion.use_cases.ports import Catalogue
-from headrace.messaging.events import Event
+from headrace.messaging.events import Event, encode
 from headrace.messaging.topics import SAMPLES
 from headrace.runtime.clock import Clock
 from headrace.runtime.ids import new_id
@@ -23,6 +23,9 @@ SOURCE: Final = "headrace/ingestion"
 # What is held before it is published; the client waits meanwhile.
 _CHUNK_SAMPLES: Final = 500
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
+
+# The header traceparent, which an event gets when it is published.
+_TRACE_BYTES: Final = len("traceparent") + len("00-") + 32 + len("-") + 16 + len("-01")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,9 @@ class AppendSamples:
             if sample.dataset not in datasets:
                 datasets[sample.dataset] = await require_dataset(self._catalogue, sample.dataset)
             event = self._event(sample)
-            keyed.append((_entity(sample.json, datasets[sample.dataset].schema.key) or event.id, event))
+            key = _entity(sample.json, datasets[sample.dataset].schema.key) or event.id
+            self._check_size(key, event)
+            keyed.append((key, event))
             count += 1
             size += len(sample.json)
             if len(keyed) >= _CHUNK_SAMPLES or size >= _CHUNK_BYTES:
@@ -92,12 +97,17 @@ class AppendSamples:
                 SAMPLES, [(key, replace(event, traceparent=traceparent)) for key, event in keyed]
             )
 
-    def _event(self, sample: NewSample) -> Event:
-        if len(sample.json) > self._max_event_bytes:
+    def _check_size(self, key: str, event: Event) -> None:
+        """Refuse here what the consumer would: an answer is sooner read than the list of rejected events."""
+        headers, value = encode(event)
+        size = len(key.encode()) + len(value) + header_bytes(headers) + _TRACE_BYTES
+        if size > self._max_event_bytes:
             raise InvalidArgument(
                 "OVERSIZE_EVENT",
-                f"a sample has {len(sample.json)} bytes, and {self._max_event_bytes} is the most",
+                f"a sample has {size} bytes with key and headers, and {self._max_event_bytes} is the most",
             )
+
+    def _event(self, sample: NewSample) -> Event:
         return Event(
             id=sample.event_id or new_id(),
             source=SOURCE,

@@ -90,7 +90,12 @@ def open_envelopes(
 
 def event_size(record: Record) -> int:
     """Bytes of key, payload and headers together."""
-    return len(record.key or b"") + len(record.value or b"") + _bytes_of(record.headers)
+    return len(record.key or b"") + len(record.value or b"") + header_bytes(record.headers)
+
+
+def header_bytes(headers: Collection[tuple[str, bytes]]) -> int:
+    """Bytes of headers, names included."""
+    return sum(len(name) + len(value or b"") for name, value in headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +172,11 @@ class _Opener:
         shared = {name: value for name, value in record.headers if name not in _VARYING}
         # Names in capitals, or twice, are left to `decode`.
         if all(name == name.lower() for name, _ in record.headers):
-            self._shapes[shared.get("ce_subject")] = _Shape(shared, _bytes_of(shared.items()), samples)
+            self._shapes[shared.get("ce_subject")] = _Shape(shared, header_bytes(shared.items()), samples)
 
 
 _VARYING: Final = ("ce_id", "ce_time", "traceparent", "tracestate")
 _VARYING_BYTES: Final = sum(map(len, _VARYING))
-
-
-def _bytes_of(headers: Collection[tuple[str, bytes]]) -> int:
-    return sum(len(name) + len(value or b"") for name, value in headers)
 
 
 def _expect_sample(event: Event) -> None:
