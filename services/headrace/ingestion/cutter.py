@@ -7,7 +7,6 @@ import logging
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
-from headrace.ingestion import metrics
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.ports import Catalogue
 from headrace.runtime.clock import Clock
@@ -92,7 +91,6 @@ class Cutter:
         if due is not None:
             self._due[name] = due
         if version is not None:
-            metrics.VERSIONS.labels(name).inc()
             logger.info("cut version %d of %s with %d rows", version.version, name, version.row_count)
 
     def _log_failure(self, what: str, error: Exception) -> None:

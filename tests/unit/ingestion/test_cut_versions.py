@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import pytest
+from prometheus_client import REGISTRY
 
 from headrace.errors import FailedPrecondition, NotFound
 from headrace.ingestion.cutter import Cutter
@@ -21,6 +22,7 @@ from headrace.ingestion.domain.dataset import (
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables, TableState
+from headrace.telemetry import names
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
 SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8))
@@ -172,3 +174,18 @@ async def test_the_cutter_looks_when_it_is_told_to_and_when_it_starts() -> None:
             await asyncio.sleep(0)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_every_cut_is_counted_whoever_asked_for_it() -> None:
+    state = world(rows=1)
+    cut = state.use_case()
+
+    def counted() -> float:
+        return REGISTRY.get_sample_value(names.METRIC_INGESTION_VERSIONS, {"dataset": "d"}) or 0
+
+    before = counted()
+    state.add_rows(1)
+    await cut.commit("d")
+    state.add_rows(1)
+    await cut.cut_if_due(state.dataset)
+    assert counted() - before == 2

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from headrace.errors import Aborted, FailedPrecondition, NotFound
+from headrace.ingestion import metrics
 from headrace.ingestion.domain.cut import due_time, is_due
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, Uncut, next_version
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
@@ -97,6 +98,7 @@ class CutVersions:
                     return None
                 await repository.publish_version(dataset, version, self._tables.uri(dataset.name))
         fault_point("ingestion.after-cut-commit")
+        metrics.VERSIONS.labels(dataset.name).inc()
         return version
 
 
