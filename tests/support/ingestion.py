@@ -154,12 +154,17 @@ class Ingestion:
 
     async def caught_up(self, process: Process) -> None:
         """Wait until the process has read what other tests left in the topic, every partition of it."""
+        nowhere = f"caught-up-{uuid.uuid4()}"
         async with AIOKafkaProducer(bootstrap_servers=self.bootstrap) as producer:
             partitions = await producer.partitions_for(topics.SAMPLES)
             for partition in partitions:
-                headers = self.headers(f"{self.dataset}-broken-{partition}")
-                await producer.send_and_wait(topics.SAMPLES, b"no JSON", partition=partition, headers=headers)
-        await eventually(lambda: self.rejected(process), lambda rejected: len(rejected) == len(partitions))
+                headers = self.headers(f"{nowhere}-{partition}", ce_subject=nowhere)
+                await producer.send_and_wait(topics.SAMPLES, b"{}", partition=partition, headers=headers)
+
+        async def markers() -> list[api.RejectedSample]:
+            return [sample for sample in await self._all_rejected(process) if sample.dataset == nowhere]
+
+        await eventually(markers, lambda rejected: len(rejected) == len(partitions))
 
     async def rows(self) -> list[Mapping[str, object]]:
         """The table's rows, by event id."""
@@ -176,6 +181,9 @@ class Ingestion:
 
     async def rejected(self, process: Process) -> list[api.RejectedSample]:
         """Every rejected event of this test's own, oldest first."""
+        return [sample for sample in await self._all_rejected(process) if self.is_own(sample)]
+
+    async def _all_rejected(self, process: Process) -> list[api.RejectedSample]:
         found: list[api.RejectedSample] = []
         token = ""
         async with self.stub(process) as stub:
@@ -184,7 +192,7 @@ class Ingestion:
                 found += page.rejected
                 token = page.next_page_token
                 if not token:
-                    return [sample for sample in reversed(found) if self.is_own(sample)]
+                    return found[::-1]
 
     def is_own(self, sample: api.RejectedSample) -> bool:
         return sample.event_id.startswith(self.dataset) or sample.dataset.startswith(self.dataset)

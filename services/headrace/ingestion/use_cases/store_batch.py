@@ -53,7 +53,6 @@ class StoreBatch:
         """Store the batch. Raises whatever the database or the store raises: call again."""
         judged, datasets = await self._judged(batch)
         rejections = await self._reject(judged.rejections)
-        fault_point("ingestion.after-reject-commit")
         rows = await self._append(batch.spans, judged, datasets)
         fault_point("ingestion.after-delta-commit")
         return Stored(rows, rejections)
@@ -72,7 +71,9 @@ class StoreBatch:
         now = self._clock()
         async with self._catalogue.transaction() as repository:
             new = await repository.insert_rejected(rejections, now)
-            await repository.publish_rejected(new, now)
+            if new:
+                await repository.publish_rejected(new, now)
+        fault_point("ingestion.after-reject-commit")
         return new
 
     async def _append(
