@@ -148,6 +148,16 @@ def test_the_exported_model_answers_raw_rows_with_what_was_measured(runs: Runs) 
     assert report.metrics["test/accuracy"] > 0.93
 
 
+def test_a_number_that_is_learned_is_answered_though_the_label_has_classes(runs: Runs) -> None:
+    spec = runs.spec("job", loss="mse")
+    report = runs.run(spec)
+    assert [tensor.name for tensor in report.signature.outputs] == ["prediction"]
+    assert report.signature.classes == ()
+    session = ReferenceEvaluator(onnx.load_from_string(runs.model(spec)))
+    [predictions] = session.run(None, {"features": load_breast_cancer().data.astype(np.float32)})
+    assert len(np.unique(predictions)) > 100
+
+
 def test_normalisation_is_fitted_on_the_training_split_alone(runs: Runs, tmp_path: Path) -> None:
     spec = runs.spec("job", epochs=1)
     runs.run(spec)

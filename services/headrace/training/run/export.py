@@ -52,14 +52,18 @@ class Regressor(nn.Module):
         return self.model.in_label_unit(self.model(features))
 
 
-def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path) -> Signature:
-    """Write `path`, and check that it answers as the model does. Raises RunError where it does not."""
+def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path, *, classified: bool) -> Signature:
+    """Write `path`, and check that it answers as the model does. Raises RunError where it does not.
+
+    `classified`: the model tells the label's classes apart. One that was trained on a number answers with a
+    number, also where the label has classes.
+    """
     columns = len(dataset.features)
     features = tuple(column.name for column in dataset.features)
     inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, columns)),)
     module: nn.Module
     outputs: tuple[TensorSpec, ...]
-    if dataset.label.classes:
+    if classified:
         # Classes that are no whole numbers are answered by their place in the list.
         values = [json.loads(text) for text in dataset.label.classes]
         whole = all(isinstance(value, int) for value in values)
@@ -77,7 +81,8 @@ def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path) -> S
     rows = sample[:SAMPLE_ROWS].cpu()
     _write(module, rows, [tensor.name for tensor in outputs], path)
     _compare(module, rows, path)
-    return Signature(inputs=inputs, outputs=outputs, features=features, classes=dataset.label.classes)
+    told = dataset.label.classes if classified else ()
+    return Signature(inputs=inputs, outputs=outputs, features=features, classes=told)
 
 
 def _write(module: nn.Module, rows: Tensor, outputs: list[str], path: Path) -> None:

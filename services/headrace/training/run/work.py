@@ -30,17 +30,14 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
     assert isinstance(parameters, MlpParameters), "the catalogue has one recipe"
     torch.set_num_threads(max(1, math.floor(spec.cpu)))
     torch.manual_seed(spec.seed)
+    classified = parameters.loss == "cross_entropy"
     device = torch.device("cuda" if spec.gpu and torch.cuda.is_available() else "cpu")
 
     with tracing.span(names.SPAN_LOAD_DATA):
-        data = load(spec.dataset, spec.shares, classified=parameters.loss == "cross_entropy")
+        data = load(spec.dataset, spec.shares, classified=classified)
         rows = {split.name: len(split) for split in data.splits()}
         print(f"rows: {rows}; device: {device}", flush=True)
-    task: Task = (
-        Classification(len(spec.dataset.label.classes))
-        if parameters.loss == "cross_entropy"
-        else Regression()
-    )
+    task: Task = Classification(len(spec.dataset.label.classes)) if classified else Regression()
     columns = len(spec.dataset.features)
     features = Scale.fitted(data.train.features) if spec.normalise else Scale.identity(columns)
     label = task.label_scale(data.train, normalise=spec.normalise_label)
@@ -65,7 +62,9 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
         for name, value in metrics.items():
             print(f"{name} {value:.6g}", flush=True)
     with tracing.span(names.SPAN_EXPORT):
-        signature = export(model, spec.dataset, data.train.features, folder / MODEL_FILE)
+        signature = export(
+            model, spec.dataset, data.train.features, folder / MODEL_FILE, classified=classified
+        )
 
     Report(
         model=spec.pipeline,
