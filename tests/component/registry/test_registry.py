@@ -411,6 +411,31 @@ async def test_concurrent_requests_with_one_id_make_one_version(
     assert {version.version for version in versions} == {1}
 
 
+async def test_a_repeated_request_is_judged_by_what_it_says_last(
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str
+) -> None:
+    await stub.ApplyModel(api.ApplyModelRequest(name=model, gates=[gate(0.9)]))
+    first = await stub.CreateModelVersion(creation(model, "job-1", accuracy=0.95))
+    again = creation(model, "job-1", accuracy=0.5)
+    again.lineage.run = "job-1-2"
+    again.signature.features.append("y")
+    opened = await stub.CreateModelVersion(again)
+    assert opened.version == first.version
+    for version in (
+        opened,
+        await stub.GetModelVersion(api.GetModelVersionRequest(model=model, version=first.version)),
+    ):
+        assert version.metrics["test/accuracy"] == 0.5
+        assert version.lineage.run == "job-1-2"
+        assert version.signature.features == ["x", "y"]
+    await stub.UploadArtifact(parts(model, first.version))
+    committed = await stub.CommitModelVersion(committing(model, first.version))
+    assert committed.state == api.MODEL_VERSION_STATE_REFUSED
+
+    closed = await stub.CreateModelVersion(creation(model, "job-1", accuracy=0.99))
+    assert closed == committed
+
+
 @pytest.mark.kill
 @pytest.mark.parametrize("fault", ["registry.after-commit", "outbox.before-publish", "outbox.after-publish"])
 async def test_a_verdict_is_told_whenever_the_registry_dies(

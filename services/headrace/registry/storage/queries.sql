@@ -44,6 +44,9 @@ FROM model_versions WHERE model = $1 AND version = $2;
 SELECT model, version, state, metrics, lineage, signature, gate_results, traceparent, create_time, close_time
 FROM model_versions WHERE model = $1 AND version < $2 ORDER BY version DESC LIMIT $3;
 
+-- name: describe_version
+UPDATE model_versions SET metrics = $3, lineage = $4, signature = $5 WHERE model = $1 AND version = $2;
+
 -- name: close_version
 UPDATE model_versions SET state = $3, gate_results = $4, close_time = $5 WHERE model = $1 AND version = $2;
 

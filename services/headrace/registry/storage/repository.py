@@ -96,6 +96,17 @@ class Repository:
         rows = await self._connection.fetch(QUERIES["list_versions"], model, before, limit)
         return await self._versions(model, rows)
 
+    async def describe_version(self, version: Version) -> None:
+        """Store an open version's metrics, lineage and signature."""
+        await self._connection.execute(
+            QUERIES["describe_version"],
+            version.model,
+            version.number,
+            dict(version.metrics),
+            version.lineage,
+            version.signature,
+        )
+
     async def close_version(self, version: Version) -> None:
         """Store a verdict."""
         await self._connection.execute(

@@ -52,6 +52,9 @@ class Models(Protocol):
     async def versions(self, model: str, before: int, limit: int) -> list[Version]:
         """Versions below a number, newest first."""
 
+    async def describe_version(self, version: Version) -> None:
+        """Store an open version's metrics, lineage and signature."""
+
     async def close_version(self, version: Version) -> None:
         """Store a verdict."""
 

@@ -74,7 +74,10 @@ class Registry:
         lineage: bytes,
         signature: bytes,
     ) -> Version:
-        """Open a version; the same request is answered the same one. Raises NotFound."""
+        """Open a version; the same request is answered the same one. Raises NotFound.
+
+        One that is still uploaded to takes what the newest request says: its artifacts are the newest too.
+        """
         with tracing.span(names.SPAN_REGISTER_MODEL_VERSION, attributes={names.MODEL: model}) as span:
             async with self._work() as work:
                 await work.models.model(model, lock=True)
@@ -94,7 +97,12 @@ class Registry:
                         _entry(model, Action.VERSION_OPENED, number, f"by request {request_id}", now)
                     )
                 span.set_attribute(names.MODEL_VERSION, number)
-                return await work.models.version(model, number)
+                version = await work.models.version(model, number)
+                asked = replace(version, metrics=measured, lineage=lineage, signature=signature)
+                if version.state is not VersionState.UPLOADING or version == asked:
+                    return version
+                await work.models.describe_version(asked)
+                return asked
 
     async def upload(
         self, model: str, number: int, declared: Artifact, chunks: AsyncIterator[bytes]
