@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.support.processes import running_in
+
+from headrace.embedded.stack_file import holder
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, str(ROOT / "examples" / "demo")]
@@ -17,22 +21,9 @@ DEMO = [sys.executable, str(ROOT / "examples" / "demo")]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
-def left_behind(marker: str) -> list[psutil.Process]:
-    """Processes that have the folder in their command line."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if any(marker in argument for argument in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def data_folder(output: str) -> str:
-    """The demo's own data folder, from the line that says where the logs are."""
-    line = next(line for line in output.splitlines() if "/logs" in line and "demo-" in line)
-    return line[line.index("/") :].removesuffix("/logs").strip()
+def data_folder(output: str) -> Path:
+    """The demo's own data folder, from the last line that says where the logs are."""
+    return ROOT / re.findall(r"Logs: (\S*demo-\S*)/logs", output)[-1]
 
 
 def test_the_demo_succeeds_and_leaves_nothing() -> None:
@@ -42,13 +33,14 @@ def test_the_demo_succeeds_and_leaves_nothing() -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "464 samples stored, 464 expected" in finished.stdout
     assert "Everything is as it should be." in finished.stdout
+    assert "version 2 had 10 %, 50 %, 100 % of the traffic" in finished.stdout
     data = data_folder(finished.stdout)
-    assert not Path(data).exists()
-    assert left_behind(data) == []
+    assert not data.exists()
+    assert running_in(data) == []
 
 
-@pytest.mark.parametrize("moment", ["Start the stack", "Ingestion validates"])
-def test_ctrl_c_at_any_moment_leaves_no_process(moment: str) -> None:
+@pytest.mark.parametrize(("moment", "is_up"), [("Start the stack", False), ("Ingestion validates", True)])
+def test_ctrl_c_at_any_moment_leaves_no_process(moment: str, is_up: bool) -> None:
     with subprocess.Popen(
         DEMO,
         stdin=subprocess.DEVNULL,
@@ -65,8 +57,13 @@ def test_ctrl_c_at_any_moment_leaves_no_process(moment: str) -> None:
             seen.append(line)
             if moment in line:
                 break
+        if is_up:
+            # So that finding none below means something.
+            assert running_in(data_folder("".join(seen)))
         os.killpg(demo.pid, signal.SIGINT)
         seen += demo.stdout.readlines()
         assert demo.wait(120) == 130, "".join(seen)
     data = data_folder("".join(seen))
-    assert left_behind(data) == []
+    assert holder(data) is None
+    assert running_in(data) == []
+    shutil.rmtree(data)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.processes import running_in
 
 from headrace.embedded import commands
 from headrace.embedded.parts.outside import topic_names
@@ -66,18 +67,6 @@ def until(condition: Callable[[], bool], deadline: float = DEADLINE) -> None:
     while not condition():
         assert time.monotonic() < ends, "not within the deadline"
         time.sleep(0.05)
-
-
-def of_stack(data: Path) -> list[psutil.Process]:
-    """Every process that has the data folder in its command line."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if any(str(data) in argument for argument in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def family(stack: Stack) -> list[psutil.Process]:
@@ -160,7 +149,7 @@ def test_down_leaves_nothing_and_the_next_start_has_the_same_addresses(data: Pat
     processes = family(first)
     commands.down(data)
     assert all_gone(processes)
-    assert of_stack(data) == []
+    assert running_in(data) == []
     assert holder(data) is None
     with pytest.raises(Unavailable, match="no stack runs"):
         commands.status(data)
@@ -193,12 +182,12 @@ def test_a_start_that_is_interrupted_leaves_nothing(data: Path, number: signal.S
     with subprocess.Popen([*UP, "--data", str(data)], stderr=subprocess.PIPE, start_new_session=True) as up:
         assert up.stderr is not None
         up.stderr.readline()
-        processes = of_stack(data)
+        processes = running_in(data)
         os.kill(up.pid, number)
         up.communicate(timeout=60)
     until(lambda: holder(data) is None, 60)
     until(lambda: all_gone(processes), 15)
-    until(lambda: not of_stack(data), 15)
+    until(lambda: not running_in(data), 15)
 
 
 def test_in_the_foreground_it_stops_with_ctrl_c(data: Path) -> None:
@@ -210,7 +199,7 @@ def test_in_the_foreground_it_stops_with_ctrl_c(data: Path) -> None:
         up.communicate(timeout=60)
         assert up.returncode == 0
     assert holder(data) is None
-    assert of_stack(data) == []
+    assert running_in(data) == []
 
 
 def test_a_part_that_does_not_start_is_reported_and_leaves_nothing(
@@ -223,7 +212,7 @@ def test_a_part_that_does_not_start_is_reported_and_leaves_nothing(
     # What to do about it.
     assert "make setup" in raised.value.message
     assert holder(data) is None
-    assert of_stack(data) == []
+    assert running_in(data) == []
 
 
 def test_a_service_that_does_not_start_shows_its_last_lines(
