@@ -34,7 +34,7 @@ def a_job(**changes: object) -> Job:
 
 
 def placed(**changes: object) -> Job:
-    return jobs.place(a_job(**changes), "node-a")
+    return jobs.place(a_job(**changes), "node-a", NOW)
 
 
 def running(**changes: object) -> Job:
@@ -69,7 +69,7 @@ def test_what_the_table_does_not_have_is_refused() -> None:
 
 def test_the_happy_path() -> None:
     job = a_job(traceparent="00-1-2-01")
-    job = jobs.place(job, "node-a")
+    job = jobs.place(job, "node-a", NOW)
     assert (job.state, job.node, job.placement_traceparent) == (JobState.PLACED, "node-a", "00-1-2-01")
     job = observe(job, report(TaskPhase.STARTING), NOW)
     assert job.state is JobState.PLACED
@@ -93,7 +93,7 @@ def test_a_failed_attempt_is_repeated_as_often_as_allowed() -> None:
     job = observe(job, report(TaskPhase.FAILED, reason="RUN_FAILED", message="exit code 1"), LATER)
     assert (job.state, job.attempt, job.failures, job.node) == (JobState.QUEUED, 2, 1, "")
     assert "retry 1 of 1: exit code 1" in job.message
-    job = jobs.start(jobs.place(job, "node-b"), LATER)
+    job = jobs.start(jobs.place(job, "node-b", LATER), LATER)
     job = observe(job, report(TaskPhase.FAILED, 2, reason="RUN_FAILED", message="exit code 1"), LATER)
     assert (job.state, job.reason, job.failures) == (JobState.FAILED, "RUN_FAILED", 2)
     assert job.message == "attempt 2, the last one: exit code 1"

@@ -193,6 +193,31 @@ def test_a_run_past_its_deadline_is_ended_after_the_margin_left_to_its_node() ->
     assert decide(alive, due, LIMITS) == [ExceedDeadline("job", 3, timedelta(minutes=1))]
 
 
+def test_a_placed_attempt_that_its_node_never_starts_is_ended_like_one_that_runs_too_long() -> None:
+    placed = on_node("job", ONE_CORE, "node-a", JobState.PLACED)
+    job = replace(placed, deadline=timedelta(minutes=1), attempt_start_time=NOW)
+    due = NOW + timedelta(minutes=1) + LIMITS.deadline_margin
+    state = State([job], [replace(node("node-a", ONE_CORE), lease_until=due + timedelta(hours=1))], LONG_AGO)
+    assert decide(state, due - timedelta(seconds=1), LIMITS) == []
+    assert decide(state, due, LIMITS) == [ExceedDeadline("job", 3, timedelta(minutes=1))]
+    cancelled = replace(state, jobs=[replace(job, state=JobState.CANCELLING)])
+    assert decide(cancelled, due, LIMITS) == []
+
+
+def test_after_a_gap_in_watching_a_node_has_the_margin_to_say_how_its_run_ended() -> None:
+    job = replace(on_node("job", ONE_CORE, "node-a"), deadline=timedelta(minutes=1))
+    state = State([job], [node("node-a", ONE_CORE)], NOW - LIMITS.deadline_margin + timedelta(seconds=1))
+    assert decide(state, NOW, LIMITS) == []
+    assert decide(state, NOW + timedelta(seconds=1), LIMITS) == [
+        ExceedDeadline("job", 3, timedelta(minutes=1))
+    ]
+
+
+def test_a_deadline_that_leads_out_of_the_calendar_is_not_reached() -> None:
+    job = replace(on_node("job", ONE_CORE, "node-a"), deadline=timedelta(seconds=315_576_000_000))
+    assert decide(State([job], [node("node-a", ONE_CORE)], LONG_AGO), NOW, LIMITS) == []
+
+
 def test_a_round_places_no_more_than_it_may() -> None:
     jobs = [queued(f"job-{index}", ONE_CORE) for index in range(5)]
     state = State(jobs, [node("node-a", Resources(0, 8000, 64))], LONG_AGO)

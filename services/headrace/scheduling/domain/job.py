@@ -32,11 +32,6 @@ class JobState(enum.Enum):
         """Whether the job takes room on its node."""
         return self in HOLDING
 
-    @property
-    def desired(self) -> bool:
-        """Whether the job's node should run it."""
-        return self in DESIRED
-
 
 ENDED: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 DESIRED: Final = frozenset({JobState.PLACED, JobState.RUNNING})
@@ -115,7 +110,7 @@ class Job:
     state: JobState = JobState.QUEUED
     priority: int = 0
     max_retries: int = 0
-    # Longest time that one attempt may run; none: no limit.
+    # Longest time that one attempt may run, or may take to be started; none: no limit.
     deadline: timedelta | None = None
     attempt: int = 1
     # Attempts that failed by themselves; a lost node is not the job's fault.
@@ -127,6 +122,7 @@ class Job:
     metrics: Mapping[str, float] = field(default_factory=dict)
     model_version: int = 0
     start_time: datetime | None = None
+    # When the attempt was placed and, once its node has reported it running, when that was.
     attempt_start_time: datetime | None = None
     end_time: datetime | None = None
     # The trace that the job belongs to, and the span of its latest placement.
@@ -135,7 +131,7 @@ class Job:
     version: int = 1
 
 
-def place(job: Job, node: str, *, traceparent: str = "") -> Job:
+def place(job: Job, node: str, now: datetime, *, traceparent: str = "") -> Job:
     """The job, assigned to a node."""
     return replace(
         _move(job, Trigger.PLACE),
@@ -143,6 +139,7 @@ def place(job: Job, node: str, *, traceparent: str = "") -> Job:
         reason="",
         message=f"assigned to node {node}",
         progress=None,
+        attempt_start_time=now,
         placement_traceparent=traceparent or job.traceparent,
     )
 

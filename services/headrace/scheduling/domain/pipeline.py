@@ -17,6 +17,10 @@ from headrace.scheduling.domain.resources import GIBIBYTE, Resources, from_cores
 
 DEFAULT_CORES: Final = 1.0
 DEFAULT_MEMORY: Final = GIBIBYTE
+# Far above any machine and any patience, and far below what numbers, indexes and calendars can hold.
+MAX_CORES: Final = 1_000_000
+MAX_PRIORITY: Final = 1_000_000_000
+MAX_DEADLINE: Final = timedelta(days=3650)
 # Shares are written in decimal: 0.7 + 0.15 + 0.15 is not exactly 1 in binary.
 SPLIT_TOLERANCE: Final = 1e-6
 
@@ -60,6 +64,7 @@ class PipelineRules:
     cpu: float
     memory: int
     gpu: int
+    priority: int
     deadline: timedelta | None
     gates: Sequence[Gate]
     rollout: Rollout | None
@@ -105,12 +110,18 @@ def _resource_violations(rules: PipelineRules) -> Iterator[FieldViolation]:
         yield FieldViolation("spec.resources.cpu", "must be a number of cores")
     elif 0 < rules.cpu < 0.001:
         yield FieldViolation("spec.resources.cpu", "the smallest share of a core is 0.001")
+    elif rules.cpu > MAX_CORES:
+        yield FieldViolation("spec.resources.cpu", f"must be at most {MAX_CORES} cores")
     if rules.memory < 0:
         yield FieldViolation("spec.resources.memory_bytes", "must not be negative")
     if rules.gpu < 0:
         yield FieldViolation("spec.resources.gpu", "must not be negative")
+    if abs(rules.priority) > MAX_PRIORITY:
+        yield FieldViolation("spec.priority", f"must be between {-MAX_PRIORITY} and {MAX_PRIORITY}")
     if rules.deadline is not None and rules.deadline < timedelta(0):
         yield FieldViolation("spec.deadline", "must not be negative; leave it out for no limit")
+    elif rules.deadline is not None and rules.deadline > MAX_DEADLINE:
+        yield FieldViolation("spec.deadline", "must be at most 3650 days; leave it out for no limit")
 
 
 def _gate_violations(path: str, gate: Gate, split: Split | None) -> Iterator[FieldViolation]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from headrace.scheduling.domain.job import JobState
+from headrace.scheduling.domain.job import DESIRED, JobState
 from headrace.scheduling.domain.node import Node
 from headrace.scheduling.domain.resources import NOTHING, Resources
 
@@ -57,7 +57,8 @@ class Limits:
 
     # How long a node's lease lasts from each report.
     lease: timedelta
-    # A node enforces deadlines itself; this much later it is done for it.
+    # A node enforces deadlines itself, from the run's start; this much later it is done for it. The margin
+    # is for the node's word to arrive, so that it also begins anew when nobody has listened.
     deadline_margin: timedelta = timedelta(seconds=5)
 
 
@@ -82,7 +83,7 @@ class LoseNode:
 
 @dataclass(frozen=True, slots=True)
 class ExceedDeadline:
-    """End an attempt that ran longer than it may."""
+    """End an attempt that ran longer than it may, or was not even started for so long."""
 
     job: str
     version: int
@@ -104,7 +105,9 @@ def decide(state: State, now: datetime, limits: Limits, *, max_placements: int |
     overdue = [
         ExceedDeadline(job.id, job.version, job.deadline)
         for job in state.jobs
-        if job.id not in gone and job.deadline is not None and _is_overdue(job, now, limits)
+        if job.id not in gone
+        and job.deadline is not None
+        and _is_overdue(job, job.deadline, state.watching_since, now, limits)
     ]
     queue = sorted((job for job in state.jobs if job.state is JobState.QUEUED), key=lambda job: job.queue_key)
     free = free_resources(state.nodes, state.jobs, now)
@@ -121,12 +124,15 @@ def _silence(node: Node | None, watching_since: datetime, now: datetime) -> time
     return now - (node.last_report_time if node else watching_since)
 
 
-def _is_overdue(job: JobView, now: datetime, limits: Limits) -> bool:
+def _is_overdue(
+    job: JobView, deadline: timedelta, watching_since: datetime, now: datetime, limits: Limits
+) -> bool:
+    # Lengths are compared, and not times: a deadline may lead out of the calendar.
     return (
-        job.state is JobState.RUNNING
-        and job.deadline is not None
+        job.state in DESIRED
         and job.attempt_start_time is not None
-        and now >= job.attempt_start_time + job.deadline + limits.deadline_margin
+        and now - job.attempt_start_time >= deadline + limits.deadline_margin
+        and now - watching_since >= limits.deadline_margin
     )
 
 

@@ -53,6 +53,7 @@ def rules_of(spec: pb.PipelineSpec) -> PipelineRules:
         cpu=spec.resources.cpu,
         memory=spec.resources.memory_bytes,
         gpu=spec.resources.gpu,
+        priority=spec.priority,
         deadline=from_duration(spec.deadline) if spec.HasField("deadline") else None,
         gates=[
             Gate(

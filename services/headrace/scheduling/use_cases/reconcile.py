@@ -97,6 +97,10 @@ class Reconciler:
             logger.warning("another instance decides now")
         finally:
             metrics.LEADER.set(0)
+            # The next leader tells these; what this one last saw would stand beside it for ever.
+            for gauge in (metrics.PENDING, metrics.ACTIVE):
+                gauge.set(0)
+            metrics.NODES.clear()
 
     async def _attempt(self, epoch: int, watch: Watch) -> int:
         """Do a round; where something keeps it from succeeding, the next one is the repair."""
@@ -170,7 +174,12 @@ def carry_out(action: Action, record: JobRecord, now: datetime) -> JobRecord:
             )
             return replace(record, job=jobs.lose(job, now, reason="NODE_LOST", message=message))
         case ExceedDeadline():
-            message = f"the attempt ran longer than its deadline of {action.deadline.total_seconds():g} s"
+            deadline = f"its deadline of {action.deadline.total_seconds():g} s"
+            message = (
+                f"node {job.node} did not start the attempt within {deadline}"
+                if job.state is JobState.PLACED
+                else f"the attempt ran longer than {deadline}"
+            )
             failed = jobs.fail_attempt(job, now, reason="DEADLINE_EXCEEDED", message=message)
             return replace(record, job=failed)
 
@@ -191,7 +200,7 @@ def _place(job: Job, node: str, now: datetime) -> Job:
     )
     waited.end(_nanoseconds(now))
     with tracing.span(names.SPAN_PLACE_JOB, parent=job.traceparent, attributes=attributes):
-        return jobs.place(job, node, traceparent=tracing.current_traceparent())
+        return jobs.place(job, node, now, traceparent=tracing.current_traceparent())
 
 
 def _nanoseconds(moment: datetime) -> int:
