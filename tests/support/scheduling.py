@@ -72,9 +72,10 @@ def a_spec(**changes: Any) -> pb.PipelineSpec:
 
 
 class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
-    """Has every dataset that was applied, each with two versions."""
+    """Has every dataset that was applied, each with as many versions."""
 
     def __init__(self) -> None:
+        self.latest_version = 2
         self.applied: list[ingestion_pb2.ApplyDatasetRequest] = []
         self.refusal: errors.HeadraceError | None = None
 
@@ -85,12 +86,14 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
         return ingestion_pb2.Dataset(name=request.name)
 
     async def GetDataset(self, request: Any, context: Any) -> ingestion_pb2.Dataset:
-        return ingestion_pb2.Dataset(name=request.name, schema=a_schema(), latest_version=2)
+        return ingestion_pb2.Dataset(name=request.name, schema=a_schema(), latest_version=self.latest_version)
 
     async def GetVersion(self, request: Any, context: Any) -> ingestion_pb2.DatasetVersion:
-        if request.version > 2:
+        if request.version > self.latest_version:
             raise errors.NotFound("DATASET_VERSION_NOT_FOUND", "there is no such version")
-        return ingestion_pb2.DatasetVersion(dataset=request.dataset, version=request.version)
+        return ingestion_pb2.DatasetVersion(
+            dataset=request.dataset, version=request.version, traceparent=TRACEPARENT
+        )
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
@@ -307,6 +310,15 @@ class Scheduling:
         return node
 
     async def apply(self, stub: Stub, **changes: Any) -> pb.Pipeline:
+        """Apply a pipeline whose dataset has no version yet; it has some afterwards."""
+        ingestion = self.peers.ingestion
+        ingestion.latest_version, later = 0, ingestion.latest_version
+        applied = await self.apply_late(stub, **changes)
+        ingestion.latest_version = later
+        return applied
+
+    async def apply_late(self, stub: Stub, **changes: Any) -> pb.Pipeline:
+        """Apply a pipeline whose dataset has versions already."""
         return await stub.ApplyPipeline(pb.ApplyPipelineRequest(name=self.pipeline, spec=a_spec(**changes)))
 
     async def publish(self, topic: str, *keyed: tuple[str, Event]) -> None:
@@ -352,6 +364,21 @@ class Scheduling:
                 "SELECT count(*) FROM scheduling.jobs WHERE pipeline = $1", self.pipeline
             )
             return count
+        finally:
+            await connection.close()
+
+    async def handled(self, event_id: str) -> None:
+        """Wait until an event has had its effect, whatever that is."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+
+            async def known() -> bool:
+                found: bool = await connection.fetchval(
+                    "SELECT EXISTS (SELECT FROM scheduling.inbox WHERE event_id LIKE '%' || $1)", event_id
+                )
+                return found
+
+            await eventually(known, bool)
         finally:
             await connection.close()
 

@@ -53,7 +53,7 @@ async def build(settings: Settings, platform: PlatformSettings, runner: Runner) 
     lease = timedelta(seconds=settings.lease_seconds)
     jobs = Jobs(store, peers, changes, utc_now, new_id)
     nodes = Nodes(store, utc_now, new_id, lease)
-    pipelines = Pipelines(store, peers, utc_now)
+    pipelines = Pipelines(store, peers, utc_now, stored=jobs.train_newest)
     limits = Limits(lease, timedelta(seconds=settings.deadline_margin_seconds))
     reconciler = Reconciler(store, changes, utc_now, limits)
 

@@ -107,8 +107,8 @@ def _errors_of(service: str, target: str, path: Callable[[str], str]) -> Iterato
     except (Unavailable, DeadlineExceeded) as error:
         raise Unavailable(
             "SERVICE_UNAVAILABLE",
-            f"the {service} service at {target} does not answer; nothing was stored here. "
-            f"Start it and try again ({error.message})",
+            f"the {service} service at {target} does not answer; "
+            f"start it and try again, nothing is done twice ({error.message})",
             metadata={"service": service, "target": target},
         ) from error
     except HeadraceError as error:

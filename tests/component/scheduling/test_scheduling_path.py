@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from tests.support.scheduling import TRACEPARENT, Process, Scheduling, Stub
+from tests.support.scheduling import TRACEPARENT, Process, Scheduling, Stub, a_spec
 from tests.support.waiting import eventually
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
@@ -86,13 +86,32 @@ async def test_an_event_that_comes_twice_makes_one_job(
     assert sorted(job.dataset_version for job in jobs) == [1, 2]
 
 
+async def test_a_version_that_was_cut_before_its_pipeline_was_stored_is_trained_once(
+    scheduling: Scheduling, service: Process, stub: Stub
+) -> None:
+    # Its event comes when nobody asks for it.
+    await scheduling.commit_version(2)
+    await scheduling.handled(f"{scheduling.pipeline}-2")
+    await scheduling.apply_late(stub)
+    job = await first_job(stub, scheduling.pipeline)
+    assert job.dataset_version == 2
+    assert job.traceparent.split("-")[1] == TRACEPARENT.split("-")[1]
+    # Neither another application nor the same version told by another event makes another job.
+    await scheduling.apply_late(stub, priority=1)
+    await scheduling.commit_version(2, event_id=f"{scheduling.pipeline}-again")
+    await scheduling.handled(f"{scheduling.pipeline}-again")
+    assert await scheduling.count_jobs() == 1
+
+
 async def test_a_pipeline_that_does_not_ask_for_it_is_not_retrained(
     scheduling: Scheduling, service: Process, stub: Stub
 ) -> None:
-    spec_without = await scheduling.apply(stub)
-    spec_without.spec.retrain_on_dataset_version = False
-    await stub.ApplyPipeline(pb.ApplyPipelineRequest(name=scheduling.pipeline, spec=spec_without.spec))
-    await scheduling.commit_version(1)
+    spec_without = a_spec()
+    spec_without.retrain_on_dataset_version = False
+    await stub.ApplyPipeline(pb.ApplyPipelineRequest(name=scheduling.pipeline, spec=spec_without))
+    await scheduling.commit_version(1, event_id=f"{scheduling.pipeline}-unwanted")
+    await scheduling.handled(f"{scheduling.pipeline}-unwanted")
+    assert await scheduling.count_jobs() == 0
     submitted = await stub.SubmitJob(pb.SubmitJobRequest(pipeline=scheduling.pipeline))
     assert submitted.dataset_version == 2
     assert await scheduling.count_jobs() == 1

@@ -94,10 +94,33 @@ class Jobs:
                 )
                 span.set_attribute(names.JOB, record.job.id)
                 added = await transaction.add_job(record, automatic=True, request_id="")
-        fault_point("scheduling.after-job-commit")
-        if added:
-            metrics.SUBMITTED.labels("dataset_version").inc()
-            logger.info("job %s trains %s on version %d", record.job.id, version.dataset, version.version)
+        _added_automatically(record, added)
+
+    async def train_newest(self, pipeline: Pipeline) -> None:
+        """Queue a job on the newest version of the dataset, if the pipeline asks for retraining and has none.
+
+        A version that was cut before the pipeline was stored came when nobody asked for it; one that is cut
+        later comes as an event. Where both are told of the same version, it gets one job.
+        """
+        if not pipeline.spec.retrain_on_dataset_version or await self._store.jobs(pipeline.name, None, 1):
+            return
+        try:
+            version, schema = await self._peers.dataset_version(pipeline.name, 0)
+        except NotFound:
+            return
+        with tracing.span(
+            names.SPAN_SCHEDULE_JOB,
+            # As for a version that comes as an event: the job belongs to the trace of what it trains on.
+            parent=version.traceparent or None,
+            links=[tracing.current_traceparent()],
+            attributes={names.PIPELINE: pipeline.name, names.DATASET_VERSION: version.version},
+        ) as span:
+            traceparent = tracing.current_traceparent() or version.traceparent
+            record = self._new_job(pipeline, version, schema, traceparent)
+            span.set_attribute(names.JOB, record.job.id)
+            async with self._store.transaction() as transaction:
+                added = await transaction.add_job(record, automatic=True, request_id="")
+        _added_automatically(record, added)
 
     async def record_progress(
         self, job_id: str, attempt: int, progress: Progress | None, values: Mapping[str, float]
@@ -189,6 +212,15 @@ def view_of(job: Job) -> JobView:
         attempt_start_time=job.attempt_start_time,
         deadline=job.deadline,
     )
+
+
+def _added_automatically(record: JobRecord, added: bool) -> None:
+    """What follows the commit of a job for a dataset version, where it was the version's first."""
+    fault_point("scheduling.after-job-commit")
+    if added:
+        job = record.job
+        metrics.SUBMITTED.labels("dataset_version").inc()
+        logger.info("job %s trains %s on version %d", job.id, job.pipeline, job.dataset_version)
 
 
 def _schedule_span(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from google.protobuf import json_format
 
@@ -18,16 +18,20 @@ from headrace.scheduling.use_cases.ports import Peers, Store
 class Pipelines:
     """What clients do with pipelines."""
 
-    def __init__(self, store: Store, peers: Peers, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, peers: Peers, clock: Clock, stored: Callable[[Pipeline], Awaitable[None]]
+    ) -> None:
+        """`stored` is given each pipeline after it was stored, and may be given it again."""
         self._store = store
         self._peers = peers
         self._clock = clock
+        self._stored = stored
 
     async def apply(self, name: str, spec: pb.PipelineSpec) -> Pipeline:
         """Create or change a pipeline in every service that it spans; the same one again changes nothing.
 
         The others go first, each an idempotent upsert: where one refuses or does not answer, nothing is
-        stored here, and applying again is the repair.
+        stored here, and applying again is the repair; also where what follows the storing fails.
         """
         check_pipeline(rules_of(spec))
         _check_recipe(spec)
@@ -36,7 +40,10 @@ class Pipelines:
         if spec.HasField("deployment"):
             await self._peers.apply_deployment(name, spec)
         async with self._store.transaction() as transaction:
-            return await transaction.put_pipeline(name, spec, self._clock())
+            pipeline = await transaction.put_pipeline(name, spec, self._clock())
+        # Afterwards, for what is cut from now on finds the pipeline: no version falls in between.
+        await self._stored(pipeline)
+        return pipeline
 
     async def get(self, name: str) -> Pipeline:
         """The pipeline. Raises NotFound PIPELINE_NOT_FOUND."""

@@ -108,7 +108,7 @@ class Resources(google.protobuf.message.Message):
     MEMORY_BYTES_FIELD_NUMBER: builtins.int
     GPU_FIELD_NUMBER: builtins.int
     cpu: builtins.float
-    """Cores."""
+    """Cores; at most 1,000,000 in a pipeline."""
     memory_bytes: builtins.int
     gpu: builtins.int
     def __init__(
@@ -310,7 +310,7 @@ class PipelineSpec(google.protobuf.message.Message):
     DEPLOYMENT_FIELD_NUMBER: builtins.int
     RETRAIN_ON_DATASET_VERSION_FIELD_NUMBER: builtins.int
     priority: builtins.int
-    """Higher goes first."""
+    """Higher goes first; between -1,000,000,000 and 1,000,000,000."""
     max_retries: builtins.int
     """Attempts after the first that fail before the job fails. A lost node does not count."""
     retrain_on_dataset_version: builtins.bool
@@ -323,7 +323,9 @@ class PipelineSpec(google.protobuf.message.Message):
     def resources(self) -> Global___Resources: ...
     @property
     def deadline(self) -> google.protobuf.duration_pb2.Duration:
-        """Longest time that one attempt may run. Zero: no limit."""
+        """Longest time that one attempt may run, or its node may take to start it; at most 3650 days. Zero: no
+        limit.
+        """
 
     @property
     def gates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Gate]: ...

@@ -98,7 +98,8 @@ class SchedulingServiceServicer(object):
 
     def ApplyPipeline(self, request, context):
         """Creates or changes a pipeline: its dataset, its model's gates and its deployment are applied in
-        their services first, and the pipeline is stored when they all accepted. Idempotent.
+        their services first, and the pipeline is stored when they all accepted. With
+        retrain_on_dataset_version and no job yet, one is queued on the newest dataset version. Idempotent.
         Errors: INVALID_ARGUMENT with the field (INVALID_PIPELINE, UNKNOWN_RECIPE, UNKNOWN_PARAMETER,
         INVALID_PARAMETER, INVALID_SCHEMA), UNAVAILABLE naming the service that did not answer.
         """

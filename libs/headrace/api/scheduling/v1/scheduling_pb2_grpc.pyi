@@ -29,7 +29,8 @@ class SchedulingServiceStub:
     def __new__(cls, channel: grpc.aio.Channel) -> SchedulingServiceAsyncStub: ...
     ApplyPipeline: grpc.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.ApplyPipelineRequest, headrace.api.scheduling.v1.scheduling_pb2.Pipeline]
     """Creates or changes a pipeline: its dataset, its model's gates and its deployment are applied in
-    their services first, and the pipeline is stored when they all accepted. Idempotent.
+    their services first, and the pipeline is stored when they all accepted. With
+    retrain_on_dataset_version and no job yet, one is queued on the newest dataset version. Idempotent.
     Errors: INVALID_ARGUMENT with the field (INVALID_PIPELINE, UNKNOWN_RECIPE, UNKNOWN_PARAMETER,
     INVALID_PARAMETER, INVALID_SCHEMA), UNAVAILABLE naming the service that did not answer.
     """
@@ -64,7 +65,8 @@ class SchedulingServiceAsyncStub(SchedulingServiceStub):
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     ApplyPipeline: grpc.aio.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.ApplyPipelineRequest, headrace.api.scheduling.v1.scheduling_pb2.Pipeline]  # type: ignore[assignment]
     """Creates or changes a pipeline: its dataset, its model's gates and its deployment are applied in
-    their services first, and the pipeline is stored when they all accepted. Idempotent.
+    their services first, and the pipeline is stored when they all accepted. With
+    retrain_on_dataset_version and no job yet, one is queued on the newest dataset version. Idempotent.
     Errors: INVALID_ARGUMENT with the field (INVALID_PIPELINE, UNKNOWN_RECIPE, UNKNOWN_PARAMETER,
     INVALID_PARAMETER, INVALID_SCHEMA), UNAVAILABLE naming the service that did not answer.
     """
@@ -102,7 +104,8 @@ class SchedulingServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.scheduling.v1.scheduling_pb2.Pipeline, collections.abc.Awaitable[headrace.api.scheduling.v1.scheduling_pb2.Pipeline]]:
         """Creates or changes a pipeline: its dataset, its model's gates and its deployment are applied in
-        their services first, and the pipeline is stored when they all accepted. Idempotent.
+        their services first, and the pipeline is stored when they all accepted. With
+        retrain_on_dataset_version and no job yet, one is queued on the newest dataset version. Idempotent.
         Errors: INVALID_ARGUMENT with the field (INVALID_PIPELINE, UNKNOWN_RECIPE, UNKNOWN_PARAMETER,
         INVALID_PARAMETER, INVALID_SCHEMA), UNAVAILABLE naming the service that did not answer.
         """
