@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.scheduling import LEASE_SECONDS, Process, Scheduling, Stub, s
 from tests.support.waiting import eventually
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
+from headrace.rpc.convert import to_duration
 
 pytestmark = pytest.mark.broker
 
@@ -94,13 +96,12 @@ async def test_a_running_job_is_cancelled_once_its_node_stopped_it(
 async def test_a_run_past_its_deadline_is_ended_even_if_its_node_does_not(scheduling: Scheduling) -> None:
     process = await scheduling.start_ready(HEADRACE_SCHEDULING_DEADLINE_MARGIN_SECONDS="0.1")
     async with stub_of(process) as stub:
-        pipeline = await scheduling.apply(stub)
-        pipeline.spec.deadline.FromMilliseconds(300)
-        await stub.ApplyPipeline(pb.ApplyPipelineRequest(name=scheduling.pipeline, spec=pipeline.spec))
+        await scheduling.apply(stub, deadline=to_duration(timedelta(seconds=1)))
         node = scheduling.attach(process)
         job = await submit(stub, scheduling)
         await node.wants(job.id)
         node.set(job.id, 1, "RUNNING")
+        await reaches(stub, job.id, "RUNNING")
         failed = await reaches(stub, job.id, "FAILED")
         assert failed.reason == "DEADLINE_EXCEEDED"
         # The run still holds its room until the node has stopped it.
@@ -108,6 +109,37 @@ async def test_a_run_past_its_deadline_is_ended_even_if_its_node_does_not(schedu
         assert (await stub.WhyPending(pb.WhyPendingRequest(id=waiting.id))).nodes[0].verdict == "BUSY"
         node.drop(job.id)
         await node.wants(waiting.id)
+
+
+async def test_an_attempt_that_its_node_never_starts_is_ended_and_its_room_is_free(
+    scheduling: Scheduling,
+) -> None:
+    process = await scheduling.start_ready(HEADRACE_SCHEDULING_DEADLINE_MARGIN_SECONDS="0.1")
+    async with stub_of(process) as stub:
+        await scheduling.apply(stub, deadline=to_duration(timedelta(seconds=0.5)))
+        node = scheduling.attach(process)
+        job = await submit(stub, scheduling)
+        failed = await reaches(stub, job.id, "FAILED")
+        assert failed.reason == "DEADLINE_EXCEEDED"
+        assert "node-a did not start the attempt within its deadline of 0.5 s" in failed.message
+        await node.wants_nothing()
+
+
+async def test_of_several_attempts_that_a_node_reports_the_current_one_counts(
+    scheduling: Scheduling, service: Process, stub: Stub
+) -> None:
+    await scheduling.apply(stub, max_retries=1)
+    node = scheduling.attach(service)
+    job = await submit(stub, scheduling)
+    await node.wants(job.id)
+    node.set(job.id, 1, "FAILED")
+    await node.wants(job.id, attempt=2)
+    # As after an agent's restart: what it knows of the job, newest first.
+    earlier = node.tasks.pop(job.id)
+    node.set(job.id, 2, "SUCCEEDED", model_version=1)
+    node.tasks["an earlier attempt"] = earlier
+    done = await reaches(stub, job.id, "SUCCEEDED")
+    assert (done.attempt, done.failures) == (2, 1)
 
 
 async def test_a_later_stream_of_a_node_replaces_the_earlier_one(

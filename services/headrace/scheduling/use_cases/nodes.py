@@ -81,9 +81,11 @@ class Nodes:
                 await transaction.attach_node(state)
             elif not await transaction.report_node(state):
                 raise replaced(report.node)
-            tasks = {task.job: task for task in report.tasks}
+            # After a restart a node reports several attempts of a job: each is known by both.
+            tasks = {(task.job, task.attempt): task for task in report.tasks}
             for record in await transaction.jobs_on_node(report.node):
-                after = replace(record, job=observe(record.job, tasks.get(record.job.id), now))
+                task = tasks.get((record.job.id, record.job.attempt))
+                after = replace(record, job=observe(record.job, task, now))
                 if after.job != record.job:
                     changes.append(JobChange(record.job, after))
             await transaction.save_jobs(changes)
