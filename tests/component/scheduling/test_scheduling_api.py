@@ -177,6 +177,7 @@ async def test_watching_shows_every_state_until_the_end(
     await eventually(lambda: asyncio.sleep(0, len(seen)), lambda count: count == 1)
     node = scheduling.attach(service)
     await node.wants(job.id)
+    await eventually(lambda: asyncio.sleep(0, list(seen)), lambda seen: pb.JOB_STATE_PLACED in seen)
     node.set(job.id, 1, "RUNNING")
     await eventually(lambda: asyncio.sleep(0, list(seen)), lambda seen: pb.JOB_STATE_RUNNING in seen)
     node.set(job.id, 1, "SUCCEEDED", model_version=1)
