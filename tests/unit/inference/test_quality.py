@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from headrace.inference.domain.quality import Cell, metrics
+from headrace.inference.domain.quality import Cell, Met, in_answers_terms, metrics
 
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=50)
 
@@ -34,6 +34,33 @@ def test_classes_other_than_two_have_an_accuracy_alone() -> None:
 def test_regression() -> None:
     cells = [Cell(1.0, 2.0, 2), Cell(5.0, 3.0, 1), Cell(math.nan, 0.0, 4)]
     assert metrics(cells, classes=False) == {"mse": pytest.approx(2.0), "mae": pytest.approx(4 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "answer"),
+    [
+        (("0", "1"), 1.0, 1.0),
+        (("0", "1"), "1", 1.0),
+        (("3", "7"), 7.0, 7.0),
+        (("false", "true"), "true", 1.0),
+        (('"cat"', '"dog"'), "dog", 1.0),
+        (("0.5", "1.5"), 1.5, 1.0),
+        (("0.0", "2"), 2.0, 1.0),
+    ],
+)
+def test_a_label_is_what_the_model_would_have_answered(
+    classes: tuple[str, ...], label: float | str, answer: float
+) -> None:
+    assert in_answers_terms([Met(0.0, label, 2)], classes) == [Cell(0.0, answer, 2)]
+
+
+def test_a_label_that_is_no_class_makes_every_answer_wrong() -> None:
+    cells = in_answers_terms([Met(1.0, "dog", 3), Met(1.0, "cow", 1)], ('"cat"', '"dog"'))
+    assert metrics(cells, classes=True) == {"accuracy": 0.75}
+
+
+def test_text_says_nothing_of_a_number() -> None:
+    assert in_answers_terms([Met(1.0, "much", 3), Met(1.0, 2.0, 1)], ()) == [Cell(1.0, 2.0, 1)]
 
 
 @pytest.mark.parametrize("classes", [True, False])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -93,3 +94,16 @@ def test_only_a_newer_version_that_was_not_tried_is_rolled_out() -> None:
     going_on = a_rollout()
     assert next_rollout([1, 2], 1, going_on, rolled_out=[1]) is None
     assert next_rollout([1, 2, 3], 1, going_on, rolled_out=[1, 2]) == 3
+
+
+def test_after_a_newest_version_that_does_not_do_comes_the_one_before_it() -> None:
+    failed = load_failed(replace(a_rollout(), to_version=3), "no file", NOW)
+    assert next_rollout([1, 2, 3], 1, failed, rolled_out=[1, 3]) == 2
+    assert next_rollout([1, 2, 3], 2, failed, rolled_out=[1, 3]) is None
+    loading = replace(a_rollout(), to_version=3)
+    assert next_rollout([1, 2, 3], 1, loading, rolled_out=[1, 3]) is None
+
+
+def test_what_gave_way_to_a_newer_version_is_marked() -> None:
+    assert superseded(a_rollout(), 3, NOW).superseded
+    assert not aborted(a_rollout(), NOW).superseded

@@ -20,7 +20,7 @@ DRAIN = timedelta(seconds=2)
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A deployment as stored, its model's versions, those rolled out before, those that Triton has loaded."""
+    """A deployment as stored, its model's versions, those tried before, those that Triton has loaded."""
 
     deployment: Deployment
     versions: Mapping[int, ServedVersion]

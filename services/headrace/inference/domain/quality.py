@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """How often an answer met a true label, as counted by the database; the label as its sender wrote it."""
+
+    answer: float
+    label: float | str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
-    """How often an answer met a true label, as counted by the database."""
+    """How often an answer met a true label, both in the model's own terms."""
 
     answer: float
     label: float
     count: int
+
+
+def in_answers_terms(counts: Iterable[Met], classes: Sequence[str]) -> list[Cell]:
+    """Counts of a model with these classes (JSON texts; none: it answers with a number).
+
+    A class is answered by its own value where all are whole numbers, else by its place in the list. A label
+    that is no class is NaN, which no answer equals; text says nothing of a number, and is left out.
+    """
+    if not classes:
+        return [
+            Cell(met.answer, met.label, met.count) for met in counts if isinstance(met.label, int | float)
+        ]
+    values = [json.loads(text) for text in classes]
+    whole = all(isinstance(value, int) for value in values)
+    answered: dict[float | str, float] = {}
+    for place, (text, value) in enumerate(zip(classes, values, strict=True)):
+        # By its text too: feedback may well call class 1 "1".
+        answered |= {text: float(value if whole else place), value: float(value if whole else place)}
+    return [Cell(met.answer, answered.get(met.label, math.nan), met.count) for met in counts]
 
 
 def classification(cells: Iterable[Cell]) -> dict[str, float]:

@@ -56,7 +56,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Traffic on its way from one version to the next; `from_version` 0 where there is none yet."""
+    """Traffic on its way from one version to the next; `from_version` 0 where there is none yet.
+
+    `superseded`: it ended for a newer version's sake, which says nothing about its own.
+    """
 
     id: str
     deployment: str
@@ -70,6 +73,7 @@ class Rollout:
     weight: int = 0
     message: str = ""
     end_time: datetime | None = None
+    superseded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,8 @@ def load_failed(rollout: Rollout, why: str, now: datetime) -> Rollout:
 
 def superseded(rollout: Rollout, newer: int, now: datetime) -> Rollout:
     """A newer version was promoted: this one's traffic goes back, and the newer one's rollout begins."""
-    return _ended(rollout, _undone(rollout), f"version {newer} was promoted meanwhile", now, 0)
+    ended = _ended(rollout, _undone(rollout), f"version {newer} was promoted meanwhile", now, 0)
+    return replace(ended, superseded=True)
 
 
 def aborted(rollout: Rollout, now: datetime) -> Rollout:
@@ -148,13 +153,16 @@ def wanted_versions(traffic: Mapping[int, int], rollout: Rollout | None) -> set[
 def next_rollout(
     promoted: Collection[int], stable: int, last: Rollout | None, *, rolled_out: Collection[int]
 ) -> int | None:
-    """The version that a new rollout should bring: the newest promoted one, unless it was tried already."""
-    newest = max(promoted, default=0)
-    if newest <= stable or newest in rolled_out:
-        return None
+    """The version that a new rollout should bring: the newest promoted one that was not tried already.
+
+    Where the newest was tried and does not do, that is the one before it; nothing goes back below `stable`.
+    """
+    newest = max(
+        (version for version in promoted if version > stable and version not in rolled_out), default=0
+    )
     if last is not None and not last.state.ended and last.to_version >= newest:
         return None
-    return newest
+    return newest or None
 
 
 def _undone(rollout: Rollout) -> RolloutState:

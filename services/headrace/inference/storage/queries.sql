@@ -8,11 +8,19 @@ SELECT model, version, uri, sha256, signature, traceparent FROM served_versions 
 -- name: all_served_versions
 SELECT model, version, uri, sha256, signature, traceparent FROM served_versions ORDER BY model, version;
 
--- name: apply_deployment
+-- The update changes nothing; it locks the one that there is, whoever makes or forgets it at the same time.
+-- name: insert_or_lock_deployment
 INSERT INTO deployments (name, model, steps, hold_seconds, create_time, update_time) VALUES ($1, $2, $3, $4, $5, $5)
-ON CONFLICT (name) DO UPDATE SET
-    model = excluded.model, steps = excluded.steps, hold_seconds = excluded.hold_seconds,
-    update_time = excluded.update_time, deleted = false;
+ON CONFLICT (name) DO UPDATE SET name = excluded.name;
+
+-- name: change_plan
+UPDATE deployments SET steps = $2, hold_seconds = $3, update_time = $4 WHERE name = $1;
+
+-- name: revive_deployment
+UPDATE deployments SET deleted = false, message = '' WHERE name = $1;
+
+-- name: forget_rollouts
+DELETE FROM rollouts WHERE deployment = $1;
 
 -- name: get_deployment
 SELECT * FROM deployments WHERE name = $1 AND NOT deleted;
@@ -37,16 +45,17 @@ DELETE FROM deployments WHERE name = $1 AND deleted;
 SELECT DISTINCT ON (deployment) * FROM rollouts WHERE deployment = ANY($1::text[])
 ORDER BY deployment, create_time DESC;
 
+-- What gave way to a newer version was not found wanting.
 -- name: rolled_out_versions
-SELECT deployment, array_agg(DISTINCT to_version) AS versions FROM rollouts GROUP BY deployment;
+SELECT deployment, array_agg(DISTINCT to_version) AS versions FROM rollouts WHERE NOT superseded GROUP BY deployment;
 
 -- name: put_rollout
 INSERT INTO rollouts (id, deployment, from_version, to_version, state, step, weight, message, traceparent,
-                      create_time, step_time, end_time)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                      create_time, step_time, end_time, superseded)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 ON CONFLICT (id) DO UPDATE SET
     state = excluded.state, step = excluded.step, weight = excluded.weight, message = excluded.message,
-    step_time = excluded.step_time, end_time = excluded.end_time;
+    step_time = excluded.step_time, end_time = excluded.end_time, superseded = excluded.superseded;
 
 -- name: list_rollouts
 SELECT * FROM rollouts WHERE deployment = $1 AND (create_time, id) < ($2, $3) ORDER BY create_time DESC, id DESC LIMIT $4;
@@ -68,7 +77,7 @@ WHERE p.deployment = $1 AND (p.time, p.event_id) < ($2, $3) ORDER BY p.time DESC
 SELECT version, count(*) AS predictions FROM predictions WHERE deployment = $1 GROUP BY version;
 
 -- name: count_answers
-SELECT p.version, p.answer, (f.label #>> '{}')::double precision AS label, count(*) AS count
+SELECT p.version, p.answer, f.label, count(*) AS count
 FROM predictions p JOIN feedback f USING (deployment, prediction_id)
-WHERE p.deployment = $1 AND p.answer IS NOT NULL AND jsonb_typeof(f.label) = 'number'
-GROUP BY p.version, p.answer, (f.label #>> '{}')::double precision;
+WHERE p.deployment = $1 AND p.answer IS NOT NULL
+GROUP BY p.version, p.answer, f.label;

@@ -11,7 +11,7 @@ import asyncpg
 from headrace.api.registry.v1 import registry_pb2
 from headrace.errors import NotFound
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
-from headrace.inference.domain.quality import Cell
+from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Plan, Rollout, RolloutState
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.postgres import Connection
@@ -50,11 +50,28 @@ class Repository:
             versions.setdefault(row["model"], []).append(_served_version(row))
         return versions
 
-    async def apply_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> None:
-        """Create the deployment, or change it."""
+    async def create_or_lock_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> Deployment:
+        """Create the deployment; one that there is, being deleted or not, is locked and returned as it is."""
         await self._connection.execute(
-            QUERIES["apply_deployment"], name, model, list(plan.steps), plan.hold.total_seconds(), now
+            QUERIES["insert_or_lock_deployment"],
+            name,
+            model,
+            list(plan.steps),
+            plan.hold.total_seconds(),
+            now,
         )
+        return await self.deployment(name, lock=True)
+
+    async def change_plan(self, name: str, plan: Plan, now: datetime) -> None:
+        """Roll out differently from now on."""
+        await self._connection.execute(
+            QUERIES["change_plan"], name, list(plan.steps), plan.hold.total_seconds(), now
+        )
+
+    async def revive_deployment(self, name: str) -> None:
+        """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
+        await self._connection.execute(QUERIES["forget_rollouts"], name)
+        await self._connection.execute(QUERIES["revive_deployment"], name)
 
     async def deployment(self, name: str, *, lock: bool = False) -> Deployment:
         """One deployment; with `lock`, nobody else changes it until the transaction ends. Raises NotFound."""
@@ -93,7 +110,7 @@ class Repository:
         await self._connection.execute(QUERIES["forget_deployment"], name)
 
     async def all_rolled_out(self) -> dict[str, frozenset[int]]:
-        """Versions that a rollout was made for, by deployment."""
+        """Versions that a rollout was made for, by deployment; not those that gave way to a newer one."""
         rows = await self._connection.fetch(QUERIES["rolled_out_versions"])
         return {row["deployment"]: frozenset(row["versions"]) for row in rows}
 
@@ -113,6 +130,7 @@ class Repository:
             rollout.create_time,
             rollout.step_time,
             rollout.end_time,
+            rollout.superseded,
         )
 
     async def rollouts(self, deployment: str, before: datetime, before_id: str, limit: int) -> list[Rollout]:
@@ -174,12 +192,12 @@ class Repository:
         rows = await self._connection.fetch(QUERIES["count_predictions"], deployment)
         return {row["version"]: row["predictions"] for row in rows}
 
-    async def answer_counts(self, deployment: str) -> dict[int, list[Cell]]:
+    async def answer_counts(self, deployment: str) -> dict[int, list[Met]]:
         """How often each version's answers met which true labels."""
-        cells: dict[int, list[Cell]] = {}
+        counts: dict[int, list[Met]] = {}
         for row in await self._connection.fetch(QUERIES["count_answers"], deployment):
-            cells.setdefault(row["version"], []).append(Cell(row["answer"], row["label"], row["count"]))
-        return cells
+            counts.setdefault(row["version"], []).append(Met(row["answer"], row["label"], row["count"]))
+        return counts
 
     async def _deployments(self, rows: Sequence[asyncpg.Record]) -> list[Deployment]:
         names = [row["name"] for row in rows]
@@ -218,6 +236,7 @@ def _rollout(row: asyncpg.Record) -> Rollout:
         weight=row["weight"],
         message=row["message"],
         end_time=row["end_time"],
+        superseded=row["superseded"],
     )
 
 

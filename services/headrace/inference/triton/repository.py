@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from headrace.errors import InvalidArgument, NotFound
 from headrace.inference.domain.deployments import ServedVersion, Tensor
 from headrace.inference.use_cases.ports import LoadError
 from headrace.messaging.topics import PREDICTIONS
@@ -26,7 +27,10 @@ class ModelRepository:
         self._store = store
 
     async def put(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
-        """Make the folder hold these versions. Raises LoadError where a file is not the registered one."""
+        """Make the folder hold these versions.
+
+        Raises LoadError where a file is missing or is not the registered one, Unavailable where the store is.
+        """
         for version in versions:
             await self._put_version(deployment, version)
         configuration = self._folder / deployment / "config.pbtxt"
@@ -48,12 +52,19 @@ class ModelRepository:
         model = folder / "model.onnx"
         folder.mkdir(parents=True, exist_ok=True)
         if not model.exists() or _sha256(model) != version.sha256:
-            data = await self._store.get(self._store.path(version.uri))
+            data = await self._fetch(version.uri)
             found = hashlib.sha256(data).hexdigest()
             if found != version.sha256:
                 raise LoadError(f"{version.uri} has SHA-256 {found}, registered was {version.sha256}")
             _replace(model, data)
         _replace(folder / "model.py", deploy_path("triton/model.py").read_bytes())
+
+    async def _fetch(self, uri: str) -> bytes:
+        try:
+            return await self._store.get(self._store.path(uri))
+        except (NotFound, InvalidArgument) as error:
+            # Waiting brings no file back; a store that is away is another matter.
+            raise LoadError(str(error)) from error
 
 
 def model_configuration(deployment: str, versions: Sequence[ServedVersion]) -> str:

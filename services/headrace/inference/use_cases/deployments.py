@@ -44,9 +44,19 @@ class Deployments:
         self._clock = clock
 
     async def apply(self, name: str, model: str, plan: Plan) -> tuple[Deployment, list[ServedVersion]]:
-        """Create a deployment that follows a model's promoted versions, or change it."""
+        """Create a deployment that follows a model's promoted versions, or change how it rolls them out.
+
+        Raises FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two
+        models' versions have the same numbers, and what is loaded and rolled out is known by number.
+        """
+        now = self._clock()
         async with self._work() as work:
-            await work.rows.apply_deployment(name, model, plan, self._clock())
+            known = await work.rows.create_or_lock_deployment(name, model, plan, now)
+            if known.model != model:
+                raise _of_other_model(known, model)
+            if known.deleted:
+                await work.rows.revive_deployment(name)
+            await work.rows.change_plan(name, plan, now)
             await work.changed(name)
         return await self.get(name)
 
@@ -108,8 +118,12 @@ class Deployments:
             deployment = await work.rows.deployment(name)
             versions = await work.rows.served_versions(deployment.model)
             predictions = await work.rows.prediction_counts(name)
-            answers = await work.rows.answer_counts(name)
-        classes = {version.version: bool(version.classes) for version in versions}
+            counts = await work.rows.answer_counts(name)
+        classes = {version.version: version.classes for version in versions}
+        answers = {
+            version: quality.in_answers_terms(met, classes.get(version, ()))
+            for version, met in counts.items()
+        }
         everything = [cell for cells in answers.values() for cell in cells]
         return Quality(
             predictions=sum(predictions.values()),
@@ -120,8 +134,20 @@ class Deployments:
                     version=version,
                     predictions=count,
                     feedback=sum(cell.count for cell in answers.get(version, [])),
-                    metrics=quality.metrics(answers.get(version, []), classes=classes.get(version, False)),
+                    metrics=quality.metrics(answers.get(version, []), classes=bool(classes.get(version))),
                 )
                 for version, count in sorted(predictions.items())
             ),
         )
+
+
+def _of_other_model(known: Deployment, model: str) -> FailedPrecondition:
+    what_to_do = (
+        "it is being removed: apply it again in a few seconds"
+        if known.deleted
+        else f"delete it first, or deploy {model} under another name"
+    )
+    return FailedPrecondition(
+        "DEPLOYMENT_OF_OTHER_MODEL",
+        f"deployment {known.name} serves model {known.model}, not {model}; {what_to_do}",
+    )

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Protocol
 
 from headrace.inference.domain.deployments import Deployment, ServedVersion
-from headrace.inference.domain.quality import Cell
+from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Outcomes, Plan, Rollout
 from headrace.messaging.events import Event
 
@@ -43,8 +43,14 @@ class Rows(Protocol):
     async def all_served_versions(self) -> dict[str, list[ServedVersion]]:
         """Every model's promoted versions, oldest first."""
 
-    async def apply_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> None:
-        """Create the deployment, or change it."""
+    async def create_or_lock_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> Deployment:
+        """Create the deployment; one that there is, being deleted or not, is locked and returned as it is."""
+
+    async def change_plan(self, name: str, plan: Plan, now: datetime) -> None:
+        """Roll out differently from now on."""
+
+    async def revive_deployment(self, name: str) -> None:
+        """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
 
     async def deployment(self, name: str, *, lock: bool = False) -> Deployment:
         """One deployment, locked if asked."""
@@ -62,7 +68,7 @@ class Rows(Protocol):
         """Remove a deleted deployment's row."""
 
     async def all_rolled_out(self) -> dict[str, frozenset[int]]:
-        """Versions that a rollout was made for, by deployment."""
+        """Versions that a rollout was made for, by deployment; not those that gave way to a newer one."""
 
     async def put_rollout(self, rollout: Rollout) -> None:
         """Store a rollout as it is."""
@@ -86,7 +92,7 @@ class Rows(Protocol):
     async def prediction_counts(self, deployment: str) -> dict[int, int]:
         """Predictions of each version."""
 
-    async def answer_counts(self, deployment: str) -> dict[int, list[Cell]]:
+    async def answer_counts(self, deployment: str) -> dict[int, list[Met]]:
         """How often each version's answers met which true labels."""
 
 

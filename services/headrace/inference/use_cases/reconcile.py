@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -111,6 +111,7 @@ class Reconciler:
             versions = await work.rows.all_served_versions()
             tried = await work.rows.all_rolled_out()
         metrics.DEPLOYMENTS.set(len(deployments))
+        self._drop_baselines(deployments)
         for deployment in deployments:
             if deployment.name in self._busy:
                 continue
@@ -143,8 +144,11 @@ class Reconciler:
             logger.warning("deployment %s: %s", deployment.name, error)
             with suppress(NotFound):
                 await self._note(deployment, str(error))
-        except Exception:
+        except Exception as error:
             logger.exception("deployment %s: %s failed, trying again", deployment.name, type(action).__name__)
+            # The database may be what failed: then nobody can be told.
+            with suppress(Exception):
+                await self._note(deployment, f"{type(error).__name__}: {error}")
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _do(self, situation: Situation, action: Action) -> bool:
@@ -261,12 +265,14 @@ class Reconciler:
     async def _outcomes(self, rollout: Rollout) -> tuple[Outcomes, Outcomes]:
         """Answers of the new and the old version since the step began."""
         counts = await self._server.outcomes(rollout.deployment)
-        key = (rollout.id, rollout.step)
-        if key not in self._baselines:
-            others = {k: v for k, v in self._baselines.items() if k[0] != rollout.id}
-            self._baselines = {**others, key: counts}
-        base = self._baselines[key]
+        base = self._baselines.setdefault((rollout.id, rollout.step), counts)
         return _since(counts, base, rollout.to_version), _since(counts, base, rollout.from_version)
+
+    def _drop_baselines(self, deployments: Sequence[Deployment]) -> None:
+        """Forget what steps began with that are over, whoever ended them."""
+        rollouts = [d.rollout for d in deployments if d.rollout is not None and not d.rollout.state.ended]
+        current = {(rollout.id, rollout.step) for rollout in rollouts}
+        self._baselines = {key: base for key, base in self._baselines.items() if key in current}
 
     async def _note(
         self, deployment: Deployment, message: str, *, loaded: frozenset[int] | None = None

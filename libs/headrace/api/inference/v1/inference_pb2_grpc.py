@@ -87,7 +87,9 @@ class InferenceServiceServicer(object):
     """
 
     def ApplyDeployment(self, request, context):
-        """Creates a deployment that follows a model's promoted versions, or changes it. Idempotent.
+        """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
+        Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
+        seconds that its deletion takes; delete it first, or choose another name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

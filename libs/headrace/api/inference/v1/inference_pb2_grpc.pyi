@@ -28,7 +28,10 @@ class InferenceServiceStub:
     @typing.overload
     def __new__(cls, channel: grpc.aio.Channel) -> InferenceServiceAsyncStub: ...
     ApplyDeployment: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ApplyDeploymentRequest, headrace.api.inference.v1.inference_pb2.Deployment]
-    """Creates a deployment that follows a model's promoted versions, or changes it. Idempotent."""
+    """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
+    Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
+    seconds that its deletion takes; delete it first, or choose another name.
+    """
     GetDeployment: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.GetDeploymentRequest, headrace.api.inference.v1.inference_pb2.Deployment]
     """Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
     ListDeployments: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListDeploymentsRequest, headrace.api.inference.v1.inference_pb2.ListDeploymentsResponse]
@@ -53,7 +56,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     ApplyDeployment: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ApplyDeploymentRequest, headrace.api.inference.v1.inference_pb2.Deployment]  # type: ignore[assignment]
-    """Creates a deployment that follows a model's promoted versions, or changes it. Idempotent."""
+    """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
+    Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
+    seconds that its deletion takes; delete it first, or choose another name.
+    """
     GetDeployment: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.GetDeploymentRequest, headrace.api.inference.v1.inference_pb2.Deployment]  # type: ignore[assignment]
     """Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND."""
     ListDeployments: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListDeploymentsRequest, headrace.api.inference.v1.inference_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
@@ -81,7 +87,10 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.inference.v1.inference_pb2.ApplyDeploymentRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Deployment, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Deployment]]:
-        """Creates a deployment that follows a model's promoted versions, or changes it. Idempotent."""
+        """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
+        Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
+        seconds that its deletion takes; delete it first, or choose another name.
+        """
 
     @abc.abstractmethod
     def GetDeployment(

@@ -118,7 +118,8 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateModelVersion(self, request, context):
-        """Opens a version in state UPLOADING. The same request_id answers the same version.
+        """Opens a version in state UPLOADING. The same request_id answers the same version, which while it is
+        UPLOADING takes the newest request's metrics, lineage and signature.
         Errors: NOT_FOUND/MODEL_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -128,7 +129,7 @@ class RegistryServiceServicer(object):
     def UploadArtifact(self, request_iterator, context):
         """One artifact: first its header, then its bytes in chunks. Uploading the same bytes again changes
         nothing. Errors: DATA_LOSS/CHECKSUM_MISMATCH, FAILED_PRECONDITION/VERSION_CLOSED,
-        NOT_FOUND/MODEL_VERSION_NOT_FOUND.
+        NOT_FOUND/MODEL_VERSION_NOT_FOUND, UNAVAILABLE/STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

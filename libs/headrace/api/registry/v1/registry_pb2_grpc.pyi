@@ -35,13 +35,14 @@ class RegistryServiceStub:
     """Errors: NOT_FOUND/MODEL_NOT_FOUND."""
     ListModels: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ListModelsRequest, headrace.api.registry.v1.registry_pb2.ListModelsResponse]
     CreateModelVersion: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.CreateModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]
-    """Opens a version in state UPLOADING. The same request_id answers the same version.
+    """Opens a version in state UPLOADING. The same request_id answers the same version, which while it is
+    UPLOADING takes the newest request's metrics, lineage and signature.
     Errors: NOT_FOUND/MODEL_NOT_FOUND.
     """
     UploadArtifact: grpc.StreamUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.UploadArtifactRequest, headrace.api.registry.v1.registry_pb2.Artifact]
     """One artifact: first its header, then its bytes in chunks. Uploading the same bytes again changes
     nothing. Errors: DATA_LOSS/CHECKSUM_MISMATCH, FAILED_PRECONDITION/VERSION_CLOSED,
-    NOT_FOUND/MODEL_VERSION_NOT_FOUND.
+    NOT_FOUND/MODEL_VERSION_NOT_FOUND, UNAVAILABLE/STORE_UNAVAILABLE.
     """
     CommitModelVersion: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.CommitModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]
     """Closes an UPLOADING version: it is REGISTERED, judged against its model's gates, and becomes
@@ -75,13 +76,14 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Errors: NOT_FOUND/MODEL_NOT_FOUND."""
     ListModels: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ListModelsRequest, headrace.api.registry.v1.registry_pb2.ListModelsResponse]  # type: ignore[assignment]
     CreateModelVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.CreateModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]  # type: ignore[assignment]
-    """Opens a version in state UPLOADING. The same request_id answers the same version.
+    """Opens a version in state UPLOADING. The same request_id answers the same version, which while it is
+    UPLOADING takes the newest request's metrics, lineage and signature.
     Errors: NOT_FOUND/MODEL_NOT_FOUND.
     """
     UploadArtifact: grpc.aio.StreamUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.UploadArtifactRequest, headrace.api.registry.v1.registry_pb2.Artifact]  # type: ignore[assignment]
     """One artifact: first its header, then its bytes in chunks. Uploading the same bytes again changes
     nothing. Errors: DATA_LOSS/CHECKSUM_MISMATCH, FAILED_PRECONDITION/VERSION_CLOSED,
-    NOT_FOUND/MODEL_VERSION_NOT_FOUND.
+    NOT_FOUND/MODEL_VERSION_NOT_FOUND, UNAVAILABLE/STORE_UNAVAILABLE.
     """
     CommitModelVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.CommitModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]  # type: ignore[assignment]
     """Closes an UPLOADING version: it is REGISTERED, judged against its model's gates, and becomes
@@ -136,7 +138,8 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.registry.v1.registry_pb2.CreateModelVersionRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.registry.v1.registry_pb2.ModelVersion, collections.abc.Awaitable[headrace.api.registry.v1.registry_pb2.ModelVersion]]:
-        """Opens a version in state UPLOADING. The same request_id answers the same version.
+        """Opens a version in state UPLOADING. The same request_id answers the same version, which while it is
+        UPLOADING takes the newest request's metrics, lineage and signature.
         Errors: NOT_FOUND/MODEL_NOT_FOUND.
         """
 
@@ -148,7 +151,7 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[headrace.api.registry.v1.registry_pb2.Artifact, collections.abc.Awaitable[headrace.api.registry.v1.registry_pb2.Artifact]]:
         """One artifact: first its header, then its bytes in chunks. Uploading the same bytes again changes
         nothing. Errors: DATA_LOSS/CHECKSUM_MISMATCH, FAILED_PRECONDITION/VERSION_CLOSED,
-        NOT_FOUND/MODEL_VERSION_NOT_FOUND.
+        NOT_FOUND/MODEL_VERSION_NOT_FOUND, UNAVAILABLE/STORE_UNAVAILABLE.
         """
 
     @abc.abstractmethod

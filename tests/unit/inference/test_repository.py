@@ -1,0 +1,50 @@
+"""What Triton reads, and what is said where a version's file is not what was registered."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from headrace.inference.domain.deployments import ServedVersion
+from headrace.inference.triton.repository import ModelRepository
+from headrace.inference.use_cases.ports import LoadError
+from headrace.objects import ObjectStore
+
+DATA = b"a model"
+
+
+@pytest.fixture
+def store(store_uri: str) -> ObjectStore:
+    return ObjectStore.from_uri(store_uri)
+
+
+@pytest.fixture
+def repository(store: ObjectStore, tmp_path: Path) -> ModelRepository:
+    return ModelRepository(tmp_path / "models", store)
+
+
+def a_version(uri: str) -> ServedVersion:
+    return ServedVersion("m", 1, uri, hashlib.sha256(DATA).hexdigest(), (), (), (), b"", "")
+
+
+async def test_the_registered_file_is_fetched(
+    repository: ModelRepository, store: ObjectStore, tmp_path: Path
+) -> None:
+    await store.put("m/1/model.onnx", DATA)
+    await repository.put("live", [a_version(store.uri("m/1/model.onnx"))])
+    assert (tmp_path / "models" / "live" / "1" / "model.onnx").read_bytes() == DATA
+
+
+async def test_a_missing_foreign_or_different_file_does_not_load(
+    repository: ModelRepository, store: ObjectStore
+) -> None:
+    await store.put("m/2/model.onnx", b"another model")
+    for uri, why in (
+        (store.uri("m/1/model.onnx"), "there is no object"),
+        ("s3://elsewhere/m/1/model.onnx", "is not in the object store"),
+        (store.uri("m/2/model.onnx"), "registered was"),
+    ):
+        with pytest.raises(LoadError, match=why):
+            await repository.put("live", [a_version(uri)])
