@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.objects import ObjectStore
 from headrace.runtime.children import bound_to_parent
 from headrace.training.domain.runs import Run, exit_text
 from headrace.training.run import messages
@@ -49,6 +50,12 @@ class LocalExecutor:
     def log(self, run_id: str) -> Path:
         """What a run printed."""
         return self.folder(run_id) / LOG_FILE
+
+    async def discard_checkpoints(self, job: str) -> None:
+        """Remove what no attempt of the job will resume from."""
+        store = ObjectStore.from_uri(self._store_uri)
+        for path in await store.list(f"checkpoints/{job}"):
+            await store.delete(path)
 
     async def execute(
         self, task: scheduling_pb2.Task, run: Run, listen: Listener, stop: Awaitable[object]

@@ -35,6 +35,9 @@ class Executor(Protocol):
     ) -> Ending:
         """Run to the end, telling what the run says; `stop` done means end it."""
 
+    async def discard_checkpoints(self, job: str) -> None:
+        """Remove what no attempt of the job will resume from."""
+
 
 class Registrar(Protocol):
     """The registry."""
