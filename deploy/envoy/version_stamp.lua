@@ -6,7 +6,11 @@
 --
 -- gRPC: the request's Protobuf is scanned field by field, without parsing what is inside. In Protobuf the last value
 -- of a field wins, so the version (field 2) and, where the caller gave none, an id (field 3) are appended and nothing
--- is rewritten. A request that names a version is left alone. REST: the version goes into the path.
+-- is rewritten. A request that names a version is left alone. REST: the version goes into the path, and an id stays
+-- the caller's affair.
+
+-- Predictions are found by their ids, and no index takes a text of any length.
+local MAX_ID_BYTES = 256
 
 local INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -152,6 +156,9 @@ local function stamp_grpc(handle)
   local model, version, id = scan(body, size)
   if model == nil then return refuse_grpc(handle, 3, "the request is not a ModelInferRequest") end
   if model == "" then return refuse_grpc(handle, 3, "model_name is missing") end
+  if #id > MAX_ID_BYTES then
+    return refuse_grpc(handle, 3, "the id is longer than " .. MAX_ID_BYTES .. " bytes")
+  end
   if #model > 128 or string.find(model, "[^%w._-]") then
     return refuse_grpc(handle, 5, "no model of that name is deployed")
   end
@@ -185,6 +192,8 @@ local function stamp_rest(handle, path)
   local route = handle:metadata():get(model)
   if route == nil then return refuse_rest(handle, 404, unknown_model(model)) end
   handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
+  -- Read whole, though nothing is read in it: so Envoy's limit holds here as it does for gRPC.
+  if string.find(rest, "^[^?]*/infer") then handle:body() end
   local version = string.match(rest, "^/versions/([^/?]+)")
   if version ~= nil then
     if route.weights[version] == nil then
@@ -211,14 +220,24 @@ local function called_model(handle)
   return noted and handle:metadata():get(noted.model)
 end
 
--- After a wrong request the caller is told what the model takes.
+-- After a wrong request the caller is told what the model takes. Where in its code a model failed is not for callers.
 function envoy_on_response(handle)
   local headers = handle:headers()
   local status = headers:get("grpc-status")
-  if status == "3" then
+  if status == "13" then
+    local message = string.gsub(headers:get("grpc-message") or "", "%%0A%%0AAt:.*$", "")
+    headers:replace("grpc-message", message)
+  elseif status == "3" then
     local route = called_model(handle)
     if route ~= nil and route.signature ~= nil then
       headers:replace("grpc-message", (headers:get("grpc-message") or "") .. " | expected: " .. route.signature)
+    end
+  elseif status == nil and headers:get(":status") == "500" then
+    local body = called_model(handle) and handle:body()
+    if body then
+      local text = body:getBytes(0, math.min(body:length(), 4096))
+      local length = body:setBytes((string.gsub(text, "\\n\\nAt:.*$", '"}')))
+      headers:replace("content-length", tostring(length))
     end
   elseif status == nil and headers:get(":status") == "400" then
     local route = called_model(handle)

@@ -31,6 +31,8 @@ import triton_python_backend_utils as pb_utils
 
 QUEUE_LENGTH = 20_000
 REPORT_SECONDS = 10.0
+# Predictions are found by their ids, and no index takes a text of any length; of gRPC Envoy refuses such ids.
+MAX_ID_BYTES = 256
 # Larger tensors are logged by shape alone: the log is for features and answers, not for images.
 MAX_LOGGED_ELEMENTS = 4096
 
@@ -87,8 +89,9 @@ class TritonPythonModel:
         try:
             answers = self._answer(joined, sum(counts))
         except Exception as error:
-            failure = pb_utils.TritonError(f"the model failed: {error}", pb_utils.TritonError.INTERNAL)
-            return [pb_utils.InferenceResponse(error=failure) for _ in requests]
+            # Raised, and not answered as errors: Triton counts those as successes, and rollouts are judged by
+            # its counts. (It also crashes where two responses share one error.)
+            raise pb_utils.TritonModelException(f"the model failed: {error}") from None
 
         responses, first = [], 0
         for count in counts:
@@ -233,7 +236,7 @@ class PredictionLog:
         when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
         event_id = str(uuid.uuid4())
         # No database takes the character U+0000.
-        prediction_id = prediction_id.replace("\0", "?") or event_id
+        prediction_id = _cut(prediction_id.replace("\0", "?"), MAX_ID_BYTES) or event_id
         payload = {
             "prediction_id": prediction_id,
             "deployment": self._deployment,
@@ -362,6 +365,11 @@ def _tensor(name, value):
             for item in flat.astype(np.float64).tolist()
         ]
     return logged
+
+
+def _cut(text, limit):
+    """The text's beginning that fits into so many bytes."""
+    return text.encode(errors="replace")[:limit].decode(errors="ignore")
 
 
 def _traceparent(parameters):

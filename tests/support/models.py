@@ -28,6 +28,33 @@ def classifier(weight: float) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def failing_classifier() -> bytes:
+    """Like `classifier`, but it fails for rows whose first feature is not zero: it passes Triton's trial."""
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 3])
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, [None])
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["features", "weights"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["probabilities"]),
+            helper.make_node("Gather", ["features", "first"], ["number"], axis=1),
+            helper.make_node("Cast", ["number"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["labels", "place"], ["label"]),
+        ],
+        "failing_classifier",
+        [features],
+        [probabilities, label],
+        [
+            helper.make_tensor("weights", TensorProto.FLOAT, [3, 2], [1, 2] * 3),
+            helper.make_tensor("first", TensorProto.INT64, [], [0]),
+            # One entry: any place but 0 is out of bounds.
+            helper.make_tensor("labels", TensorProto.INT64, [1], [0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
 def classifier_signature() -> registry_pb2.Signature:
     tensor = registry_pb2.TensorSpec
     return registry_pb2.Signature(

@@ -9,7 +9,7 @@ from opentelemetry import trace
 from headrace.events.inference.v1 import events_pb2 as inference_events
 from headrace.events.registry.v1 import events_pb2 as registry_events
 from headrace.inference.messages import served_version_from
-from headrace.inference.prediction_events import parse_prediction
+from headrace.inference.prediction_events import check_ids, parse_prediction
 from headrace.inference.use_cases.production import Production
 from headrace.messaging.consumer import PermanentFailure
 from headrace.messaging.events import Event, MalformedPayload, parse
@@ -55,6 +55,7 @@ class Consumers:
         """`inference.feedback`: true labels."""
         try:
             message = parse(event, inference_events.Feedback)
+            check_ids(message.deployment, message.prediction_id)
         except MalformedPayload as error:
             raise PermanentFailure("MALFORMED_PAYLOAD", str(error)) from error
         kind = message.WhichOneof("label")

@@ -19,6 +19,8 @@ from headrace.rpc.convert import from_timestamp
 
 # The output that feedback is compared with: a classifier's answer, else the first one that there is.
 ANSWER = "label"
+# What an index of PostgreSQL certainly takes.
+MAX_ID_BYTES = 256
 _RUNTIME = "headrace/triton"
 # PostgreSQL's text and jsonb take no such character.
 _NUL = b"\\u0000"
@@ -30,6 +32,19 @@ def parse_prediction(event: Event) -> LoggedPrediction:
     """Read a prediction. Raises MalformedPayload."""
     if _NUL in event.data:
         raise MalformedPayload("text with the character U+0000 cannot be stored")
+    prediction = _parsed(event)
+    check_ids(prediction.deployment, prediction.prediction_id)
+    return prediction
+
+
+def check_ids(deployment: str, prediction_id: str) -> None:
+    """Raises MalformedPayload for names that are too long to be found again."""
+    for what, text in (("deployment", deployment), ("prediction_id", prediction_id)):
+        if len(text.encode()) > MAX_ID_BYTES:
+            raise MalformedPayload(f"{what} is longer than {MAX_ID_BYTES} bytes")
+
+
+def _parsed(event: Event) -> LoggedPrediction:
     if event.source == _RUNTIME and event.content_type == JSON:
         try:
             return _read(event)

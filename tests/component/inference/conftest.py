@@ -17,6 +17,7 @@ import tritonclient.grpc.aio as triton
 from tests.conftest import Background
 from tests.support.models import classifier, classifier_signature
 from tests.support.services import ServiceProcess, platform
+from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.inference.v1 import inference_pb2_grpc
@@ -94,10 +95,7 @@ class Plane:
     async def until(
         self, name: str, condition: Callable[[api.Deployment], bool], deadline: float = DEADLINE
     ) -> api.Deployment:
-        async with asyncio.timeout(deadline):
-            while not condition(found := await self.get(name)):
-                await asyncio.sleep(0.05)
-        return found
+        return await eventually(lambda: self.get(name), condition, deadline)
 
     async def until_live(self, name: str, version: int) -> api.Deployment:
         """Wait until a version has all traffic, at the data plane too."""
@@ -109,6 +107,16 @@ class Plane:
                 and d.ready
             ),
         )
+
+    async def until_loaded(self, name: str, versions: set[int]) -> None:
+        """Wait until these versions and no others are ready in Triton, in its own words."""
+        async with triton.InferenceServerClient(f"127.0.0.1:{self.triton.ports.grpc}") as client:
+
+            async def ready() -> set[int]:
+                index = await client.get_model_repository_index()
+                return {int(m.version) for m in index.models if m.name == name and m.state == "READY"}
+
+            await eventually(ready, lambda found: found == versions, DEADLINE)
 
     async def until_logged(self, name: str, prediction_ids: set[str]) -> dict[str, api.Prediction]:
         """Wait until these predictions are in the log; returns the newest of all by id."""

@@ -14,7 +14,8 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
-from tests.component.inference.conftest import DEADLINE, Plane, ask
+from tests.component.inference.conftest import DEADLINE, MAX_REQUEST_BYTES, Plane, ask
+from tests.support.models import failing_classifier
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.api.inference.v1 import inference_pb2 as api
@@ -145,6 +146,40 @@ async def test_bytes_that_are_no_request_and_operators_calls_are_refused(plane: 
         assert await code("RepositoryModelUnload", unload) is grpc.StatusCode.PERMISSION_DENIED
 
 
+async def test_a_request_that_is_too_large_is_refused(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    rows = MAX_REQUEST_BYTES // 6
+    async with plane.client() as client:
+        with pytest.raises(triton.InferenceServerException) as raised:
+            await ask(client, name, rows=rows)
+    assert raised.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+    assert raised.value.message() == f"the request is larger than {MAX_REQUEST_BYTES} bytes"
+    tensor = {"name": "features", "datatype": "FP32", "shape": [rows, 3], "data": [1] * 3 * rows}
+    for path in (f"/v2/models/{name}/infer", f"/v2/models/{name}/versions/1/infer"):
+        status, answer = await asyncio.to_thread(post, plane, path, {"inputs": [tensor]})
+        assert (status, answer["error"]) == (413, f"the request is larger than {MAX_REQUEST_BYTES} bytes")
+
+
+async def test_an_id_that_no_index_takes_is_refused_or_cut(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with plane.client() as client:
+        with pytest.raises(triton.InferenceServerException) as raised:
+            await ask(client, name, request_id="x" * 257)
+        assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert str(raised.value.message()).startswith("the id is longer than 256 bytes")
+        assert (await ask(client, name, request_id="x" * 256)).get_response().id == "x" * 256
+    row = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
+    status, _ = await asyncio.to_thread(
+        post, plane, f"/v2/models/{name}/infer", {"id": "ü" * 5000, "inputs": [row]}
+    )
+    assert status == 200
+    await plane.until_logged(name, {"x" * 256, "ü" * 128})
+
+
 async def test_fields_may_come_in_any_order(plane: Plane, name: str) -> None:
     await plane.deploy(name)
     await plane.promote(name, 1)
@@ -166,32 +201,48 @@ async def test_fields_may_come_in_any_order(plane: Plane, name: str) -> None:
         assert [tensor.name for tensor in metadata.inputs] == ["features"]
 
 
+def post(plane: Plane, path: str, document: object) -> tuple[int, dict[str, object]]:
+    """Call REST; the status and the answer."""
+    request = urllib.request.Request(
+        f"http://{plane.address}{path}", json.dumps(document).encode(), method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+async def test_a_failing_models_callers_are_told_why_and_not_where(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1, model=failing_classifier())
+    await plane.until_live(name, 1)
+    row = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
+    status, answer = await asyncio.to_thread(post, plane, f"/v2/models/{name}/infer", {"inputs": [row]})
+    assert status == 500
+    assert "the model failed: " in str(answer["error"])
+    assert "model.py" not in str(answer["error"])
+    row["data"] = [0, 1, 1]
+    status, _ = await asyncio.to_thread(post, plane, f"/v2/models/{name}/infer", {"inputs": [row]})
+    assert status == 200
+
+
 async def test_rest_answers_like_grpc(plane: Plane, name: str) -> None:
     await plane.deploy(name)
     await plane.promote(name, 1)
     await plane.until_live(name, 1)
 
-    def post(path: str, document: object) -> tuple[int, dict[str, object]]:
-        request = urllib.request.Request(
-            f"http://{plane.address}{path}", json.dumps(document).encode(), method="POST"
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
-
     row = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
     status, answer = await asyncio.to_thread(
-        post, f"/v2/models/{name}/infer", {"id": "mine", "inputs": [row]}
+        post, plane, f"/v2/models/{name}/infer", {"id": "mine", "inputs": [row]}
     )
     assert (status, answer["id"], answer["model_version"]) == (200, "mine", "1")
-    status, answer = await asyncio.to_thread(post, "/v2/models/nobody/infer", {"inputs": [row]})
+    status, answer = await asyncio.to_thread(post, plane, "/v2/models/nobody/infer", {"inputs": [row]})
     assert (status, answer["error"]) == (404, "no model nobody is deployed")
     wrong = {**row, "shape": [1, 4], "data": [1, 1, 1, 1]}
-    status, answer = await asyncio.to_thread(post, f"/v2/models/{name}/infer", {"inputs": [wrong]})
+    status, answer = await asyncio.to_thread(post, plane, f"/v2/models/{name}/infer", {"inputs": [wrong]})
     assert status == 400
     assert str(answer["error"]).endswith("expected: features FP32 [-1,3]")
-    status, _ = await asyncio.to_thread(post, f"/v2/repository/models/{name}/unload", {})
+    status, _ = await asyncio.to_thread(post, plane, f"/v2/repository/models/{name}/unload", {})
     assert status == 403

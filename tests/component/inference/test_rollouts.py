@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask
+from tests.support.models import failing_classifier
+from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.errors import FailedPrecondition
 
 pytestmark = pytest.mark.broker
 
@@ -48,6 +52,24 @@ async def calling(plane: Plane, name: str) -> AsyncIterator[Calls]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def until_answered(calls: Calls, more: int) -> None:
+    """Wait until so many more calls were answered."""
+    answered = len(calls.versions)
+    async with asyncio.timeout(DEADLINE):
+        while len(calls.versions) < answered + more:
+            await asyncio.sleep(0.01)
+
+
+async def until_answer(client: triton.InferenceServerClient, name: str) -> triton.InferResult:
+    """Ask until there is an answer."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            try:
+                return await ask(client, name)
+            except triton.InferenceServerException:
+                await asyncio.sleep(0.05)
+
+
 async def test_traffic_moves_in_steps_and_no_call_fails(plane: Plane, name: str) -> None:
     await plane.deploy(name, steps=(10, 50, 100), hold=0.5)
     await plane.promote(name, 1)
@@ -56,7 +78,7 @@ async def test_traffic_moves_in_steps_and_no_call_fails(plane: Plane, name: str)
         await plane.promote(name, 2)
         await plane.until_live(name, 2)
         # The old version is unloaded some time after it lost its traffic.
-        await plane.until(name, lambda d: [t.version for t in d.traffic] == [2])
+        await plane.until_loaded(name, {2})
     assert calls.failures == []
     assert set(calls.versions) == {"1", "2"}
     rollouts = (await plane.stub.ListRollouts(api.ListRolloutsRequest(deployment=name))).rollouts
@@ -76,6 +98,71 @@ async def test_a_version_that_does_not_load_never_gets_traffic(plane: Plane, nam
     assert [(t.version, t.weight) for t in failed.traffic] == [(1, 100)]
 
 
+async def test_a_version_that_fails_its_callers_loses_its_traffic(plane: Plane, name: str) -> None:
+    await plane.deploy(name, steps=(50, 100), hold=2 * DEADLINE)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with calling(plane, name) as calls:
+        await plane.promote(name, 2, model=failing_classifier())
+        back = await plane.until(name, lambda d: d.rollout.state == api.ROLLOUT_STATE_ROLLED_BACK)
+        await plane.until_loaded(name, {1})
+        failures = len(calls.failures)
+        await until_answered(calls, 50)
+    assert back.rollout.message.startswith("version 2 failed ")
+    assert [(t.version, t.weight) for t in back.traffic] == [(1, 100)]
+    assert all("the model failed" in failure and "model.py" not in failure for failure in calls.failures)
+    assert set(calls.versions) == {"1"}
+    assert len(calls.failures) == failures
+
+
+async def test_the_version_before_a_newest_one_that_does_not_load_is_rolled_out(
+    plane: Plane, name: str
+) -> None:
+    await plane.deploy(name, steps=(50, 100), hold=2 * DEADLINE)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    await plane.promote(name, 2)
+    await plane.until(name, lambda d: {t.version: t.weight for t in d.traffic} == {1: 50, 2: 50})
+    await plane.promote(name, 3, model=b"no model at all")
+
+    async def rollouts() -> list[tuple[int, int]]:
+        listed = await plane.stub.ListRollouts(api.ListRolloutsRequest(deployment=name))
+        return [(rollout.to_version, rollout.state) for rollout in listed.rollouts]
+
+    expected = [
+        (2, api.ROLLOUT_STATE_PROGRESSING),
+        (3, api.ROLLOUT_STATE_FAILED),
+        (2, api.ROLLOUT_STATE_ROLLED_BACK),
+        (1, api.ROLLOUT_STATE_SUCCEEDED),
+    ]
+    await eventually(rollouts, lambda found: found == expected, DEADLINE)
+
+
+async def test_a_name_serves_one_model(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    with pytest.raises(FailedPrecondition, match=f"delete it first, or deploy {name}-other") as raised:
+        await plane.stub.ApplyDeployment(api.ApplyDeploymentRequest(name=name, model=f"{name}-other"))
+    assert raised.value.reason == "DEPLOYMENT_OF_OTHER_MODEL"
+    assert (await plane.get(name)).model == name
+    async with plane.client() as client:
+        assert (await ask(client, name)).get_response().model_version == "1"
+
+
+async def test_a_deleted_deployment_that_is_applied_again_answers(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    await plane.stub.DeleteDeployment(api.DeleteDeploymentRequest(name=name))
+    with pytest.raises(FailedPrecondition, match="apply it again in a few seconds"):
+        await plane.stub.ApplyDeployment(api.ApplyDeploymentRequest(name=name, model=f"{name}-other"))
+    await plane.deploy(name)
+    await plane.until_live(name, 1)
+    async with plane.client() as client:
+        assert (await until_answer(client, name)).get_response().model_version == "1"
+
+
 async def test_a_restarted_triton_has_its_models_back(make_plane: MakePlane, name: str) -> None:
     plane = await make_plane()
     await plane.deploy(name)
@@ -84,7 +171,8 @@ async def test_a_restarted_triton_has_its_models_back(make_plane: MakePlane, nam
     plane.triton.kill()
     await plane.triton.wait()
     await plane.triton.start()
-    await plane.until_live(name, 1)
+    async with plane.client() as client:
+        assert (await until_answer(client, name)).get_response().model_version == "1"
 
 
 async def test_a_deleted_deployment_is_unknown(plane: Plane, name: str) -> None:
@@ -122,10 +210,7 @@ async def test_a_rollout_goes_on_when_the_control_plane_died_and_callers_see_not
         await plane.promote(name, 2)
         if not fault.endswith("step-commit:2"):
             await plane.service.killed()
-            answered = len(calls.versions)
-            async with asyncio.timeout(DEADLINE):
-                while len(calls.versions) < answered + 100:
-                    await asyncio.sleep(0.01)
+            await until_answered(calls, 100)
             await plane.service.start()
         await plane.until_live(name, 2)
     assert calls.failures == []

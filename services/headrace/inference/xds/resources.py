@@ -34,6 +34,9 @@ TRITON_GRPC = "triton-grpc"
 TRITON_HTTP = "triton-http"
 TRACES = "traces"
 
+# What HTTP/2 allows of a window.
+MIN_WINDOW, MAX_WINDOW = 2**16 - 1, 2**31 - 1
+
 LUA = "envoy.filters.http.lua"
 SERVICE = "/inference.GRPCInferenceService/"
 
@@ -61,7 +64,7 @@ class Wiring:
     """What of the configuration does not change: host:port of everything, and limits.
 
     `traces` is empty where nothing takes spans. A request is read whole before it is stamped, and one larger
-    than `max_request_bytes` is answered RESOURCE_EXHAUSTED.
+    than `max_request_bytes` is answered RESOURCE_EXHAUSTED, in REST 413.
     """
 
     listen: str
@@ -134,8 +137,12 @@ def _listener(wiring: Wiring) -> Document:
                 "use_request_id_for_trace_sampling": False,
             }
         },
+        # What Envoy buffers of an HTTP/2 request is bounded by this window, and by nothing else.
+        "http2_protocol_options": {
+            "initial_stream_window_size": min(max(wiring.max_request_bytes, MIN_WINDOW), MAX_WINDOW)
+        },
         "rds": {"route_config_name": ROUTES_NAME, "config_source": {"ads": {}, "resource_api_version": "V3"}},
-        "local_reply_config": {"mappers": [_too_large(wiring.max_request_bytes)]},
+        "local_reply_config": {"mappers": _too_large(wiring.max_request_bytes)},
         # What the routes below allow must be what Triton sees.
         "normalize_path": True,
         "merge_slashes": True,
@@ -182,24 +189,31 @@ def _listener(wiring: Wiring) -> Document:
     }
 
 
-def _too_large(limit: int) -> Document:
-    return {
-        "filter": {
-            "status_code_filter": {
-                "comparison": {"op": "EQ", "value": {"default_value": 413, "runtime_key": "unused"}}
-            }
-        },
-        "headers_to_add": [
-            {
-                "header": {"key": name, "value": value},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-            for name, value in (
-                ("grpc-status", "8"),
-                ("grpc-message", f"the request is larger than {limit} bytes"),
-            )
-        ],
+def _too_large(limit: int) -> list[Document]:
+    """Envoy's 413, in gRPC's words to who asked in gRPC, else in those of the protocol's REST."""
+    message = f"the request is larger than {limit} bytes"
+    too_large = {
+        "status_code_filter": {
+            "comparison": {"op": "EQ", "value": {"default_value": 413, "runtime_key": "unused"}}
+        }
     }
+    asked_in_grpc = {
+        "header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}
+    }
+    return [
+        {
+            "filter": {"and_filter": {"filters": [too_large, asked_in_grpc]}},
+            # The status's message.
+            "body": {"inline_string": message},
+            "headers_to_add": [
+                {
+                    "header": {"key": "grpc-status", "value": "8"},
+                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                }
+            ],
+        },
+        {"filter": too_large, "body_format_override": {"json_format": {"error": message}}},
+    ]
 
 
 def _routes(routes: Mapping[str, Route]) -> Document:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
@@ -25,8 +26,12 @@ from headrace.inference.xds.resources import (
     Wiring,
     resources,
 )
+from headrace.rpc.options import pings_every
 
 logger = logging.getLogger(__name__)
+
+# deploy/envoy/bootstrap.yaml, connection_keepalive.
+_ENVOY_PING_MILLISECONDS: Final = 10_000
 
 # Make before break: clusters exist before routes name them.
 ORDER = (CLUSTER, LISTENER, ROUTES)
@@ -236,7 +241,13 @@ class DiscoveryServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # typ
 @asynccontextmanager
 async def serve_xds(address: str, control_plane: ControlPlane) -> AsyncIterator[int]:
     """Serve discovery at host:port; yields the port. Raises OSError where it cannot be bound."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_send_message_length", -1)])
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_send_message_length", -1),
+            *pings_every(_ENVOY_PING_MILLISECONDS),
+        ]
+    )
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryServicer(control_plane), server)
     try:
         port = server.add_insecure_port(address)

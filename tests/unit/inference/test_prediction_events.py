@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from headrace.inference.prediction_events import MAX_ID_BYTES, parse_prediction
+from headrace.messaging.events import Event, MalformedPayload
+
+
+def an_event(prediction_id: str, source: str) -> Event:
+    payload = {
+        "prediction_id": prediction_id,
+        "deployment": "live",
+        "version": 1,
+        "time": "2026-01-01T00:00:00Z",
+        "seconds": 0.5,
+        "inputs": [],
+        "outputs": [{"name": "label", "datatype": "INT64", "shape": [1], "numbers": [1]}],
+    }
+    return Event(
+        id="e",
+        source=source,
+        type="headrace.inference.prediction.v1",
+        subject="live",
+        time=datetime(2026, 1, 1, tzinfo=UTC),
+        data=json.dumps(payload).encode(),
+        content_type="application/json",
+    )
+
+
+@pytest.mark.parametrize("source", ["headrace/triton", "somebody"])
+def test_an_id_that_no_index_takes_is_refused(source: str) -> None:
+    assert parse_prediction(an_event("x" * MAX_ID_BYTES, source)).answer == 1
+    with pytest.raises(MalformedPayload, match="prediction_id is longer than 256 bytes"):
+        parse_prediction(an_event("ü" * MAX_ID_BYTES, source))
