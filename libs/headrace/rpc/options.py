@@ -12,6 +12,15 @@ MAX_METADATA_BYTES: Final = 32 * 1024
 KEEPALIVE_MILLISECONDS: Final = 20_000
 KEEPALIVE_TIMEOUT_MILLISECONDS: Final = 10_000
 
+
+def pings_every(milliseconds: int) -> tuple[tuple[str, int], ...]:
+    """Arguments of a server whose clients ping so often, also where nothing else is to send.
+
+    Without them a server sends a client away that pings oftener than each five minutes.
+    """
+    return (("grpc.http2.min_ping_interval_without_data_ms", milliseconds // 2),)
+
+
 COMMON: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -27,8 +27,7 @@ _OPTIONS: Final = (
     *options.COMMON,
     # Two servers on one port would share its connections without a word.
     ("grpc.so_reuseport", 0),
-    # A client that pings oftener than this is sent away; ours ping every 20 s.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", options.KEEPALIVE_MILLISECONDS // 2),
+    *options.pings_every(options.KEEPALIVE_MILLISECONDS),
 )
 
 

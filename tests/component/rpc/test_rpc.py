@@ -29,7 +29,7 @@ from headrace.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from headrace.rpc import deadline
+from headrace.rpc import deadline, options
 from headrace.rpc.client import channel
 from headrace.rpc.server import ServiceBinding, serve
 from headrace.runtime.health import Health
@@ -524,3 +524,23 @@ async def test_a_taken_port_is_an_error(stack: Stack) -> None:
     with pytest.raises(OSError, match="is the port taken"):
         async with serve(f"127.0.0.1:{stack.port}", [], health=Health()):
             pass
+
+
+async def test_a_quiet_stream_outlives_its_clients_pings() -> None:
+    """A server that was not told of them counts the first pings, and sends the client away at the third."""
+    every = 1000
+    grpc_server = grpc.aio.server(options=options.pings_every(every))
+    training = Training()
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(training, grpc_server)
+    port = grpc_server.add_insecure_port("127.0.0.1:0")
+    await grpc_server.start()
+    pinging = [*options.COMMON, ("grpc.keepalive_time_ms", every)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=pinging) as pinger:
+        stream = training_pb2_grpc.TrainingServiceStub(pinger).WatchRun(
+            training_pb2.WatchRunRequest(id="endless")
+        )
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(6 * every / 1000):
+                async for _ in stream:
+                    pass
+    await grpc_server.stop(0)
