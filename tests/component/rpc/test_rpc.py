@@ -534,13 +534,16 @@ async def test_a_quiet_stream_outlives_its_clients_pings() -> None:
     training_pb2_grpc.add_TrainingServiceServicer_to_server(training, grpc_server)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
-    pinging = [*options.COMMON, ("grpc.keepalive_time_ms", every)]
+    pinging = list({**dict(options.COMMON), "grpc.keepalive_time_ms": every}.items())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=pinging) as pinger:
         stream = training_pb2_grpc.TrainingServiceStub(pinger).WatchRun(
             training_pb2.WatchRunRequest(id="endless")
         )
+
+        async def listen() -> None:
+            async for _ in stream:
+                pass
+
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(6 * every / 1000):
-                async for _ in stream:
-                    pass
+            await asyncio.wait_for(listen(), 6 * every / 1000)
     await grpc_server.stop(0)
