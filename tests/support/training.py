@@ -107,7 +107,7 @@ class Control(scheduling_pb2_grpc.SchedulingServiceServicer):
         finally:
             listening.cancel()
 
-    async def until(self, task: api.Task, *phases: int, seconds: float = 60.0) -> api.TaskStatus:
+    async def until(self, task: api.Task, *phases: int, seconds: float = 120.0) -> api.TaskStatus:
         """Wait until the node says that the task is in one of these phases."""
 
         async def ask() -> api.TaskStatus | None:

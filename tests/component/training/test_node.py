@@ -21,8 +21,10 @@ from headrace.events.training.v1 import events_pb2
 from headrace.messaging import topics
 
 SUCCEEDED, FAILED, STOPPED = api.TASK_PHASE_SUCCEEDED, api.TASK_PHASE_FAILED, api.TASK_PHASE_STOPPED
-# Long enough to be killed on the way, with many checkpoints.
-LONG = {"epochs": 1000, "batch_size": 0, "checkpoint_every": 100}
+# Long enough to be killed on the way, with many checkpoints. Of small batches: with one large one it is over,
+# on a busy machine, before the test has seen that it runs.
+CHECKPOINT_EVERY = 40
+LONG = {"epochs": 400, "batch_size": 32, "checkpoint_every": CHECKPOINT_EVERY}
 ENDLESS = {**LONG, "epochs": 1_000_000}
 
 
@@ -52,7 +54,7 @@ async def until_checkpoint(training: Training, task: api.Task) -> None:
     async def ask() -> api.TaskStatus | None:
         return training.control.statuses.get((task.job, task.attempt))
 
-    await eventually(ask, lambda status: status is not None and status.progress.epoch > 150, 60)
+    await eventually(ask, lambda status: status is not None and status.progress.epoch > CHECKPOINT_EVERY, 120)
 
 
 @pytest.mark.broker
@@ -172,6 +174,38 @@ async def test_results_wait_for_a_registry_that_is_away(training: Training) -> N
     assert (status.phase, status.model_version) == (SUCCEEDED, 1)
 
 
+async def test_results_wait_for_a_store_that_is_away(training: Training, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "store" / "models"
+    in_the_way.parent.mkdir(exist_ok=True)
+    in_the_way.write_text("a file where the registry's folder should be")
+    await training.node.start()
+    task = training.task()
+    training.control.want(task)
+
+    async def log() -> str:
+        return training.node.log.read_text()
+
+    await eventually(log, lambda text: "is not registered yet" in text, 60)
+    assert await training_state(training, task) == training_pb2.RUN_STATE_REGISTERING
+    in_the_way.unlink()
+    status = await training.control.until(task, SUCCEEDED, FAILED)
+    assert (status.phase, status.model_version) == (SUCCEEDED, 1)
+
+
+async def test_a_run_that_is_cancelled_while_it_is_registered_makes_no_version(training: Training) -> None:
+    await training.registry.stop()
+    await training.node.start()
+    task = training.task()
+    training.control.want(task)
+    await eventually(
+        lambda: training_state(training, task), lambda state: state == training_pb2.RUN_STATE_REGISTERING, 60
+    )
+    training.control.want()
+    await training.control.until(task, STOPPED)
+    await training.registry.start()
+    assert await training.versions() == []
+
+
 async def training_state(training: Training, task: api.Task) -> int:
     try:
         return (await run_of(training, task)).state
@@ -209,7 +243,7 @@ async def test_a_killed_run_fails_and_the_next_attempt_resumes(training: Trainin
     status = await training.control.until(again, SUCCEEDED, FAILED)
     assert status.phase == SUCCEEDED, status.message
     run = await run_of(training, again)
-    assert run.resumed_epoch >= 100
+    assert run.resumed_epoch >= CHECKPOINT_EVERY
     assert run.epoch == LONG["epochs"]
     assert len(await training.versions()) == 1
 
@@ -223,7 +257,7 @@ async def test_a_run_killed_right_after_a_checkpoint_resumes_from_it(
         "HEADRACE_FAULT_ONCE": str(tmp_path / "fired"),
     }
     await training.node.start()
-    task = training.task(**LONG)
+    task = training.task(epochs=60, checkpoint_every=10)
     training.control.want(task)
     assert (await training.control.until(task, SUCCEEDED, FAILED)).phase == FAILED
     again = api.Task()
@@ -231,7 +265,12 @@ async def test_a_run_killed_right_after_a_checkpoint_resumes_from_it(
     again.attempt = 2
     training.control.want(again)
     assert (await training.control.until(again, SUCCEEDED, FAILED)).phase == SUCCEEDED
-    assert (await run_of(training, again)).resumed_epoch == 300
+    assert (await run_of(training, again)).resumed_epoch == 30
+
+    async def checkpoints() -> list[Path]:
+        return [path for path in (tmp_path / "store" / "checkpoints").rglob("*") if path.is_file()]
+
+    await eventually(checkpoints, lambda left: left == [])
 
 
 @pytest.mark.kill
@@ -251,7 +290,7 @@ async def test_a_killed_agent_takes_its_run_along_and_resumes_it(training: Train
     status = await training.control.until(task, SUCCEEDED, FAILED)
     assert status.phase == SUCCEEDED, status.message
     run = await run_of(training, task)
-    assert run.resumed_epoch >= 100
+    assert run.resumed_epoch >= CHECKPOINT_EVERY
     assert len(await training.versions()) == 1
 
 
@@ -262,7 +301,7 @@ async def test_an_agent_killed_at_a_fault_point_makes_one_version(
 ) -> None:
     training.node.settings |= {"HEADRACE_FAULT": fault, "HEADRACE_FAULT_ONCE": str(tmp_path / "fired")}
     await training.node.start()
-    task = training.task(**LONG)
+    task = training.task()
     training.control.want(task)
     await training.node.killed()
     await training.node.start()
@@ -281,4 +320,4 @@ async def test_a_stopped_agent_saves_its_run_and_goes_on(training: Training) -> 
     await training.node.start()
     status = await training.control.until(task, SUCCEEDED, FAILED)
     assert status.phase == SUCCEEDED, status.message
-    assert (await run_of(training, task)).resumed_epoch > 150
+    assert (await run_of(training, task)).resumed_epoch > CHECKPOINT_EVERY
