@@ -17,7 +17,8 @@ _CONNECTION_LOST = (
     "connection is closed",
     "connection has been released back to the pool",
     "pool is clos",
-    'protocol is in the "failed" state',
+    # Its state where a query meets the server's last word on an idle connection.
+    "cannot switch to state",
 )
 
 

@@ -25,6 +25,7 @@ from headrace.runtime.outage import is_outage
         asyncpg.IdleInTransactionSessionTimeoutError(),
         asyncpg.InterfaceError("cannot call Transaction.__aexit__(): the underlying connection is closed"),
         asyncpg.InterfaceError("cannot call Connection.x(): connection has been released back to the pool"),
+        asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"),
         asyncpg.InternalClientError('cannot switch to state 12; protocol is in the "failed" state'),
         kafka.KafkaConnectionError(),
         kafka.KafkaTimeoutError(),
