@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from headrace.messaging.events import Event
-from headrace.postgres.pool import Connection
+from headrace.postgres.pool import Connection, Pool
+
+# Longer than the topics that are consumed keep an event. Of those that keep it for ever, such as
+# dataset-versions, one may come again after this, if its consumer's group was set back by so much: there the
+# effect itself is idempotent (a dataset version has one automatic job, a model version one row).
+REMEMBERED = timedelta(days=35)
+PART = 10_000
 
 
 async def first_delivery(connection: Connection, consumer: str, event: Event) -> bool:
@@ -18,3 +26,16 @@ async def first_delivery(connection: Connection, consumer: str, event: Event) ->
         f"{event.source} {event.id}",
     )
     return inserted is not None
+
+
+async def prune(pool: Pool) -> None:
+    """Forget what cannot come again; in parts, since there may be much of it."""
+    forgotten = PART
+    while forgotten == PART:
+        forgotten = await pool.fetchval(
+            "WITH old AS (SELECT ctid FROM inbox WHERE received_at < now() - $1::interval LIMIT $2),"
+            " gone AS (DELETE FROM inbox WHERE ctid IN (SELECT ctid FROM old) RETURNING true)"
+            " SELECT count(*) FROM gone",
+            REMEMBERED,
+            PART,
+        )

@@ -18,9 +18,11 @@ import asyncpg
 from headrace.messaging import metrics
 from headrace.messaging.events import Event, encode
 from headrace.messaging.producer import Producer
+from headrace.postgres import inbox
 from headrace.postgres.leader import lead
 from headrace.postgres.pool import Connection, Pool
 from headrace.runtime.faults import fault_point
+from headrace.runtime.outage import is_outage
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ BATCH = 200
 # A lost notification costs this much.
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 1.0
+PRUNE_SECONDS = 3600.0
 # Kafka's own default limit for a record is 1 MiB, of which headers and key take some.
 MAX_EVENT_BYTES = 1_000_000
 
@@ -60,7 +63,7 @@ async def enqueue_all(connection: Connection, topic: str, keyed: Iterable[tuple[
 
 
 class Relay:
-    """Publishes a schema's outbox; of several instances one does.
+    """Publishes a schema's outbox, and keeps its inbox short; of several instances one does.
 
     An event is deleted after the broker's acknowledgement: a crash in between publishes it a second time
     with the same `ce_id`, which consumers drop.
@@ -74,7 +77,12 @@ class Relay:
     async def run(self) -> None:
         """Relay until cancelled."""
         schema = await self._schema()
-        await lead(self._pool, f"headrace.outbox.{schema}", lambda: self._relay(schema))
+
+        def notified(payload: str) -> None:
+            if payload == schema:
+                self._wake.set()
+
+        await lead(self._pool, f"headrace.outbox.{schema}", self._relay, listen=(CHANNEL, notified))
 
     async def _schema(self) -> str:
         while True:
@@ -84,31 +92,30 @@ class Relay:
                 logger.warning("the outbox waits for PostgreSQL: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _relay(self, schema: str) -> None:
-        async with self._pool.acquire() as listener:
-
-            def notified(*arguments: object) -> None:
-                if arguments[-1] == schema:
-                    self._wake.set()
-
-            await listener.add_listener(CHANNEL, notified)
+    async def _relay(self) -> None:
+        prune_at = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
             try:
-                while True:
-                    self._wake.clear()
-                    try:
-                        while await self._publish_batch() == BATCH:
-                            pass
-                    except (asyncpg.PostgresError, asyncpg.InterfaceError):
-                        raise
-                    except Exception as error:
-                        # The broker is away: events stay where they are.
-                        logger.warning("the outbox waits for the broker: %s: %s", type(error).__name__, error)
-                        await asyncio.sleep(RETRY_SECONDS)
-                        continue
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
-            finally:
-                await listener.remove_listener(CHANNEL, notified)
+                while await self._publish_batch() == BATCH:
+                    pass
+            except (asyncpg.PostgresError, asyncpg.InterfaceError):
+                raise
+            except Exception as error:
+                # Not every error is an absent broker: what a producer never recovers from ends the service,
+                # which starts with a new one.
+                if not is_outage(error):
+                    raise
+                # Events stay where they are.
+                logger.warning("the outbox waits for the broker: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if loop.time() >= prune_at:
+                await inbox.prune(self._pool)
+                prune_at = loop.time() + PRUNE_SECONDS
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
 
     async def _publish_batch(self) -> int:
         rows = await self._pool.fetch(

@@ -27,6 +27,8 @@ RETRY_SECONDS = 0.2
 COMMAND_SECONDS = 30.0
 # A process that was paused in a transaction holds rows that its successor waits for: then it loses them.
 IDLE_IN_TRANSACTION_SECONDS = 10
+# A host that vanished closes no connection: the server finds out after 20 s and not, by Linux' default, 2 h.
+_KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
 
 
 @asynccontextmanager
@@ -58,6 +60,7 @@ async def connect(dsn: str, *, schema: str, application_name: str, max_size: int
             "application_name": application_name,
             "timezone": "UTC",
             "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
+            **_KEEPALIVES,
         },
     )
     assert pool is not None

@@ -106,6 +106,53 @@ async def test_a_leader_that_is_stopped_as_it_loses_its_connection_stops(
     assert instances.terms == 1
 
 
+async def test_a_leader_that_falls_silent_is_followed_by_another(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if its host had gone: nothing is asked on the lock's connection, and nothing closes it.
+    monkeypatch.setattr("headrace.postgres.leader.CHECK_SECONDS", 10 * DEADLINE)
+    monkeypatch.setattr("headrace.postgres.leader.SILENCE_SECONDS", 1)
+    instances = Instances()
+    tasks = [asyncio.create_task(lead(pool, "tests", instances.work(name))) for name in ("a", "b")]
+    await until(lambda: instances.terms == 2)
+    for task in tasks:
+        await stop(task)
+
+
+async def test_a_leader_that_has_nothing_to_do_is_not_silent(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.postgres.leader.SILENCE_SECONDS", 1)
+    instances = Instances()
+    task = asyncio.create_task(lead(pool, "tests", instances.work("a")))
+    await until(lambda: instances.leading == ["a"])
+    # In another session: what is as silent as a leader may not be, until the server ends it.
+    async with pool.acquire() as silent:
+        ended = asyncio.Event()
+        silent.add_termination_listener(lambda _: ended.set())
+        await silent.execute("SET idle_session_timeout = '2s'")
+        async with asyncio.timeout(DEADLINE):
+            await ended.wait()
+    assert instances.terms == 1
+    await stop(task)
+
+
+async def test_the_locks_connection_hears_a_channel_for_as_long_as_it_leads(pool: Pool) -> None:
+    instances, heard = Instances(), list[str]()
+    task = asyncio.create_task(
+        lead(pool, "tests", instances.work("a"), listen=("tests_channel", heard.append))
+    )
+    for term in range(1, 3):
+        await until(lambda term=term: instances.terms == term and instances.leading == ["a"])  # type: ignore[misc]
+        await pool.execute("SELECT pg_notify('tests_channel', $1)", str(term))
+        await until(lambda term=term: heard == [str(n) for n in range(1, term + 1)])  # type: ignore[misc]
+        await pool.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+    await stop(task)
+
+
 async def test_what_the_work_raises_is_raised_and_the_lock_given_back(pool: Pool) -> None:
     async def fails() -> None:
         raise RuntimeError("out of work")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, OutOfOrderSequenceNumber
 
 from headrace.messaging.events import Event, decode
 from headrace.messaging.producer import Encoded, Producer
@@ -171,22 +171,52 @@ async def test_while_the_broker_is_away_events_stay(pool: Pool, monkeypatch: pyt
     assert recorder.ids() == ["0", "1", "2"]
 
 
+async def test_a_producer_that_does_not_recover_ends_the_relay(pool: Pool) -> None:
+    class Fenced(Recorder):
+        async def publish_encoded(self, records: Sequence[Encoded]) -> None:
+            raise OutOfOrderSequenceNumber
+
+    await queue(pool, 1)
+    with pytest.raises(OutOfOrderSequenceNumber):
+        async with asyncio.timeout(DEADLINE):
+            await outbox.Relay(pool, Fenced()).run()
+    assert await pool.fetchval("SELECT count(*) FROM outbox") == 1
+
+
+async def test_the_inbox_forgets_what_cannot_come_again(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.postgres.inbox.PART", 2)
+    await pool.executemany(
+        "INSERT INTO inbox (consumer, event_id, received_at)"
+        " VALUES ('a', $1, now() - make_interval(days => $2))",
+        [(f"{days} days old", days) for days in (0, 1, 34, 36, 37, 100, 1000, 2000)],
+    )
+    async with relaying(pool, Recorder()), asyncio.timeout(DEADLINE):
+        while await pool.fetchval("SELECT count(*) FROM inbox") > 3:
+            await asyncio.sleep(0.01)
+    left = await pool.fetch("SELECT event_id FROM inbox ORDER BY received_at DESC")
+    assert [row["event_id"] for row in left] == ["0 days old", "1 days old", "34 days old"]
+
+
 async def test_while_the_database_is_away_the_relay_waits(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headrace.postgres.leader.RETRY_SECONDS", 0.05)
     monkeypatch.setattr("headrace.postgres.leader.CHECK_SECONDS", 0.05)
     recorder = Recorder()
-    async with relaying(pool, recorder):
+    # A pool of the test's own, whose connections are not among those that are ended.
+    async with (
+        connect(postgres_dsn, schema="tests", application_name="observer") as own,
+        relaying(pool, recorder),
+    ):
         for number in range(3):
-            await queue(pool, number)
-            await until_empty(pool)
-            await pool.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            await queue(own, number)
+            await until_empty(own)
+            await own.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'tests'"
             )
-        await queue(pool, 3)
-        await until_empty(pool)
+        await queue(own, 3)
+        await until_empty(own)
     assert list(dict.fromkeys(recorder.ids())) == ["0", "1", "2", "3"]
 
 
