@@ -38,6 +38,8 @@ Record: TypeAlias = ConsumerRecord
 
 POLL_MS = 200
 COMMIT_SECONDS = 1.0
+# aiokafka tries for as long as there is no broker, and would keep a stop or a rebalance waiting.
+COMMIT_DEADLINE_SECONDS = 3.0
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 DRAIN_SECONDS = 5.0
 MAX_MESSAGE_CHARACTERS = 2000
@@ -293,13 +295,14 @@ class Consumer:
         if not offsets:
             return
         try:
-            await self._client.commit(offsets)
+            async with asyncio.timeout(COMMIT_DEADLINE_SECONDS):
+                await self._client.commit(offsets)
         except (CommitFailedError, IllegalStateError) as error:
             # The group went on without us: the records come again, to whoever has the partition now.
             logger.info("offsets were not committed: %s", error)
             return
-        except KafkaError as error:
-            logger.warning("offsets were not committed, trying again: %s", error)
+        except (KafkaError, TimeoutError) as error:
+            logger.warning("offsets were not committed yet: %s: %s", type(error).__name__, error)
             return
         self._committed.update(offsets)
 

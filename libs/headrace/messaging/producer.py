@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -14,7 +15,10 @@ from aiokafka.errors import KafkaError
 from headrace.messaging.events import Event, Headers, encode
 from headrace.telemetry import names, tracing
 
+logger = logging.getLogger(__name__)
+
 MAX_REQUEST_BYTES = 16 << 20
+STOP_SECONDS = 5.0
 
 # Topic, key, headers, value.
 Encoded: TypeAlias = tuple[str, str | bytes | None, Headers, bytes]
@@ -23,8 +27,10 @@ Encoded: TypeAlias = tuple[str, str | bytes | None, Headers, bytes]
 class Producer:
     """Publishes events and returns when the broker has them (acks=all).
 
-    Records of one call and key keep their order. Raises aiokafka's KafkaError where the broker does not
-    take them within its retries.
+    Records of one call and key keep their order. Raises aiokafka's KafkaError where the broker refuses them.
+    A broker that is away is waited for: some 40 s without idempotence, and with it for ever, since a record
+    that is given up would leave a gap in the sequence. Whoever cannot wait sets a timeout; what was under way
+    may then still arrive. The end of the context waits five seconds for that, and drops the rest.
     """
 
     def __init__(self, bootstrap: str, *, client_id: str, idempotence: bool) -> None:
@@ -57,7 +63,19 @@ class Producer:
         traceback: TracebackType | None,
     ) -> None:
         assert self._producer is not None
-        await self._producer.stop()
+        stopping = asyncio.create_task(self._producer.stop())
+        try:
+            done, _ = await asyncio.wait([stopping], timeout=STOP_SECONDS)
+            if done:
+                stopping.result()
+            else:
+                # It waits for every record, whatever becomes of the broker.
+                logger.warning("records were dropped: the broker has not taken them")
+                self._producer._sender.sender_task.cancel()  # noqa: SLF001 - there is no other way
+                await self._producer.client.close()
+        finally:
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
 
     async def publish(self, topic: str, key: str, event: Event) -> None:
         """Publish one event, in a span of its own that the event's consumers continue."""

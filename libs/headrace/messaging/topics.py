@@ -32,6 +32,7 @@ DEAD_LETTERS: Final = "headrace.platform.dead-letters.v1"
 
 CONNECT_SECONDS = 30.0
 RETRY_SECONDS = 0.2
+BROKERS_DEFAULT: Final = -1
 
 _DURATION = re.compile(r"^(\d+)(s|m|h|d)$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -84,7 +85,7 @@ def _milliseconds(duration: str) -> int:
     return timedelta(**{_UNITS[match[2]]: int(match[1])}) // timedelta(milliseconds=1)
 
 
-async def ensure_topics(bootstrap: str, topics: Iterable[Topic], *, replication: int = 1) -> list[str]:
+async def ensure_topics(bootstrap: str, topics: Iterable[Topic]) -> list[str]:
     """Create the topics that are missing; return their names. Waits up to 30 s for a starting broker."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + CONNECT_SECONDS
@@ -103,22 +104,7 @@ async def ensure_topics(bootstrap: str, topics: Iterable[Topic], *, replication:
         missing = [topic for topic in topics if topic.name not in existing]
         if not missing:
             return []
-        response = await admin.create_topics(
-            [
-                NewTopic(
-                    name=topic.name,
-                    num_partitions=topic.partitions,
-                    replication_factor=replication,
-                    topic_configs={
-                        "retention.ms": str(topic.retention_ms),
-                        # Retention counts from the arrival: a producer's own time, where it replays the
-                        # past, would have its events deleted before anyone has read them.
-                        "message.timestamp.type": "LogAppendTime",
-                    },
-                )
-                for topic in missing
-            ]
-        )
+        response = await admin.create_topics([_new(topic) for topic in missing])
         created = []
         for name, code, *_ in response.topic_errors:
             if code == NoError.errno:
@@ -128,3 +114,20 @@ async def ensure_topics(bootstrap: str, topics: Iterable[Topic], *, replication:
         return created
     finally:
         await admin.close()
+
+
+def _new(topic: Topic) -> NewTopic:
+    new = NewTopic(
+        name=topic.name,
+        num_partitions=topic.partitions,
+        replication_factor=1,
+        topic_configs={
+            "retention.ms": str(topic.retention_ms),
+            # Retention counts from the arrival: a producer's own time, where it replays the
+            # past, would have its events deleted before anyone has read them.
+            "message.timestamp.type": "LogAppendTime",
+        },
+    )
+    # How often a cluster keeps a record is its own to say. aiokafka's constructor would refuse that.
+    new.replication_factor = BROKERS_DEFAULT
+    return new

@@ -267,6 +267,32 @@ async def test_a_services_stop_waits_for_a_handler_longer_than_it_asks_tasks_to_
     assert ended == [0, 1]
 
 
+async def test_a_commit_that_no_broker_answers_does_not_hold_up_the_stop(
+    kafka_bootstrap: str, topic: str, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.messaging.consumer.COMMIT_DEADLINE_SECONDS", 0.05)
+    seen: list[int] = []
+    tries = 0
+
+    async def handler(received: Event) -> None:
+        seen.append(int(received.data))
+
+    async def never_ends(_: object) -> None:
+        nonlocal tries
+        tries += 1
+        await asyncio.Future()
+
+    await producer.publish(topic, "key", event(0))
+    async with asyncio.timeout(DEADLINE), member(kafka_bootstrap, topic, handler, producer) as consumer:
+        monkeypatch.setattr(consumer._client, "commit", never_ends)
+        task = asyncio.create_task(consumer.run())
+        # Nor does it end the consumer, which tries again.
+        await until(lambda: tries == 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert (seen, tries) == ([0], 3)
+
+
 async def test_no_more_events_are_taken_than_may_be_in_flight(
     kafka_bootstrap: str, topic: str, producer: Producer
 ) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError
 
 from headrace.embedded.parts.process import free_port
@@ -39,6 +39,22 @@ async def test_missing_topics_are_created_and_existing_ones_left_alone(kafka_boo
     assert await ensure_topics(kafka_bootstrap, wanted) == [second.name]
     assert await ensure_topics(kafka_bootstrap, wanted) == []
     assert await partitions(kafka_bootstrap, wanted) == [3, 3]
+
+
+async def test_the_cluster_says_how_often_it_keeps_a_record(
+    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    create_topics = AIOKafkaAdminClient.create_topics
+
+    async def record(admin: AIOKafkaAdminClient, new: list[NewTopic]) -> object:
+        asked.extend(topic.replication_factor for topic in new)
+        return await create_topics(admin, new)
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "create_topics", record)
+    (wanted,) = topics(1)
+    assert await ensure_topics(kafka_bootstrap, [wanted]) == [wanted.name]
+    assert asked == [-1]
 
 
 async def test_services_that_start_together_create_each_topic_once(kafka_bootstrap: str) -> None:
