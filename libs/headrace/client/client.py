@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, SupportsFloat, TypeVar
 
 import grpc.aio
 
@@ -38,6 +39,8 @@ FEEDBACK_TYPE: Final = "headrace.inference.feedback.v1"
 SOURCE: Final = "headrace/client"
 # Samples in flight at once; the broker's acknowledgement is awaited for each such batch.
 BATCH: Final = 5000
+# A broker that is away is waited for no longer than this.
+PUBLISH_SECONDS: Final = 30.0
 
 Sample = Mapping[str, object] | bytes | str
 """A sample: its fields, or one JSON object as text."""
@@ -147,15 +150,18 @@ class HeadraceClient:
         await _published(producer.publish_all(topics.SAMPLES, batch), self.kafka_bootstrap)
         return count
 
-    async def feed_back(self, deployment: str, labels: Mapping[str, float | str]) -> int:
-        """Publish true labels, by prediction id; return their number once the broker has them."""
+    async def feed_back(self, deployment: str, labels: Mapping[str, SupportsFloat | str]) -> int:
+        """Publish true labels, by prediction id; return their number once the broker has them.
+
+        A label is text or a finite number, also one of numpy's. Raises InvalidArgument INVALID_FEEDBACK.
+        """
         from headrace.messaging import topics
 
         producer = await self._sample_producer()
         events = []
         for prediction_id, label in labels.items():
-            kind = "text" if isinstance(label, str) else "number"
-            content = {"deployment": deployment, "prediction_id": prediction_id, kind: label}
+            known = {"text": label} if isinstance(label, str) else {"number": _number(prediction_id, label)}
+            content = {"deployment": deployment, "prediction_id": prediction_id, **known}
             events.append(
                 (
                     prediction_id,
@@ -222,14 +228,36 @@ T = TypeVar("T")
 
 async def _published(work: Awaitable[T], bootstrap: str) -> T:
     """Await work with the broker, its errors as ours."""
-    from aiokafka.errors import KafkaError
+    from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
     try:
-        return await work
+        async with asyncio.timeout(PUBLISH_SECONDS):
+            return await work
+    except TimeoutError as error:
+        raise Unavailable(
+            "BROKER_UNAVAILABLE",
+            f"the broker at {bootstrap} did not take it within {PUBLISH_SECONDS:g} s; it may still do so",
+        ) from error
+    except MessageSizeTooLargeError as error:
+        raise InvalidArgument(
+            "OVERSIZE_EVENT", f"an event is larger than the broker takes: {error}"
+        ) from error
     except KafkaError as error:
         raise Unavailable(
             "BROKER_UNAVAILABLE", f"the broker at {bootstrap} did not take it: {error}"
         ) from error
+
+
+def _number(prediction_id: str, label: SupportsFloat) -> float:
+    try:
+        number = float(label)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidArgument(
+            "INVALID_FEEDBACK", f"the label of {prediction_id} must be text or a finite number, not {label!r}"
+        )
+    return number
 
 
 def _read_sample(sample: Sample, number: int) -> tuple[Mapping[str, object], bytes]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.client import HeadraceClient, Targets
@@ -58,8 +60,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.published: list[tuple[str, str, Event]] = []
+        self.outcome: Exception | None = None
+        self.silent = False
 
     async def publish_all(self, topic: str, keyed: Sequence[tuple[str, Event]]) -> None:
+        if self.outcome is not None:
+            raise self.outcome
+        if self.silent:
+            await asyncio.Future()
         self.published += [(topic, key, event) for key, event in keyed]
 
 
@@ -106,6 +114,43 @@ async def test_feedback_is_keyed_by_prediction(recorded: Recorder) -> None:
     assert (topic, key, first.subject) == (topics.FEEDBACK, "p1", "d")
     assert json.loads(first.data) == {"deployment": "d", "prediction_id": "p1", "number": 1}
     assert json.loads(second.data)["text"] == "benign"
+
+
+async def test_labels_may_be_numpys(recorded: Recorder) -> None:
+    async with HeadraceClient(Targets({"kafka": "k:1"})) as client:
+        await client.feed_back("d", {"p1": np.float32(0.5), "p2": np.int64(3), "p3": np.str_("benign")})
+    labels = [json.loads(event.data) for _, _, event in recorded.published]
+    assert [label.get("number", label.get("text")) for label in labels] == [0.5, 3, "benign"]
+
+
+@pytest.mark.parametrize("label", [float("nan"), float("-inf"), np.float32("nan"), 10**400, None, [1]])
+async def test_a_label_that_is_no_finite_number_is_refused(recorded: Recorder, label: Any) -> None:
+    async with HeadraceClient(Targets({"kafka": "k:1"})) as client:
+        with pytest.raises(
+            InvalidArgument, match="the label of p1 must be text or a finite number"
+        ) as caught:
+            await client.feed_back("d", {"p1": label})
+    assert caught.value.reason == "INVALID_FEEDBACK"
+    assert not recorded.published
+
+
+async def test_an_event_that_is_too_large_is_told_apart_from_a_broker_that_is_away(
+    recorded: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.client.client.PUBLISH_SECONDS", 0.01)
+    async with HeadraceClient(Targets({"kafka": "k:1"})) as client:
+        recorded.outcome = MessageSizeTooLargeError("9 MB")
+        with pytest.raises(InvalidArgument, match="9 MB") as caught:
+            await client.produce("d", [{"x": 1}], key="x")
+        assert caught.value.reason == "OVERSIZE_EVENT"
+        recorded.outcome = KafkaConnectionError("refused")
+        with pytest.raises(Unavailable, match="refused"):
+            await client.produce("d", [{"x": 1}], key="x")
+        recorded.outcome = None
+        recorded.silent = True
+        with pytest.raises(Unavailable, match="k:1 did not take it within") as silent:
+            await client.produce("d", [{"x": 1}], key="x")
+    assert silent.value.reason == "BROKER_UNAVAILABLE"
 
 
 class Model(service_pb2_grpc.GRPCInferenceServiceServicer):
