@@ -244,12 +244,12 @@ def _training(document: Document, place: Place | None, spec: scheduling.Pipeline
     resources = document.mapping(entries.get("resources"), ("cpu", "memory", "gpu"))
     spec.resources.cpu = document.number(resources.get("cpu"), 1.0)
     spec.resources.memory_bytes = document.memory(resources.get("memory"))
-    spec.resources.gpu = document.integer(resources.get("gpu"))
+    spec.resources.gpu = document.integer(resources.get("gpu"), bits=32)
     document.choice(entries.get("queue"), {"default": None}, None)
-    spec.priority = document.integer(entries.get("priority"))
+    spec.priority = document.integer(entries.get("priority"), bits=32)
     if "deadline" in entries:
         spec.deadline.CopyFrom(to_duration(document.duration(entries["deadline"])))
-    spec.max_retries = document.integer(entries.get("max_retries"), 2)
+    spec.max_retries = document.integer(entries.get("max_retries"), 2, bits=32)
 
 
 def _gate(document: Document, place: Place) -> scheduling.Gate:
@@ -271,7 +271,7 @@ def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.Dep
     entries = document.mapping(place, ("name", "rollout"), ("name",))
     deployment = scheduling.PipelineSpec.DeploymentSpec(name=document.text(entries.get("name")))
     rollout = document.mapping(entries.get("rollout"), ("steps", "hold"))
-    steps = [document.integer(step) for step in document.items(rollout.get("steps"))] or [100]
+    steps = [document.integer(step, bits=32) for step in document.items(rollout.get("steps"))] or [100]
     if steps != sorted(set(steps)) or steps[-1] != 100 or steps[0] < 1:
         document.fail(rollout["steps"], f"must be rising percentages of which the last is 100, not {steps}")
         return deployment

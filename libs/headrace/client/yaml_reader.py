@@ -23,6 +23,9 @@ Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
 
 MAX_NODES: Final = 100_000
 MAX_DEPTH: Final = 50
+# google.protobuf.Duration's own limit, ten thousand years.
+MAX_DURATION_SECONDS: Final = 315_576_000_000
+MAX_MEMORY_BYTES: Final = 1 << 63
 
 _STR, _INT, _FLOAT, _BOOL, _NULL = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")
@@ -86,6 +89,7 @@ class Document:
         self.places: dict[str, Place] = {}
         """Everything that was read, by path."""
         self.root = Place(self._compose(text), "")
+        self._refuse_lone_surrogates()
 
     def check(self) -> None:
         """Raise InvalidArgument/INVALID_PIPELINE_FILE with every mistake found, the first one as message."""
@@ -170,13 +174,17 @@ class Document:
         self.fail(place, f"must be text, not {_kind(node)}")
         return default
 
-    def integer(self, place: Place | None, default: int = 0) -> int:
-        """Read a whole number."""
+    def integer(self, place: Place | None, default: int = 0, *, bits: int = 64) -> int:
+        """Read a whole number that a signed field of so many bits holds."""
         if place is None:
             return default
         value = self.plain(place)
         if isinstance(value, int) and not isinstance(value, bool):
-            return value
+            low, high = -(1 << bits - 1), (1 << bits - 1) - 1
+            if low <= value <= high:
+                return value
+            self.fail(place, f"must be between {low} and {high}")
+            return default
         self.fail(place, f"must be a whole number, not {_kind(place.node)}")
         return default
 
@@ -186,7 +194,11 @@ class Document:
             return default
         value = self.plain(place)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                self.fail(place, "is too large a number")
+                return default
         self.fail(place, f"must be a number, not {_kind(place.node)}")
         return default
 
@@ -217,11 +229,21 @@ class Document:
         seconds = self._quantity(
             place, _DURATION, _DURATION_UNITS, "a length of time such as 90s, 10m or 1h30m"
         )
+        if seconds > MAX_DURATION_SECONDS:
+            assert place is not None
+            self.fail(place, f"must be at most {MAX_DURATION_SECONDS} s")
+            return timedelta()
         return timedelta(seconds=seconds)
 
     def memory(self, place: Place | None) -> int:
         """Read an amount of memory: 512Mi, 2Gi, 1G, or bytes as a bare number."""
-        return int(self._quantity(place, _MEMORY, _MEMORY_UNITS, "an amount of memory such as 512Mi or 2Gi"))
+        wanted = "an amount of memory such as 512Mi or 2Gi"
+        amount = self._quantity(place, _MEMORY, _MEMORY_UNITS, wanted)
+        if amount >= MAX_MEMORY_BYTES:
+            assert place is not None
+            self.fail(place, f"must be less than {MAX_MEMORY_BYTES} bytes")
+            return 0
+        return int(amount)
 
     def plain(self, place: Place) -> Plain:
         """Read anything as the plain value that it is."""
@@ -253,7 +275,29 @@ class Document:
             return [self._plain(item, depth + 1) for item in self.items(place)]
         if isinstance(node, MappingNode):
             return {key: self._plain(entry, depth + 1) for key, entry in self.entries(place).items()}
-        return _scalar(node)
+        try:
+            return _scalar(node)
+        except ValueError:
+            # Python reads no whole number of more than some thousand digits.
+            self.fail(place, "is too large a number")
+            return 0
+
+    def _refuse_lone_surrogates(self) -> None:
+        """An escape such as "\\ud800" is half a character: no field can hold it."""
+        found, stack = set[int](), [self.root.node]
+        while stack:
+            node = stack.pop()
+            if id(node) in found:
+                # An alias may refer to what contains it.
+                continue
+            found.add(id(node))
+            if isinstance(node, MappingNode):
+                stack += [part for pair in node.value for part in pair]
+            elif isinstance(node, SequenceNode):
+                stack += node.value
+            elif any("\ud800" <= character <= "\udfff" for character in node.value):
+                self.fail(Place(node, ""), "holds half a character (a lone surrogate)")
+        self.check()
 
     def _compose(self, text: str) -> Node:
         try:

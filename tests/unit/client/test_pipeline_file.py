@@ -147,6 +147,39 @@ def test_a_mistake_is_named_with_its_place_and_what_is_allowed(change: tuple[str
 
 
 @pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        (f"seed: {1 << 63}", f"seed: must be between {-(1 << 63)} and {(1 << 63) - 1}"),
+        (f"seed: {'9' * 5000}", "seed: is too large a number"),
+        (f"priority: {1 << 31}", f"priority: must be between {-(1 << 31)} and {(1 << 31) - 1}"),
+        (f"max_retries: -{(1 << 31) + 1}", "max_retries: must be between"),
+        ("resources: {gpu: 99999999999}", "resources.gpu: must be between"),
+        (f"resources: {{cpu: {'9' * 400}}}", "resources.cpu: is too large a number"),
+        (
+            "resources: {memory: 99999999999Ti}",
+            "resources.memory: must be less than 9223372036854775808 bytes",
+        ),
+        (f"resources: {{memory: {'9' * 400}}}", "resources.memory: must be less than"),
+        ("deadline: 99999999999999d", "deadline: must be at most 315576000000 s"),
+        ('parameters: {a: "\\ud800"}', "p.yaml:9:43: holds half a character"),
+        ('parameters: {"\\ud800": 1}', "p.yaml:9:40: holds half a character"),
+    ],
+)
+def test_what_no_field_can_hold_is_named_with_its_place(training: str, message: str) -> None:
+    error = broken(("recipe: mlp", f"recipe: mlp, {training}"))
+    assert error.message.startswith("p.yaml:9:")
+    assert message in error.message
+
+
+def test_the_largest_that_fields_can_hold_are_taken() -> None:
+    largest = f"seed: {-(1 << 63)}, priority: {(1 << 31) - 1}, deadline: 315576000000s"
+    largest += ", resources: {memory: 8388607Ti}"
+    spec = pipeline_file.parse(SMALL.replace("recipe: mlp", f"recipe: mlp, {largest}")).request.spec
+    assert (spec.training.seed, spec.priority) == (-(1 << 63), (1 << 31) - 1)
+    assert (spec.deadline.seconds, spec.resources.memory_bytes) == (315576000000, 8388607 << 40)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (("test: 0.15", "test: 0.25"), "the shares must sum to 1, not to 1.1"),
