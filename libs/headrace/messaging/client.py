@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -11,7 +13,12 @@ ONE_DAY_MS = 24 * 60 * 60 * 1000
 
 
 def consumer_client(
-    bootstrap: str, *, group: str, client_id: str, session_seconds: float = SESSION_SECONDS
+    bootstrap: str,
+    *,
+    group: str,
+    client_id: str,
+    session_seconds: float = SESSION_SECONDS,
+    value_deserializer: Callable[[bytes], object] | None = None,
 ) -> AIOKafkaConsumer:
     """A consumer that begins at the earliest event and commits only when told to.
 
@@ -30,6 +37,7 @@ def consumer_client(
         max_poll_interval_ms=ONE_DAY_MS,
         fetch_max_bytes=MAX_FETCH_BYTES,
         max_partition_fetch_bytes=16 << 20,
+        value_deserializer=value_deserializer,
     )
 
 

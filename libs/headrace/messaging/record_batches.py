@@ -1,0 +1,274 @@
+"""Kafka's record batches as they come over the wire, and all of their records at once, by column.
+
+aiokafka makes an object of each record, which costs more than all else that is done with a small event.
+`headrace.messaging.batch_client` gets whole batches from it. Their format is that of KIP-98, version 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+import numpy as np
+import numpy.typing as npt
+from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
+
+from headrace.native import Bytes, Int64s, Spans, compiled
+
+_HEADER_BYTES: Final = 61
+_CODECS: Final = {1: gzip_decode, 2: snappy_decode, 3: lz4_decode, 4: zstd_decode}
+_CODEC_BITS: Final = 0x07
+_APPEND_TIME_BIT: Final = 0x08
+
+# The columns of `Records.positions`, each contiguous: functions are compiled for that.
+_OFFSET, _TIMESTAMP, _KEY, _KEY_LENGTH, _VALUE, _VALUE_LENGTH, _HEADERS, _END = range(8)
+_COLUMNS: Final = 8
+
+
+class MalformedBatch(Exception):  # noqa: N818 - what it is, not what to call it
+    """A record batch whose checksum is right and whose content is no records."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """A batch of one partition, undecoded."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    """Records before it were read already: a fetch answers with whole batches."""
+    data: memoryview
+
+    @property
+    def count(self) -> int:
+        """Records in it, those before `first_offset` too."""
+        return self._integer(57, 4)
+
+    @property
+    def next_offset(self) -> int:
+        """The offset behind the last record, also where that was compacted away."""
+        return self._integer(0, 8) + self._integer(23, 4) + 1
+
+    @property
+    def base_timestamp(self) -> int:
+        """Milliseconds since the epoch; of the first record, or of the batch's arrival."""
+        return self._integer(35 if self._attributes & _APPEND_TIME_BIT else 27, 8)
+
+    @property
+    def size(self) -> int:
+        """Bytes, compressed."""
+        return len(self.data)
+
+    @property
+    def _attributes(self) -> int:
+        return self._integer(21, 2)
+
+    def _integer(self, position: int, length: int) -> int:
+        return int.from_bytes(self.data[position : position + length], "big", signed=True)
+
+    def records(self) -> bytes | memoryview:
+        """The records' bytes, decompressed. Raises MalformedBatch."""
+        payload = self.data[_HEADER_BYTES:]
+        codec = self._attributes & _CODEC_BITS
+        if not codec:
+            return payload
+        try:
+            return cast("bytes", _CODECS[codec](payload))
+        except Exception as error:
+            # Each codec has errors of its own, and a number that is none is a KeyError.
+            raise MalformedBatch(f"codec {codec}: {error!r}") from error
+
+    def decode_positions(self, buffer: Bytes, start: int, positions: Int64s, row: int) -> None:
+        """Say from `row` on where each record's parts lie in `buffer`, in which they begin at `start`."""
+        base_offset, fixed = self._integer(0, 8), bool(self._attributes & _APPEND_TIME_BIT)
+        rows = row, row + self.count
+        if not _decode(buffer, start, base_offset, self.base_timestamp, fixed, positions, *rows):
+            raise MalformedBatch(f"{self.topic}/{self.partition}: the batch at offset {base_offset}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record, as a Python object."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Records:
+    """The records of several batches: one buffer, and where each record's parts lie in it."""
+
+    buffer: Bytes
+    positions: Int64s
+    partitions: npt.NDArray[np.int32]
+    """Partition of each record."""
+    topic: str
+
+    def __len__(self) -> int:
+        return len(self.partitions)
+
+    @property
+    def offsets(self) -> Int64s:
+        """Offset of each record."""
+        offsets: Int64s = self.positions[_OFFSET]
+        return offsets
+
+    @property
+    def timestamps(self) -> Int64s:
+        """Milliseconds since the epoch."""
+        timestamps: Int64s = self.positions[_TIMESTAMP]
+        return timestamps
+
+    @property
+    def keys(self) -> Spans:
+        """The records' keys."""
+        return Spans(self.buffer, self.positions[_KEY], self.positions[_KEY_LENGTH])
+
+    @property
+    def values(self) -> Spans:
+        """The records' values."""
+        return Spans(self.buffer, self.positions[_VALUE], self.positions[_VALUE_LENGTH])
+
+    @property
+    def headers(self) -> Spans:
+        """The bytes of the records' headers, undecoded: a count, then names and values with their lengths."""
+        starts, ends = self.positions[_HEADERS], self.positions[_END]
+        return Spans(self.buffer, starts, ends - starts)
+
+    def record(self, index: int) -> Record:
+        """One record."""
+        key, value = self.keys, self.values
+        return Record(
+            self.topic,
+            int(self.partitions[index]),
+            int(self.offsets[index]),
+            int(self.timestamps[index]),
+            None if key.lengths[index] < 0 else key[index],
+            None if value.lengths[index] < 0 else value[index],
+            list(_headers(self.headers[index])),
+        )
+
+
+def decode(topic: str, batches: Sequence[RecordBatch]) -> Records:
+    """The records of batches of one topic, without those that were read before. Raises MalformedBatch."""
+    parts = [batch.records() for batch in batches]
+    for batch, part in zip(batches, parts, strict=True):
+        # Before there is room made for them: no record is without bytes.
+        if not 0 <= batch.count <= len(part):
+            raise MalformedBatch(
+                f"{batch.topic}/{batch.partition}: {batch.count} records in {len(part)} bytes"
+            )
+    buffer = np.frombuffer(b"".join(parts), np.uint8)
+    count = sum(batch.count for batch in batches)
+    positions = np.empty((_COLUMNS, count), np.int64)
+    partitions = np.empty(count, np.int32)
+    fresh = np.ones(count, np.bool_)
+    start = row = 0
+    for batch, part in zip(batches, parts, strict=True):
+        rows = slice(row, row + batch.count)
+        batch.decode_positions(buffer[: start + len(part)], start, positions, row)
+        partitions[rows] = batch.partition
+        fresh[rows] = positions[_OFFSET, rows] >= batch.first_offset
+        start += len(part)
+        row += batch.count
+    if fresh.all():
+        return Records(buffer, positions, partitions, topic)
+    return Records(buffer, np.ascontiguousarray(positions[:, fresh]), partitions[fresh], topic)
+
+
+def _headers(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """The names and values in a record's headers, which `_decode` has found sound.
+
+    A name that is no UTF-8 is shown as far as it can be: it is none that anybody looks for.
+    """
+    buffer = np.frombuffer(data, np.uint8)
+    count, position = read_varint(buffer, 0, len(buffer))
+    for _ in range(count):
+        length, position = read_varint(buffer, position, len(buffer))
+        name = data[position : position + length].decode(errors="replace")
+        position += length
+        length, position = read_varint(buffer, position, len(buffer))
+        yield name, data[position : position + max(length, 0)]
+        position += max(length, 0)
+
+
+@compiled
+def read_varint(buffer: Bytes, position: int, end: int) -> tuple[int, int]:
+    """A zigzag varint of up to 64 bits and the position behind it, which is -1 where there is none."""
+    result = np.uint64(0)
+    for index in range(10):
+        if position < 0 or position >= end:
+            return 0, -1
+        byte = buffer[position]
+        position += 1
+        result |= np.uint64(byte & 0x7F) << np.uint64(7 * index)
+        if byte < 0x80:
+            # int() would stay unsigned.
+            value = np.int64(result >> np.uint64(1)) ^ -np.int64(result & np.uint64(1))
+            return value, position  # type: ignore[return-value]
+    return 0, -1
+
+
+@compiled
+def read_string(buffer: Bytes, position: int, end: int) -> tuple[int, int, int]:
+    """Start and length of bytes after their length, and the position behind them, -1 where there are none."""
+    length, start = read_varint(buffer, position, end)
+    if start < 0 or length < -1 or length > end - start:
+        return 0, -1, -1
+    return start, length, start + max(length, 0)
+
+
+@compiled
+def _decode(
+    buffer: Bytes,
+    start: int,
+    base_offset: int,
+    base_timestamp: int,
+    fixed: bool,
+    positions: Int64s,
+    first: int,
+    end_row: int,
+) -> bool:
+    position = start
+    for row in range(first, end_row):
+        length, position = read_varint(buffer, position, len(buffer))
+        if position < 0 or length < 1 or length > len(buffer) - position:
+            return False
+        end = position + length
+        timestamp_delta, position = read_varint(buffer, position + 1, end)
+        offset_delta, position = read_varint(buffer, position, end)
+        key, key_length, position = read_string(buffer, position, end)
+        value, value_length, position = read_string(buffer, position, end)
+        if position < 0 or not _headers_are_sound(buffer, position, end):
+            return False
+        positions[0, row] = base_offset + offset_delta
+        positions[1, row] = base_timestamp + (0 if fixed else timestamp_delta)
+        positions[2, row] = key
+        positions[3, row] = key_length
+        positions[4, row] = value
+        positions[5, row] = value_length
+        positions[6, row] = position
+        positions[7, row] = end
+        position = end
+    return position == len(buffer)
+
+
+@compiled
+def _headers_are_sound(buffer: Bytes, position: int, end: int) -> bool:
+    count, position = read_varint(buffer, position, end)
+    if position < 0 or count < 0:
+        return False
+    for _ in range(count):
+        _, length, position = read_string(buffer, position, end)
+        if position < 0 or length < 0:
+            return False
+        _, length, position = read_string(buffer, position, end)
+        if position < 0:
+            return False
+    return position == end
