@@ -259,7 +259,7 @@ class DatasetVersion(google.protobuf.message.Message):
     schema_version: builtins.int
     row_count: builtins.int
     content_hash: builtins.str
-    """Order-independent SHA-256 over the rows' values, hexadecimal."""
+    """Order-independent hash of the rows' values, 64 hexadecimal digits."""
     traceparent: builtins.str
     """W3C trace context of the first sample in the version."""
     @property
