@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
@@ -15,7 +16,9 @@ from headrace.ingestion.use_cases.append_samples import AppendSamples
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.store_batch import StoreBatch
-from headrace.messaging.client import cluster_id, consumer_client
+from headrace.ingestion.warm_up import warm_up
+from headrace.messaging.batch_client import batch_consumer_client
+from headrace.messaging.client import cluster_id
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import ensure_topics, load_topics
 from headrace.objects.store import ObjectStore, delta_storage_options
@@ -61,9 +64,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     binding = ServiceBinding(ingestion_pb2_grpc.add_IngestionServiceServicer_to_server, servicer, SERVICE)
     await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))
 
+    # No batch waits for it, and no heartbeat.
+    await asyncio.to_thread(warm_up)
     consumer = await runner.enter(
         started(
-            consumer_client(
+            batch_consumer_client(
                 platform.kafka_bootstrap,
                 group=settings.consumer_group,
                 client_id=client_id,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+import numpy as np
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from opentelemetry.trace import SpanKind
@@ -25,8 +25,10 @@ from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import SourcePartition
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.judge_batch import Batch
-from headrace.ingestion.use_cases.ports import Record, Span
+from headrace.ingestion.use_cases.ports import Span
 from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
+from headrace.messaging.attributes import Attributes, read_attributes
+from headrace.messaging.record_batches import RecordBatch, decode
 from headrace.messaging.topics import SAMPLES
 from headrace.runtime.faults import fault_point
 from headrace.runtime.health import Health
@@ -43,18 +45,20 @@ _FAILURES_UNTIL_UNREADY: Final = 3
 _COMMIT_SECONDS: Final = 5.0
 # OpenTelemetry drops a span's links beyond 128 without a word.
 _MAX_LINKS: Final = 128
+# Record batches that are asked for at once; a batch of events may be larger than its bounds by so many.
+_RECORD_BATCHES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class _Collected:
-    """Records by partition, read under one assignment of partitions."""
+    """Record batches by partition, read under one assignment of partitions."""
 
     assignment: int
-    records: dict[TopicPartition, list[ConsumerRecord]]
+    batches: dict[TopicPartition, list[RecordBatch]]
 
     @property
     def count(self) -> int:
-        return sum(len(records) for records in self.records.values())
+        return sum(batch.count for batches in self.batches.values() for batch in batches)
 
 
 class SamplesConsumer:
@@ -129,7 +133,7 @@ class SamplesConsumer:
     async def _collect(self) -> _Collected:
         """Up to a batch of records: all that there is, or what arrives soon after the first."""
         loop = asyncio.get_running_loop()
-        records: defaultdict[TopicPartition, list[ConsumerRecord]] = defaultdict(list)
+        batches: defaultdict[TopicPartition, list[RecordBatch]] = defaultdict(list)
         assignment, count, size, deadline = self._assignment, 0, 0, 0.0
         limits = self._settings
         while not self._stopping.is_set() and count < limits.batch_events and size < limits.batch_bytes:
@@ -137,19 +141,19 @@ class SamplesConsumer:
             if patience <= 0:
                 break
             fetched = await self._consumer.getmany(
-                timeout_ms=max(1, int(patience * 1000)), max_records=limits.batch_events - count
+                timeout_ms=max(1, int(patience * 1000)), max_records=_RECORD_BATCHES
             )
             if self._assignment != assignment:
                 # The positions were reset: what was collected before comes again.
                 assignment, count, size = self._assignment, 0, 0
-                records.clear()
+                batches.clear()
             if fetched and not count:
                 deadline = loop.time() + limits.batch_seconds
             for partition, some in fetched.items():
-                records[partition] += some
-                count += len(some)
-                size += sum(len(record.value or b"") for record in some)
-        return _Collected(assignment, records)
+                batches[partition] += some
+                count += sum(batch.count for batch in some)
+                size += sum(batch.size for batch in some)
+        return _Collected(assignment, batches)
 
     async def _process(self, collected: _Collected) -> None:
         """Store a batch, however long it takes, unless its partitions are taken away."""
@@ -192,8 +196,8 @@ class SamplesConsumer:
     async def _attempt(self, collected: _Collected) -> None:
         started = asyncio.get_running_loop().time()
         cluster = await self._cluster_of(collected)
-        batch = _batch_of(cluster, collected)
-        traceparents = list(islice(_traceparents(batch.records), _MAX_LINKS))
+        batch = await asyncio.to_thread(_batch_of, cluster, collected)
+        traceparents = _traceparents(batch.attributes)
         with tracing.span(
             names.SPAN_PROCESS + SAMPLES,
             kind=SpanKind.CONSUMER,
@@ -218,17 +222,17 @@ class SamplesConsumer:
     async def _cluster_of(self, collected: _Collected) -> str:
         """The cluster's id, asked again where offsets went backwards: then the broker lost its log."""
         backwards = any(
-            records[0].offset < self._next_offsets.get(partition, 0)
-            for partition, records in collected.records.items()
+            batches[0].first_offset < self._next_offsets.get(partition, 0)
+            for partition, batches in collected.batches.items()
         )
         if self._cluster is None or backwards:
             self._cluster = await self._fetch_cluster_id()
         return self._cluster
 
     async def _commit_offsets(self, collected: _Collected) -> None:
-        for partition, records in collected.records.items():
-            self._next_offsets[partition] = records[-1].offset + 1
-            self._uncommitted[partition] = OffsetAndMetadata(records[-1].offset + 1, "")
+        for partition, batches in collected.batches.items():
+            self._next_offsets[partition] = batches[-1].next_offset
+            self._uncommitted[partition] = OffsetAndMetadata(batches[-1].next_offset, "")
         fault_point("ingestion.before-offset-commit")
         try:
             async with asyncio.timeout(_COMMIT_SECONDS):
@@ -249,11 +253,11 @@ class SamplesConsumer:
         for rejection in stored.rejections:
             metrics.REJECTED.labels(rejection.verdict.reason.value).inc()
         now = datetime.now(UTC).timestamp()
-        for partition, records in collected.records.items():
-            metrics.FRESHNESS.observe(max(0.0, now - records[0].timestamp / 1000))
+        for partition, batches in collected.batches.items():
+            metrics.FRESHNESS.observe(max(0.0, now - batches[0].base_timestamp / 1000))
             highwater = self._consumer.highwater(partition)
             if highwater is not None:
-                metrics.LAG.labels(str(partition.partition)).set(max(0, highwater - records[-1].offset - 1))
+                metrics.LAG.labels(str(partition.partition)).set(max(0, highwater - batches[-1].next_offset))
 
 
 @asynccontextmanager
@@ -284,17 +288,16 @@ def _batch_of(cluster: str, collected: _Collected) -> Batch:
     spans = [
         Span(
             SourcePartition(cluster, partition.topic, partition.partition),
-            records[0].offset,
-            records[-1].offset + 1,
+            batches[0].first_offset,
+            batches[-1].next_offset,
         )
-        for partition, records in collected.records.items()
+        for partition, batches in collected.batches.items()
     ]
-    return Batch(cluster, [record for records in collected.records.values() for record in records], spans)
+    records = decode(SAMPLES, [batch for batches in collected.batches.values() for batch in batches])
+    return Batch(cluster, records, read_attributes(records), spans)
 
 
-def _traceparents(records: Sequence[Record]) -> Iterator[str]:
-    for record in records:
-        for name, value in record.headers:
-            if name == "traceparent" and value:
-                yield value.decode(errors="replace")
-                break
+def _traceparents(attributes: Attributes) -> list[str]:
+    """Those of the first events that have one."""
+    traced = np.flatnonzero(attributes.traceparents.lengths > 0)[:_MAX_LINKS]
+    return [attributes.traceparents[int(index)].decode(errors="replace") for index in traced]

@@ -12,8 +12,10 @@ from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
 from headrace.ingestion.use_cases.envelopes import event_size
-from headrace.ingestion.use_cases.ports import Catalogue, Record
+from headrace.ingestion.use_cases.ports import Catalogue
 from headrace.messaging.events import Event, encode
+from headrace.messaging.record_batches import Record
+from headrace.messaging.topics import SAMPLES
 from headrace.telemetry import tracing
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -42,19 +44,10 @@ class FakeWorld:
         return await use_case(samples())
 
 
-@dataclass
-class Published:
-    """A record, as far as its size goes."""
-
-    key: bytes
-    value: bytes
-    headers: list[tuple[str, bytes]]
-
-
 def size_of(key: str, event: Event) -> int:
     headers, value = encode(event)
     headers += [("traceparent", tracing.new_traceparent().encode())]
-    return event_size(cast("Record", Published(key.encode(), value, headers)))
+    return event_size(Record(SAMPLES, 0, 0, 0, key.encode(), value, headers))
 
 
 async def test_a_sample_is_measured_as_its_consumer_measures_it() -> None:

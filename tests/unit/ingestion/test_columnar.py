@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from headrace.ingestion.domain.columnar import ColumnReader, Malformed, parse_object
 from headrace.ingestion.domain.schema import Field, FieldType, Schema
 from headrace.ingestion.domain.validation import RowValidator, Rule, Violation
+from headrace.native import Spans
 
 SCHEMA = Schema(
     key="id",
@@ -40,7 +41,7 @@ GOOD: dict[str, Any] = {
 
 
 def faults_of(payloads: Sequence[bytes]) -> dict[int, Violation | Malformed]:
-    columns = ColumnReader(SCHEMA).read_json(payloads)
+    columns = ColumnReader(SCHEMA).read_json(Spans.of(payloads))
     faults = dict(columns.faults)
     assert sorted([*columns.accepted, *faults]) == list(range(len(payloads)))
     assert columns.table.num_rows == len(columns.accepted)
@@ -48,7 +49,7 @@ def faults_of(payloads: Sequence[bytes]) -> dict[int, Violation | Malformed]:
 
 
 def test_a_valid_sample_becomes_a_row_of_the_schemas_types() -> None:
-    columns = ColumnReader(SCHEMA).read_json([orjson.dumps(GOOD)])
+    columns = ColumnReader(SCHEMA).read_json(Spans.of([orjson.dumps(GOOD)]))
     assert columns.table.to_pylist() == [{**GOOD, "depth": 2.0}]
     assert columns.table.schema.field("radius").type == pa.float32()
     assert columns.table.schema.field("grade").type == pa.int8()
@@ -132,7 +133,7 @@ def test_a_broken_row_among_many_costs_only_itself() -> None:
     payloads = [orjson.dumps({**GOOD, "id": f"p{index}"}) for index in range(1000)]
     payloads[333] = b"{broken"
     payloads[700] = orjson.dumps({**GOOD, "grade": 120})
-    columns = ColumnReader(SCHEMA).read_json(payloads)
+    columns = ColumnReader(SCHEMA).read_json(Spans.of(payloads))
     assert sorted(index for index, _ in columns.faults) == [333, 700]
     assert [f"p{index}" for index in columns.accepted] == columns.table.column("id").to_pylist()
 
@@ -169,7 +170,7 @@ PAYLOADS = st.one_of(
 @given(st.lists(PAYLOADS, min_size=1, max_size=60))
 def test_columns_and_rows_agree(payloads: list[bytes]) -> None:
     """The fast path accepts what the row path accepts, with the same values, and nothing else."""
-    columns = ColumnReader(SCHEMA).read_json(payloads)
+    columns = ColumnReader(SCHEMA).read_json(Spans.of(payloads))
     faults = dict(columns.faults)
     table = dict(zip(columns.accepted, columns.table.to_pylist(), strict=True))
     validator = RowValidator(SCHEMA)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 import orjson
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.support.records import Headers, Sent, records_of
 
 from headrace.events.ingestion.v1.events_pb2 import Sample, Value
 from headrace.ingestion import translation
@@ -17,8 +17,10 @@ from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.settings import MAX_PUBLISHED_BYTES, MIN_PUBLISHED_BYTES, Settings
 from headrace.ingestion.storage.repository import rejected_event
-from headrace.ingestion.use_cases.envelopes import open_envelopes
+from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge, Judged, parse_sample
+from headrace.ingestion.use_cases.ports import Place
+from headrace.messaging.attributes import read_attributes
 from headrace.messaging.events import encode
 from headrace.postgres.outbox import MAX_EVENT_BYTES
 
@@ -37,20 +39,26 @@ ENVELOPE = {
 }
 
 
-@dataclass
-class FakeRecord:
-    offset: int = 0
-    value: bytes | None = GOOD
-    headers: Sequence[tuple[str, bytes]] = field(default_factory=lambda: list(ENVELOPE.items()))
-    key: bytes | None = b"p"
-    topic: str = "t"
-    partition: int = 0
-    timestamp: int = 0
+HEADERS: Headers = list(ENVELOPE.items())
 
 
-def judge(records: Sequence[FakeRecord], *, max_event_bytes: int = 1000) -> Judged:
-    opened = open_envelopes(records, frozenset(), max_event_bytes)
-    return Judge().judge("cluster", opened, DATASETS)
+def sent(
+    offset: int = 0,
+    value: bytes | None = GOOD,
+    headers: Headers = HEADERS,
+    key: bytes | None = b"p",
+    timestamp: int = 0,
+) -> Sent:
+    return Sent(offset, value, headers, key, timestamp=timestamp)
+
+
+def opened(records: Sequence[Sent], rejected: Collection[Place] = (), most: int = 1000) -> Opened:
+    decoded = records_of(records)
+    return open_envelopes(decoded, read_attributes(decoded), rejected, most)
+
+
+def judge(records: Sequence[Sent], *, max_event_bytes: int = 1000) -> Judged:
+    return Judge().judge("cluster", opened(records, most=max_event_bytes), DATASETS)
 
 
 def offsets_of(judged: Judged) -> list[int]:
@@ -59,15 +67,15 @@ def offsets_of(judged: Judged) -> list[int]:
 
 
 def test_what_was_rejected_before_is_not_judged_again() -> None:
-    records = [FakeRecord(0), FakeRecord(1), FakeRecord(2)]
-    opened = open_envelopes(records, {("t", 0, 1)}, 1000)
-    assert [record.offset for record in opened.samples[0].records] == [0, 2]
+    records = [sent(0), sent(1), sent(2)]
+    [samples] = opened(records, {("t", 0, 1)}).samples
+    assert samples.indexes.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("size", [1000, 1001])
 def test_an_event_is_too_large_by_key_payload_and_headers_together(size: int) -> None:
     overhead = sum(len(name) + len(value) for name, value in ENVELOPE.items()) + len(GOOD)
-    judged = judge([FakeRecord(key=b"k" * (size - overhead))])
+    judged = judge([sent(key=b"k" * (size - overhead))])
     assert [rejection.verdict.reason.value for rejection in judged.rejections] == (
         ["OVERSIZE_EVENT"] if size > 1000 else []
     )
@@ -75,9 +83,7 @@ def test_an_event_is_too_large_by_key_payload_and_headers_together(size: int) ->
 
 def test_an_event_without_a_time_has_that_of_its_record_even_where_that_is_senseless() -> None:
     headers = [(name, value) for name, value in ENVELOPE.items() if name != "ce_time"]
-    judged = judge(
-        [FakeRecord(0, headers=headers, timestamp=1000), FakeRecord(1, headers=headers, timestamp=2**62)]
-    )
+    judged = judge([sent(0, headers=headers, timestamp=1000), sent(1, headers=headers, timestamp=2**62)])
     times = judged.rows["known"].column("_event_time").to_pylist()
     assert times == [datetime.fromtimestamp(1, UTC), datetime.fromtimestamp(0, UTC)]
 
@@ -85,7 +91,7 @@ def test_an_event_without_a_time_has_that_of_its_record_even_where_that_is_sense
 def test_json_and_protobuf_stand_side_by_side() -> None:
     sample = Sample(fields={"id": Value(string_value="q"), "a": Value(int_value=2)})
     headers = list({**ENVELOPE, "content-type": b"application/protobuf"}.items())
-    judged = judge([FakeRecord(0), FakeRecord(1, sample.SerializeToString(), headers), FakeRecord(2, b"{")])
+    judged = judge([sent(0), sent(1, sample.SerializeToString(), headers), sent(2, b"{")])
     assert sorted(judged.rows["known"].column("id").to_pylist()) == ["p", "q"]
     assert [rejection.offset for rejection in judged.rejections] == [2]
 
@@ -93,7 +99,7 @@ def test_json_and_protobuf_stand_side_by_side() -> None:
 def test_a_protobuf_double_that_is_no_number_is_rejected_by_its_rule() -> None:
     sample = Sample(fields={"id": Value(string_value="q"), "a": Value(double_value=float("nan"))})
     headers = list({**ENVELOPE, "content-type": b"application/protobuf"}.items())
-    [rejection] = judge([FakeRecord(0, sample.SerializeToString(), headers)]).rejections
+    [rejection] = judge([sent(0, sample.SerializeToString(), headers)]).rejections
     assert (rejection.verdict.field, rejection.verdict.rule) == ("a", "finite")
 
 
@@ -105,7 +111,7 @@ HEADER = st.tuples(
     ),
 )
 RECORD = st.builds(
-    FakeRecord,
+    sent,
     value=st.one_of(st.none(), st.binary(max_size=40), st.just(GOOD)),
     key=st.one_of(st.none(), st.binary(max_size=5)),
     headers=st.lists(HEADER, max_size=4).map(lambda extra: [*ENVELOPE.items(), *extra]),
@@ -115,7 +121,7 @@ RECORD = st.builds(
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(RECORD, max_size=20))
-def test_every_record_ends_as_one_row_or_one_rejection(records: list[FakeRecord]) -> None:
+def test_every_record_ends_as_one_row_or_one_rejection(records: list[Sent]) -> None:
     for offset, record in enumerate(records):
         record.offset = offset
     judged = judge(records)
@@ -137,7 +143,7 @@ def test_any_bytes_are_a_sample_or_malformed(data: bytes) -> None:
 def test_what_is_published_of_a_rejected_event_has_a_bound(payload: int, key: int, headers: int) -> None:
     # Protobuf adds more to such a header than it holds itself.
     extra = [(f"{number}", b"") for number in range(headers)]
-    record = FakeRecord(0, b"x" * payload, [*ENVELOPE.items(), *extra], b"k" * key)
+    record = sent(0, b"x" * payload, [*ENVELOPE.items(), *extra], b"k" * key)
     [rejection] = judge([record], max_event_bytes=10_000).rejections
     message = translation.rejected_to_message(rejection, NOW, 1500)
     assert message.ByteSize() <= 1500
@@ -152,7 +158,7 @@ def test_what_is_published_of_a_rejected_event_has_a_bound(payload: int, key: in
 def test_the_largest_rejected_event_fits_into_the_outbox(headers: list[tuple[str, bytes]]) -> None:
     longest = "\N{PILE OF POO}" * 100_000
     attributes = {**ENVELOPE, "ce_subject": longest.encode(), "traceparent": longest.encode()}
-    record = FakeRecord(0, b"x" * 10_000_000, [*attributes.items(), *headers], b"\xff" * 1_000_000)
+    record = sent(0, b"x" * 10_000_000, [*attributes.items(), *headers], b"\xff" * 1_000_000)
     [rejection] = judge([record]).rejections
     key, event = rejected_event(rejection, NOW, MAX_PUBLISHED_BYTES)
     names_and_values, value = encode(event)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
+from tests.support.records import Sent, batch_of
 from tests.support.waiting import eventually
 
 from headrace.ingestion import consumers, metrics
@@ -16,21 +17,22 @@ from headrace.ingestion.consumers import COMPONENT, SamplesConsumer
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.judge_batch import Batch
 from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
+from headrace.messaging.record_batches import RecordBatch
 from headrace.messaging.topics import SAMPLES
 from headrace.runtime.health import Health
 
 PARTITION = TopicPartition(SAMPLES, 0)
 
 
-def record(offset: int) -> ConsumerRecord[bytes, bytes]:
-    return ConsumerRecord(SAMPLES, 0, offset, 0, 0, b"k", b"{}", None, 1, 2, ())
+def record(offset: int) -> RecordBatch:
+    return batch_of(Sent(offset), topic=SAMPLES)
 
 
 @dataclass
 class FakeWorld:
     """A consumer and a store in memory. Like Kafka's client, a fetch during a rebalance waits for its end."""
 
-    arriving: asyncio.Queue[ConsumerRecord[bytes, bytes]] = field(default_factory=asyncio.Queue)
+    arriving: asyncio.Queue[RecordBatch] = field(default_factory=asyncio.Queue)
     rebalancing: bool = False
     fetching: bool = False
     away: bool = False
@@ -41,9 +43,7 @@ class FakeWorld:
     def subscribe(self, topics: Collection[str], listener: ConsumerRebalanceListener) -> None:
         assert list(topics) == [SAMPLES]
 
-    async def getmany(
-        self, *, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[RecordBatch]]:
         self.fetching = True
         try:
             async with asyncio.timeout(None if self.rebalancing else timeout_ms / 1000):
@@ -62,7 +62,7 @@ class FakeWorld:
     async def store(self, batch: Batch) -> Stored:
         if self.away:
             raise ConnectionError("the database is away")
-        self.stored += [record.offset for record in batch.records]
+        self.stored += batch.records.offsets.tolist()
         return Stored({}, ())
 
     async def is_stored(self, offset: int) -> None:

@@ -1,70 +1,71 @@
 """From records to samples: the CloudEvents attributes of whole batches, by column.
 
-Records of one producer differ in id, time and trace, and in nothing else. What they have in common is read
-and judged once, by `headrace.messaging.events.decode`, the authority; a record whose other attributes are the
-same as those of one before it needs no second look at them.
+What the records of one producer have in common is read and judged once, by
+`headrace.messaging.events.decode`, the authority, which also reads each record that is unlike others (see
+`headrace.messaging.attributes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
+import numpy as np
+import pyarrow as pa
+
 from headrace.ingestion.domain.rejection import Reason, Verdict
-from headrace.ingestion.use_cases.ports import Place, Record
-from headrace.messaging.events import Event, InvalidCloudEvent, decode, parse_time
+from headrace.ingestion.use_cases.ports import Place
+from headrace.messaging.attributes import Attributes
+from headrace.messaging.events import Event, InvalidCloudEvent, decode
+from headrace.messaging.record_batches import Record, Records
+from headrace.native import Bools, Int64s, Spans
 
 SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"
 JSON_TYPE: Final = "application/json"
 PROTOBUF_TYPE: Final = "application/protobuf"
+TIME_TYPE: Final = pa.timestamp("us", "UTC")
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Events of one dataset and media type, by column: all lists have one item for each event."""
+    """Events of one dataset and media type, by column: each has one item for each event."""
 
     dataset: str
     media_type: str
-    records: list[Record] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    times: list[datetime] = field(default_factory=list)
-    traceparents: list[str | None] = field(default_factory=list)
+    indexes: Int64s
+    """Which of the batch's records they are."""
+    ids: pa.StringArray
+    times: pa.TimestampArray
+    traceparents: pa.StringArray
+    """Null where there is none."""
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.indexes)
 
-    def payloads(self) -> list[bytes]:
-        """What the events carry."""
-        return [record.value or b"" for record in self.records]
-
-    def take(self, indexes: Sequence[int]) -> Samples:
-        """The events at these indexes."""
+    def take(self, positions: Int64s) -> Samples:
+        """The events at these positions."""
+        chosen = pa.array(positions)
         return Samples(
             self.dataset,
             self.media_type,
-            [self.records[index] for index in indexes],
-            [self.ids[index] for index in indexes],
-            [self.times[index] for index in indexes],
-            [self.traceparents[index] for index in indexes],
+            self.indexes[positions],
+            self.ids.take(chosen),
+            self.times.take(chosen),
+            self.traceparents.take(chosen),
         )
 
-    def add(self, record: Record, event_id: str, time: datetime, traceparent: str) -> None:
-        """Append an event."""
-        self.records.append(record)
-        self.ids.append(event_id)
-        self.times.append(time)
-        self.traceparents.append(traceparent or None)
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """A batch after its envelopes were read: samples, and what is none."""
+    """A batch after its envelopes were read: samples, and what is none, by the record's index."""
 
+    records: Records
     samples: Sequence[Samples]
-    refused: Sequence[tuple[Record, Verdict]]
+    refused: Sequence[tuple[int, Verdict]]
 
     def datasets(self) -> Collection[str]:
         """The datasets that the samples name."""
@@ -72,20 +73,33 @@ class Opened:
 
 
 def open_envelopes(
-    records: Sequence[Record], already_rejected: Collection[Place], max_event_bytes: int
+    records: Records, attributes: Attributes, already_rejected: Collection[Place], max_event_bytes: int
 ) -> Opened:
     """Read the CloudEvents attributes of each record, except those at the places in `already_rejected`.
 
     An event that was rejected once stays rejected, even where a schema that was changed since would take
     it: whether it is a row or a rejection is decided once.
     """
-    opener = _Opener(max_event_bytes)
-    for record in records:
-        if already_rejected and (record.topic, record.partition, record.offset) in already_rejected:
-            continue
-        if not opener.open_like_another(record):
-            opener.open(record)
-    return Opened(list(opener.samples.values()), opener.refused)
+    sizes = attributes.sizes + np.maximum(records.keys.lengths, 0) + np.maximum(records.values.lengths, 0)
+    new = _not_at(already_rejected, records)
+    alike = new & attributes.plain & (attributes.ids.lengths > 0) & (sizes <= max_event_bytes)
+    samples: list[Samples] = []
+    refused: list[tuple[int, Verdict]] = []
+    for indexes in _by_shape(attributes, np.flatnonzero(alike)):
+        kind = _judged(records.record(int(indexes[0])), max_event_bytes)
+        if isinstance(kind, Verdict):
+            refused += [(int(index), kind) for index in indexes]
+        else:
+            samples.append(_samples(kind, indexes, attributes))
+    others = _Others()
+    for index in np.flatnonzero(new & ~alike):
+        record = records.record(int(index))
+        event = _judged(record, max_event_bytes)
+        if isinstance(event, Verdict):
+            refused.append((int(index), event))
+        else:
+            others.add(int(index), event)
+    return Opened(records, [*samples, *others.samples()], refused)
 
 
 def event_size(record: Record) -> int:
@@ -95,88 +109,85 @@ def event_size(record: Record) -> int:
 
 def header_bytes(headers: Collection[tuple[str, bytes]]) -> int:
     """Bytes of headers, names included."""
-    return sum(len(name) + len(value or b"") for name, value in headers)
+    return sum(len(name.encode()) + len(value or b"") for name, value in headers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Attributes that records share: what they are, their bytes, and where such records belong."""
+def _not_at(places: Collection[Place], records: Records) -> Bools:
+    """Off for the records at these places."""
+    new = np.ones(len(records), np.bool_)
+    by_partition: defaultdict[int, list[int]] = defaultdict(list)
+    for _, partition, offset in places:
+        by_partition[partition].append(offset)
+    for partition, offsets in by_partition.items():
+        new &= (records.partitions != partition) | ~np.isin(records.offsets, offsets)
+    return new
 
-    attributes: Mapping[str, bytes]
-    size: int
-    samples: Samples
+
+def _by_shape(attributes: Attributes, indexes: Int64s) -> Iterator[Int64s]:
+    """The indexes, apart where their records' shapes differ."""
+    shapes = attributes.shapes[indexes]
+    if not len(shapes) or (shapes == shapes[0]).all():
+        if len(shapes):
+            yield indexes
+        return
+    _, shape_of = np.unique(shapes, axis=0, return_inverse=True)
+    order = np.argsort(shape_of.reshape(-1), kind="stable")
+    ends = np.flatnonzero(np.diff(shape_of.reshape(-1)[order])) + 1
+    yield from np.split(indexes[order], ends)
 
 
-class _Opener:
-    """What was opened of a batch so far."""
+def _samples(event: Event, indexes: Int64s, attributes: Attributes) -> Samples:
+    """Samples whose shape is that of one that was read."""
+    traceparents = attributes.traceparents.take(indexes)
+    # An empty one is none.
+    present = Spans(
+        traceparents.buffer, traceparents.starts, np.where(traceparents.lengths, traceparents.lengths, -1)
+    )
+    return Samples(
+        event.subject,
+        _media_type(event),
+        indexes,
+        attributes.ids.take(indexes).to_arrow(),
+        pa.array(attributes.times[indexes]).cast(pa.timestamp("us")).cast(TIME_TYPE),
+        present.to_arrow(),
+    )
 
-    def __init__(self, max_event_bytes: int) -> None:
-        self.samples: dict[tuple[str, str], Samples] = {}
-        self.refused: list[tuple[Record, Verdict]] = []
-        self._max_event_bytes = max_event_bytes
-        # By the dataset's name, as it stands in the header: the last shape seen.
-        self._shapes: dict[bytes | None, _Shape] = {}
 
-    def open_like_another(self, record: Record) -> bool:
-        """Take the record where its attributes are known and what is its own is sound; else say False."""
-        attributes = dict(record.headers)
-        if len(attributes) != len(record.headers):
-            return False
-        event_id = attributes.pop("ce_id", None)
-        time = attributes.pop("ce_time", None)
-        traceparent = attributes.pop("traceparent", b"")
-        tracestate = attributes.pop("tracestate", b"")
-        shape = self._shapes.get(attributes.get("ce_subject"))
-        if shape is None or not event_id or attributes != shape.attributes:
-            return False
-        # With the names of all four: an event that may be a few bytes too large is looked at again.
-        size = shape.size + _VARYING_BYTES + len(event_id) + len(time or b"")
-        size += len(traceparent or b"") + len(tracestate or b"")
-        if size + len(record.key or b"") + len(record.value or b"") > self._max_event_bytes:
-            return False
-        try:
-            if tracestate:
-                tracestate.decode()
-            shape.samples.add(
-                record,
-                event_id.decode(),
-                parse_time(time.decode()) if time else _received(record),
-                traceparent.decode() if traceparent else "",
+@dataclass(slots=True)
+class _Others:
+    """Events that were read one by one."""
+
+    events: defaultdict[tuple[str, str], list[tuple[int, Event]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def add(self, index: int, event: Event) -> None:
+        self.events[event.subject, _media_type(event)].append((index, event))
+
+    def samples(self) -> Iterator[Samples]:
+        for (dataset, media_type), found in self.events.items():
+            yield Samples(
+                dataset,
+                media_type,
+                np.array([index for index, _ in found], np.int64),
+                pa.array([event.id for _, event in found], pa.string()),
+                pa.array([event.time for _, event in found], TIME_TYPE),
+                pa.array([event.traceparent or None for _, event in found], pa.string()),
             )
-        except (UnicodeDecodeError, InvalidCloudEvent):
-            return False
-        return True
-
-    def open(self, record: Record) -> None:
-        """Take the record, or refuse it and say why."""
-        size = event_size(record)
-        if size > self._max_event_bytes:
-            message = f"the event has {size} bytes, and {self._max_event_bytes} is the most"
-            self.refused.append((record, Verdict(Reason.OVERSIZE_EVENT, message, rule="max_event_bytes")))
-            return
-        try:
-            event = decode(record.headers, record.value, received=_received(record))
-            _expect_sample(event)
-        except InvalidCloudEvent as error:
-            verdict = Verdict(Reason.INVALID_CLOUDEVENT, str(error), field=error.attribute)
-            self.refused.append((record, verdict))
-            return
-        kind = event.subject, _media_type(event)
-        samples = self.samples.get(kind)
-        if samples is None:
-            samples = self.samples[kind] = Samples(*kind)
-        samples.add(record, event.id, event.time, event.traceparent)
-        self._remember(record, samples)
-
-    def _remember(self, record: Record, samples: Samples) -> None:
-        shared = {name: value for name, value in record.headers if name not in _VARYING}
-        # Names in capitals, or twice, are left to `decode`.
-        if all(name == name.lower() for name, _ in record.headers):
-            self._shapes[shared.get("ce_subject")] = _Shape(shared, header_bytes(shared.items()), samples)
 
 
-_VARYING: Final = ("ce_id", "ce_time", "traceparent", "tracestate")
-_VARYING_BYTES: Final = sum(map(len, _VARYING))
+def _judged(record: Record, max_event_bytes: int) -> Event | Verdict:
+    """The event, or why it is no sample's."""
+    size = event_size(record)
+    if size > max_event_bytes:
+        message = f"the event has {size} bytes, and {max_event_bytes} is the most"
+        return Verdict(Reason.OVERSIZE_EVENT, message, rule="max_event_bytes")
+    try:
+        event = decode(record.headers, record.value, received=_received(record))
+        _expect_sample(event)
+    except InvalidCloudEvent as error:
+        return Verdict(Reason.INVALID_CLOUDEVENT, str(error), field=error.attribute)
+    return event
 
 
 def _expect_sample(event: Event) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 from google.protobuf.message import DecodeError
 
@@ -16,19 +17,22 @@ from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict, verdict_of
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
 from headrace.ingestion.use_cases.envelopes import JSON_TYPE, Opened, Samples
-from headrace.ingestion.use_cases.ports import Record, Span
+from headrace.ingestion.use_cases.ports import Span
+from headrace.messaging.attributes import Attributes
+from headrace.messaging.record_batches import Record, Records
 
 # Characters that a rejection keeps of what its event wrote into attributes, and of a sentence about it.
 _WORD: Final = 256
 _SENTENCE: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Records of several partitions of one cluster, and the spans of offsets that they come from."""
 
     cluster: str
-    records: Sequence[Record]
+    records: Records
+    attributes: Attributes
     spans: Sequence[Span]
 
 
@@ -50,7 +54,10 @@ class Judge:
     def judge(self, cluster: str, opened: Opened, datasets: Mapping[str, Dataset]) -> Judged:
         """Turn every event into a row or a rejection."""
         judged = Judged(
-            rejections=[_rejection(cluster, record, verdict) for record, verdict in opened.refused]
+            rejections=[
+                _rejection(cluster, opened.records.record(index), verdict)
+                for index, verdict in opened.refused
+            ]
         )
         # Those of one dataset in both formats are one commit.
         tables: defaultdict[str, list[pa.Table]] = defaultdict(list)
@@ -63,30 +70,37 @@ class Judge:
                     "apply its pipeline first, or correct ce_subject",
                 )
                 judged.rejections += [
-                    _rejection_of(cluster, samples, index, verdict) for index in range(len(samples))
+                    _rejection_of(cluster, opened.records, samples, index, verdict)
+                    for index in range(len(samples))
                 ]
             elif samples.media_type == JSON_TYPE:
-                columns = self._reader(dataset).read_json(samples.payloads())
-                tables[dataset.name].append(_collect(cluster, samples, columns, judged))
+                columns = self._reader(dataset).read_json(opened.records.values.take(samples.indexes))
+                tables[dataset.name].append(_collect(cluster, opened.records, samples, columns, judged))
             else:
-                tables[dataset.name].append(self._judge_protobuf(cluster, dataset, samples, judged))
+                tables[dataset.name].append(
+                    self._judge_protobuf(cluster, dataset, opened.records, samples, judged)
+                )
         for name, parts in tables.items():
             rows = pa.concat_tables(parts)
             if rows.num_rows:
                 judged.rows[name] = rows
         return judged
 
-    def _judge_protobuf(self, cluster: str, dataset: Dataset, samples: Samples, judged: Judged) -> pa.Table:
+    def _judge_protobuf(
+        self, cluster: str, dataset: Dataset, records: Records, samples: Samples, judged: Judged
+    ) -> pa.Table:
+        payloads = records.values.take(samples.indexes)
         parsed: list[dict[str, object]] = []
         sound: list[int] = []
-        for index, payload in enumerate(samples.payloads()):
-            sample = parse_sample(payload)
+        for index in range(len(samples)):
+            sample = parse_sample(payloads[index])
             if isinstance(sample, Malformed):
-                judged.rejections.append(_rejection_of(cluster, samples, index, verdict_of(sample)))
+                judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict_of(sample)))
             else:
                 sound.append(index)
                 parsed.append(sample)
-        return _collect(cluster, samples.take(sound), self._reader(dataset).read_samples(parsed), judged)
+        columns = self._reader(dataset).read_samples(parsed)
+        return _collect(cluster, records, samples.take(np.array(sound, np.int64)), columns, judged)
 
     def _reader(self, dataset: Dataset) -> ColumnReader:
         key = (dataset.name, dataset.schema_version)
@@ -109,42 +123,41 @@ def parse_sample(data: bytes) -> dict[str, object] | Malformed:
     return values
 
 
-def _collect(cluster: str, samples: Samples, columns: Columns, judged: Judged) -> pa.Table:
+def _collect(cluster: str, records: Records, samples: Samples, columns: Columns, judged: Judged) -> pa.Table:
     """The accepted rows with the columns that say where they came from; faults become rejections."""
     for index, fault in columns.faults:
-        judged.rejections.append(_rejection_of(cluster, samples, index, verdict_of(fault)))
+        judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict_of(fault)))
     accepted = samples if len(columns.accepted) == len(samples) else samples.take(columns.accepted)
-    sources = pa.table(
-        [
-            pa.array(accepted.ids, pa.string()),
-            pa.array(accepted.times, pa.timestamp("us", "UTC")),
-            pa.array([record.topic for record in accepted.records], pa.string()),
-            pa.array([record.partition for record in accepted.records], pa.int32()),
-            pa.array([record.offset for record in accepted.records], pa.int64()),
-            pa.array(accepted.traceparents, pa.string()),
-        ],
-        schema=SOURCE_COLUMNS,
-    )
+    topic = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(accepted), np.int32)), [records.topic])
+    sources = [
+        accepted.ids,
+        accepted.times,
+        topic.cast(pa.string()),
+        pa.array(records.partitions[accepted.indexes]),
+        pa.array(records.offsets[accepted.indexes]),
+        accepted.traceparents,
+    ]
     table = columns.table
-    for position, name in enumerate(SOURCE_COLUMNS.names):
-        table = table.append_column(SOURCE_COLUMNS.field(position), sources.column(name))
+    for source, column in zip(SOURCE_COLUMNS, sources, strict=True):
+        table = table.append_column(source, column)
     return table
 
 
-def _rejection_of(cluster: str, samples: Samples, index: int, verdict: Verdict) -> Rejection:
+def _rejection_of(
+    cluster: str, records: Records, samples: Samples, index: int, verdict: Verdict
+) -> Rejection:
     """A rejected sample, by what was read of its envelope."""
     return replace(
-        _rejection(cluster, samples.records[index], verdict),
+        _rejection(cluster, records.record(int(samples.indexes[index])), verdict),
         dataset=_at_most(_WORD, samples.dataset),
-        event_id=_at_most(_WORD, samples.ids[index]),
-        traceparent=_at_most(_WORD, samples.traceparents[index] or ""),
+        event_id=_at_most(_WORD, samples.ids[index].as_py()),
+        traceparent=_at_most(_WORD, samples.traceparents[index].as_py() or ""),
     )
 
 
 def _rejection(cluster: str, record: Record, verdict: Verdict) -> Rejection:
     """A rejected record, by what its headers say."""
-    headers = [(name, value or b"") for name, value in record.headers]
-    attributes = dict(headers)
+    attributes = dict(record.headers)
 
     def text(name: str) -> str:
         return attributes.get(name, b"").decode(errors="replace")
@@ -164,7 +177,7 @@ def _rejection(cluster: str, record: Record, verdict: Verdict) -> Rejection:
         traceparent=_at_most(_WORD, text("traceparent")),
         key=record.key or b"",
         payload=record.value or b"",
-        headers=headers,
+        headers=record.headers,
     )
 
 

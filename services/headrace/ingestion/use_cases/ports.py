@@ -19,26 +19,6 @@ from headrace.ingestion.domain.dataset import (
 from headrace.ingestion.domain.rejection import Rejection
 
 
-class Record(Protocol):
-    """A record of a topic, as a Kafka client gives it."""
-
-    @property
-    def topic(self) -> str: ...  # noqa: D102
-    @property
-    def partition(self) -> int: ...  # noqa: D102
-    @property
-    def offset(self) -> int: ...  # noqa: D102
-    @property
-    def key(self) -> bytes | None: ...  # noqa: D102
-    @property
-    def value(self) -> bytes | None: ...  # noqa: D102
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...  # noqa: D102
-    @property
-    def timestamp(self) -> int:
-        """Milliseconds since the epoch."""
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
     """The offsets [start, end) of one source partition."""

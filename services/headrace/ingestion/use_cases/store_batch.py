@@ -59,7 +59,9 @@ class StoreBatch:
 
     async def _judged(self, batch: Batch) -> tuple[Judged, Mapping[str, Dataset]]:
         rejected = await self._catalogue.rejected_places(batch.spans)
-        opened = await asyncio.to_thread(open_envelopes, batch.records, rejected, self._max_event_bytes)
+        opened = await asyncio.to_thread(
+            open_envelopes, batch.records, batch.attributes, rejected, self._max_event_bytes
+        )
         # Read for each batch: a sample that is sent after ApplyDataset answered meets what was applied,
         # whichever instance answered and whichever reads the sample.
         datasets = await self._catalogue.datasets(opened.datasets())

@@ -1,0 +1,50 @@
+"""What batches run through, compiled before the first one comes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from headrace.ingestion.domain.content_hash import hash_rows
+from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.use_cases.envelopes import SAMPLE_TYPE, open_envelopes
+from headrace.ingestion.use_cases.judge_batch import Judge
+from headrace.messaging.attributes import read_attributes
+from headrace.messaging.record_batches import RecordBatch, decode
+
+_MAGIC: Final = 2
+_ROOM: Final = 4096
+_NOW: Final = datetime.fromtimestamp(0, UTC)
+_DATASET: Final = Dataset(
+    "warm-up", Schema("key", (), Field("value", FieldType.FLOAT64)), Cut(), 1, _NOW, _NOW
+)
+
+
+def warm_up() -> None:
+    """Take a made-up sample all the way to a row.
+
+    That compiles each function, which takes ten seconds, or loads it from the cache on disk, a part of one.
+    """
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": "1",
+        "ce_source": "warm-up",
+        "ce_type": SAMPLE_TYPE,
+        "ce_subject": _DATASET.name,
+        "ce_time": "1970-01-01T00:00:00Z",
+    }
+    builder = DefaultRecordBatchBuilder(_MAGIC, 0, False, -1, -1, -1, _ROOM)
+    builder.append(
+        offset=0,
+        timestamp=0,
+        key=b"k",
+        value=b'{"key": "k", "value": 0.5}',
+        headers=[(name, text.encode()) for name, text in headers.items()],
+    )
+    records = decode("warm-up", [RecordBatch("warm-up", 0, 0, memoryview(bytes(builder.build())))])
+    opened = open_envelopes(records, read_attributes(records), (), _ROOM)
+    judged = Judge().judge("warm-up", opened, {_DATASET.name: _DATASET})
+    hash_rows(judged.rows[_DATASET.name], ["key", "value"])
