@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from headrace.messaging.record_batches import RecordBatch, Records, decode
+from headrace.messaging.record_batch import RecordBatch
+from headrace.messaging.record_columns import Records, decode
 
 Headers = Sequence[tuple[str, bytes]]
 

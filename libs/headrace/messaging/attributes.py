@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from headrace.messaging.record_batches import Records, read_string, read_varint
+from headrace.messaging.record_columns import Records, read_string, read_varint
 from headrace.native import Bools, Bytes, Int64s, Spans, UInt64s, compiled
 from headrace.native.spans import is_utf8
 

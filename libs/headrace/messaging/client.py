@@ -7,24 +7,38 @@ from collections.abc import Callable
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 
+from headrace.messaging.fetching import WHOLE_BATCHES
+
 SESSION_SECONDS = 10.0
 MAX_FETCH_BYTES = 64 << 20
 ONE_DAY_MS = 24 * 60 * 60 * 1000
 
 
 def consumer_client(
-    bootstrap: str,
-    *,
-    group: str,
-    client_id: str,
-    session_seconds: float = SESSION_SECONDS,
-    value_deserializer: Callable[[bytes], object] | None = None,
+    bootstrap: str, *, group: str, client_id: str, session_seconds: float = SESSION_SECONDS
 ) -> AIOKafkaConsumer:
     """A consumer that begins at the earliest event and commits only when told to.
 
     After `session_seconds` without a heartbeat its partitions go to others. The embedded broker lets a
     group wait for half of that whenever a member joins.
     """
+    return _consumer_client(bootstrap, group, client_id, session_seconds, None)
+
+
+def batch_consumer_client(
+    bootstrap: str, *, group: str, client_id: str, session_seconds: float = SESSION_SECONDS
+) -> AIOKafkaConsumer:
+    """Like `consumer_client`, but what it reads are `RecordBatch`es."""
+    return _consumer_client(bootstrap, group, client_id, session_seconds, WHOLE_BATCHES)
+
+
+def _consumer_client(
+    bootstrap: str,
+    group: str,
+    client_id: str,
+    session_seconds: float,
+    value_deserializer: Callable[[bytes], bytes] | None,
+) -> AIOKafkaConsumer:
     return AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         group_id=group,

@@ -17,8 +17,7 @@ from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.store_batch import StoreBatch
 from headrace.ingestion.warm_up import warm_up
-from headrace.messaging.batch_client import batch_consumer_client
-from headrace.messaging.client import cluster_id
+from headrace.messaging.client import batch_consumer_client, cluster_id
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import ensure_topics, load_topics
 from headrace.objects.store import ObjectStore, delta_storage_options

@@ -28,7 +28,8 @@ from headrace.ingestion.use_cases.judge_batch import Batch
 from headrace.ingestion.use_cases.ports import Span
 from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
 from headrace.messaging.attributes import Attributes, read_attributes
-from headrace.messaging.record_batches import RecordBatch, decode
+from headrace.messaging.record_batch import RecordBatch
+from headrace.messaging.record_columns import decode
 from headrace.messaging.topics import SAMPLES
 from headrace.runtime.faults import fault_point
 from headrace.runtime.health import Health

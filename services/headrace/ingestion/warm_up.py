@@ -13,7 +13,8 @@ from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.envelopes import SAMPLE_TYPE, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge
 from headrace.messaging.attributes import read_attributes
-from headrace.messaging.record_batches import RecordBatch, decode
+from headrace.messaging.record_batch import RecordBatch
+from headrace.messaging.record_columns import decode
 
 _MAGIC: Final = 2
 _ROOM: Final = 4096

@@ -14,7 +14,7 @@ from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
 from headrace.ingestion.use_cases.envelopes import event_size
 from headrace.ingestion.use_cases.ports import Catalogue
 from headrace.messaging.events import Event, encode
-from headrace.messaging.record_batches import Record
+from headrace.messaging.record_batch import Record
 from headrace.messaging.topics import SAMPLES
 from headrace.telemetry import tracing
 

@@ -17,7 +17,7 @@ from headrace.ingestion.consumers import COMPONENT, SamplesConsumer
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.judge_batch import Batch
 from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
-from headrace.messaging.record_batches import RecordBatch
+from headrace.messaging.record_batch import RecordBatch
 from headrace.messaging.topics import SAMPLES
 from headrace.runtime.health import Health
 

@@ -20,7 +20,8 @@ from headrace.ingestion.domain.rejection import Reason, Verdict
 from headrace.ingestion.use_cases.ports import Place
 from headrace.messaging.attributes import Attributes
 from headrace.messaging.events import Event, InvalidCloudEvent, decode
-from headrace.messaging.record_batches import Record, Records
+from headrace.messaging.record_batch import Record
+from headrace.messaging.record_columns import Records
 from headrace.native import Bools, Int64s, Spans
 
 SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"

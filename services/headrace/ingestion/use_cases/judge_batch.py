@@ -19,7 +19,8 @@ from headrace.ingestion.domain.source import SOURCE_COLUMNS
 from headrace.ingestion.use_cases.envelopes import JSON_TYPE, Opened, Samples
 from headrace.ingestion.use_cases.ports import Span
 from headrace.messaging.attributes import Attributes
-from headrace.messaging.record_batches import Record, Records
+from headrace.messaging.record_batch import Record
+from headrace.messaging.record_columns import Records
 
 # Characters that a rejection keeps of what its event wrote into attributes, and of a sentence about it.
 _WORD: Final = 256

@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
+from aiokafka.record.util import calc_crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.records import Sent, batch_of, records_of
 
-from headrace.messaging import batch_client
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.events import InvalidCloudEvent, parse_time
-from headrace.messaging.record_batches import MalformedBatch, RecordBatch, decode
+from headrace.messaging.fetching import WHOLE_BATCHES
+from headrace.messaging.record_batch import MalformedBatch, RecordBatch, read_records
+from headrace.messaging.record_columns import decode
 
 UNHURRIED = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 CODECS = range(5)
@@ -36,7 +39,7 @@ def fetched(data: bytes, position: int, *, whole: bool) -> list[object]:
             None,
             position,
             None,
-            batch_client._whole if whole else None,
+            WHOLE_BATCHES if whole else None,
             True,
             0,
         )
@@ -48,6 +51,8 @@ def fetched(data: bytes, position: int, *, whole: bool) -> list[object]:
 def test_records_are_what_aiokafka_makes_of_them(sent: list[Sent], codec: int, position: int) -> None:
     for offset, record in enumerate(sent):
         record.offset = offset
+    # A broker answers with the batch that the position is in, and those behind it.
+    position %= len(sent[:3])
     data = b"".join(bytes(batch_of(*part, codec=codec).data) for part in (sent[:3], sent[3:]) if part)
     expected = fetched(data, position, whole=False)
     batches: list[RecordBatch] = fetched(data, position, whole=True)  # type: ignore[assignment]
@@ -63,6 +68,10 @@ def test_records_are_what_aiokafka_makes_of_them(sent: list[Sent], codec: int, p
             other.headers,  # type: ignore[attr-defined]
         )
         assert record.partition == 3
+    read = [record for batch in batches for record in read_records(batch)]
+    assert [record for record in read if record.offset >= position] == [
+        records.record(index) for index in range(len(records))
+    ]
 
 
 def test_a_batch_is_read_from_the_position_on() -> None:
@@ -79,6 +88,8 @@ def test_no_bytes_are_read_as_what_they_are_not(sent: list[Sent], codec: int, so
     for _ in range(source.randint(1, 4)):
         data[source.randrange(57, len(data))] = source.randrange(256)
     batch = RecordBatch("t", 0, 0, memoryview(data))
+    with suppress(MalformedBatch):
+        list(read_records(batch))
     try:
         records = decode("t", [batch])
     except MalformedBatch:
@@ -88,13 +99,26 @@ def test_no_bytes_are_read_as_what_they_are_not(sent: list[Sent], codec: int, so
     read_attributes(records)
 
 
-def test_a_header_name_that_is_no_text_spoils_nothing() -> None:
-    data = bytearray(batch_of(Sent(headers=[("name", b"value")])).data)
-    at = data.index(b"name")
-    data[at] = 0xFF
-    records = decode("t", [RecordBatch("t", 0, 0, memoryview(data))])
-    assert records.record(0).headers == [("\ufffdame", b"value")]
-    assert not read_attributes(records).plain[0]
+def spoiled() -> bytes:
+    """Two batches; the second record of the first one has a header whose name is no UTF-8."""
+    sent = [Sent(0), Sent(1, headers=[("name", b"value")]), Sent(2)]
+    data = bytearray(batch_of(*sent).data)
+    data[data.index(b"name")] = 0xFF
+    data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
+    return bytes(data) + bytes(batch_of(Sent(3)).data)
+
+
+def test_a_header_name_that_is_no_text_spoils_nothing_by_column() -> None:
+    batches: list[RecordBatch] = fetched(spoiled(), 0, whole=True)  # type: ignore[assignment]
+    records = decode("t", batches)
+    assert records.record(1).headers == [("\ufffdame", b"value")]
+    assert read_attributes(records).plain.tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_header_name_that_is_no_text_spoils_nothing_for_other_consumers(position: int) -> None:
+    records = fetched(spoiled(), position, whole=False)
+    assert [record.offset for record in records] == list(range(position, 4))  # type: ignore[attr-defined]
 
 
 TIMES: Sequence[bytes] = [

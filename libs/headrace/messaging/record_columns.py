@@ -1,103 +1,23 @@
-"""Kafka's record batches as they come over the wire, and all of their records at once, by column.
+"""The records of Kafka's record batches, all at once and by column, in compiled code.
 
 aiokafka makes an object of each record, which costs more than all else that is done with a small event.
-`headrace.messaging.batch_client` gets whole batches from it. Their format is that of KIP-98, version 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 
+from headrace.messaging.record_batch import Record, RecordBatch
 from headrace.native import Bytes, Int64s, Spans, compiled
-
-_HEADER_BYTES: Final = 61
-_CODECS: Final = {1: gzip_decode, 2: snappy_decode, 3: lz4_decode, 4: zstd_decode}
-_CODEC_BITS: Final = 0x07
-_APPEND_TIME_BIT: Final = 0x08
 
 # The columns of `Records.positions`, each contiguous: functions are compiled for that.
 _OFFSET, _TIMESTAMP, _KEY, _KEY_LENGTH, _VALUE, _VALUE_LENGTH, _HEADERS, _END = range(8)
 _COLUMNS: Final = 8
-
-
-class MalformedBatch(Exception):  # noqa: N818 - what it is, not what to call it
-    """A record batch whose checksum is right and whose content is no records."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecordBatch:
-    """A batch of one partition, undecoded."""
-
-    topic: str
-    partition: int
-    first_offset: int
-    """Records before it were read already: a fetch answers with whole batches."""
-    data: memoryview
-
-    @property
-    def count(self) -> int:
-        """Records in it, those before `first_offset` too."""
-        return self._integer(57, 4)
-
-    @property
-    def next_offset(self) -> int:
-        """The offset behind the last record, also where that was compacted away."""
-        return self._integer(0, 8) + self._integer(23, 4) + 1
-
-    @property
-    def base_timestamp(self) -> int:
-        """Milliseconds since the epoch; of the first record, or of the batch's arrival."""
-        return self._integer(35 if self._attributes & _APPEND_TIME_BIT else 27, 8)
-
-    @property
-    def size(self) -> int:
-        """Bytes, compressed."""
-        return len(self.data)
-
-    @property
-    def _attributes(self) -> int:
-        return self._integer(21, 2)
-
-    def _integer(self, position: int, length: int) -> int:
-        return int.from_bytes(self.data[position : position + length], "big", signed=True)
-
-    def records(self) -> bytes | memoryview:
-        """The records' bytes, decompressed. Raises MalformedBatch."""
-        payload = self.data[_HEADER_BYTES:]
-        codec = self._attributes & _CODEC_BITS
-        if not codec:
-            return payload
-        try:
-            return cast("bytes", _CODECS[codec](payload))
-        except Exception as error:
-            # Each codec has errors of its own, and a number that is none is a KeyError.
-            raise MalformedBatch(f"codec {codec}: {error!r}") from error
-
-    def decode_positions(self, buffer: Bytes, start: int, positions: Int64s, row: int) -> None:
-        """Say from `row` on where each record's parts lie in `buffer`, in which they begin at `start`."""
-        base_offset, fixed = self._integer(0, 8), bool(self._attributes & _APPEND_TIME_BIT)
-        rows = row, row + self.count
-        if not _decode(buffer, start, base_offset, self.base_timestamp, fixed, positions, *rows):
-            raise MalformedBatch(f"{self.topic}/{self.partition}: the batch at offset {base_offset}")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record, as a Python object."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,13 +77,7 @@ class Records:
 
 def decode(topic: str, batches: Sequence[RecordBatch]) -> Records:
     """The records of batches of one topic, without those that were read before. Raises MalformedBatch."""
-    parts = [batch.records() for batch in batches]
-    for batch, part in zip(batches, parts, strict=True):
-        # Before there is room made for them: no record is without bytes.
-        if not 0 <= batch.count <= len(part):
-            raise MalformedBatch(
-                f"{batch.topic}/{batch.partition}: {batch.count} records in {len(part)} bytes"
-            )
+    parts = [batch.payload() for batch in batches]
     buffer = np.frombuffer(b"".join(parts), np.uint8)
     count = sum(batch.count for batch in batches)
     positions = np.empty((_COLUMNS, count), np.int64)
@@ -172,11 +86,13 @@ def decode(topic: str, batches: Sequence[RecordBatch]) -> Records:
     start = row = 0
     for batch, part in zip(batches, parts, strict=True):
         rows = slice(row, row + batch.count)
-        batch.decode_positions(buffer[: start + len(part)], start, positions, row)
+        part_end, row_end = start + len(part), row + batch.count
+        base = batch.base_offset, batch.base_timestamp, batch.has_append_time
+        if not _decode(buffer[:part_end], start, *base, positions, row, row_end):
+            raise batch.malformed("no records")
         partitions[rows] = batch.partition
         fresh[rows] = positions[_OFFSET, rows] >= batch.first_offset
-        start += len(part)
-        row += batch.count
+        start, row = part_end, row_end
     if fresh.all():
         return Records(buffer, positions, partitions, topic)
     return Records(buffer, np.ascontiguousarray(positions[:, fresh]), partitions[fresh], topic)

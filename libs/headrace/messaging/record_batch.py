@@ -1,0 +1,142 @@
+"""Kafka's record batches as they come over the wire: KIP-98, version 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
+
+# The compiled one looks beyond the end of what it is given.
+from aiokafka.record.util import decode_varint_py as decode_varint
+
+_HEADER_BYTES: Final = 61
+_CODECS: Final = {1: gzip_decode, 2: snappy_decode, 3: lz4_decode, 4: zstd_decode}
+_CODEC_BITS: Final = 0x07
+_APPEND_TIME_BIT: Final = 0x08
+
+
+class MalformedBatch(Exception):  # noqa: N818 - what it is, not what to call it
+    """A record batch whose checksum is right and whose content is no records."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """A batch of one partition, undecoded."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    """Records before it were read already: a fetch answers with whole batches."""
+    data: memoryview
+
+    @property
+    def count(self) -> int:
+        """Records in it, those before `first_offset` too."""
+        return self._integer(57, 4)
+
+    @property
+    def base_offset(self) -> int:
+        """The offset of the first record that was ever in it."""
+        return self._integer(0, 8)
+
+    @property
+    def next_offset(self) -> int:
+        """The offset behind the last record, also where that was compacted away."""
+        return self.base_offset + self._integer(23, 4) + 1
+
+    @property
+    def base_timestamp(self) -> int:
+        """Milliseconds since the epoch; of the first record, or of the batch's arrival."""
+        return self._integer(35 if self.has_append_time else 27, 8)
+
+    @property
+    def has_append_time(self) -> bool:
+        """Whether all records have the time at which the broker took them."""
+        return bool(self._attributes & _APPEND_TIME_BIT)
+
+    @property
+    def size(self) -> int:
+        """Bytes, compressed."""
+        return len(self.data)
+
+    @property
+    def _attributes(self) -> int:
+        return self._integer(21, 2)
+
+    def _integer(self, position: int, length: int) -> int:
+        return int.from_bytes(self.data[position : position + length], "big", signed=True)
+
+    def payload(self) -> bytes | memoryview:
+        """The records' bytes, decompressed. Raises MalformedBatch."""
+        payload: bytes | memoryview = self.data[_HEADER_BYTES:]
+        codec = self._attributes & _CODEC_BITS
+        try:
+            if codec:
+                payload = cast("bytes", _CODECS[codec](payload))
+        except Exception as error:
+            # Each codec has errors of its own, and a number that is none is a KeyError.
+            raise self.malformed(f"codec {codec}: {error!r}") from error
+        # Before there is room made for them: no record is without bytes.
+        if not 0 <= self.count <= len(payload):
+            raise self.malformed(f"{self.count} records in {len(payload)} bytes")
+        return payload
+
+    def malformed(self, what: str) -> MalformedBatch:
+        """The error that says where this batch stands."""
+        return MalformedBatch(f"{self.topic}/{self.partition}, batch at offset {self.base_offset}: {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record, as a Python object."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+def read_records(batch: RecordBatch) -> Iterator[Record]:
+    """The batch's records one by one, whatever the names of their headers are. Raises MalformedBatch."""
+    payload, position = bytes(batch.payload()), 0
+    try:
+        for _ in range(batch.count):
+            length, position = decode_varint(payload, position)
+            yield _record(batch, payload, position + 1)
+            position += length
+    except (IndexError, ValueError) as error:
+        raise batch.malformed("no records") from error
+
+
+def _record(batch: RecordBatch, payload: bytes, position: int) -> Record:
+    timestamp_delta, position = decode_varint(payload, position)
+    offset_delta, position = decode_varint(payload, position)
+    key, position = _string(payload, position)
+    value, position = _string(payload, position)
+    count, position = decode_varint(payload, position)
+    headers: list[tuple[str, bytes]] = []
+    for _ in range(count):
+        name, position = _string(payload, position)
+        text, position = _string(payload, position)
+        headers.append(((name or b"").decode(errors="replace"), text or b""))
+    return Record(
+        batch.topic,
+        batch.partition,
+        batch.base_offset + offset_delta,
+        batch.base_timestamp + (0 if batch.has_append_time else timestamp_delta),
+        key,
+        value,
+        headers,
+    )
+
+
+def _string(payload: bytes, position: int) -> tuple[bytes | None, int]:
+    length, position = decode_varint(payload, position)
+    if length < 0:
+        return None, position
+    return payload[position : position + length], position + length
