@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer
+from tests.support.services import until_connected
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace import errors
@@ -298,6 +299,7 @@ class Scheduling:
     async def start_ready(self, *, grpc_port: int | None = None, **environment: str) -> Process:
         process = await self.start(grpc_port=grpc_port, **environment)
         await eventually(process.is_ready, bool)
+        await until_connected(process.target)
         return process
 
     async def restart(self, process: Process, **environment: str) -> Process:

@@ -13,6 +13,7 @@ import asyncpg
 from tests.support.waiting import eventually
 
 from headrace.embedded.parts.process import Part, PartFailed, free_port, http_status
+from headrace.rpc.client import channel
 
 
 class ServiceProcess(Part):
@@ -48,6 +49,7 @@ class ServiceProcess(Part):
             await super().start()
         except PartFailed as error:
             raise AssertionError(error.report()) from error
+        await until_connected(self.target)
 
     async def ready(self) -> bool:
         return await http_status(self.http_port, "/readyz") == 200
@@ -70,6 +72,16 @@ def platform(kafka_bootstrap: str, postgres_dsn: str, store_uri: str) -> dict[st
         "HEADRACE_POSTGRES_DSN": postgres_dsn,
         "HEADRACE_STORE_URI": store_uri,
     }
+
+
+async def until_connected(target: str) -> None:
+    """Wait until calls get through to a service that has started.
+
+    All channels of a process to one address share what they know of it: one that was refused while the
+    service was away lets calls of a new one fail for up to two seconds more.
+    """
+    async with asyncio.timeout(30), channel(target) as opened:
+        await opened.channel_ready()
 
 
 async def until_outbox_empty(postgres_dsn: str, schema: str) -> None:
