@@ -29,6 +29,9 @@ if grep -q '^xds-protos==' "$lock"; then
 fi
 if [ -n "$project" ]; then
     "$uv" pip install --quiet --python "$folder/bin/python" --no-deps --no-build-isolation --editable "$project"
+    # Now, and not when somebody waits for the first start (docs/adr/0011).
+    echo "Compiling what ingestion's batches run through ..."
+    "$folder/bin/python" -m headrace.ingestion.warm_up
 fi
 echo "$key" > "$stamp"
 echo "Filled $what: $(($(date +%s) - started)) s, $(du -sh "$folder" | cut -f1)."

@@ -1,4 +1,4 @@
-"""What batches run through, compiled before the first one comes."""
+"""`python -m headrace.ingestion.warm_up`: compiles what batches run through, before the first one comes."""
 
 from __future__ import annotations
 
@@ -49,3 +49,7 @@ def warm_up() -> None:
     opened = open_envelopes(records, read_attributes(records), (), _ROOM)
     judged = Judge().judge("warm-up", opened, {_DATASET.name: _DATASET})
     hash_rows(judged.rows[_DATASET.name], ["key", "value"])
+
+
+if __name__ == "__main__":
+    warm_up()
