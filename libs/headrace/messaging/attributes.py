@@ -14,7 +14,7 @@ import numpy as np
 
 from headrace.messaging.record_columns import Records, read_string, read_varint
 from headrace.native import Bools, Bytes, Int64s, Spans, UInt64s, compiled
-from headrace.native.spans import is_utf8
+from headrace.native.spans import is_utf8, same_bytes
 
 _VARYING: Final = Spans.of([b"ce_id", b"ce_time", b"traceparent", b"tracestate"])
 _ID, _TIME, _TRACEPARENT, _TRACESTATE = range(len(_VARYING))
@@ -137,14 +137,7 @@ def _which(
     buffer: Bytes, name: int, length: int, names: Bytes, name_starts: Int64s, name_lengths: Int64s
 ) -> int:
     for which in range(len(name_starts)):
-        if name_lengths[which] != length:
-            continue
-        same = True
-        for index in range(length):
-            if buffer[name + index] != names[name_starts[which] + index]:
-                same = False
-                break
-        if same:
+        if name_lengths[which] == length and same_bytes(buffer, name, names, name_starts[which], length):
             return which
     return _ABSENT
 

@@ -72,6 +72,15 @@ def validity(present: Bools) -> pa.Buffer | None:
 
 
 @compiled
+def same_bytes(left: Bytes, left_start: int, right: Bytes, right_start: int, length: int) -> bool:
+    """Whether `length` bytes are the same in both, which both must have."""
+    for index in range(length):  # noqa: SIM110 - compiled code has no generators
+        if left[left_start + index] != right[right_start + index]:
+            return False
+    return True
+
+
+@compiled
 def _gather(
     buffer: Bytes, starts: Int64s, lengths: Int64s, offsets: npt.NDArray[np.int32], data: Bytes
 ) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from headrace.ingestion.domain.decimals import MAX_DIGITS, to_double
 from headrace.native import Bools, Bytes, Float64s, Int64s, Spans, UInt64s, compiled
-from headrace.native.spans import utf8_length, validity
+from headrace.native.spans import same_bytes, utf8_length, validity
 
 _MAX_INTEGER_DIGITS: Final = 18
 _MAX_EXPONENT: Final = 10_000
@@ -198,10 +198,7 @@ def _field_at(
 def _is_name(buffer: Bytes, position: int, end: int, names: Bytes, start: int, length: int) -> bool:
     if position + length >= end or buffer[position + length] != _QUOTE:
         return False
-    for offset in range(length):  # noqa: SIM110 - compiled code has no generators
-        if buffer[position + offset] != names[start + offset]:
-            return False
-    return True
+    return same_bytes(buffer, position, names, start, length)
 
 
 @compiled
