@@ -17,7 +17,9 @@ echo "Filling $what into $folder, from $lock ..."
 started=$(date +%s)
 [ -x "$folder/bin/python" ] || "$uv" venv --quiet --clear --python "$python" "$folder"
 rm -f "$stamp"
-if ! "$uv" pip sync --python "$folder/bin/python" --require-hashes "$lock"; then
+# Bytecode now, once: where PYTHONDONTWRITEBYTECODE is set, each start would compile every module anew, which takes
+# longer than all else that a start does.
+if ! "$uv" pip sync --compile-bytecode --python "$folder/bin/python" --require-hashes "$lock"; then
     echo "Filling $what failed; what uv said stands above. Check the network and the free disk space, then try again." >&2
     exit 1
 fi
@@ -25,10 +27,11 @@ fi
 # wins is chance: put the right ones back (docs/adr/0008).
 if grep -q '^xds-protos==' "$lock"; then
     "$uv" pip install --quiet --python "$folder/bin/python" --require-hashes --no-deps \
-        --reinstall-package opentelemetry-proto --requirements "$lock"
+        --compile-bytecode --reinstall-package opentelemetry-proto --requirements "$lock"
 fi
 if [ -n "$project" ]; then
     "$uv" pip install --quiet --python "$folder/bin/python" --no-deps --no-build-isolation --editable "$project"
+    "$folder/bin/python" -m compileall -q "$project/libs" "$project/services"
     # Now, and not when somebody waits for the first start (docs/adr/0011).
     echo "Compiling what ingestion's batches run through ..."
     "$folder/bin/python" -m headrace.ingestion.warm_up
