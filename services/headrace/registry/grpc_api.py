@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.api.registry.v1 import registry_pb2 as api
 from headrace.api.registry.v1 import registry_pb2_grpc
-from headrace.errors import InvalidArgument
+from headrace.errors import HeadraceError, InvalidArgument
 from headrace.registry.domain.gates import passed
 from headrace.registry.domain.models import Artifact
 from headrace.registry.messages import (
@@ -64,6 +64,15 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request_iterator: AsyncIterator[api.UploadArtifactRequest], context: Any
     ) -> api.Artifact:
         """Store an artifact: its header, then its bytes."""
+        try:
+            return await self._upload(request_iterator)
+        except HeadraceError:
+            # A client that still writes would hear that it could not, and not why.
+            async for _ in request_iterator:
+                pass
+            raise
+
+    async def _upload(self, request_iterator: AsyncIterator[api.UploadArtifactRequest]) -> api.Artifact:
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgument("HEADER_MISSING", "the first message must hold the artifact's header")
