@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 else:
     Stub = object
 
-LEASE_SECONDS = 2.0
+# Longer than a node may take to connect again: gRPC waits for up to two seconds between its tries.
+LEASE_SECONDS = 4.0
 TRACEPARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 GIBIBYTE = 1 << 30
 
