@@ -118,12 +118,6 @@ def _record(batch: RecordBatch, payload: bytes, position: int) -> Record:
     offset_delta, position = decode_varint(payload, position)
     key, position = _string(payload, position)
     value, position = _string(payload, position)
-    count, position = decode_varint(payload, position)
-    headers: list[tuple[str, bytes]] = []
-    for _ in range(count):
-        name, position = _string(payload, position)
-        text, position = _string(payload, position)
-        headers.append(((name or b"").decode(errors="replace"), text or b""))
     return Record(
         batch.topic,
         batch.partition,
@@ -131,8 +125,22 @@ def _record(batch: RecordBatch, payload: bytes, position: int) -> Record:
         batch.base_timestamp + (0 if batch.has_append_time else timestamp_delta),
         key,
         value,
-        headers,
+        read_headers(payload, position),
     )
+
+
+def read_headers(payload: bytes, position: int = 0) -> list[tuple[str, bytes]]:
+    """The names and values of a record's headers, whose count stands at the position.
+
+    A name that is no UTF-8 is shown as far as it can be: it is none that anybody looks for.
+    """
+    count, position = decode_varint(payload, position)
+    headers: list[tuple[str, bytes]] = []
+    for _ in range(count):
+        name, position = _string(payload, position)
+        text, position = _string(payload, position)
+        headers.append(((name or b"").decode(errors="replace"), text or b""))
+    return headers
 
 
 def _string(payload: bytes, position: int) -> tuple[bytes | None, int]:

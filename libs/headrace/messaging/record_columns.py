@@ -5,14 +5,14 @@ aiokafka makes an object of each record, which costs more than all else that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.messaging.record_batch import Record, RecordBatch
+from headrace.messaging.record_batch import Record, RecordBatch, read_headers
 from headrace.native import Bytes, Int64s, Spans, compiled
 
 # The columns of `Records.positions`, each contiguous: functions are compiled for that.
@@ -71,7 +71,7 @@ class Records:
             int(self.timestamps[index]),
             None if key.lengths[index] < 0 else key[index],
             None if value.lengths[index] < 0 else value[index],
-            list(_headers(self.headers[index])),
+            read_headers(self.headers[index]),
         )
 
 
@@ -96,22 +96,6 @@ def decode(topic: str, batches: Sequence[RecordBatch]) -> Records:
     if fresh.all():
         return Records(buffer, positions, partitions, topic)
     return Records(buffer, np.ascontiguousarray(positions[:, fresh]), partitions[fresh], topic)
-
-
-def _headers(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The names and values in a record's headers, which `_decode` has found sound.
-
-    A name that is no UTF-8 is shown as far as it can be: it is none that anybody looks for.
-    """
-    buffer = np.frombuffer(data, np.uint8)
-    count, position = read_varint(buffer, 0, len(buffer))
-    for _ in range(count):
-        length, position = read_varint(buffer, position, len(buffer))
-        name = data[position : position + length].decode(errors="replace")
-        position += length
-        length, position = read_varint(buffer, position, len(buffer))
-        yield name, data[position : position + max(length, 0)]
-        position += max(length, 0)
 
 
 @compiled
