@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import cast
 
@@ -45,8 +45,8 @@ class FakeWorld:
 
 
 def size_of(key: str, event: Event) -> int:
-    headers, value = encode(event)
-    headers += [("traceparent", tracing.new_traceparent().encode())]
+    # Where this process records no spans, the event has no trace yet: the producer gives it one.
+    headers, value = encode(replace(event, traceparent=event.traceparent or tracing.new_traceparent()))
     return event_size(Record(SAMPLES, 0, 0, 0, key.encode(), value, headers))
 
 
