@@ -18,6 +18,7 @@ from pathlib import Path
 import deltalake
 import pyarrow as pa
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from prometheus_client.parser import text_string_to_metric_families
 from tests.support.services import platform
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -55,6 +56,18 @@ class Process:
 
         assert self.process.returncode is None, "the service ended by itself"
         return await asyncio.to_thread(ask)
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sample of that name with these labels; 0 where there is none."""
+
+        def ask() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=5) as answer:
+                text: str = answer.read().decode()
+                return text
+
+        families = text_string_to_metric_families(await asyncio.to_thread(ask))
+        samples = (sample for family in families for sample in family.samples)
+        return next((s.value for s in samples if s.name == name and s.labels == labels), 0.0)
 
     async def stop(self) -> int:
         if self.process.returncode is None:

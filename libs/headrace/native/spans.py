@@ -36,6 +36,14 @@ class Spans:
         buffer = np.frombuffer(b"".join(text or b"" for text in strings), np.uint8)
         return cls(buffer, np.cumsum(taken) - taken, lengths)
 
+    @classmethod
+    def from_arrow(cls, column: pa.ChunkedArray) -> Self:
+        """The bytes of a column of strings; those of a null are empty."""
+        array = column.combine_chunks()
+        _, offsets, data = array.buffers()
+        ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+        return cls(np.frombuffer(data or b"", np.uint8), ends[:-1], np.diff(ends))
+
     def __len__(self) -> int:
         return len(self.starts)
 

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from headrace.native.compiler import compiled
-from headrace.native.spans import UInt64s
+from headrace.native.spans import Bytes, UInt64s
 
 _PRIME1: Final = 0x9E3779B185EBCA87
 _PRIME2: Final = 0xC2B2AE3D27D4EB4F
@@ -46,6 +46,23 @@ def xxh64(words: UInt64s, count: int, seed: int) -> np.uint64:
     hashed ^= hashed >> np.uint64(29)
     hashed *= np.uint64(_PRIME3)
     return hashed ^ (hashed >> np.uint64(32))
+
+
+@compiled
+def put_string(buffer: Bytes, start: int, length: int, words: UInt64s, count: int) -> int:
+    """Put a string behind the first `count` words; how many they are then.
+
+    It is a word with its length, and then its bytes, padded with zeros: at most 2 + length // 8 words.
+    """
+    words[count] = np.uint64(length)
+    count += 1
+    for begin in range(0, length, 8):
+        word = np.uint64(0)
+        for index in range(min(8, length - begin)):
+            word |= np.uint64(buffer[start + begin + index]) << np.uint64(8 * index)
+        words[count] = word
+        count += 1
+    return count
 
 
 @compiled

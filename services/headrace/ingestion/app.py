@@ -77,7 +77,13 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     )
     samples = SamplesConsumer(
         consumer,
-        StoreBatch(catalogue, tables, clock=utc_now, max_event_bytes=settings.max_event_bytes),
+        StoreBatch(
+            catalogue,
+            tables,
+            clock=utc_now,
+            max_event_bytes=settings.max_event_bytes,
+            deduplicate_events=settings.deduplicate_events,
+        ),
         cluster_id=partial(cluster_id, platform.kafka_bootstrap),
         stored=cutter.touched,
         settings=settings,

@@ -128,6 +128,7 @@ class SamplesConsumer:
             self._cluster = None
             self._next_offsets.clear()
             self._uncommitted.clear()
+            self._store.forget()
             # Whoever reads a partition now tells its lag.
             metrics.LAG.clear()
 
@@ -215,6 +216,7 @@ class SamplesConsumer:
         ) as span:
             stored = await self._store(batch)
             span.set_attribute(names.ROWS_STORED, sum(stored.rows.values()))
+            span.set_attribute(names.REPEATED, sum(stored.repeated.values()))
             span.set_attribute(names.REJECTED, len(stored.rejections))
         self._stored([name for name, rows in stored.rows.items() if rows])
         await self._commit_offsets(collected)
@@ -251,6 +253,8 @@ class SamplesConsumer:
         metrics.BATCH_SECONDS.observe(seconds)
         for name, rows in stored.rows.items():
             metrics.ROWS.labels(name).inc(rows)
+        for name, repeated in stored.repeated.items():
+            metrics.DUPLICATES.labels(name).inc(repeated)
         for rejection in stored.rejections:
             metrics.REJECTED.labels(rejection.verdict.reason.value).inc()
         now = datetime.now(UTC).timestamp()

@@ -18,6 +18,11 @@ ROWS: Final = Counter(
 REJECTED: Final = Counter(
     names.METRIC_INGESTION_REJECTED.removesuffix("_total"), "Events rejected, by reason", ["reason"]
 )
+DUPLICATES: Final = Counter(
+    names.METRIC_INGESTION_DUPLICATES.removesuffix("_total"),
+    "Events left out because their producer had sent them before, by dataset",
+    ["dataset"],
+)
 VERSIONS: Final = Counter(
     names.METRIC_INGESTION_VERSIONS.removesuffix("_total"), "Versions cut, by dataset", ["dataset"]
 )

@@ -40,6 +40,15 @@ class Settings(BaseSettings):
     batch_seconds: float = Field(
         default=0.25, gt=0, description="A batch is closed so long after its first event."
     )
+    deduplicate_events: int = Field(
+        default=250_000,
+        ge=0,
+        le=100_000_000,
+        description=(
+            "An event is left out where one of the same source and id was stored from the same partition, "
+            "at most so many offsets before. 0: never."
+        ),
+    )
     retry_seconds: float = Field(
         default=5.0, gt=0, description="Longest pause before a batch that failed is tried again."
     )

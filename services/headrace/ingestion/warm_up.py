@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
+import numpy as np
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from headrace.ingestion.domain.content_hash import hash_rows
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.recent_events import RecentEvents, name_hashes
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.envelopes import SAMPLE_TYPE, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge
@@ -48,7 +50,12 @@ def warm_up() -> None:
     records = decode("warm-up", [RecordBatch("warm-up", 0, 0, memoryview(bytes(builder.build())))])
     opened = open_envelopes(records, read_attributes(records), (), _ROOM)
     judged = Judge().judge("warm-up", opened, {_DATASET.name: _DATASET})
-    hash_rows(judged.rows[_DATASET.name], ["key", "value"])
+    rows = judged.rows[_DATASET.name]
+    hash_rows(rows, ["key", "value"])
+    names = name_hashes(rows.column("_event_source"), rows.column("_event_id"))
+    recent, offsets = RecentEvents(1), np.zeros(1, np.int64)
+    recent.repeated(names, offsets)
+    recent.add(names, offsets)
 
 
 if __name__ == "__main__":

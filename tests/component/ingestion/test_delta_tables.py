@@ -34,7 +34,9 @@ def rows_of(source: SourcePartition, offsets: Sequence[int], schema: Schema = SC
             "a": offset / 2,
             "y": offset % 2,
             "_event_id": f"e{offset}",
+            "_event_source": "tests",
             "_event_time": NOW,
+            "_cluster": source.cluster,
             "_topic": source.topic,
             "_partition": source.partition,
             "_offset": offset,
@@ -79,6 +81,42 @@ def test_the_same_offsets_of_another_cluster_are_other_events(root: Path) -> Non
     tables = open_tables(root)
     tables.append(append_of((LEFT, range(3))))
     assert tables.append(append_of((replace(LEFT, cluster="c2"), range(3)))) == 3
+
+
+def test_stored_events_are_found_by_where_they_came_from(root: Path) -> None:
+    tables = open_tables(root)
+    tables.append(append_of((LEFT, range(10)), (RIGHT, range(10))))
+    tables.append(append_of((replace(LEFT, cluster="c2"), range(5))))
+    tables.append(append_of((LEFT, range(10, 20))))
+    events = tables.stored_events(DATASET, [Span(LEFT, 8, 12), Span(RIGHT, 0, 1)])
+    assert events.column_names == ["_event_source", "_event_id", "_partition", "_offset"]
+    assert sorted(events.to_pylist(), key=lambda row: (row["_partition"], row["_offset"])) == [
+        {"_event_source": "tests", "_event_id": f"e{offset}", "_partition": partition, "_offset": offset}
+        for partition, offset in [(0, 8), (0, 9), (0, 10), (0, 11), (1, 0)]
+    ]
+
+
+def test_rows_of_a_table_that_knew_no_sources_are_no_stored_events(root: Path) -> None:
+    """A table from before events were de-duplicated gets the columns, and goes on."""
+    tables = open_tables(root)
+    old = append_of((LEFT, range(3)))
+    names = [name for name in old.rows.column_names if name not in ("_event_source", "_cluster")]
+    deltalake.write_deltalake(str(root / "samples"), old.rows.select(names))
+    assert tables.stored_events(DATASET, [Span(LEFT, 0, 3)]).num_rows == 0
+    assert tables.append(append_of((LEFT, range(3, 5)))) == 2
+    assert tables.stored_events(DATASET, [Span(LEFT, 0, 5)]).num_rows == 2
+
+
+def test_files_are_looked_up_by_offset_in_tables_of_many_columns(root: Path) -> None:
+    features = tuple(Field(f"f{number}", FieldType.FLOAT32, nullable=True) for number in range(40))
+    dataset = replace(DATASET, schema=replace(SCHEMA, features=(*SCHEMA.features, *features)))
+    tables = open_tables(root)
+    for start in range(0, 30, 10):
+        rows = rows_of(LEFT, range(start, start + 10), dataset.schema)
+        tables.append(Append(dataset, rows, [Span(LEFT, start, start + 10)]))
+    table = deltalake.DeltaTable(str(root / "samples"))
+    found = table.to_pyarrow_dataset(file_pruning_predicate="_partition = 0 AND _offset >= 20")
+    assert len(list(found.get_fragments())) == 1
 
 
 def test_commits_say_what_they_added(root: Path) -> None:

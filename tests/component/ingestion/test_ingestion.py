@@ -67,6 +67,35 @@ async def test_an_event_becomes_a_row_and_says_where_it_came_from(ingestion: Ing
     assert await process.stop() == 0
 
 
+async def test_an_event_that_its_producer_sends_again_is_stored_once(ingestion: Ingestion) -> None:
+    first = await ingestion.start_ready()
+    await ingestion.apply(first)
+
+    def event(name: str, **changes: str) -> tuple[bytes | None, bytes | None, Headers]:
+        return (b"p1", sample(), ingestion.headers(name, **changes))
+
+    await ingestion.publish([event("e1"), event("e2"), event("e1")])
+    await eventually(ingestion.rows, lambda rows: len(rows) == 2)
+    assert await first.stop() == 0
+    # It knows from the table what another process stored, and that ids of two sources are two things.
+    second = await ingestion.start_ready()
+    again = event("e2")
+    await ingestion.publish([again, event("e3"), again, event("e1", ce_source="elsewhere"), event("e4")])
+    rows = await eventually(ingestion.rows, lambda rows: any(row["_event_id"] == "e4" for row in rows))
+    assert sorted((row["_event_id"], row["_event_source"]) for row in rows) == [
+        ("e1", "elsewhere"),
+        ("e1", "tests"),
+        ("e2", "tests"),
+        ("e3", "tests"),
+        ("e4", "tests"),
+    ]
+    async with ingestion.stub(second) as stub:
+        described = await stub.GetDataset(api.GetDatasetRequest(name=ingestion.dataset))
+        assert (described.row_count, described.rejected_count) == (5, 0)
+    assert await second.metric("headrace_ingestion_duplicates_total", dataset=ingestion.dataset) == 2
+    assert await second.stop() == 0
+
+
 async def test_every_kind_of_bad_event_is_rejected_and_its_neighbours_are_stored(
     ingestion: Ingestion,
 ) -> None:

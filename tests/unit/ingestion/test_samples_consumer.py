@@ -38,6 +38,7 @@ class FakeWorld:
     away: bool = False
     coordinator_away: bool = False
     stored: list[int] = field(default_factory=list)
+    forgotten: int = 0
     committed: list[Mapping[TopicPartition, OffsetAndMetadata]] = field(default_factory=list)
 
     def subscribe(self, topics: Collection[str], listener: ConsumerRebalanceListener) -> None:
@@ -59,11 +60,14 @@ class FakeWorld:
     def highwater(self, partition: TopicPartition) -> int:
         return 100
 
-    async def store(self, batch: Batch) -> Stored:
+    async def __call__(self, batch: Batch) -> Stored:
         if self.away:
             raise ConnectionError("the database is away")
         self.stored += batch.records.offsets.tolist()
-        return Stored({}, ())
+        return Stored({}, {}, ())
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
     async def is_stored(self, offset: int) -> None:
         await eventually(lambda: asyncio.sleep(0, self.stored), lambda stored: offset in stored)
@@ -93,7 +97,7 @@ async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
     health = Health()
     samples = SamplesConsumer(
         cast("AIOKafkaConsumer", world),
-        cast("StoreBatch", world.store),
+        cast("StoreBatch", world),
         cluster_id=cluster,
         stored=lambda _: None,
         settings=Settings(batch_seconds=0.001, retry_seconds=0.01),
@@ -115,6 +119,7 @@ async def test_a_failure_that_a_rebalance_ends_leaves_the_service_ready(
     assert "the database is away" in running.health.components[COMPONENT].message
     # The partition leaves, and with it the batch that could not be stored.
     await running.samples.release()
+    assert running.world.forgotten == 1
     await running.ready(True)
     assert running.world.stored == []
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.native import Bytes, Int64s, Spans, UInt64s, compiled
-from headrace.native.xxh64 import xxh64
+from headrace.native.xxh64 import put_string, xxh64
 
 MODULUS: Final = 1 << 256
 
@@ -78,7 +78,7 @@ def _hash_group(table: pa.Table, names: Sequence[str]) -> int:
     words = np.empty((len(numbers), rows), np.uint64)
     for index, name in enumerate(numbers):
         words[index] = _words(table.column(name))
-    strings = [_spans(table.column(name)) for name in texts]
+    strings = [Spans.from_arrow(table.column(name)) for name in texts]
     # One buffer for all of them: where each column's bytes begin in it.
     begins = np.cumsum([0, *(len(spans.buffer) for spans in strings)])
     starts = np.empty((len(texts), rows), np.int64)
@@ -112,14 +112,6 @@ def _words(column: pa.ChunkedArray) -> UInt64s:
     return values.view(np.uint64)
 
 
-def _spans(column: pa.ChunkedArray) -> Spans:
-    """The bytes of a column of strings without nulls."""
-    array = column.combine_chunks()
-    _, offsets, data = array.buffers()
-    ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
-    return Spans(np.frombuffer(data or b"", np.uint8), ends[:-1], np.diff(ends))
-
-
 @compiled
 def _add_digests(
     header: np.uint64,
@@ -138,15 +130,7 @@ def _add_digests(
             words[count] = numbers[column, row]
             count += 1
         for column in range(len(starts)):
-            start, length = starts[column, row], lengths[column, row]
-            words[count] = np.uint64(length)
-            count += 1
-            for begin in range(0, length, _WORD):
-                word = np.uint64(0)
-                for index in range(min(_WORD, length - begin)):
-                    word |= np.uint64(buffer[start + begin + index]) << np.uint64(8 * index)
-                words[count] = word
-                count += 1
+            count = put_string(buffer, starts[column, row], lengths[column, row], words, count)
         for lane in range(_LANES):
             digest = xxh64(words, count, lane)
             sums[2 * lane] += digest & np.uint64(0xFFFFFFFF)

@@ -9,7 +9,9 @@ import pyarrow as pa
 SOURCE_COLUMNS: Final = pa.schema(
     [
         ("_event_id", pa.string()),
+        ("_event_source", pa.string()),
         ("_event_time", pa.timestamp("us", "UTC")),
+        ("_cluster", pa.string()),
         ("_topic", pa.string()),
         ("_partition", pa.int32()),
         ("_offset", pa.int64()),

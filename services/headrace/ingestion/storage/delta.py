@@ -12,8 +12,10 @@ version is cut from those sums without reading a row.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import operator
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,8 +55,14 @@ _TRACEPARENT: Final = "headrace.traceparent"
 _ATTEMPTS: Final = 12
 _FIRST_PAUSE_SECONDS: Final = 0.02
 
-# The log is what versions are cut from, so that no clean-up may take it away before.
-_CONFIGURATION: Final = {"delta.enableExpiredLogCleanup": "false"}
+_EVENT_COLUMNS: Final = ["_event_source", "_event_id", "_partition", "_offset"]
+
+_CONFIGURATION: Final = {
+    # The log is what versions are cut from, so that no clean-up may take it away before.
+    "delta.enableExpiredLogCleanup": "false",
+    # What files are looked up by. By default those are a table's first 32 columns, which may not be these.
+    "delta.dataSkippingStatsColumns": "_event_time,_partition,_offset",
+}
 
 
 @dataclass
@@ -105,6 +113,15 @@ class DeltaTables:
         raise Aborted(
             "COMMIT_CONFLICT", f"other writers won each of {_ATTEMPTS} commits to {append.dataset.name}"
         )
+
+    def stored_events(self, dataset: Dataset, spans: Sequence[Span]) -> pa.Table:
+        """Source, id, partition and offset of the rows from these offsets, named as in the table."""
+        with self._fresh(dataset) as table:
+            self._align(table, dataset)
+            # Of the files, only those that can hold such rows, by the log's statistics.
+            rows = table.to_pyarrow_dataset(file_pruning_predicate=" OR ".join(map(_sql, spans)))
+        wanted = functools.reduce(operator.or_, map(_expression, spans))
+        return rows.to_table(_EVENT_COLUMNS, filter=wanted)
 
     def state_since(self, dataset: Dataset, table_version: int) -> TableState:
         """What was committed after `table_version`."""
@@ -209,10 +226,11 @@ def _writer_properties(schema: Schema) -> deltalake.WriterProperties:
     return deltalake.WriterProperties(
         compression="SNAPPY",
         default_column_properties=deltalake.ColumnProperties(dictionary_enabled=False),
-        column_properties=dict.fromkeys([*repeating, "_topic", "_partition"], dictionary),
+        column_properties=dict.fromkeys([*repeating, *_CONSTANT], dictionary),
     )
 
 
+_CONSTANT: Final = ("_event_source", "_cluster", "_topic", "_partition")
 _FEW_VALUES: Final = (FieldType.STRING, FieldType.BOOL)
 
 
@@ -241,6 +259,21 @@ def _not_yet_stored(table: deltalake.DeltaTable, append: Append) -> tuple[pa.Tab
         if held < span.end:
             spans.append(span)
     return rows, spans
+
+
+def _sql(span: Span) -> str:
+    return f"(_partition = {span.source.partition} AND _offset >= {span.start} AND _offset < {span.end})"
+
+
+def _expression(span: Span) -> pa.compute.Expression:
+    offset = pc.field("_offset")
+    return (
+        (pc.field("_cluster") == span.source.cluster)
+        & (pc.field("_topic") == span.source.topic)
+        & (pc.field("_partition") == span.source.partition)
+        & (offset >= span.start)
+        & (offset < span.end)
+    )
 
 
 def _in_table_order(rows: pa.Table, table: deltalake.DeltaTable) -> pa.Table:

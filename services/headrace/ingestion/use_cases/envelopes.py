@@ -40,6 +40,7 @@ class Samples:
     indexes: Int64s
     """Which of the batch's records they are."""
     ids: pa.StringArray
+    sources: pa.StringArray
     times: pa.TimestampArray
     traceparents: pa.StringArray
     """Null where there is none."""
@@ -55,6 +56,7 @@ class Samples:
             self.media_type,
             self.indexes[positions],
             self.ids.take(chosen),
+            self.sources.take(chosen),
             self.times.take(chosen),
             self.traceparents.take(chosen),
         )
@@ -149,6 +151,7 @@ def _samples(event: Event, indexes: Int64s, attributes: Attributes) -> Samples:
         _media_type(event),
         indexes,
         attributes.ids.take(indexes).to_arrow(),
+        pa.repeat(event.source, len(indexes)),
         pa.array(attributes.times[indexes]).cast(pa.timestamp("us")).cast(TIME_TYPE),
         present.to_arrow(),
     )
@@ -172,6 +175,7 @@ class _Others:
                 media_type,
                 np.array([index for index, _ in found], np.int64),
                 pa.array([event.id for _, event in found], pa.string()),
+                pa.array([event.source for _, event in found], pa.string()),
                 pa.array([event.time for _, event in found], TIME_TYPE),
                 pa.array([event.traceparent or None for _, event in found], pa.string()),
             )

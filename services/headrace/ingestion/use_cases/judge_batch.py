@@ -129,11 +129,12 @@ def _collect(cluster: str, records: Records, samples: Samples, columns: Columns,
     for index, fault in columns.faults:
         judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict_of(fault)))
     accepted = samples if len(columns.accepted) == len(samples) else samples.take(columns.accepted)
-    topic = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(accepted), np.int32)), [records.topic])
     sources = [
         accepted.ids,
+        accepted.sources,
         accepted.times,
-        topic.cast(pa.string()),
+        pa.repeat(cluster, len(accepted)),
+        pa.repeat(records.topic, len(accepted)),
         pa.array(records.partitions[accepted.indexes]),
         pa.array(records.offsets[accepted.indexes]),
         accepted.traceparents,

@@ -61,6 +61,9 @@ class SampleTables(Protocol):
     def append(self, append: Append) -> int:
         """Store the rows that the table does not hold yet, atomically; return how many they were."""
 
+    def stored_events(self, dataset: Dataset, spans: Sequence[Span]) -> pa.Table:
+        """Source, id, partition and offset of the rows from these offsets, named as in the table."""
+
     def state_since(self, dataset: Dataset, table_version: int) -> TableState:
         """What was committed after `table_version`."""
 

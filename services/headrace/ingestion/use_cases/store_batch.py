@@ -6,6 +6,7 @@ leads to the same records being read again, and then:
 - an event that was rejected is known to be, and is not judged again (a schema that was widened since would
   make a row of it);
 - a row that was stored stands below its table's transaction version, and is left out;
+- what repeats an event that was stored is found to do so again;
 - everything else is judged as if for the first time.
 
 Were rows stored first, a crash before the rejections would leave events that are below the table's
@@ -19,8 +20,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.use_cases.deduplicate import Deduplicator
 from headrace.ingestion.use_cases.envelopes import open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
 from headrace.ingestion.use_cases.ports import Append, Catalogue, SampleTables, Span
@@ -31,9 +35,13 @@ from headrace.telemetry import names, tracing
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a batch added: rows by dataset name, and the rejections that are new."""
+    """What a batch added: rows by dataset name, and the rejections that are new.
+
+    `repeated`: events left out because they were sent before, by dataset name.
+    """
 
     rows: Mapping[str, int]
+    repeated: Mapping[str, int]
     rejections: Sequence[Rejection]
 
 
@@ -41,21 +49,34 @@ class StoreBatch:
     """The use case. Calling it again with the same records adds nothing."""
 
     def __init__(
-        self, catalogue: Catalogue, tables: SampleTables, *, clock: Clock, max_event_bytes: int
+        self,
+        catalogue: Catalogue,
+        tables: SampleTables,
+        *,
+        clock: Clock,
+        max_event_bytes: int,
+        deduplicate_events: int,
     ) -> None:
         self._catalogue = catalogue
         self._tables = tables
         self._clock = clock
         self._max_event_bytes = max_event_bytes
         self._judge = Judge()
+        self._deduplicator = Deduplicator(tables, reach=deduplicate_events)
+
+    def forget(self) -> None:
+        """Others may store events of the same partitions from here on."""
+        self._deduplicator.forget()
 
     async def __call__(self, batch: Batch) -> Stored:
         """Store the batch. Raises whatever the database or the store raises: call again."""
         judged, datasets = await self._judged(batch)
         rejections = await self._reject(judged.rejections)
-        rows = await self._append(batch.spans, judged, datasets)
+        rows, repeated = {}, {}
+        for name, some in judged.rows.items():
+            rows[name], repeated[name] = await self._append(datasets[name], some, batch.spans)
         fault_point("ingestion.after-delta-commit")
-        return Stored(rows, rejections)
+        return Stored(rows, repeated, rejections)
 
     async def _judged(self, batch: Batch) -> tuple[Judged, Mapping[str, Dataset]]:
         rejected = await self._catalogue.rejected_places(batch.spans)
@@ -78,16 +99,16 @@ class StoreBatch:
         fault_point("ingestion.after-reject-commit")
         return new
 
-    async def _append(
-        self, spans: Sequence[Span], judged: Judged, datasets: Mapping[str, Dataset]
-    ) -> Mapping[str, int]:
-        stored = {}
-        for name, rows in judged.rows.items():
-            append = Append(datasets[name], rows, spans)
-            with tracing.span(
-                names.SPAN_COMMIT_TABLE,
-                attributes={names.DATASET: name, names.ROWS: rows.num_rows},
-            ) as span:
-                stored[name] = await asyncio.to_thread(self._tables.append, append)
-                span.set_attribute(names.ROWS_STORED, stored[name])
-        return stored
+    async def _append(self, dataset: Dataset, rows: pa.Table, spans: Sequence[Span]) -> tuple[int, int]:
+        """How many rows were stored, and how many were left out as repetitions."""
+        fresh = await asyncio.to_thread(self._deduplicator.fresh, dataset, rows, spans)
+        if not fresh.rows.num_rows:
+            return 0, fresh.repeated
+        with tracing.span(
+            names.SPAN_COMMIT_TABLE,
+            attributes={names.DATASET: dataset.name, names.ROWS: fresh.rows.num_rows},
+        ) as span:
+            stored = await asyncio.to_thread(self._tables.append, Append(dataset, fresh.rows, spans))
+            span.set_attribute(names.ROWS_STORED, stored)
+        fresh.remember()
+        return stored, fresh.repeated

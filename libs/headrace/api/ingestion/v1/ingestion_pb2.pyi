@@ -458,7 +458,7 @@ class AppendSamplesRequest(google.protobuf.message.Message):
     JSON_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     event_id: builtins.str
-    """Idempotency key, `ce_id` of the event. Made up where empty."""
+    """Idempotency key, `ce_id` of the event: sent again soon, it is stored once. Made up where empty."""
     json: builtins.bytes
     """One JSON object: the sample."""
     def __init__(
