@@ -63,15 +63,17 @@ class Records:
 
     def record(self, index: int) -> Record:
         """One record."""
-        key, value = self.keys, self.values
+        offset, timestamp, key, key_length, value, value_length, headers, end = self.positions[
+            :, index
+        ].tolist()
         return Record(
             self.topic,
             int(self.partitions[index]),
-            int(self.offsets[index]),
-            int(self.timestamps[index]),
-            None if key.lengths[index] < 0 else key[index],
-            None if value.lengths[index] < 0 else value[index],
-            read_headers(self.headers[index]),
+            offset,
+            timestamp,
+            None if key_length < 0 else self.buffer[key : key + key_length].tobytes(),
+            None if value_length < 0 else self.buffer[value : value + value_length].tobytes(),
+            read_headers(self.buffer[headers:end].tobytes()),
         )
 
 

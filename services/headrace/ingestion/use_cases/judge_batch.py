@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -149,11 +149,13 @@ def _rejection_of(
     cluster: str, records: Records, samples: Samples, index: int, verdict: Verdict
 ) -> Rejection:
     """A rejected sample, by what was read of its envelope."""
-    return replace(
-        _rejection(cluster, records.record(int(samples.indexes[index])), verdict),
-        dataset=_at_most(_WORD, samples.dataset),
-        event_id=_at_most(_WORD, samples.ids[index].as_py()),
-        traceparent=_at_most(_WORD, samples.traceparents[index].as_py() or ""),
+    return _rejection_as(
+        cluster,
+        records.record(int(samples.indexes[index])),
+        verdict,
+        dataset=samples.dataset,
+        event_id=samples.ids[index].as_py(),
+        traceparent=samples.traceparents[index].as_py() or "",
     )
 
 
@@ -164,6 +166,19 @@ def _rejection(cluster: str, record: Record, verdict: Verdict) -> Rejection:
     def text(name: str) -> str:
         return attributes.get(name, b"").decode(errors="replace")
 
+    return _rejection_as(
+        cluster,
+        record,
+        verdict,
+        dataset=text("ce_subject"),
+        event_id=text("ce_id"),
+        traceparent=text("traceparent"),
+    )
+
+
+def _rejection_as(
+    cluster: str, record: Record, verdict: Verdict, *, dataset: str, event_id: str, traceparent: str
+) -> Rejection:
     # Anybody may have written these, and some are in an index, which holds no longer ones. The headers
     # and the payload keep the whole.
     return Rejection(
@@ -171,12 +186,15 @@ def _rejection(cluster: str, record: Record, verdict: Verdict) -> Rejection:
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        verdict=replace(
-            verdict, message=_at_most(_SENTENCE, verdict.message), field=_at_most(_WORD, verdict.field)
+        verdict=Verdict(
+            verdict.reason,
+            _at_most(_SENTENCE, verdict.message),
+            _at_most(_WORD, verdict.field),
+            verdict.rule,
         ),
-        dataset=_at_most(_WORD, text("ce_subject")),
-        event_id=_at_most(_WORD, text("ce_id")),
-        traceparent=_at_most(_WORD, text("traceparent")),
+        dataset=_at_most(_WORD, dataset),
+        event_id=_at_most(_WORD, event_id),
+        traceparent=_at_most(_WORD, traceparent),
         key=record.key or b"",
         payload=record.value or b"",
         headers=record.headers,
