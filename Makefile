@@ -2,6 +2,7 @@
 #   make demo [BROKER=embedded|kafka]    from events to predictions on real data
 #   make test [BROKER=embedded|kafka]    all tests; with kafka, those that need a broker, on Apache Kafka
 #   make test-kills [COUNT=20]           the tests that kill processes at their worst moments, so often each
+#   make test-chaos [EVENTS=1000000] [FAULTS=100]   ingestion while its processes are killed and paused at random
 #   make up | down                       start the stack and leave it running | stop it
 #   make lint | format | protos | lock | clean
 .DEFAULT_GOAL := help
@@ -9,6 +10,8 @@ SHELL := /bin/sh
 PYTHON ?= python3.11
 BROKER ?= embedded
 COUNT ?= 20
+EVENTS ?= 1000000
+FAULTS ?= 100
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 UV := .cache/uv/bin/uv
@@ -16,7 +19,7 @@ COMPILE := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-
 	--python-version 3.11 --python-platform x86_64-manylinux_2_35
 SERVICES := ingestion scheduling training registry inference
 
-.PHONY: help setup demo test test-kills lint format protos lock up down clean
+.PHONY: help setup demo test test-kills test-chaos lint format protos lock up down clean
 
 help:
 	@sed -n '1,/^\.DEFAULT_GOAL/ s/^# \{0,1\}//p' Makefile
@@ -57,6 +60,10 @@ endif
 
 test-kills: setup
 	$(BIN)/python -m pytest -m kill --count $(COUNT)
+
+test-chaos: setup
+	HEADRACE_TEST_BROKER=$(BROKER) HEADRACE_CHAOS_EVENTS=$(EVENTS) HEADRACE_CHAOS_FAULTS=$(FAULTS) \
+		$(BIN)/python -m pytest -s tests/component/ingestion/test_chaos.py
 
 lint: setup
 	$(BIN)/ruff check .

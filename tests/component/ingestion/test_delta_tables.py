@@ -139,6 +139,33 @@ def test_commits_say_what_they_added(root: Path) -> None:
     assert tables.state_since(DATASET, 2).commits == []
 
 
+def test_commits_keep_their_versions_where_others_commit_meanwhile(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, others = open_tables(root), open_tables(root)
+    for count in (1, 2, 3):
+        tables.append(append_of((LEFT, range(10 * count, 11 * count))))
+    version = deltalake.DeltaTable.version
+    overtaken = threading.Event()
+
+    def version_until_others_commit(table: deltalake.DeltaTable) -> int:
+        newest: int = version(table)
+        if not overtaken.is_set():
+            overtaken.set()
+            others.append(append_of((RIGHT, range(9))))
+        return newest
+
+    monkeypatch.setattr(deltalake.DeltaTable, "version", version_until_others_commit)
+    first = tables.state_since(DATASET, 0)
+    later = tables.state_since(DATASET, first.table_version)
+    assert [(commit.table_version, commit.rows) for commit in [*first.commits, *later.commits]] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 9),
+    ]
+
+
 def test_a_writer_that_slept_through_anothers_commit_adds_nothing(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

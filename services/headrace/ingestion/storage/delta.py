@@ -44,6 +44,7 @@ from headrace.ingestion.domain.dataset import (
 )
 from headrace.ingestion.domain.schema import FieldType, Schema
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
+from headrace.ingestion.storage.commit_log import read_commits
 from headrace.ingestion.use_cases.ports import Append, Span, TableState
 
 logger = logging.getLogger(__name__)
@@ -127,10 +128,8 @@ class DeltaTables:
         """What was committed after `table_version`."""
         with self._fresh(dataset) as table:
             newest = table.version()
-            count = newest - table_version
-            entries = table.history(count) if count > 0 else []
-        commits = [_commit_of(entry) for entry in entries if table_version < entry["version"] <= newest]
-        return TableState(newest, sorted(commits, key=lambda commit: commit.table_version))
+        entries = read_commits(self.uri(dataset.name), self._options, table_version, newest)
+        return TableState(newest, [_commit_of(version, entry) for version, entry in entries])
 
     @contextmanager
     def _fresh(self, dataset: Dataset) -> Iterator[deltalake.DeltaTable]:
@@ -292,11 +291,10 @@ def _first_traceparent(rows: pa.Table) -> str:
     return column[0].as_py() if len(column) else ""
 
 
-def _commit_of(entry: Mapping[str, object]) -> TableCommit:
-    """A commit of the table's history; one that is not ours (maintenance) adds nothing."""
+def _commit_of(version: int, entry: Mapping[str, object]) -> TableCommit:
+    """A commit by what it says of itself; one that is not ours (maintenance) adds nothing."""
     sources = json.loads(str(entry.get(_SOURCES, "[]")))
-    version, timestamp = entry["version"], entry.get("timestamp", 0)
-    assert isinstance(version, int)
+    timestamp = entry.get("timestamp", 0)
     assert isinstance(timestamp, int)
     return TableCommit(
         table_version=version,
