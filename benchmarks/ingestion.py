@@ -160,8 +160,8 @@ def peak_mib(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-async def measure(folder: Path, broker_name: str, events: int, malformed: float) -> dict[str, float]:
-    """Both sides on one topic."""
+async def started_parts(folder: Path, broker_name: str, stack: AsyncExitStack) -> tuple[Service, str]:
+    """Start a broker and a database; the service that is to run on them, and the broker's address."""
     logs = folder / "logs"
     broker: ApacheKafka | Tansu
     if broker_name == "kafka":
@@ -171,29 +171,35 @@ async def measure(folder: Path, broker_name: str, events: int, malformed: float)
     database = Postgres(folder / "postgres", logs, free_port(), durable=True)
     store = folder / "store"
     store.mkdir()
+    for part in (broker, database):
+        await part.start()
+        stack.push_async_callback(part.stop)
+    await ensure_topics(broker.bootstrap, load_topics().values())
+    service = Service(
+        "ingestion",
+        folder / "service",
+        logs,
+        {
+            "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
+            "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka").lower(),
+            "HEADRACE_POSTGRES_DSN": database.dsn,
+            "HEADRACE_STORE_URI": f"file://{store}",
+        },
+    )
+    stack.push_async_callback(service.stop)
+    return service, broker.bootstrap
+
+
+async def measure(folder: Path, broker_name: str, events: int, malformed: float) -> dict[str, float]:
+    """Both sides on one topic."""
     async with AsyncExitStack() as stack:
-        for part in (broker, database):
-            await part.start()
-            stack.push_async_callback(part.stop)
-        await ensure_topics(broker.bootstrap, load_topics().values())
-        service = Service(
-            "ingestion",
-            folder / "service",
-            logs,
-            {
-                "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
-                "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka").lower(),
-                "HEADRACE_POSTGRES_DSN": database.dsn,
-                "HEADRACE_STORE_URI": f"file://{store}",
-            },
-        )
-        stack.push_async_callback(service.stop)
+        service, bootstrap = await started_parts(folder, broker_name, stack)
         await service.start()
         await apply(service)
         await service.stop()
-        size = await produce(broker.bootstrap, events, malformed)
-        rate = await bare(broker.bootstrap, events)
-        figures = await ingest(service, str(store / "datasets" / DATASET), events)
+        size = await produce(bootstrap, events, malformed)
+        rate = await bare(bootstrap, events)
+        figures = await ingest(service, str(folder / "store" / "datasets" / DATASET), events)
     figures |= {
         "payload_bytes": size,
         "bare_per_second": rate,
