@@ -1,12 +1,14 @@
 """Events on Kafka to rows of a Delta table, against a bare consumer of the same topic.
 
-    python benchmarks/ingestion.py [--events 1000000] [--malformed 0.01] [--broker kafka] [--json FILE]
+    python benchmarks/ingestion.py [--events 1000000] [--malformed 0.01] [--processes 2] [--broker kafka]
+        [--json FILE]
 
 Events are JSON objects of about 190 bytes: an id, a time, ten numbers and a label, as CloudEvents in binary
 mode, on the four partitions of the samples topic. First a bare aiokafka consumer reads all of them and looks
 at none. Then the ingestion service does what it does: reads envelopes, validates every field, stores rows and
 offsets in one Delta commit, keeps what it rejects. Its time runs from when it is ready, before its first
-fetch, to its last commit; its memory is the largest resident size that the kernel saw.
+fetch, to its last commit; its memory is the largest resident size that the kernel saw. Where there are
+several processes, that is one's, and time and events count from when the last of them is ready.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -132,24 +135,30 @@ async def described(service: Service) -> api.Dataset:
         return await api_grpc.IngestionServiceStub(opened).GetDataset(api.GetDatasetRequest(name=DATASET))
 
 
-async def ingest(service: Service, table: str, events: int) -> dict[str, float]:
+async def ingest(services: Sequence[Service], table: str, events: int) -> dict[str, float]:
     """Start the service on a full topic and wait until every event is a row or a rejection."""
-    await service.start()
+    async with asyncio.TaskGroup() as starting:
+        for service in services:
+            starting.create_task(service.start())
     started = time.time()
-    assert service.pid is not None
+    dataset = await described(services[0])
+    before = dataset.row_count + dataset.rejected_count
     while True:
-        dataset = await described(service)
+        dataset = await described(services[0])
         if dataset.row_count + dataset.rejected_count >= events:
             break
         await asyncio.sleep(0.25)
-    peak = peak_mib(service.pid)
+    peak = max(peak_mib(service.pid) for service in services if service.pid is not None)
     history = deltalake.DeltaTable(table).history()
-    await service.stop()
+    for service in services:
+        await service.stop()
+    seconds = max(entry["timestamp"] for entry in history) / 1000 - started
     return {
         "rows": dataset.row_count,
         "rejected": dataset.rejected_count,
         "commits": len(history),
-        "seconds": max(entry["timestamp"] for entry in history) / 1000 - started,
+        "seconds": seconds,
+        "events_per_second": (events - before) / seconds,
         "peak_mib": peak,
     }
 
@@ -160,8 +169,10 @@ def peak_mib(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-async def started_parts(folder: Path, broker_name: str, stack: AsyncExitStack) -> tuple[Service, str]:
-    """Start a broker and a database; the service that is to run on them, and the broker's address."""
+async def started_parts(
+    folder: Path, broker_name: str, stack: AsyncExitStack, processes: int = 1
+) -> tuple[Sequence[Service], str]:
+    """Start a broker and a database; the services that are to run on them, and the broker's address."""
     logs = folder / "logs"
     broker: ApacheKafka | Tansu
     if broker_name == "kafka":
@@ -175,35 +186,36 @@ async def started_parts(folder: Path, broker_name: str, stack: AsyncExitStack) -
         await part.start()
         stack.push_async_callback(part.stop)
     await ensure_topics(broker.bootstrap, load_topics().values())
-    service = Service(
-        "ingestion",
-        folder / "service",
-        logs,
-        {
-            "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
-            "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka").lower(),
-            "HEADRACE_POSTGRES_DSN": database.dsn,
-            "HEADRACE_STORE_URI": f"file://{store}",
-        },
-    )
-    stack.push_async_callback(service.stop)
-    return service, broker.bootstrap
+    environment = {
+        "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
+        "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka").lower(),
+        "HEADRACE_POSTGRES_DSN": database.dsn,
+        "HEADRACE_STORE_URI": f"file://{store}",
+    }
+    services = [
+        Service("ingestion", folder / f"service-{number}", logs / str(number), environment)
+        for number in range(processes)
+    ]
+    for service in services:
+        stack.push_async_callback(service.stop)
+    return services, broker.bootstrap
 
 
-async def measure(folder: Path, broker_name: str, events: int, malformed: float) -> dict[str, float]:
+async def measure(
+    folder: Path, broker_name: str, events: int, malformed: float, processes: int
+) -> dict[str, float]:
     """Both sides on one topic."""
     async with AsyncExitStack() as stack:
-        service, bootstrap = await started_parts(folder, broker_name, stack)
-        await service.start()
-        await apply(service)
-        await service.stop()
+        services, bootstrap = await started_parts(folder, broker_name, stack, processes)
+        await services[0].start()
+        await apply(services[0])
+        await services[0].stop()
         size = await produce(bootstrap, events, malformed)
         rate = await bare(bootstrap, events)
-        figures = await ingest(service, str(folder / "store" / "datasets" / DATASET), events)
+        figures = await ingest(services, str(folder / "store" / "datasets" / DATASET), events)
     figures |= {
         "payload_bytes": size,
         "bare_per_second": rate,
-        "events_per_second": events / figures["seconds"],
     }
     return figures | {"ratio": figures["events_per_second"] / rate}
 
@@ -215,16 +227,22 @@ def main() -> int:
     )
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--malformed", type=float, default=0.0, help="share of events that are no valid row")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--broker", choices=["kafka", "embedded"], default="kafka")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
-        figures = asyncio.run(measure(Path(folder), arguments.broker, arguments.events, arguments.malformed))
+        figures = asyncio.run(
+            measure(
+                Path(folder), arguments.broker, arguments.events, arguments.malformed, arguments.processes
+            )
+        )
     where = machine("aiokafka", "deltalake", "pyarrow")
     for name, value in where.items():
         print(f"{name:10} {value}")
     print(
-        f"\n{arguments.events:,} events of {figures['payload_bytes']:.0f} bytes, broker: {arguments.broker}"
+        f"\n{arguments.events:,} events of {figures['payload_bytes']:.0f} bytes, broker: {arguments.broker}, "
+        f"processes: {arguments.processes}"
     )
     stored, rejected = figures["rows"], figures["rejected"]
     print(f"{stored:,.0f} rows, {rejected:,.0f} rejected, {figures['commits']:.0f} commits\n")

@@ -87,7 +87,7 @@ async def stored(service: Service, rows: int) -> None:
 async def measure(folder: Path, broker: str, rate: int, seconds: int) -> dict[str, float]:
     """Both loads."""
     async with AsyncExitStack() as stack:
-        service, bootstrap = await started_parts(folder, broker, stack)
+        [service], bootstrap = await started_parts(folder, broker, stack)
         await service.start()
         await apply(service)
         table = folder / "store" / "datasets" / DATASET
