@@ -6,8 +6,13 @@ metadata: {name: breast-cancer}
 spec:
   dataset:
     key: patient_id
-    features: {mean_radius: {type: float32, min: 0}, site: string}
+    features:
+      mean_radius: {type: float32, min: 0, unit: mm, description: of the nucleus}
+      site: {type: string, pattern: "^[A-Z]{3}$", default: UNK}
     label: {name: malignant, type: int8, classes: [0, 1]}
+    attributes:                   # stored, and given to no model
+      sex: {type: string, role: protected, values: [f, m]}
+      taken: {type: timestamp, role: time, nullable: true}
     cut: {rows: 500, seconds: 30}
   preprocess: {normalise: standard, split: {train: 0.7, validation: 0.15, test: 0.15}}
   training:
@@ -47,6 +52,11 @@ TYPES: Final = {
     name.removeprefix("FIELD_TYPE_").lower(): number
     for name, number in ingestion.FieldType.items()
     if number != ingestion.FIELD_TYPE_UNSPECIFIED
+}
+ROLES: Final = {
+    name.removeprefix("FIELD_ROLE_").lower(): number
+    for name, number in ingestion.FieldRole.items()
+    if number != ingestion.FIELD_ROLE_UNSPECIFIED
 }
 NORMALISATIONS: Final = {
     "none": scheduling.NORMALISATION_NONE,
@@ -88,12 +98,13 @@ class PipelineFile:
 
     def _path(self, field: str) -> str:
         """Return a request field's path in the file, which groups some of them otherwise."""
-        features = self.request.spec.dataset.schema.features
+        schema = self.request.spec.dataset.schema
         for pattern, replacement in _MOVED:
             field = pattern.sub(replacement, field)
         match = _BY_INDEX.match(field)
-        if match and int(match[1]) < len(features):
-            field = f"spec.dataset.features.{features[int(match[1])].name}{field[match.end() :]}"
+        fields = schema.attributes if match and match[1] == "attributes" else schema.features
+        if match and int(match[2]) < len(fields):
+            field = f"spec.dataset.{match[1]}.{fields[int(match[2])].name}{field[match.end() :]}"
         return field
 
 
@@ -103,15 +114,16 @@ _MOVED: Final = tuple(
     for pattern, replacement in (
         (r"^name$", "metadata.name"),
         (r"^spec\.dataset\.schema\b", "spec.dataset"),
-        (r"^(spec\.dataset\.features.*)\.allowed_values\b", r"\1.values"),
+        (r"^(spec\.dataset\.(?:features|attributes).*)\.allowed_values\b", r"\1.values"),
         (r"^(spec\.dataset\.label)\.allowed_values\b", r"\1.classes"),
+        (r"^(spec\.dataset\.(?:features|attributes|label).*)\.default_value$", r"\1.default"),
         (r"^spec\.training\.(split|normalise|normalise_label)\b", r"spec.preprocess.\1"),
         (r"^spec\.resources\.memory_bytes$", "spec.training.resources.memory"),
         (r"^spec\.(resources|priority|deadline|max_retries)\b", r"spec.training.\1"),
         (r"^spec\.retrain_on_dataset_version$", "spec.retrain"),
     )
 )
-_BY_INDEX: Final = re.compile(r"spec\.dataset\.features\[(\d+)\]")
+_BY_INDEX: Final = re.compile(r"spec\.dataset\.(features|attributes)\[(\d+)\]")
 
 
 def load(path: Path | str) -> scheduling.ApplyPipelineRequest:
@@ -167,11 +179,13 @@ def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
 
 def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec.DatasetSpec:
     required = ("key", "features", "label")
-    entries = document.mapping(place, (*required, "cut"), required)
+    entries = document.mapping(place, (*required, "attributes", "cut"), required)
     features = document.entries(entries["features"]) if "features" in entries else {}
+    attributes = document.entries(entries["attributes"]) if "attributes" in entries else {}
     schema = ingestion.Schema(
         key=document.text(entries.get("key")),
         features=[_feature(document, name, feature) for name, feature in features.items()],
+        attributes=[_attribute(document, name, attribute) for name, attribute in attributes.items()],
     )
     if "features" in entries and not features:
         document.fail(entries["features"], "must name at least one feature")
@@ -186,18 +200,26 @@ def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec
 
 
 def _feature(document: Document, name: str, place: Place) -> ingestion.Field:
-    """Read `float32`, or {type: float32, nullable: true, min: 0, max: 1, values: [...]}."""
+    """Read `float32`, or {type: float32, nullable: true, min: 0, max: 1, values: [...], ...}."""
     if isinstance(place.node.value, str):
         return ingestion.Field(
             name=name, type=document.choice(place, TYPES, ingestion.FIELD_TYPE_UNSPECIFIED)
         )
-    entries = document.mapping(place, ("type", "nullable", "min", "max", "values"), ("type",))
+    entries = document.mapping(place, (*_RULES, "values", "role"), ("type",))
+    return _field(document, name, entries, entries.get("values"))
+
+
+def _attribute(document: Document, name: str, place: Place) -> ingestion.Field:
+    entries = document.mapping(place, (*_RULES, "values", "role"), ("type", "role"))
     return _field(document, name, entries, entries.get("values"))
 
 
 def _label(document: Document, place: Place) -> ingestion.Field:
-    entries = document.mapping(place, ("name", "type", "nullable", "min", "max", "classes"), ("name", "type"))
+    entries = document.mapping(place, ("name", *_RULES, "classes"), ("name", "type"))
     return _field(document, document.text(entries.get("name")), entries, entries.get("classes"))
+
+
+_RULES: Final = ("type", "nullable", "min", "max", "pattern", "default", "unit", "description")
 
 
 def _field(
@@ -208,7 +230,13 @@ def _field(
         type=document.choice(entries.get("type"), TYPES, ingestion.FIELD_TYPE_UNSPECIFIED),
         nullable=document.boolean(entries.get("nullable")),
         allowed_values=[json.dumps(document.plain(value)) for value in document.items(allowed)],
+        pattern=document.text(entries.get("pattern")),
+        unit=document.text(entries.get("unit")),
+        description=document.text(entries.get("description")),
+        role=document.choice(entries.get("role"), ROLES, ingestion.FIELD_ROLE_UNSPECIFIED),
     )
+    if "default" in entries:
+        field.default_value = json.dumps(document.plain(entries["default"]))
     if "min" in entries:
         field.min = document.number(entries["min"])
     if "max" in entries:

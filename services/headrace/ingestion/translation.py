@@ -11,7 +11,7 @@ from headrace.errors import FieldViolation, InvalidArgument
 from headrace.ingestion.domain.content_hash import to_hex
 from headrace.ingestion.domain.dataset import DatasetVersion
 from headrace.ingestion.domain.rejection import Rejection
-from headrace.ingestion.domain.schema import Cut, Field, FieldType, Scalar, Schema
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Scalar, Schema
 from headrace.rpc.convert import to_timestamp
 
 _TYPES: Final = {
@@ -23,20 +23,32 @@ _TYPES: Final = {
     api.FIELD_TYPE_FLOAT32: FieldType.FLOAT32,
     api.FIELD_TYPE_FLOAT64: FieldType.FLOAT64,
     api.FIELD_TYPE_STRING: FieldType.STRING,
+    api.FIELD_TYPE_TIMESTAMP: FieldType.TIMESTAMP,
+}
+_ROLES: Final = {
+    api.FIELD_ROLE_UNSPECIFIED: None,
+    api.FIELD_ROLE_PROTECTED: Role.PROTECTED,
+    api.FIELD_ROLE_PERSONAL: Role.PERSONAL,
+    api.FIELD_ROLE_IGNORED: Role.IGNORED,
+    api.FIELD_ROLE_TIME: Role.TIME,
 }
 # Protobuf's own cost of a bytes field: its number, and its length in up to five bytes.
 _FIELD_BYTES: Final = 6
 _TYPE_NUMBERS: Final = {field_type: number for number, field_type in _TYPES.items()}
+_ROLE_NUMBERS: Final = {role: number for number, role in _ROLES.items()}
 
 
 def schema_from_message(message: api.Schema) -> Schema:
-    """Raises InvalidArgument INVALID_SCHEMA where an allowed value is no JSON value."""
+    """Raises InvalidArgument INVALID_SCHEMA where an allowed value or a default is no JSON value."""
     return Schema(
         key=message.key,
         features=tuple(
             _field_from_message(field, f"schema.features.{field.name}") for field in message.features
         ),
         label=_field_from_message(message.label, "schema.label"),
+        attributes=tuple(
+            _field_from_message(field, f"schema.attributes.{field.name}") for field in message.attributes
+        ),
     )
 
 
@@ -48,9 +60,16 @@ def _field_from_message(message: api.Field, path: str) -> Field:
         min=message.min if message.HasField("min") else None,
         max=message.max if message.HasField("max") else None,
         allowed_values=tuple(
-            _allowed_value(text, f"{path}.allowed_values[{index}]")
+            _scalar(text, f"{path}.allowed_values[{index}]")
             for index, text in enumerate(message.allowed_values)
         ),
+        pattern=message.pattern,
+        default=_scalar(message.default_value, f"{path}.default_value")
+        if message.HasField("default_value")
+        else None,
+        unit=message.unit,
+        description=message.description,
+        role=_ROLES[message.role],
     )
 
 
@@ -62,7 +81,7 @@ def _type_from_number(number: int, path: str) -> FieldType:
     return field_type
 
 
-def _allowed_value(text: str, path: str) -> Scalar:
+def _scalar(text: str, path: str) -> Scalar:
     try:
         value = json.loads(text)
     except ValueError:
@@ -84,6 +103,7 @@ def schema_to_message(schema: Schema) -> api.Schema:
         key=schema.key,
         features=[_field_to_message(field) for field in schema.features],
         label=_field_to_message(schema.label),
+        attributes=[_field_to_message(field) for field in schema.attributes],
     )
 
 
@@ -95,6 +115,11 @@ def _field_to_message(field: Field) -> api.Field:
         min=field.min,
         max=field.max,
         allowed_values=[json.dumps(value) for value in field.allowed_values],
+        pattern=field.pattern,
+        default_value=None if field.default is None else json.dumps(field.default),
+        unit=field.unit,
+        description=field.description,
+        role=_ROLE_NUMBERS[field.role],
     )
 
 

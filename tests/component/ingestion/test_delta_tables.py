@@ -9,6 +9,7 @@ from pathlib import Path
 
 import deltalake
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import FailedPrecondition
@@ -212,6 +213,75 @@ def test_an_added_column_is_null_in_older_rows_and_for_older_writers(root: Path)
     table = deltalake.DeltaTable(str(root / "samples")).to_pyarrow_table()
     assert table.column("b").null_count == 6
     assert table.schema.field("b").type == pa.int16()
+
+
+def widened(field_type: FieldType, features: FieldType = FieldType.FLOAT32) -> Dataset:
+    schema = Schema("id", (Field("a", features),), Field("y", field_type))
+    return replace(DATASET, schema=schema, schema_version=2)
+
+
+def column_types(root: Path, version: int | None = None) -> list[pa.DataType]:
+    table = deltalake.DeltaTable(str(root / "samples"), version=version)
+    schema = pa.table(table.to_pyarrow_table()).schema
+    return [schema.field(name).type for name in ("a", "y")]
+
+
+def test_a_wider_type_takes_in_what_is_stored_and_earlier_versions_keep_theirs(root: Path) -> None:
+    tables = open_tables(root)
+    tables.append(append_of((LEFT, range(10))))
+    before = tables.state_since(DATASET, -1)
+    wide = widened(FieldType.INT64, FieldType.FLOAT64)
+    tables.ensure(wide)
+    after = tables.state_since(DATASET, -1)
+    assert column_types(root) == [pa.float64(), pa.int64()]
+    assert column_types(root, before.table_version) == [pa.float32(), pa.int8()]
+    assert stored_offsets(root) == [(0, n) for n in range(10)]
+    # Rewriting adds nothing to what versions are cut from, and offsets and properties stay.
+    assert [commit.rows for commit in after.commits if commit.rows] == [10]
+    assert tables.append(append_of((LEFT, range(12)), dataset=wide)) == 2
+    table = deltalake.DeltaTable(str(root / "samples"))
+    assert table.metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
+    assert table.metadata().name == "samples"
+    rows = pa.table(table.to_pyarrow_table())
+    assert hash_rows(rows, NAMES) == hash_rows(rows_of(LEFT, range(12)), NAMES)
+
+
+def test_an_empty_table_is_widened_too(root: Path) -> None:
+    tables = open_tables(root)
+    tables.ensure(DATASET)
+    tables.ensure(widened(FieldType.INT16))
+    assert column_types(root) == [pa.float32(), pa.int16()]
+
+
+def test_writers_of_an_older_and_of_a_newer_schema_share_a_table(root: Path) -> None:
+    """The process died after it had declared the wider type: the next writer brings the table up to it."""
+    old, new = open_tables(root), open_tables(root)
+    old.append(append_of((LEFT, range(2))))
+    assert new.append(append_of((RIGHT, range(2)), dataset=widened(FieldType.INT32))) == 2
+    assert old.append(append_of((LEFT, range(4)))) == 2
+    assert column_types(root) == [pa.float32(), pa.int32()]
+    assert stored_offsets(root) == [(0, n) for n in range(4)] + [(1, n) for n in range(2)]
+
+
+def test_rows_that_come_while_a_table_is_rewritten_are_rewritten_too(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widening, other = open_tables(root), open_tables(root)
+    other.append(append_of((LEFT, range(3))))
+    write = deltalake.write_deltalake
+    overtaken = threading.Event()
+
+    def write_late(table: deltalake.DeltaTable, *args: object, **options: object) -> None:
+        if not overtaken.is_set():
+            overtaken.set()
+            assert other.append(append_of((LEFT, range(5)))) == 2
+        write(table, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headrace.ingestion.storage.delta.deltalake.write_deltalake", write_late)
+    widening.ensure(widened(FieldType.INT64))
+    assert stored_offsets(root) == [(0, n) for n in range(5)]
+    files = [pq.read_schema(path) for path in deltalake.DeltaTable(str(root / "samples")).file_uris()]
+    assert {schema.field("y").type for schema in files} == {pa.int64()}
 
 
 def test_a_table_of_other_types_at_the_address_is_refused(root: Path) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import deltalake
 import pyarrow as pa
 import pytest
-from tests.support.ingestion import Headers, Ingestion
+from tests.support.ingestion import Headers, Ingestion, Process
 from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
@@ -301,6 +301,57 @@ async def test_a_schema_grows_and_never_shrinks(ingestion: Ingestion) -> None:
     await ingestion.publish([(b"p1", sample(site="left"), ingestion.headers("e1")), good(ingestion, 2)])
     rows = await eventually(ingestion.rows, lambda rows: len(rows) == 2)
     assert sorted(str(row["site"]) for row in rows) == ["None", "left"]
+
+
+async def test_a_schema_that_changes_while_events_flow_takes_effect_at_once(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    await ingestion.apply(process)
+    await ingestion.publish([good(ingestion, 0)])
+    await eventually(ingestion.rows, lambda rows: len(rows) == 1)
+    changed = ingestion.schema()
+    changed.features[1].type = api.FIELD_TYPE_INT32
+    changed.attributes.add(
+        name="site",
+        type=api.FIELD_TYPE_STRING,
+        role=api.FIELD_ROLE_PROTECTED,
+        nullable=True,
+        pattern="^[A-Z]+$",
+        default_value='"NONE"',
+    )
+    changed.attributes.add(
+        name="taken", type=api.FIELD_TYPE_TIMESTAMP, role=api.FIELD_ROLE_TIME, nullable=True
+    )
+    async with ingestion.stub(process) as stub:
+        answer = await stub.ApplyDataset(api.ApplyDatasetRequest(name=ingestion.dataset, schema=changed))
+        assert (answer.schema_version, answer.schema) == (2, changed)
+    own = f"{ingestion.dataset}-own"
+    await ingestion.publish(
+        [
+            (b"p", sample(grade=70_000, taken="2025-01-01T00:00:00Z"), ingestion.headers(f"{own}-1")),
+            (b"p", sample(site="LEFT"), ingestion.headers(f"{own}-2")),
+            (b"p", sample(site="left"), ingestion.headers(f"{own}-3")),
+        ]
+    )
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 3)
+    assert [(row["grade"], row["site"]) for row in rows] == [(3, None), (70_000, "NONE"), (3, "LEFT")]
+    assert rows[1]["_event_time"] == rows[1]["taken"] == datetime(2025, 1, 1, tzinfo=UTC)
+    [rejected] = await eventually(lambda: ingestion.rejected(process), bool)
+    assert (rejected.field, rejected.rule) == ("site", "pattern")
+    version = await _cut(ingestion, process)
+    assert version.row_count == 3
+    assert version.content_hash == to_hex(
+        hash_rows(
+            pa.table(
+                deltalake.DeltaTable(version.table_uri, version=version.table_version).to_pyarrow_table()
+            ),
+            ["id", "radius", "grade", "malignant", "site", "taken"],
+        )
+    )
+
+
+async def _cut(ingestion: Ingestion, process: Process) -> api.DatasetVersion:
+    async with ingestion.stub(process) as stub:
+        return await stub.CommitVersion(api.CommitVersionRequest(dataset=ingestion.dataset))
 
 
 async def test_what_is_not_there_is_not_found(ingestion: Ingestion) -> None:

@@ -93,6 +93,51 @@ def test_every_part_of_a_complete_file_arrives() -> None:
     assert spec.retrain_on_dataset_version
 
 
+RULES = SMALL.replace(
+    "    label:",
+    """\
+    attributes:
+      sex: {type: string, role: protected, values: [f, m], pattern: "^[fm]$", default: f}
+      taken: {type: timestamp, role: time, nullable: true, description: when, unit: UTC}
+    label:""",
+)
+
+
+def test_attributes_and_their_rules_arrive() -> None:
+    schema = pipeline_file.parse(RULES).request.spec.dataset.schema
+    assert list(schema.attributes) == [
+        ingestion.Field(
+            name="sex",
+            type=ingestion.FIELD_TYPE_STRING,
+            role=ingestion.FIELD_ROLE_PROTECTED,
+            allowed_values=['"f"', '"m"'],
+            pattern="^[fm]$",
+            default_value='"f"',
+        ),
+        ingestion.Field(
+            name="taken",
+            type=ingestion.FIELD_TYPE_TIMESTAMP,
+            role=ingestion.FIELD_ROLE_TIME,
+            nullable=True,
+            description="when",
+            unit="UTC",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ("spec.dataset.schema.attributes[0].default_value", "9:79"),
+        ("spec.dataset.schema.attributes.sex.pattern", "9:60"),
+        ("spec.dataset.schema.attributes[1].role", "10:32"),
+    ],
+)
+def test_what_a_service_finds_wrong_in_attributes_is_found_in_the_file(field: str, place: str) -> None:
+    error = InvalidArgument("INVALID_SCHEMA", "wrong", fields=[FieldViolation(field, "no")])
+    assert pipeline_file.parse(RULES, "p.yaml").explained(error).message == f"p.yaml:{place}: wrong"
+
+
 def test_what_a_small_file_leaves_out_has_its_default() -> None:
     spec = pipeline_file.parse(SMALL).request.spec
     assert spec.resources.cpu == 1
@@ -116,8 +161,13 @@ def broken(change: tuple[str, str], text: str = SMALL) -> InvalidArgument:
     [
         (
             ("    label:", "    lable:"),
-            "p.yaml:8:5: spec.dataset.lable: unknown key 'lable'; did you mean 'label'? (allowed: cut,",
+            "p.yaml:8:5: spec.dataset.lable: unknown key 'lable'; did you mean 'label'? (allowed: ",
         ),
+        (
+            ("x: float64", "x: {type: float64, role: colour}"),
+            "role: must be one of protected, personal, ignored",
+        ),
+        (("    label:", "    attributes: {sex: {type: string}}\n    label:"), "the key 'role' is missing"),
         (("x: float64", "x: float46"), "p.yaml:7:19: spec.dataset.features.x: must be one of bool, int8,"),
         (
             ("training: {recipe: mlp}", "training: {}"),

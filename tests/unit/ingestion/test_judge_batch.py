@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import orjson
@@ -14,7 +15,7 @@ from headrace.events.ingestion.v1.events_pb2 import Sample, Value
 from headrace.ingestion import translation
 from headrace.ingestion.domain.columnar import Malformed
 from headrace.ingestion.domain.dataset import Dataset
-from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Schema
 from headrace.ingestion.settings import MAX_PUBLISHED_BYTES, MIN_PUBLISHED_BYTES, Settings
 from headrace.ingestion.storage.repository import rejected_event
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
@@ -101,6 +102,17 @@ def test_a_protobuf_double_that_is_no_number_is_rejected_by_its_rule() -> None:
     headers = list({**ENVELOPE, "content-type": b"application/protobuf"}.items())
     [rejection] = judge([sent(0, sample.SerializeToString(), headers)]).rejections
     assert (rejection.verdict.field, rejection.verdict.rule) == ("a", "finite")
+
+
+def test_a_row_without_a_time_of_its_own_has_that_of_its_envelope() -> None:
+    taken = Field("taken", FieldType.TIMESTAMP, nullable=True, role=Role.TIME)
+    dataset = replace(DATASETS["known"], schema=replace(SCHEMA, attributes=(taken,)))
+    timely = orjson.dumps({"id": "p", "a": 1, "y": 0, "taken": "2025-06-07T08:09:10Z"})
+    judged = Judge().judge("cluster", opened([sent(0, timely), sent(1)]), {"known": dataset})
+    assert judged.rows["known"].column("_event_time").to_pylist() == [
+        datetime(2025, 6, 7, 8, 9, 10, tzinfo=UTC),
+        NOW,
+    ]
 
 
 HEADER = st.tuples(

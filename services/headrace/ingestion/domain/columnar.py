@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.ingestion.domain.flat_json import FlatJsonReader, Kind
+from headrace.ingestion.domain.flat_json import FlatJsonReader, Kind, ReadRows
 from headrace.ingestion.domain.schema import (
     FLOAT32_OVERFLOW,
     Field,
@@ -26,7 +26,7 @@ from headrace.ingestion.domain.schema import (
     Schema,
     integer_range,
 )
-from headrace.ingestion.domain.validation import Row, RowValidator, Violation
+from headrace.ingestion.domain.validation import Row, RowValidator, Violation, check_of
 from headrace.native import Int64s, Spans
 
 STORED_TYPES: Final[dict[FieldType, pa.DataType]] = {
@@ -38,6 +38,7 @@ STORED_TYPES: Final[dict[FieldType, pa.DataType]] = {
     FieldType.FLOAT32: pa.float32(),
     FieldType.FLOAT64: pa.float64(),
     FieldType.STRING: pa.string(),
+    FieldType.TIMESTAMP: pa.timestamp("us", "UTC"),
 }
 """How a field's values are stored."""
 
@@ -79,12 +80,17 @@ class ColumnReader:
         self._stored = stored_schema(schema)
         self._parsed = pa.schema([(field.name, _parsed_type(field)) for field in self._fields])
         self._flat = FlatJsonReader([(field.name, _kind(field)) for field in self._fields])
+        self._defaults = [
+            (index, pa.scalar(check_of(field)(field.default), self._parsed.field(index).type))
+            for index, field in enumerate(self._fields)
+            if field.default is not None
+        ]
 
     def read_json(self, payloads: Spans) -> Columns:
         """Turn JSON objects into columns."""
         rows = self._flat.read(payloads)
         read = np.flatnonzero(rows.read)
-        parsed = pa.table(rows.columns, schema=self._parsed)
+        parsed = pa.table(self._filled(rows), schema=self._parsed)
         doubtful = _doubtful_rows(parsed, self._fields)
         if doubtful is None and len(read) == len(payloads):
             return Columns(self._narrow(parsed), read, ())
@@ -104,6 +110,15 @@ class ColumnReader:
     def read_samples(self, samples: Sequence[dict[str, object]]) -> Columns:
         """Turn samples that are parsed already into columns."""
         return self._read_rows(range(len(samples)), samples)
+
+    def _filled(self, rows: ReadRows) -> Sequence[pa.Array]:
+        """The columns with defaults in the place of what is missing."""
+        columns = list(rows.columns)
+        for index, default in self._defaults:
+            missing = rows.missing(index)
+            if missing is not None:
+                columns[index] = pc.if_else(pa.array(missing), default, columns[index])
+        return columns
 
     def _narrow(self, parsed: pa.Table) -> pa.Table:
         columns = []
@@ -198,6 +213,8 @@ def _kind(field: Field) -> Kind:
         return Kind.INTEGER
     if field.type.is_float:
         return Kind.FLOAT
+    if field.type is FieldType.TIMESTAMP:
+        return Kind.TIME
     return Kind.BOOL if field.type is FieldType.BOOL else Kind.STRING
 
 
@@ -224,6 +241,11 @@ def _doubts(column: pa.ChunkedArray, field: Field, *, is_key: bool) -> Iterator[
         yield _or_false(pc.equal(column, ""))
     if field.type.is_number:
         yield from _out_of_range(column, field)
+    if field.pattern:
+        matching = pc.match_substring_regex(column, field.pattern)
+        # A null breaks no pattern.
+        if not pc.all(matching).as_py():
+            yield _or_false(pc.invert(matching))
     if field.allowed_values:
         allowed = pa.array(field.allowed_values, column.type)
         found = pc.or_(pc.is_in(column, value_set=allowed), column.is_null())

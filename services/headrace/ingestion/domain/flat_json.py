@@ -1,9 +1,9 @@
 """Many flat JSON objects (RFC 8259) to columns at once, in compiled code.
 
 It reads what samples are made of: objects whose names are a schema's, each at most once, and whose values are
-numbers, strings, booleans and null. It never judges. A row that is anything else, or that would need care (an
-escape in a string, an integer of more than 18 digits, a number of more than 19), is left for others to read,
-and so is one that lacks nothing but sense: `read` says which rows it has read.
+numbers, strings, times, booleans and null. It never judges. A row that is anything else, or that would need
+care (an escape in a string, an integer of more than 18 digits, a number of more than 19, a time outside of
+UTC), is left for others to read, and so is one that lacks nothing but sense: `read` says which it has read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from headrace.ingestion.domain.decimals import MAX_DIGITS, to_double
 from headrace.native import Bools, Bytes, Float64s, Int64s, Spans, UInt64s, compiled
+from headrace.native.rfc3339 import read_time
 from headrace.native.spans import same_bytes, utf8_length, validity
 
 _MAX_INTEGER_DIGITS: Final = 18
@@ -30,6 +31,8 @@ _E, _SMALL_E, _PLUS, _N, _T, _F, _U, _L, _R, _A, _S = (ord(c) for c in "Ee+ntful
 _NOT_ASCII: Final = 0x80
 _NO_FIELD: Final = -1
 _NOWHERE: Final = -1
+# In the place of a value's length.
+_NULL, _MISSING = -1, -2
 
 
 class Kind(enum.IntEnum):
@@ -39,9 +42,10 @@ class Kind(enum.IntEnum):
     INTEGER = 1
     BOOL = 2
     STRING = 3
+    TIME = 4
 
 
-_FLOAT, _, _BOOL, _STRING = (int(kind) for kind in Kind)
+_FLOAT, _, _BOOL, _STRING, _TIME = (int(kind) for kind in Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,12 @@ class ReadRows:
 
     columns: Sequence[pa.Array]
     read: Bools
+    lengths: Int64s
+
+    def missing(self, field: int) -> Bools | None:
+        """Where a field that is null was not there at all; None if nowhere."""
+        found = self.lengths[field] == _MISSING
+        return found if found.any() else None
 
 
 class FlatJsonReader:
@@ -60,10 +70,13 @@ class FlatJsonReader:
         self._kinds = np.array([int(kind) for _, kind in fields], np.int64)
 
     def read(self, payloads: Spans) -> ReadRows:
-        """Read all payloads: doubles, 64-bit integers, booleans, strings; null where null or absent."""
+        """Read all payloads: doubles, 64-bit integers, booleans, strings, times; null where null or missing.
+
+        Times are microseconds since the epoch.
+        """
         fields, rows = len(self._kinds), len(payloads)
         values = np.zeros((fields, rows), np.uint64)
-        lengths = np.full((fields, rows), -1, np.int64)
+        lengths = np.full((fields, rows), _MISSING, np.int64)
         read = np.zeros(rows, np.bool_)
         names = self._names
         _read_rows(
@@ -87,7 +100,7 @@ class FlatJsonReader:
             _column(Kind(kind), payloads.buffer, values[field], lengths[field])
             for field, kind in enumerate(self._kinds)
         ]
-        return ReadRows(columns, read)
+        return ReadRows(columns, read, lengths)
 
 
 def _column(kind: Kind, buffer: Bytes, values: UInt64s, lengths: Int64s) -> pa.Array:
@@ -98,7 +111,7 @@ def _column(kind: Kind, buffer: Bytes, values: UInt64s, lengths: Int64s) -> pa.A
     if kind is Kind.BOOL:
         bits = np.packbits(values.astype(np.bool_), bitorder="little")
         return pa.BooleanArray.from_buffers(pa.bool_(), len(values), [bitmap, pa.py_buffer(bits)])
-    type_ = pa.float64() if kind is Kind.FLOAT else pa.int64()
+    type_ = {Kind.FLOAT: pa.float64(), Kind.TIME: pa.timestamp("us", "UTC")}.get(kind, pa.int64())
     data = pa.py_buffer(np.ascontiguousarray(values))
     return cast("pa.Array", pa.Array.from_buffers(type_, len(values), [bitmap, data]))
 
@@ -205,13 +218,17 @@ def _is_name(buffer: Bytes, position: int, end: int, names: Bytes, start: int, l
 def _read_value(buffer: Bytes, position: int, end: int, kind: int) -> tuple[int, np.uint64, int]:
     """The position behind a value that is no double, or -1; its bits, or a string's start; -1 for null."""
     if position >= end:
-        return _NOWHERE, np.uint64(0), -1
+        return _NOWHERE, np.uint64(0), _NULL
     if buffer[position] == _N:
-        return _read_word(buffer, position, end, (_N, _U, _L, _L)), np.uint64(0), -1
+        return _read_word(buffer, position, end, (_N, _U, _L, _L)), np.uint64(0), _NULL
     if kind == _STRING:
         start = position + 1
         behind = _read_string(buffer, position, end)
         return behind, np.uint64(start), behind - start - 1
+    if kind == _TIME:
+        behind = _read_string(buffer, position, end)
+        sound, micros = read_time(buffer, position + 1, behind - 1)
+        return behind if sound else _NOWHERE, np.uint64(micros), 0
     if kind == _BOOL:
         if buffer[position] == _T:
             return _read_word(buffer, position, end, (_T, _R, _U, _SMALL_E)), np.uint64(1), 0

@@ -5,9 +5,14 @@ from __future__ import annotations
 import enum
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import re2
 
 from headrace.errors import FailedPrecondition, FieldViolation, InvalidArgument
 
@@ -29,6 +34,7 @@ class FieldType(enum.Enum):
     FLOAT32 = "float32"
     FLOAT64 = "float64"
     STRING = "string"
+    TIMESTAMP = "timestamp"
 
     @property
     def is_integer(self) -> bool:
@@ -48,6 +54,16 @@ class FieldType(enum.Enum):
 
 INTEGER_BITS: Final = {FieldType.INT8: 8, FieldType.INT16: 16, FieldType.INT32: 32, FieldType.INT64: 64}
 
+WIDER: Final = {
+    FieldType.INT8: (FieldType.INT16, FieldType.INT32, FieldType.INT64),
+    FieldType.INT16: (FieldType.INT32, FieldType.INT64),
+    FieldType.INT32: (FieldType.INT64,),
+    FieldType.FLOAT32: (FieldType.FLOAT64,),
+}
+"""Types that hold each of a type's values, and in which each has the same content hash.
+
+No integer becomes a float: 1 and 1.0 are other JSON, and hash otherwise."""
+
 FLOAT32_OVERFLOW: Final = (2.0 - 2.0**-24) * 2.0**127
 """The smallest double that rounds to infinity as a float32 (half a unit above the largest one)."""
 
@@ -58,11 +74,24 @@ def integer_range(field_type: FieldType) -> tuple[int, int]:
     return -half, half - 1
 
 
+class Role(enum.Enum):
+    """What a column is for, beyond its place in the schema."""
+
+    PROTECTED = "protected"
+    """An attribute by which models must not discriminate."""
+    PERSONAL = "personal"
+    IGNORED = "ignored"
+    TIME = "time"
+    """When the sample was true: the row's event time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One column of a dataset.
 
-    `min` and `max` are inclusive and for numbers only; empty `allowed_values` allow any.
+    `min` and `max` are inclusive and for numbers only; empty `allowed_values` allow any. `pattern` is for
+    strings: RE2's syntax, in linear time whatever it says, and found anywhere in the value unless anchored.
+    `default` takes the place of a value that is missing, but not of a null.
     """
 
     name: str
@@ -71,20 +100,35 @@ class Field:
     min: float | None = None
     max: float | None = None
     allowed_values: tuple[Scalar, ...] = ()
+    pattern: str = ""
+    default: Scalar | None = None
+    unit: str = ""
+    description: str = ""
+    role: Role | None = None
+    """None: what its place says, a feature or the label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A sample's fields: the key (a non-empty string), the features in the models' order, the label."""
+    """A sample's fields: the key (a non-empty string), the features in the models' order, the label.
+
+    `attributes` are stored beside them and given to no model; each has a role.
+    """
 
     key: str
     features: tuple[Field, ...]
     label: Field
+    attributes: tuple[Field, ...] = ()
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """All columns: key, features, label."""
-        return (Field(self.key, FieldType.STRING), *self.features, self.label)
+        """All columns: key, features, label, attributes."""
+        return (Field(self.key, FieldType.STRING), *self.features, self.label, *self.attributes)
+
+    @property
+    def time(self) -> Field | None:
+        """The field that says when the sample was true."""
+        return next((field for field in self.attributes if field.role is Role.TIME), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +160,42 @@ def _violations(schema: Schema) -> Iterator[FieldViolation]:
             yield FieldViolation(path, f'the name "{field.name}" is taken by another field')
         seen.add(field.name)
         yield from _field_violations(path, field)
+    yield from _role_violations(schema)
 
 
 def _paths(schema: Schema) -> Iterator[tuple[str, Field]]:
+    yield from _columns(schema)
+    yield "schema.label", schema.label
+
+
+def _columns(schema: Schema) -> Iterator[tuple[str, Field]]:
+    """The fields that have names of their own: features and attributes."""
     for field in schema.features:
         yield f"schema.features.{field.name}", field
-    yield "schema.label", schema.label
+    for field in schema.attributes:
+        yield f"schema.attributes.{field.name}", field
+
+
+def _role_violations(schema: Schema) -> Iterator[FieldViolation]:
+    times = 0
+    for field in schema.attributes:
+        path = f"schema.attributes.{field.name}"
+        if field.role is None:
+            yield FieldViolation(f"{path}.role", "say what it is for: protected, personal, ignored or time")
+        if field.role is Role.TIME:
+            times += 1
+            if field.type is not FieldType.TIMESTAMP:
+                yield FieldViolation(f"{path}.type", f"a time is a timestamp, not a {field.type.value}")
+            if times > 1:
+                yield FieldViolation(f"{path}.role", "another field is the time already")
+    for path, field in [*_columns(replace(schema, attributes=())), ("schema.label", schema.label)]:
+        if field.type is FieldType.TIMESTAMP:
+            yield FieldViolation(f"{path}.type", "no model takes a timestamp: move it to the attributes")
+        if field.role not in (None, Role.PROTECTED):
+            yield FieldViolation(
+                f"{path}.role",
+                f"models would learn from what is {field.role.value}: move it to the attributes",
+            )
 
 
 def _field_violations(path: str, field: Field) -> Iterator[FieldViolation]:
@@ -134,14 +208,54 @@ def _field_violations(path: str, field: Field) -> Iterator[FieldViolation]:
             yield FieldViolation(f"{path}.{bound_name}", "must be a finite number")
     if field.min is not None and field.max is not None and field.min > field.max:
         yield FieldViolation(f"{path}.min", f"{field.min:g} is above max, {field.max:g}")
+    wrong_pattern = _pattern_fault(field)
+    if wrong_pattern:
+        yield FieldViolation(f"{path}.pattern", wrong_pattern)
+        return
     for index, value in enumerate(field.allowed_values):
-        where = f"{path}.allowed_values[{index}]"
-        if not _is_of_type(value, field.type):
-            yield FieldViolation(where, f"{value!r} is not a {field.type.value}")
-        elif field.min is not None and not isinstance(value, str) and value < field.min:
-            yield FieldViolation(where, f"{value!r} is below min")
-        elif field.max is not None and not isinstance(value, str) and value > field.max:
-            yield FieldViolation(where, f"{value!r} is above max")
+        yield from _value_violations(f"{path}.allowed_values[{index}]", value, field)
+    if field.default is not None:
+        where = f"{path}.default_value"
+        yield from _value_violations(where, field.default, field)
+        if field.allowed_values and field.default not in field.allowed_values:
+            yield FieldViolation(where, f"{field.default!r} is not among the allowed values")
+
+
+def _pattern_fault(field: Field) -> str:
+    if not field.pattern:
+        return ""
+    if field.type is not FieldType.STRING:
+        return f"a {field.type.value} has no pattern"
+    try:
+        compiled_pattern(field.pattern)
+        # Batches meet the pattern in Arrow: what it does not take would stop them.
+        pc.match_substring_regex(pa.array([""]), field.pattern)
+    except (re2.error, pa.ArrowInvalid) as error:
+        return f"is no regular expression in RE2's syntax: {error}"
+    return ""
+
+
+def compiled_pattern(pattern: str) -> Callable[[str], bool]:
+    """Whether a string has a part that matches. Raises re2.error."""
+    options = re2.Options()
+    # It is said to who wrote the pattern; the library would print it.
+    options.log_errors = False
+    compiled = re2.compile(pattern, options)
+    return lambda text: compiled.search(text) is not None
+
+
+def _value_violations(where: str, value: Scalar, field: Field) -> Iterator[FieldViolation]:
+    """What is wrong with a value that the schema itself names."""
+    if not _is_of_type(value, field.type):
+        # A timestamp has none: no JSON value is one.
+        yield FieldViolation(where, f"{value!r} is not a {field.type.value}")
+    elif isinstance(value, str):
+        if field.pattern and not compiled_pattern(field.pattern)(value):
+            yield FieldViolation(where, f"{value!r} does not match the pattern")
+    elif field.min is not None and value < field.min:
+        yield FieldViolation(where, f"{value!r} is below min")
+    elif field.max is not None and value > field.max:
+        yield FieldViolation(where, f"{value!r} is above max")
 
 
 def _is_of_type(value: Scalar, field_type: FieldType) -> bool:
@@ -151,17 +265,25 @@ def _is_of_type(value: Scalar, field_type: FieldType) -> bool:
         if field_type.is_integer:
             low, high = integer_range(field_type)
             return low <= value <= high
-        return field_type.is_float
+        return _is_float(value, field_type)
     if isinstance(value, float):
-        return field_type.is_float and math.isfinite(value)
+        return _is_float(value, field_type)
     return field_type is FieldType.STRING
+
+
+def _is_float(value: float, field_type: FieldType) -> bool:
+    if field_type is FieldType.FLOAT32:
+        return abs(value) < FLOAT32_OVERFLOW
+    return field_type is FieldType.FLOAT64 and abs(value) <= sys.float_info.max
 
 
 def check_evolution(old: Schema, new: Schema) -> None:
     """Raise `FailedPrecondition` INCOMPATIBLE_SCHEMA where a stored row could break the new schema.
 
-    Safe are: more nullable features, rules that accept more (nullable, wider bounds, more allowed
-    values), and another order of the features.
+    Safe are: more nullable fields, rules that accept more (nullable, wider bounds, more allowed values, no
+    pattern, a wider type of the same numbers), another order of the features, other defaults, units and
+    descriptions, and other roles: a feature may become an attribute and the other way round. What is
+    personal stays so.
     """
     violations = list(_incompatibilities(old, new))
     if violations:
@@ -181,21 +303,23 @@ def _incompatibilities(old: Schema, new: Schema) -> Iterator[FieldViolation]:
         yield FieldViolation("schema.label", f'is "{old.label.name}" and cannot become "{new.label.name}"')
     else:
         yield from _narrowings("schema.label", old.label, new.label)
-    after = {field.name: field for field in new.features}
-    before = {field.name: field for field in old.features}
-    for name, field in before.items():
-        path = f"schema.features.{name}"
+    after = {field.name: (path, field) for path, field in _columns(new)}
+    before = {field.name: (path, field) for path, field in _columns(old)}
+    for name, (path, field) in before.items():
         if name not in after:
             yield FieldViolation(path, "cannot be removed")
         else:
-            yield from _narrowings(path, field, after[name])
-    for name, field in after.items():
+            path, changed = after[name]
+            yield from _narrowings(path, field, changed)
+            if field.role is Role.PERSONAL and changed.role is not Role.PERSONAL:
+                yield FieldViolation(f"{path}.role", "is personal and must stay so")
+    for name, (path, field) in after.items():
         if name not in before and not field.nullable:
-            yield FieldViolation(f"schema.features.{name}", "a field that is added must be nullable")
+            yield FieldViolation(path, "a field that is added must be nullable")
 
 
 def _narrowings(path: str, old: Field, new: Field) -> Iterator[FieldViolation]:
-    if old.type is not new.type:
+    if old.type is not new.type and new.type not in WIDER.get(old.type, ()):
         yield FieldViolation(f"{path}.type", f"is {old.type.value} and cannot become {new.type.value}")
         return
     if old.nullable and not new.nullable:
@@ -208,3 +332,5 @@ def _narrowings(path: str, old: Field, new: Field) -> Iterator[FieldViolation]:
         not old.allowed_values or not set(old.allowed_values) <= set(new.allowed_values)
     ):
         yield FieldViolation(f"{path}.allowed_values", "cannot be narrowed")
+    if new.pattern not in ("", old.pattern):
+        yield FieldViolation(f"{path}.pattern", "cannot be added or changed, only removed")

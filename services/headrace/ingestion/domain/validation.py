@@ -9,6 +9,7 @@ import enum
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from headrace.ingestion.domain.schema import (
@@ -17,6 +18,7 @@ from headrace.ingestion.domain.schema import (
     FieldType,
     Scalar,
     Schema,
+    compiled_pattern,
     integer_range,
 )
 
@@ -33,6 +35,7 @@ class Rule(enum.Enum):
     MIN = "min"
     MAX = "max"
     ALLOWED_VALUES = "allowed_values"
+    PATTERN = "pattern"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,9 @@ class Violation:
 
 
 Row = tuple[Scalar | None, ...]
-"""A valid sample's values in the order of `Schema.fields`."""
+"""A valid sample's values in the order of `Schema.fields`; a timestamp's are microseconds since the epoch."""
 
-_Check = Callable[[object], "Scalar | Violation"]
+Check = Callable[[object], "Scalar | Violation"]
 _SHOWN_CHARACTERS: Final = 80
 
 
@@ -57,14 +60,14 @@ class RowValidator:
     def __init__(self, schema: Schema) -> None:
         self._fields = schema.fields
         self._names = frozenset(field.name for field in self._fields)
-        self._checks = [(field, _check_of(field)) for field in self._fields]
+        self._checks = [(field, check_of(field)) for field in self._fields]
         self._key = schema.key
 
     def validate(self, sample: Mapping[str, object]) -> Row | Violation:
         """The sample's values, or the first rule that it breaks."""
         values: list[Scalar | None] = []
         for field, check in self._checks:
-            value = sample.get(field.name)
+            value = sample.get(field.name, field.default)
             if value is None:
                 if not field.nullable:
                     return _missing(field, present=field.name in sample)
@@ -87,11 +90,14 @@ def _missing(field: Field, *, present: bool) -> Violation:
     return Violation(field.name, Rule.REQUIRED, f'"{field.name}" {what}, and is not nullable')
 
 
-def _check_of(field: Field) -> _Check:
+def check_of(field: Field) -> Check:
+    """What a value that is not null becomes, or the rule that it breaks."""
     if field.type is FieldType.BOOL:
         base = _check_bool(field)
     elif field.type is FieldType.STRING:
-        base = _check_string(field)
+        base = _check_pattern(field) if field.pattern else _check_string(field)
+    elif field.type is FieldType.TIMESTAMP:
+        base = _check_timestamp(field)
     elif field.type.is_integer:
         base = _check_integer(field)
     else:
@@ -99,21 +105,61 @@ def _check_of(field: Field) -> _Check:
     return _check_allowed(field, base) if field.allowed_values else base
 
 
-def _check_bool(field: Field) -> _Check:
+def _check_bool(field: Field) -> Check:
     def check(value: object) -> Scalar | Violation:
         return value if isinstance(value, bool) else _wrong_type(field, value)
 
     return check
 
 
-def _check_string(field: Field) -> _Check:
+def _check_string(field: Field) -> Check:
     def check(value: object) -> Scalar | Violation:
         return value if isinstance(value, str) else _wrong_type(field, value)
 
     return check
 
 
-def _check_integer(field: Field) -> _Check:
+def _check_pattern(field: Field) -> Check:
+    matches = compiled_pattern(field.pattern)
+
+    def check(value: object) -> Scalar | Violation:
+        if not isinstance(value, str):
+            return _wrong_type(field, value)
+        if matches(value):
+            return value
+        return Violation(
+            field.name,
+            Rule.PATTERN,
+            f'"{field.name}" is {_shown(value)}, which does not match {_shown(field.pattern)}',
+        )
+
+    return check
+
+
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+
+
+def _check_timestamp(field: Field) -> Check:
+    def check(value: object) -> Scalar | Violation:
+        if not isinstance(value, str):
+            return _wrong_type(field, value)
+        try:
+            moment = datetime.fromisoformat(value)
+            if moment.tzinfo is not None:
+                return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+        except (ValueError, OverflowError):
+            # OverflowError: year 1 or 9999 in a zone that leads out of the calendar.
+            pass
+        return Violation(
+            field.name,
+            Rule.TYPE,
+            f'"{field.name}" is {_shown(value)}, not an RFC 3339 time with a time zone',
+        )
+
+    return check
+
+
+def _check_integer(field: Field) -> Check:
     low, high = integer_range(field.type)
 
     def check(value: object) -> Scalar | Violation:
@@ -131,7 +177,7 @@ def _check_integer(field: Field) -> _Check:
     return check
 
 
-def _check_float(field: Field) -> _Check:
+def _check_float(field: Field) -> Check:
     narrow = field.type is FieldType.FLOAT32
 
     def check(value: object) -> Scalar | Violation:
@@ -160,7 +206,7 @@ def _out_of_bounds(field: Field, value: float) -> Violation | None:
     return None
 
 
-def _check_allowed(field: Field, base: _Check) -> _Check:
+def _check_allowed(field: Field, base: Check) -> Check:
     allowed = frozenset(field.allowed_values)
 
     def check(value: object) -> Scalar | Violation:

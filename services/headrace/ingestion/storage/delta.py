@@ -18,11 +18,12 @@ import logging
 import operator
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from itertools import chain
+from typing import Final, TypeAlias, TypeVar
 
 import deltalake
 import pyarrow as pa
@@ -34,7 +35,7 @@ from deltalake.exceptions import (
 )
 
 from headrace.errors import Aborted, FailedPrecondition
-from headrace.ingestion.domain.columnar import stored_schema
+from headrace.ingestion.domain.columnar import STORED_TYPES, stored_schema
 from headrace.ingestion.domain.content_hash import from_hex, hash_rows, to_hex
 from headrace.ingestion.domain.dataset import (
     Dataset,
@@ -42,7 +43,7 @@ from headrace.ingestion.domain.dataset import (
     SourcePartition,
     TableCommit,
 )
-from headrace.ingestion.domain.schema import FieldType, Schema
+from headrace.ingestion.domain.schema import WIDER, FieldType, Schema
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
 from headrace.ingestion.storage.commit_log import read_commits
 from headrace.ingestion.use_cases.ports import Append, Span, TableState
@@ -55,6 +56,14 @@ _SOURCES: Final = "headrace.sources"
 _TRACEPARENT: Final = "headrace.traceparent"
 _ATTEMPTS: Final = 12
 _FIRST_PAUSE_SECONDS: Final = 0.02
+
+T = TypeVar("T")
+_DeltaType: TypeAlias = (
+    deltalake.schema.PrimitiveType
+    | deltalake.schema.ArrayType
+    | deltalake.schema.MapType
+    | deltalake.schema.StructType
+)
 
 _EVENT_COLUMNS: Final = ["_event_source", "_event_id", "_partition", "_offset"]
 
@@ -89,12 +98,12 @@ class DeltaTables:
         return self._uri_of(dataset)
 
     def ensure(self, dataset: Dataset) -> None:
-        """Create the table, or add the columns that it lacks.
+        """Create the table, or add the columns that it lacks and widen those that are too narrow.
 
-        Raises FailedPrecondition TABLE_MISMATCH where a table of other columns stands at the address.
+        Raises FailedPrecondition TABLE_MISMATCH where a table of other columns stands at the address, and
+        Aborted where other writers won every attempt.
         """
-        with self._fresh(dataset) as table:
-            self._align(table, dataset)
+        self._committed(dataset, lambda table: self._align(table, dataset))
 
     def append(self, append: Append) -> int:
         """Store the rows that the table does not hold yet; return how many they were.
@@ -102,18 +111,7 @@ class DeltaTables:
         Raises Aborted where other writers won every attempt, and deltalake's or the system's errors where
         the store fails. Calling again is always safe.
         """
-        pause = _FIRST_PAUSE_SECONDS
-        for _ in range(_ATTEMPTS):
-            try:
-                with self._fresh(append.dataset) as table:
-                    return self._append_once(table, append)
-            except (CommitFailedError, SchemaMismatchError) as error:
-                logger.info("commit to %s conflicted, looking again: %s", append.dataset.name, error)
-                time.sleep(pause)
-                pause = min(2 * pause, 1.0)
-        raise Aborted(
-            "COMMIT_CONFLICT", f"other writers won each of {_ATTEMPTS} commits to {append.dataset.name}"
-        )
+        return self._committed(append.dataset, lambda table: self._append_once(table, append))
 
     def stored_events(self, dataset: Dataset, spans: Sequence[Span]) -> pa.Table:
         """Source, id, partition and offset of the rows from these offsets, named as in the table."""
@@ -130,6 +128,19 @@ class DeltaTables:
             newest = table.version()
         entries = read_commits(self.uri(dataset.name), self._options, table_version, newest)
         return TableState(newest, [_commit_of(version, entry) for version, entry in entries])
+
+    def _committed(self, dataset: Dataset, commit: Callable[[deltalake.DeltaTable], T]) -> T:
+        """Do it on the table's newest state, again where another writer was faster."""
+        pause = _FIRST_PAUSE_SECONDS
+        for _ in range(_ATTEMPTS):
+            try:
+                with self._fresh(dataset) as table:
+                    return commit(table)
+            except (CommitFailedError, SchemaMismatchError) as error:
+                logger.info("commit to %s conflicted, looking again: %s", dataset.name, error)
+                time.sleep(pause)
+                pause = min(2 * pause, 1.0)
+        raise Aborted("COMMIT_CONFLICT", f"other writers won each of {_ATTEMPTS} commits to {dataset.name}")
 
     @contextmanager
     def _fresh(self, dataset: Dataset) -> Iterator[deltalake.DeltaTable]:
@@ -168,17 +179,25 @@ class DeltaTables:
     def _align(self, table: deltalake.DeltaTable, dataset: Dataset) -> None:
         expected = deltalake.Schema.from_arrow(_table_schema(dataset))
         present = {column.name: column.type for column in table.schema().fields}
+        narrow = []
         for column in expected.fields:
-            if column.name in present and present[column.name] != column.type:
+            held = present.get(column.name, column.type)
+            # A wider one was declared since this dataset's schema was read.
+            if held == column.type or _widens(column.type, held):
+                continue
+            if not _widens(held, column.type):
                 raise FailedPrecondition(
                     "TABLE_MISMATCH",
                     f"the table at {self._uri_of(dataset.name)} holds {column.name} as "
-                    f"{present[column.name]}, not as {column.type}; move the table away",
+                    f"{held}, not as {column.type}; move the table away",
                 )
+            narrow.append(column.name)
         missing = [column for column in expected.fields if column.name not in present]
         if missing:
             table.alter.add_columns(missing)
             table.update_incremental()
+        if narrow:
+            _widen(table, _table_schema(dataset), narrow, _writer_properties(dataset.schema))
 
     def _append_once(self, table: deltalake.DeltaTable, append: Append) -> int:
         rows, spans = _not_yet_stored(table, append)
@@ -208,6 +227,58 @@ class DeltaTables:
         )
         stored: int = rows.num_rows
         return stored
+
+
+def _widens(narrow: _DeltaType, wide: _DeltaType) -> bool:
+    return any(
+        narrow == _delta_type(before) and wide == _delta_type(after)
+        for before, wider in WIDER.items()
+        for after in wider
+    )
+
+
+def _delta_type(field_type: FieldType) -> _DeltaType:
+    return deltalake.Field.from_arrow(pa.field("", STORED_TYPES[field_type])).type
+
+
+def _widen(
+    table: deltalake.DeltaTable,
+    declared: pa.Schema,
+    columns: Collection[str],
+    properties: deltalake.WriterProperties,
+) -> None:
+    """Rewrite the table with these columns as wide as they are declared, in a commit that adds nothing.
+
+    delta-rs cannot change a column's type in place. Earlier versions stay readable with the types that they
+    had. Rows pass through in pieces, so that the table may be larger than the memory.
+    """
+    while True:
+        before = table.version()
+        wide = pa.schema(
+            [
+                declared.field(field.name) if field.name in columns else field
+                for field in pa.schema(table.schema().to_arrow())
+            ]
+        )
+        scanned = table.to_pyarrow_dataset().to_batches(
+            batch_size=_REWRITE_ROWS, batch_readahead=1, fragment_readahead=1
+        )
+        # Of an empty table nothing comes, and the new types would not be looked at.
+        empty = pa.RecordBatch.from_pylist([], schema=wide)
+        batches = chain([empty], (batch.cast(wide) for batch in scanned))
+        deltalake.write_deltalake(
+            table,
+            pa.RecordBatchReader.from_batches(wide, batches),
+            mode="overwrite",
+            schema_mode="overwrite",
+            writer_properties=properties,
+        )
+        if table.version() == before + 1:
+            return
+        # Rows that another writer committed meanwhile are in the table, but in files of the old type.
+
+
+_REWRITE_ROWS: Final = 50_000
 
 
 def _writer_properties(schema: Schema) -> deltalake.WriterProperties:
@@ -276,11 +347,13 @@ def _expression(span: Span) -> pa.compute.Expression:
 
 
 def _in_table_order(rows: pa.Table, table: deltalake.DeltaTable) -> pa.Table:
-    """The rows with the table's columns: one that this writer does not know yet is null."""
+    """The rows with the table's columns and types: a column that this writer does not know yet is null."""
     known = set(rows.column_names)
     schema = pa.schema(table.schema().to_arrow())
     columns = [
-        rows.column(column.name) if column.name in known else pa.nulls(rows.num_rows, column.type)
+        rows.column(column.name).cast(column.type)
+        if column.name in known
+        else pa.nulls(rows.num_rows, column.type)
         for column in schema
     ]
     return pa.table(columns, names=schema.names)

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from google.protobuf.message import DecodeError
 
 from headrace.events.ingestion.v1.events_pb2 import Sample
@@ -76,7 +77,9 @@ class Judge:
                 ]
             elif samples.media_type == JSON_TYPE:
                 columns = self._reader(dataset).read_json(opened.records.values.take(samples.indexes))
-                tables[dataset.name].append(_collect(cluster, opened.records, samples, columns, judged))
+                tables[dataset.name].append(
+                    _collect(cluster, dataset, opened.records, samples, columns, judged)
+                )
             else:
                 tables[dataset.name].append(
                     self._judge_protobuf(cluster, dataset, opened.records, samples, judged)
@@ -101,7 +104,7 @@ class Judge:
                 sound.append(index)
                 parsed.append(sample)
         columns = self._reader(dataset).read_samples(parsed)
-        return _collect(cluster, records, samples.take(np.array(sound, np.int64)), columns, judged)
+        return _collect(cluster, dataset, records, samples.take(np.array(sound, np.int64)), columns, judged)
 
     def _reader(self, dataset: Dataset) -> ColumnReader:
         key = (dataset.name, dataset.schema_version)
@@ -124,22 +127,25 @@ def parse_sample(data: bytes) -> dict[str, object] | Malformed:
     return values
 
 
-def _collect(cluster: str, records: Records, samples: Samples, columns: Columns, judged: Judged) -> pa.Table:
+def _collect(
+    cluster: str, dataset: Dataset, records: Records, samples: Samples, columns: Columns, judged: Judged
+) -> pa.Table:
     """The accepted rows with the columns that say where they came from; faults become rejections."""
     for index, fault in columns.faults:
         judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict_of(fault)))
     accepted = samples if len(columns.accepted) == len(samples) else samples.take(columns.accepted)
+    table = columns.table
+    time = dataset.schema.time
     sources = [
         accepted.ids,
         accepted.sources,
-        accepted.times,
+        accepted.times if time is None else pc.coalesce(table.column(time.name), accepted.times),
         pa.repeat(cluster, len(accepted)),
         pa.repeat(records.topic, len(accepted)),
         pa.array(records.partitions[accepted.indexes]),
         pa.array(records.offsets[accepted.indexes]),
         accepted.traceparents,
     ]
-    table = columns.table
     for source, column in zip(SOURCE_COLUMNS, sources, strict=True):
         table = table.append_column(source, column)
     return table

@@ -35,6 +35,8 @@ class _FieldTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     FIELD_TYPE_FLOAT32: _FieldType.ValueType  # 6
     FIELD_TYPE_FLOAT64: _FieldType.ValueType  # 7
     FIELD_TYPE_STRING: _FieldType.ValueType  # 8
+    FIELD_TYPE_TIMESTAMP: _FieldType.ValueType  # 9
+    """An RFC 3339 time with a zone, written as a string; attributes only. Stored in microseconds."""
 
 class FieldType(_FieldType, metaclass=_FieldTypeEnumTypeWrapper): ...
 
@@ -47,7 +49,37 @@ FIELD_TYPE_INT64: FieldType.ValueType  # 5
 FIELD_TYPE_FLOAT32: FieldType.ValueType  # 6
 FIELD_TYPE_FLOAT64: FieldType.ValueType  # 7
 FIELD_TYPE_STRING: FieldType.ValueType  # 8
+FIELD_TYPE_TIMESTAMP: FieldType.ValueType  # 9
+"""An RFC 3339 time with a zone, written as a string; attributes only. Stored in microseconds."""
 Global___FieldType: typing_extensions.TypeAlias = FieldType
+
+class _FieldRole:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _FieldRoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_FieldRole.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    FIELD_ROLE_UNSPECIFIED: _FieldRole.ValueType  # 0
+    """What its place says: a feature, or the label."""
+    FIELD_ROLE_PROTECTED: _FieldRole.ValueType  # 1
+    """By which models must not discriminate. A feature may have this role, too."""
+    FIELD_ROLE_PERSONAL: _FieldRole.ValueType  # 2
+    FIELD_ROLE_IGNORED: _FieldRole.ValueType  # 3
+    FIELD_ROLE_TIME: _FieldRole.ValueType  # 4
+    """When the sample was true: it becomes the row's event time, in the place of ce_time. A timestamp; one at most."""
+
+class FieldRole(_FieldRole, metaclass=_FieldRoleEnumTypeWrapper):
+    """What a column is for, beyond its place in the schema."""
+
+FIELD_ROLE_UNSPECIFIED: FieldRole.ValueType  # 0
+"""What its place says: a feature, or the label."""
+FIELD_ROLE_PROTECTED: FieldRole.ValueType  # 1
+"""By which models must not discriminate. A feature may have this role, too."""
+FIELD_ROLE_PERSONAL: FieldRole.ValueType  # 2
+FIELD_ROLE_IGNORED: FieldRole.ValueType  # 3
+FIELD_ROLE_TIME: FieldRole.ValueType  # 4
+"""When the sample was true: it becomes the row's event time, in the place of ce_time. A timestamp; one at most."""
+Global___FieldRole: typing_extensions.TypeAlias = FieldRole
 
 @typing.final
 class Field(google.protobuf.message.Message):
@@ -61,6 +93,11 @@ class Field(google.protobuf.message.Message):
     MIN_FIELD_NUMBER: builtins.int
     MAX_FIELD_NUMBER: builtins.int
     ALLOWED_VALUES_FIELD_NUMBER: builtins.int
+    PATTERN_FIELD_NUMBER: builtins.int
+    DEFAULT_VALUE_FIELD_NUMBER: builtins.int
+    UNIT_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    ROLE_FIELD_NUMBER: builtins.int
     name: builtins.str
     type: Global___FieldType.ValueType
     nullable: builtins.bool
@@ -68,6 +105,16 @@ class Field(google.protobuf.message.Message):
     min: builtins.float
     """Inclusive bounds; numbers only."""
     max: builtins.float
+    pattern: builtins.str
+    """A regular expression in RE2's syntax, of which a part of each value must match ("^[A-Z]{2}$" bounds the
+    whole). Strings only.
+    """
+    default_value: builtins.str
+    """A JSON value that takes the place of a missing value, but not of a null. It must be valid itself."""
+    unit: builtins.str
+    """What a number counts ("mm", "EUR"); for people."""
+    description: builtins.str
+    role: Global___FieldRole.ValueType
     @property
     def allowed_values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The only values accepted, written as JSON values ("0", "\\"benign\\""). Empty: any."""
@@ -81,15 +128,24 @@ class Field(google.protobuf.message.Message):
         min: builtins.float | None = ...,
         max: builtins.float | None = ...,
         allowed_values: collections.abc.Iterable[builtins.str] | None = ...,
+        pattern: builtins.str = ...,
+        default_value: builtins.str | None = ...,
+        unit: builtins.str = ...,
+        description: builtins.str = ...,
+        role: Global___FieldRole.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "default_value", b"default_value", "max", b"max", "min", b"min"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_max", b"_max", "_min", b"_min", "allowed_values", b"allowed_values", "max", b"max", "min", b"min", "name", b"name", "nullable", b"nullable", "type", b"type"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "allowed_values", b"allowed_values", "default_value", b"default_value", "description", b"description", "max", b"max", "min", b"min", "name", b"name", "nullable", b"nullable", "pattern", b"pattern", "role", b"role", "type", b"type", "unit", b"unit"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__default_value: typing_extensions.TypeAlias = typing.Literal["default_value"]
+    _WhichOneofArgType__default_value: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value"]
     _WhichOneofReturnType__max: typing_extensions.TypeAlias = typing.Literal["max"]
     _WhichOneofArgType__max: typing_extensions.TypeAlias = typing.Literal["_max", b"_max"]
     _WhichOneofReturnType__min: typing_extensions.TypeAlias = typing.Literal["min"]
     _WhichOneofArgType__min: typing_extensions.TypeAlias = typing.Literal["_min", b"_min"]
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__default_value) -> _WhichOneofReturnType__default_value | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max) -> _WhichOneofReturnType__max | None: ...
     @typing.overload
@@ -106,6 +162,7 @@ class Schema(google.protobuf.message.Message):
     KEY_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
+    ATTRIBUTES_FIELD_NUMBER: builtins.int
     key: builtins.str
     """The string field that names the sample's entity; it decides the sample's split."""
     @property
@@ -116,16 +173,21 @@ class Schema(google.protobuf.message.Message):
     def label(self) -> Global___Field:
         """A sample without its label is rejected unless the label is nullable."""
 
+    @property
+    def attributes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Field]:
+        """Stored with the sample and given to no model; each with a role."""
+
     def __init__(
         self,
         *,
         key: builtins.str = ...,
         features: collections.abc.Iterable[Global___Field] | None = ...,
         label: Global___Field | None = ...,
+        attributes: collections.abc.Iterable[Global___Field] | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["label", b"label"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["features", b"features", "key", b"key", "label", b"label"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["attributes", b"attributes", "features", b"features", "key", b"key", "label", b"label"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Schema: typing_extensions.TypeAlias = Schema

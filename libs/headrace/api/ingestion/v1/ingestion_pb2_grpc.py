@@ -89,7 +89,9 @@ class IngestionServiceServicer(object):
 
     def ApplyDataset(self, request, context):
         """Creates a dataset, or changes it where it exists (AIP-134, allow_missing). Applying the same
-        specification again changes nothing.
+        specification again changes nothing. Safe changes of a schema hold for samples sent after the answer:
+        nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
+        rewrites the table once.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema.
         """

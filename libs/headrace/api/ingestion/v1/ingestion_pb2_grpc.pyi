@@ -33,7 +33,9 @@ class IngestionServiceStub:
     def __new__(cls, channel: grpc.aio.Channel) -> IngestionServiceAsyncStub: ...
     ApplyDataset: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ApplyDatasetRequest, headrace.api.ingestion.v1.ingestion_pb2.Dataset]
     """Creates a dataset, or changes it where it exists (AIP-134, allow_missing). Applying the same
-    specification again changes nothing.
+    specification again changes nothing. Safe changes of a schema hold for samples sent after the answer:
+    nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
+    rewrites the table once.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema.
     """
@@ -67,7 +69,9 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     ApplyDataset: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ApplyDatasetRequest, headrace.api.ingestion.v1.ingestion_pb2.Dataset]  # type: ignore[assignment]
     """Creates a dataset, or changes it where it exists (AIP-134, allow_missing). Applying the same
-    specification again changes nothing.
+    specification again changes nothing. Safe changes of a schema hold for samples sent after the answer:
+    nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
+    rewrites the table once.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema.
     """
@@ -104,7 +108,9 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.Dataset, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.Dataset]]:
         """Creates a dataset, or changes it where it exists (AIP-134, allow_missing). Applying the same
-        specification again changes nothing.
+        specification again changes nothing. Safe changes of a schema hold for samples sent after the answer:
+        nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
+        rewrites the table once.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema.
         """
