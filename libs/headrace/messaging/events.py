@@ -1,12 +1,16 @@
-"""CloudEvents 1.0 in Kafka's binary mode: attributes are headers, the payload is the record's value.
+"""CloudEvents 1.0 on Kafka. Binary mode: attributes are headers, the payload is the record's value.
 
-See the CloudEvents Kafka protocol binding. Trace context travels in the headers `traceparent` and
-`tracestate` (the distributed tracing extension).
+In structured mode, which is read and never written, the value is a JSON object that has both. See the
+CloudEvents Kafka protocol binding and the CloudEvents JSON event format. Trace context travels in the headers
+`traceparent` and `tracestate` (the distributed tracing extension).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -14,18 +18,21 @@ from typing import TypeVar
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
+from headrace.messaging.json_members import json_members
 from headrace.telemetry import tracing
 
 SPEC_VERSION = "1.0"
 PROTOBUF = "application/protobuf"
 JSON = "application/json"
+STRUCTURED = "application/cloudevents+json"
+_STRUCTURED_PREFIX = "application/cloudevents"
 
 Headers = list[tuple[str, bytes]]
 M = TypeVar("M", bound=Message)
 
 
 class InvalidCloudEvent(Exception):  # noqa: N818 - what it is, not what to call it
-    """The record's headers are no CloudEvent: `attribute` is missing or wrong."""
+    """The record is no CloudEvent: `attribute`, named as its header in binary mode, is missing or wrong."""
 
     def __init__(self, attribute: str, message: str) -> None:
         super().__init__(f"{attribute}: {message}")
@@ -83,6 +90,8 @@ def decode(headers: Iterable[tuple[str, bytes]], value: bytes | None, *, receive
             texts[name.lower()] = (raw or b"").decode()
         except UnicodeDecodeError as error:
             raise InvalidCloudEvent(name, "is not UTF-8") from error
+    if _is_structured(texts.get("content-type", "")):
+        texts, value = _structured(texts, value or b"")
     for name in _REQUIRED:
         if not texts.get(name):
             raise InvalidCloudEvent(name, "is missing")
@@ -104,6 +113,90 @@ def decode(headers: Iterable[tuple[str, bytes]], value: bytes | None, *, receive
             if name.startswith("ce_") and name not in _KNOWN and name != "ce_datacontenttype"
         },
     )
+
+
+def is_structured(headers: Iterable[tuple[str, bytes]]) -> bool:
+    """Whether the attributes are in the payload, by what the headers say."""
+    return any(
+        name.lower() == "content-type" and _is_structured((raw or b"").decode(errors="replace"))
+        for name, raw in headers
+    )
+
+
+def _is_structured(content_type: str) -> bool:
+    return media_type(content_type).startswith(_STRUCTURED_PREFIX)
+
+
+def media_type(content_type: str) -> str:
+    """A content type without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+_ATTRIBUTE = re.compile("[a-z0-9]+")
+_TEXT, _OTHER_SCALAR = re.compile('"'), re.compile("-?[0-9]+|true|false")
+_DATA = ("data", "data_base64")
+
+
+def _structured(headers: Mapping[str, str], value: bytes) -> tuple[dict[str, str], bytes]:
+    """The attributes as the headers that they would be in binary mode, and the data."""
+    content_type = headers["content-type"]
+    if media_type(content_type) != STRUCTURED:
+        raise InvalidCloudEvent(
+            "content-type", f"is {content_type!r}; of structured events, send {STRUCTURED}"
+        )
+    try:
+        members = json_members(value.decode())
+    except ValueError as error:
+        raise InvalidCloudEvent("content-type", f"says that the payload is a JSON event: {error}") from error
+    texts = {
+        # Instrumentation of Kafka clients adds them to any record.
+        **{name: headers[name] for name in ("traceparent", "tracestate") if name in headers},
+        **dict(_attributes(members)),
+    }
+    texts["content-type"] = texts.pop("ce_datacontenttype", JSON)
+    return texts, _data(members, texts["content-type"])
+
+
+def _attributes(members: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name, written in members.items():
+        if name in _DATA or written == "null":
+            continue
+        header = name if name in ("traceparent", "tracestate") else f"ce_{name}"
+        if not _ATTRIBUTE.fullmatch(name):
+            raise InvalidCloudEvent(header, "is no attribute's name: lower-case letters and digits")
+        known = header in _KNOWN or name == "datacontenttype"
+        if _TEXT.match(written):
+            yield header, _text(header, written)
+        elif _OTHER_SCALAR.fullmatch(written) and not known:
+            yield header, written
+        else:
+            raise InvalidCloudEvent(header, "must be a string")
+
+
+def _data(members: Mapping[str, str], content_type: str) -> bytes:
+    data, encoded = (members.get(name, "null") for name in _DATA)
+    if encoded != "null":
+        if data != "null":
+            raise InvalidCloudEvent("data", "stands there as data and as data_base64")
+        if not _TEXT.match(encoded):
+            raise InvalidCloudEvent("data_base64", "must be a string")
+        try:
+            return base64.b64decode(_text("data_base64", encoded), validate=True)
+        except ValueError as error:
+            raise InvalidCloudEvent("data_base64", f"is not base64: {error}") from error
+    if data == "null":
+        return b""
+    is_json = media_type(content_type).endswith(("/json", "+json"))
+    return (data if is_json or not _TEXT.match(data) else _text("data", data)).encode()
+
+
+def _text(name: str, written: str) -> str:
+    text: str = json.loads(written)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidCloudEvent(name, "holds half a character (a lone surrogate)") from error
+    return text
 
 
 def protobuf_event(
@@ -130,11 +223,11 @@ def protobuf_event(
 
 def parse(event: Event, kind: type[M]) -> M:
     """Read the payload as a message, from Protobuf or JSON by the content type. Raises MalformedPayload."""
-    media_type = event.content_type.partition(";")[0].strip().lower()
+    form = media_type(event.content_type)
     try:
-        if media_type in {PROTOBUF, "application/x-protobuf"}:
+        if form in {PROTOBUF, "application/x-protobuf"}:
             return kind.FromString(event.data)
-        if media_type == JSON:
+        if form == JSON:
             return json_format.Parse(event.data, kind())
     except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedPayload(f"not a {kind.DESCRIPTOR.name}: {error}") from error

@@ -45,14 +45,27 @@ async def test_an_event_becomes_a_row_and_says_where_it_came_from(ingestion: Ing
             "malignant": events_pb2.Value(int_value=0),
         }
     ).SerializeToString()
+    structured = json.dumps(
+        {
+            "specversion": "1.0",
+            "id": "e3",
+            "source": "tests",
+            "type": "headrace.ingestion.sample.v1",
+            "subject": ingestion.dataset,
+            "traceparent": parent,
+            "data": json.loads(sample(id="p3")),
+        }
+    ).encode()
     await ingestion.publish(
         [
             (b"p1", sample(), ingestion.headers("e1", traceparent=parent)),
             (b"p2", protobuf, ingestion.headers("e2", content__type="application/protobuf")),
+            (b"p3", structured, [("content-type", b"application/cloudevents+json")]),
         ]
     )
-    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 2)
-    first, second = rows
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 3)
+    first, second, third = rows
+    assert [third[name] for name in ("id", "radius", "_traceparent")] == ["p3", 1.5, parent]
     assert [first[name] for name in ("id", "radius", "grade", "malignant")] == ["p1", 1.5, 3, 1]
     assert [second[name] for name in ("id", "radius", "grade", "malignant")] == ["p2", 2.5, None, 0]
     assert first["_event_id"] == "e1"
@@ -61,7 +74,7 @@ async def test_an_event_becomes_a_row_and_says_where_it_came_from(ingestion: Ing
     assert first["_traceparent"] == parent
     async with ingestion.stub(process) as stub:
         described = await stub.GetDataset(api.GetDatasetRequest(name=ingestion.dataset))
-        assert (described.row_count, described.rejected_count, described.latest_version) == (2, 0, 0)
+        assert (described.row_count, described.rejected_count, described.latest_version) == (3, 0, 0)
         listed = await stub.ListDatasets(api.ListDatasetsRequest())
         assert [item.name for item in listed.datasets] == [ingestion.dataset]
     assert await process.stop() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -38,7 +39,14 @@ HEADERS = st.tuples(
     one_of("ce_time", None, b"2026-01-02T00:00:00Z", b"2026-01-02T00:00:00", b"noon", b"", b"\xff"),
     one_of("traceparent", None, b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01", b"", b"\xff"),
     one_of("tracestate", None, b"k=v", b"\xff"),
-    one_of("content-type", None, b"application/json", b"application/protobuf", b"text/csv"),
+    one_of(
+        "content-type",
+        None,
+        b"application/json",
+        b"application/protobuf",
+        b"text/csv",
+        b"application/cloudevents+json",
+    ),
     one_of("CE_SUBJECT", None, None, None, b"d3"),
     one_of("ce_id", None, None, None, b"twice"),
 ).flatmap(lambda parts: st.permutations([header for part in parts for header in part]))
@@ -54,6 +62,7 @@ def what_became(opened: Opened) -> dict[int, object]:
     found: dict[int, object] = {offsets[index]: verdict for index, verdict in opened.refused}
     for samples in opened.samples:
         columns = [column.to_pylist() for column in (samples.ids, samples.times, samples.traceparents)]
+        columns.append([samples.payloads[index] for index in range(len(samples))])
         for index, *values in zip(samples.indexes.tolist(), *columns, strict=True):
             found[offsets[index]] = (samples.dataset, samples.media_type, *values)
     return found
@@ -75,17 +84,39 @@ def by_the_authority(record: Sent, most: int) -> object:
         return "ce_subject"
     if media_type not in (JSON_TYPE, PROTOBUF_TYPE):
         return "content-type"
-    return (event.subject, media_type, event.id, event.time, event.traceparent or None)
+    return (event.subject, media_type, event.id, event.time, event.traceparent or None, event.data)
+
+
+# Read as an envelope where a header says so, and else as it is.
+PAYLOADS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "specversion": st.just("1.0"),
+            "source": st.just("s"),
+            "type": st.sampled_from([SAMPLE_TYPE, "other"]),
+        },
+        optional={
+            "id": st.sampled_from(["a", "b", ""]),
+            "subject": st.sampled_from(["d", "d2"]),
+            "datacontenttype": st.sampled_from(["application/protobuf", "text/csv"]),
+            "data": st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+        },
+    ).map(lambda members: json.dumps(members).encode()),
+    st.binary(max_size=20),
+)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.lists(HEADERS, min_size=1, max_size=12), st.sampled_from([1_000, 190, 160]))
+@given(
+    st.lists(st.tuples(HEADERS, PAYLOADS), min_size=1, max_size=12), st.sampled_from([1_000, 250, 190, 160])
+)
 def test_a_record_is_read_as_by_the_authority_whatever_stands_beside_it(
-    headers: list[Headers], most: int
+    drawn: list[tuple[Headers, bytes]], most: int
 ) -> None:
     # Twice, so that every shape is met again.
     records = [
-        Sent(offset, headers=values, timestamp=1000) for offset, values in enumerate([*headers, *headers])
+        Sent(offset, payload, values, timestamp=1000)
+        for offset, (values, payload) in enumerate([*drawn, *drawn])
     ]
     found = what_became(open_all(records, most))
     assert found.keys() == {record.offset for record in records}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -97,6 +98,31 @@ def test_json_and_protobuf_stand_side_by_side() -> None:
     assert [rejection.offset for rejection in judged.rejections] == [2]
 
 
+def test_structured_events_of_both_formats_stand_beside_others() -> None:
+    headers: Headers = [("content-type", b"application/cloudevents+json")]
+    envelope = {name.removeprefix("ce_"): text.decode() for name, text in ENVELOPE.items() if "ce_" in name}
+    sample = Sample(fields={"id": Value(string_value="r"), "a": Value(int_value=2)}).SerializeToString()
+    protobuf = {"datacontenttype": "application/protobuf", "data_base64": base64.b64encode(sample).decode()}
+    judged = judge(
+        [
+            sent(0),
+            sent(1, orjson.dumps({**envelope, "data": {"id": "q", "a": 1.5}}), headers),
+            sent(2, orjson.dumps({**envelope, **protobuf}), headers),
+            sent(3, orjson.dumps({**envelope, "data": {"id": "s", "a": "no"}}), headers),
+            sent(4, orjson.dumps({**envelope, "id": 1, "data": {}}), headers),
+        ]
+    )
+    assert sorted(judged.rows["known"].column("id").to_pylist()) == ["p", "q", "r"]
+    found = {rejection.offset: rejection for rejection in judged.rejections}
+    assert [(found[n].verdict.reason.value, found[n].verdict.field) for n in (3, 4)] == [
+        ("SCHEMA_VIOLATION", "a"),
+        ("INVALID_CLOUDEVENT", "ce_id"),
+    ]
+    # What is kept is what was sent.
+    assert found[3].payload.startswith(b'{"specversion"')
+    assert (found[3].dataset, found[3].event_id) == ("known", "e1")
+
+
 def test_a_protobuf_double_that_is_no_number_is_rejected_by_its_rule() -> None:
     sample = Sample(fields={"id": Value(string_value="q"), "a": Value(double_value=float("nan"))})
     headers = list({**ENVELOPE, "content-type": b"application/protobuf"}.items())
@@ -119,7 +145,15 @@ HEADER = st.tuples(
     st.one_of(st.sampled_from([*ENVELOPE, "traceparent", "ce_x"]), st.text(max_size=5)),
     st.one_of(
         st.binary(max_size=12),
-        st.sampled_from([*ENVELOPE.values(), b"application/protobuf", b"0001-01-01T00:00:00+01:00", b"\0"]),
+        st.sampled_from(
+            [
+                *ENVELOPE.values(),
+                b"application/protobuf",
+                b"application/cloudevents+json",
+                b"0001-01-01T00:00:00+01:00",
+                b"\0",
+            ]
+        ),
     ),
 )
 RECORD = st.builds(

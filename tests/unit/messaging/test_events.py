@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from headrace.events.inference.v1.events_pb2 import Feedback
 from headrace.messaging.events import (
     Event,
+    Headers,
     InvalidCloudEvent,
     MalformedPayload,
     decode,
@@ -19,6 +22,7 @@ from headrace.messaging.events import (
     parse,
     protobuf_event,
 )
+from headrace.messaging.json_members import json_members
 
 RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 REQUIRED = {
@@ -68,6 +72,135 @@ def test_any_headers_are_an_event_or_no_cloudevent(
         decode(headers, value, received=RECEIVED)
     except InvalidCloudEvent as error:
         assert str(error).startswith(f"{error.attribute}: ")
+
+
+STRUCTURED_HEADERS = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
+ENVELOPE = {"specversion": "1.0", "id": "1", "source": "tests", "type": "tests.thing.v1"}
+
+
+def structured(text: str | bytes, headers: Headers = STRUCTURED_HEADERS) -> Event:
+    return decode(headers, text.encode() if isinstance(text, str) else text, received=RECEIVED)
+
+
+@given(events)
+def test_a_structured_event_is_the_same_event(event: Event) -> None:
+    members = {
+        **event.extensions,
+        "specversion": "1.0",
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "subject": event.subject,
+        "time": event.time.isoformat(),
+        "datacontenttype": event.content_type,
+        "traceparent": event.traceparent,
+        "tracestate": event.tracestate,
+        "data_base64": base64.b64encode(event.data).decode(),
+    }
+    assert structured(json.dumps(members)) == event
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "expected"),
+    [
+        # As it was written: 1.0 is no integer, and a name that is there twice is for whoever reads it.
+        ('{"a": 1.0,"a":2}', None, b'{"a": 1.0,"a":2}'),
+        ('"text"', "application/json", b'"text"'),
+        ('"text"', "text/plain", b"text"),
+        ("[1]", "application/vnd.x+json", b"[1]"),
+        ("null", None, b""),
+    ],
+)
+def test_structured_data_is_what_its_content_type_says(
+    data: str, content_type: str | None, expected: bytes
+) -> None:
+    attributes = ENVELOPE if content_type is None else {**ENVELOPE, "datacontenttype": content_type}
+    event = structured(json.dumps(attributes)[:-1] + f', "data": {data}}}')
+    assert (event.data, event.content_type) == (expected, content_type or "application/json")
+
+
+@pytest.mark.parametrize(
+    ("change", "attribute"),
+    [
+        ({"id": None}, "ce_id"),
+        ({"id": ""}, "ce_id"),
+        ({"id": 7}, "ce_id"),
+        ({"type": ["a"]}, "ce_type"),
+        ({"specversion": "0.3"}, "ce_specversion"),
+        ({"time": "noon"}, "ce_time"),
+        ({"source": "\ud800"}, "ce_source"),
+        ({"Id": "1"}, "ce_Id"),
+        ({"datacontenttype": 1}, "ce_datacontenttype"),
+        ({"extension": {"a": 1}}, "ce_extension"),
+        ({"extension": 1.5}, "ce_extension"),
+        ({"data": 1, "data_base64": "MQ=="}, "data"),
+        ({"data_base64": "M"}, "data_base64"),
+        ({"data_base64": 1}, "data_base64"),
+    ],
+)
+def test_a_structured_event_that_is_wrong_is_refused_by_name(
+    change: dict[str, object], attribute: str
+) -> None:
+    with pytest.raises(InvalidCloudEvent) as caught:
+        structured(json.dumps({**ENVELOPE, **change}))
+    assert caught.value.attribute == attribute
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff",
+        "[]",
+        "{",
+        "{}{}",
+        '{"id": "1",}',
+        '{"id": "1" "type": "t"}',
+        '{"id": "1", "id": "2"}',
+        "{1: 2}",
+        '{"id"}',
+        '{"data": ' + "[" * 100_000,
+    ],
+)
+def test_what_is_no_json_object_is_no_structured_event(text: str | bytes) -> None:
+    with pytest.raises(InvalidCloudEvent) as caught:
+        structured(text)
+    assert caught.value.attribute == "content-type"
+
+
+@pytest.mark.parametrize("kind", ["application/cloudevents-batch+json", "application/cloudevents+protobuf"])
+def test_other_forms_of_structured_events_are_refused(kind: str) -> None:
+    with pytest.raises(InvalidCloudEvent, match=r"send application/cloudevents\+json"):
+        structured("{}", [("content-type", kind.encode())])
+
+
+def test_extensions_may_be_numbers_and_the_headers_of_a_trace_count() -> None:
+    headers = [*STRUCTURED_HEADERS, ("traceparent", b"00-a-b-01"), ("ce_id", b"other")]
+    event = structured(json.dumps({**ENVELOPE, "count": 5, "last": True, "none": None}), headers)
+    assert (event.id, event.extensions) == ("1", {"count": "5", "last": "true"})
+    assert (event.traceparent, event.time) == ("00-a-b-01", RECEIVED)
+
+
+JSON_TEXTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+).map(json.dumps)
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON_TEXTS, max_size=4), st.sampled_from(["", " ", "\n\t "]))
+def test_an_object_is_taken_apart_into_what_it_is_made_of(members: dict[str, str], space: str) -> None:
+    inner = f"{space},{space}".join(
+        f"{json.dumps(name)}{space}:{space}{text}" for name, text in members.items()
+    )
+    assert json_members(f"{space}{{{space}{inner}{space}}}{space}") == members
+
+
+@given(st.binary(max_size=60) | st.text('{}[]":,0 \\ntrue', max_size=30).map(str.encode))
+def test_any_bytes_are_a_structured_event_or_none(payload: bytes) -> None:
+    try:
+        structured(payload)
+    except InvalidCloudEvent as error:
+        assert error.attribute
 
 
 @given(st.sampled_from([*REQUIRED, "ce_time"]), st.binary(max_size=12))

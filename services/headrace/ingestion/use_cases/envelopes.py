@@ -19,7 +19,7 @@ import pyarrow as pa
 from headrace.ingestion.domain.rejection import Reason, Verdict
 from headrace.ingestion.use_cases.ports import Place
 from headrace.messaging.attributes import Attributes
-from headrace.messaging.events import Event, InvalidCloudEvent, decode
+from headrace.messaging.events import Event, InvalidCloudEvent, decode, is_structured, media_type
 from headrace.messaging.record_batch import Record
 from headrace.messaging.record_columns import Records
 from headrace.native import Bools, Int64s, Spans
@@ -39,6 +39,7 @@ class Samples:
     media_type: str
     indexes: Int64s
     """Which of the batch's records they are."""
+    payloads: Spans
     ids: pa.StringArray
     sources: pa.StringArray
     times: pa.TimestampArray
@@ -55,6 +56,7 @@ class Samples:
             self.dataset,
             self.media_type,
             self.indexes[positions],
+            self.payloads.take(positions),
             self.ids.take(chosen),
             self.sources.take(chosen),
             self.times.take(chosen),
@@ -89,11 +91,16 @@ def open_envelopes(
     samples: list[Samples] = []
     refused: list[tuple[int, Verdict]] = []
     for indexes in _by_shape(attributes, np.flatnonzero(alike)):
-        kind = _judged(records.record(int(indexes[0])), max_event_bytes)
+        first = records.record(int(indexes[0]))
+        if is_structured(first.headers):
+            # Their attributes are in their payloads, and a `ce_id` among the headers says nothing.
+            alike[indexes] = False
+            continue
+        kind = _judged(first, max_event_bytes)
         if isinstance(kind, Verdict):
             refused += [(int(index), kind) for index in indexes]
         else:
-            samples.append(_samples(kind, indexes, attributes))
+            samples.append(_samples(kind, indexes, records, attributes))
     others = _Others()
     for index in np.flatnonzero(new & ~alike):
         record = records.record(int(index))
@@ -139,7 +146,7 @@ def _by_shape(attributes: Attributes, indexes: Int64s) -> Iterator[Int64s]:
     yield from np.split(indexes[order], ends)
 
 
-def _samples(event: Event, indexes: Int64s, attributes: Attributes) -> Samples:
+def _samples(event: Event, indexes: Int64s, records: Records, attributes: Attributes) -> Samples:
     """Samples whose shape is that of one that was read."""
     traceparents = attributes.traceparents.take(indexes)
     # An empty one is none.
@@ -150,6 +157,7 @@ def _samples(event: Event, indexes: Int64s, attributes: Attributes) -> Samples:
         event.subject,
         _media_type(event),
         indexes,
+        records.values.take(indexes),
         attributes.ids.take(indexes).to_arrow(),
         pa.repeat(event.source, len(indexes)),
         pa.array(attributes.times[indexes]).cast(pa.timestamp("us")).cast(TIME_TYPE),
@@ -169,11 +177,12 @@ class _Others:
         self.events[event.subject, _media_type(event)].append((index, event))
 
     def samples(self) -> Iterator[Samples]:
-        for (dataset, media_type), found in self.events.items():
+        for (dataset, form), found in self.events.items():
             yield Samples(
                 dataset,
-                media_type,
+                form,
                 np.array([index for index, _ in found], np.int64),
+                Spans.of(event.data for _, event in found),
                 pa.array([event.id for _, event in found], pa.string()),
                 pa.array([event.source for _, event in found], pa.string()),
                 pa.array([event.time for _, event in found], TIME_TYPE),
@@ -211,7 +220,7 @@ def _media_type(event: Event) -> str:
     content_type = event.content_type
     if content_type == JSON_TYPE or not content_type:
         return JSON_TYPE
-    return content_type.partition(";")[0].strip().lower()
+    return media_type(content_type)
 
 
 def _received(record: Record) -> datetime:

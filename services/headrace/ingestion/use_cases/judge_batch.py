@@ -76,7 +76,7 @@ class Judge:
                     for index in range(len(samples))
                 ]
             elif samples.media_type == JSON_TYPE:
-                columns = self._reader(dataset).read_json(opened.records.values.take(samples.indexes))
+                columns = self._reader(dataset).read_json(samples.payloads)
                 tables[dataset.name].append(
                     _collect(cluster, dataset, opened.records, samples, columns, judged)
                 )
@@ -93,11 +93,10 @@ class Judge:
     def _judge_protobuf(
         self, cluster: str, dataset: Dataset, records: Records, samples: Samples, judged: Judged
     ) -> pa.Table:
-        payloads = records.values.take(samples.indexes)
         parsed: list[dict[str, object]] = []
         sound: list[int] = []
         for index in range(len(samples)):
-            sample = parse_sample(payloads[index])
+            sample = parse_sample(samples.payloads[index])
             if isinstance(sample, Malformed):
                 judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict_of(sample)))
             else:
