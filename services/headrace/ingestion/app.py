@@ -16,6 +16,7 @@ from headrace.ingestion.use_cases.append_samples import AppendSamples
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.store_batch import StoreBatch
+from headrace.ingestion.use_cases.validate_samples import ValidateSamples
 from headrace.ingestion.warm_up import warm_up
 from headrace.messaging.client import batch_consumer_client, cluster_id
 from headrace.messaging.producer import Producer
@@ -58,6 +59,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         append_samples=AppendSamples(
             catalogue, producer, clock=utc_now, max_event_bytes=settings.max_event_bytes
         ),
+        validate_samples=ValidateSamples(catalogue),
         versions=versions,
     )
     binding = ServiceBinding(ingestion_pb2_grpc.add_IngestionServiceServicer_to_server, servicer, SERVICE)

@@ -18,6 +18,7 @@ from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions, require_dataset
 from headrace.ingestion.use_cases.ports import Catalogue, RejectedRow, SampleTables
+from headrace.ingestion.use_cases.validate_samples import ValidateSamples
 from headrace.rpc import options, paging
 from headrace.rpc.convert import to_timestamp
 
@@ -37,12 +38,14 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         *,
         apply_dataset: ApplyDataset,
         append_samples: AppendSamples,
+        validate_samples: ValidateSamples,
         versions: CutVersions,
     ) -> None:
         self._catalogue = catalogue
         self._tables = tables
         self._apply_dataset = apply_dataset
         self._append_samples = append_samples
+        self._validate_samples = validate_samples
         self._versions = versions
 
     async def ApplyDataset(  # noqa: D102
@@ -74,6 +77,13 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             NewSample(request.dataset, request.event_id, request.json) async for request in request_iterator
         )
         return api.AppendSamplesResponse(appended_count=await self._append_samples(samples))
+
+    async def ValidateSamples(  # noqa: D102
+        self, request_iterator: AsyncIterator[api.ValidateSamplesRequest], context: _Context
+    ) -> AsyncIterator[api.ValidateSamplesResponse]:
+        groups = (translation.unjudged_from_message(request) async for request in request_iterator)
+        async for judgement in self._validate_samples(groups):
+            yield translation.judgement_to_message(judgement)
 
     async def CommitVersion(  # noqa: D102
         self, request: api.CommitVersionRequest, context: _Context

@@ -12,6 +12,7 @@ from headrace.ingestion.domain.content_hash import to_hex
 from headrace.ingestion.domain.dataset import DatasetVersion
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Scalar, Schema
+from headrace.ingestion.use_cases.validate_samples import Judgement, Unjudged
 from headrace.rpc.convert import to_timestamp
 
 _TYPES: Final = {
@@ -126,6 +127,29 @@ def _field_to_message(field: Field) -> api.Field:
 def cut_from_message(message: api.Cut) -> Cut:
     """An absent message cuts nothing by itself."""
     return Cut(message.rows, message.seconds)
+
+
+def unjudged_from_message(message: api.ValidateSamplesRequest) -> Unjudged:
+    """Raises InvalidArgument INVALID_SCHEMA where an allowed value or a default is no JSON value."""
+    schema = schema_from_message(message.schema) if message.HasField("schema") else None
+    return Unjudged(message.dataset, schema, message.json)
+
+
+def judgement_to_message(judgement: Judgement) -> api.ValidateSamplesResponse:
+    """The same judgement in the contract's words."""
+    return api.ValidateSamplesResponse(
+        valid_count=judgement.valid,
+        faults=[
+            api.SampleFault(
+                index=index,
+                reason=verdict.reason.value,
+                field=verdict.field,
+                rule=verdict.rule,
+                message=verdict.message,
+            )
+            for index, verdict in judgement.faults
+        ],
+    )
 
 
 def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVersion:

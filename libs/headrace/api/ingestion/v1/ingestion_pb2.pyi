@@ -552,6 +552,90 @@ class AppendSamplesResponse(google.protobuf.message.Message):
 Global___AppendSamplesResponse: typing_extensions.TypeAlias = AppendSamplesResponse
 
 @typing.final
+class ValidateSamplesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: builtins.int
+    SCHEMA_FIELD_NUMBER: builtins.int
+    JSON_FIELD_NUMBER: builtins.int
+    dataset: builtins.str
+    @property
+    def schema(self) -> Global___Schema: ...
+    @property
+    def json(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """Samples, a JSON object each."""
+
+    def __init__(
+        self,
+        *,
+        dataset: builtins.str = ...,
+        schema: Global___Schema | None = ...,
+        json: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["against", b"against", "dataset", b"dataset", "schema", b"schema"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["against", b"against", "dataset", b"dataset", "json", b"json", "schema", b"schema"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_against: typing_extensions.TypeAlias = typing.Literal["dataset", "schema"]
+    _WhichOneofArgType_against: typing_extensions.TypeAlias = typing.Literal["against", b"against"]
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_against) -> _WhichOneofReturnType_against | None: ...
+
+Global___ValidateSamplesRequest: typing_extensions.TypeAlias = ValidateSamplesRequest
+
+@typing.final
+class SampleFault(google.protobuf.message.Message):
+    """What is wrong with a sample; reason, field, rule and message as in RejectedSample."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    FIELD_FIELD_NUMBER: builtins.int
+    RULE_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """The sample's place in its request, from 0."""
+    reason: builtins.str
+    field: builtins.str
+    rule: builtins.str
+    message: builtins.str
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        reason: builtins.str = ...,
+        field: builtins.str = ...,
+        rule: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["field", b"field", "index", b"index", "message", b"message", "reason", b"reason", "rule", b"rule"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SampleFault: typing_extensions.TypeAlias = SampleFault
+
+@typing.final
+class ValidateSamplesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALID_COUNT_FIELD_NUMBER: builtins.int
+    FAULTS_FIELD_NUMBER: builtins.int
+    valid_count: builtins.int
+    @property
+    def faults(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SampleFault]:
+        """At most one for each sample: the first rule that it breaks, in the schema's order."""
+
+    def __init__(
+        self,
+        *,
+        valid_count: builtins.int = ...,
+        faults: collections.abc.Iterable[Global___SampleFault] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["faults", b"faults", "valid_count", b"valid_count"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ValidateSamplesResponse: typing_extensions.TypeAlias = ValidateSamplesResponse
+
+@typing.final
 class CommitVersionRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

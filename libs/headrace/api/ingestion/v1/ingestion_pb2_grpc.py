@@ -58,6 +58,11 @@ class IngestionServiceStub(object):
                 request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.AppendSamplesRequest.SerializeToString,
                 response_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.AppendSamplesResponse.FromString,
                 _registered_method=True)
+        self.ValidateSamples = channel.stream_stream(
+                '/headrace.api.ingestion.v1.IngestionService/ValidateSamples',
+                request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ValidateSamplesRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ValidateSamplesResponse.FromString,
+                _registered_method=True)
         self.CommitVersion = channel.unary_unary(
                 '/headrace.api.ingestion.v1.IngestionService/CommitVersion',
                 request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.CommitVersionRequest.SerializeToString,
@@ -121,6 +126,16 @@ class IngestionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ValidateSamples(self, request_iterator, context):
+        """Judges samples by the rules that events meet, and stores nothing: an answer for each request, in order.
+        The first request says by which schema; later ones bring more samples.
+        Errors: NOT_FOUND/DATASET_NOT_FOUND, INVALID_ARGUMENT/INVALID_SCHEMA,
+        INVALID_ARGUMENT/SCHEMA_MISSING where the first request names neither.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CommitVersion(self, request, context):
         """Cuts a version from everything stored so far. Where nothing is new since the last version, that
         version is answered. Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
@@ -172,6 +187,11 @@ def add_IngestionServiceServicer_to_server(servicer, server):
                     servicer.AppendSamples,
                     request_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.AppendSamplesRequest.FromString,
                     response_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.AppendSamplesResponse.SerializeToString,
+            ),
+            'ValidateSamples': grpc.stream_stream_rpc_method_handler(
+                    servicer.ValidateSamples,
+                    request_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ValidateSamplesRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ValidateSamplesResponse.SerializeToString,
             ),
             'CommitVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitVersion,
@@ -306,6 +326,33 @@ class IngestionService(object):
             '/headrace.api.ingestion.v1.IngestionService/AppendSamples',
             headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.AppendSamplesRequest.SerializeToString,
             headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.AppendSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateSamples(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/headrace.api.ingestion.v1.IngestionService/ValidateSamples',
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ValidateSamplesRequest.SerializeToString,
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ValidateSamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

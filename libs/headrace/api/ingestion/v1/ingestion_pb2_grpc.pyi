@@ -47,6 +47,12 @@ class IngestionServiceStub:
     Validation happens when they are consumed; rejected ones are listed by ListRejected.
     Errors: NOT_FOUND/DATASET_NOT_FOUND, INVALID_ARGUMENT/OVERSIZE_EVENT.
     """
+    ValidateSamples: grpc.StreamStreamMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ValidateSamplesRequest, headrace.api.ingestion.v1.ingestion_pb2.ValidateSamplesResponse]
+    """Judges samples by the rules that events meet, and stores nothing: an answer for each request, in order.
+    The first request says by which schema; later ones bring more samples.
+    Errors: NOT_FOUND/DATASET_NOT_FOUND, INVALID_ARGUMENT/INVALID_SCHEMA,
+    INVALID_ARGUMENT/SCHEMA_MISSING where the first request names neither.
+    """
     CommitVersion: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.CommitVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]
     """Cuts a version from everything stored so far. Where nothing is new since the last version, that
     version is answered. Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
@@ -82,6 +88,12 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     """Publishes samples to the samples topic and answers once the broker has them all.
     Validation happens when they are consumed; rejected ones are listed by ListRejected.
     Errors: NOT_FOUND/DATASET_NOT_FOUND, INVALID_ARGUMENT/OVERSIZE_EVENT.
+    """
+    ValidateSamples: grpc.aio.StreamStreamMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ValidateSamplesRequest, headrace.api.ingestion.v1.ingestion_pb2.ValidateSamplesResponse]  # type: ignore[assignment]
+    """Judges samples by the rules that events meet, and stores nothing: an answer for each request, in order.
+    The first request says by which schema; later ones bring more samples.
+    Errors: NOT_FOUND/DATASET_NOT_FOUND, INVALID_ARGUMENT/INVALID_SCHEMA,
+    INVALID_ARGUMENT/SCHEMA_MISSING where the first request names neither.
     """
     CommitVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.CommitVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]  # type: ignore[assignment]
     """Cuts a version from everything stored so far. Where nothing is new since the last version, that
@@ -139,6 +151,18 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         """Publishes samples to the samples topic and answers once the broker has them all.
         Validation happens when they are consumed; rejected ones are listed by ListRejected.
         Errors: NOT_FOUND/DATASET_NOT_FOUND, INVALID_ARGUMENT/OVERSIZE_EVENT.
+        """
+
+    @abc.abstractmethod
+    def ValidateSamples(
+        self,
+        request_iterator: _MaybeAsyncIterator[headrace.api.ingestion.v1.ingestion_pb2.ValidateSamplesRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[headrace.api.ingestion.v1.ingestion_pb2.ValidateSamplesResponse], collections.abc.AsyncIterator[headrace.api.ingestion.v1.ingestion_pb2.ValidateSamplesResponse]]:
+        """Judges samples by the rules that events meet, and stores nothing: an answer for each request, in order.
+        The first request says by which schema; later ones bring more samples.
+        Errors: NOT_FOUND/DATASET_NOT_FOUND, INVALID_ARGUMENT/INVALID_SCHEMA,
+        INVALID_ARGUMENT/SCHEMA_MISSING where the first request names neither.
         """
 
     @abc.abstractmethod
