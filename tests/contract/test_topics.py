@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SERVICES = {"ingestion", "scheduling", "training", "registry", "inference"}
 # Who reads or writes topics beside the services.
 OTHERS = {"producers", "operators", "console", "triton"}
-CONTENT_TYPES = {"application/protobuf", "application/json"}
+CONTENT_TYPES = {"application/protobuf", "application/json", "application/cloudevents+json"}
 TOPICS = load_topics()
 CONSTANTS = {
     name: value

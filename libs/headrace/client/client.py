@@ -138,17 +138,24 @@ class HeadraceClient:
 
         traceparent = traceparent or current_traceparent() or new_traceparent()
         make_key = key if callable(key) else _key_from(key or await self._key_field(dataset))
-        producer = await self._sample_producer()
         count, batch = 0, []
         for sample in samples:
             count += 1
             fields, data = _read_sample(sample, count)
             batch.append((make_key(fields), _json_event(SAMPLE_TYPE, dataset, data, traceparent)))
             if len(batch) == BATCH:
-                await _published(producer.publish_all(topics.SAMPLES, batch), self.kafka_bootstrap)
+                await self.publish(topics.SAMPLES, batch)
                 batch = []
-        await _published(producer.publish_all(topics.SAMPLES, batch), self.kafka_bootstrap)
+        await self.publish(topics.SAMPLES, batch)
         return count
+
+    async def publish(self, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
+        """Publish events with their keys, and return when the broker has them all.
+
+        Raises Unavailable BROKER_UNAVAILABLE, InvalidArgument OVERSIZE_EVENT.
+        """
+        producer = await self._sample_producer()
+        await _published(producer.publish_all(topic, keyed), self.kafka_bootstrap)
 
     async def feed_back(self, deployment: str, labels: Mapping[str, SupportsFloat | str]) -> int:
         """Publish true labels, by prediction id; return their number once the broker has them.
@@ -157,7 +164,6 @@ class HeadraceClient:
         """
         from headrace.messaging import topics
 
-        producer = await self._sample_producer()
         events = []
         for prediction_id, label in labels.items():
             known = {"text": label} if isinstance(label, str) else {"number": _number(prediction_id, label)}
@@ -170,7 +176,7 @@ class HeadraceClient:
                     ),
                 )
             )
-        await _published(producer.publish_all(topics.FEEDBACK, events), self.kafka_bootstrap)
+        await self.publish(topics.FEEDBACK, events)
         return len(events)
 
     async def predict(

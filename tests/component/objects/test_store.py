@@ -18,6 +18,7 @@ import deltalake
 import pyarrow as pa
 import pytest
 
+from headrace.client.data_files import find_files
 from headrace.embedded.parts.process import free_port
 from headrace.errors import InvalidArgument, NotFound, Unavailable
 from headrace.objects import ObjectStore
@@ -226,3 +227,29 @@ def test_another_address_is_refused(wrong: str) -> None:
 def test_a_folder_is_created_where_it_is_missing(tmp_path: Path) -> None:
     ObjectStore.from_uri(f"file://{tmp_path}/a/b/")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+async def test_files_in_s3_are_found_by_patterns_and_fetched(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    root = f"s3://{BUCKET}/{uuid.uuid4()}"
+    store = ObjectStore.from_uri(root)
+    for path in ("day=1/a.csv", "day=2/b.csv.gz", "day=2/c.parquet", "other/d.csv"):
+        await store.put(path, path.encode())
+    found = await find_files([f"{root}/day=*/*.csv*", f"{root}/other/d.csv"])
+    assert [file.name.removeprefix(f"{root}/") for file in found] == [
+        "day=1/a.csv",
+        "day=2/b.csv.gz",
+        "other/d.csv",
+    ]
+    async with found[1].on_disk() as path:
+        assert path.name.endswith(".csv.gz")
+        assert path.read_bytes() == b"day=2/b.csv.gz"
+    assert not path.exists()
+    for nothing in (f"{root}/none.csv", f"{root}/day=3/*.csv"):
+        with pytest.raises(NotFound, match="there is no file"):
+            await find_files([nothing])

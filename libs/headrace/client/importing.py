@@ -1,0 +1,120 @@
+"""Files onto the samples topic, each row once.
+
+A row's event id is made of the file's content and the row's number, so that an import that is run again sends
+the same events, which ingestion knows from those that it stored lately. How far a file got is noted, too: an
+import that was cut off, however long ago, goes on where it was. Of the rows that were in flight then some are
+sent again, with the same ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import dropwhile, islice
+from pathlib import Path
+from typing import Final
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
+from headrace.client.client import SAMPLE_TYPE, HeadraceClient
+from headrace.client.data_files import DataFile, FileContent, Row, inspect, read_rows
+from headrace.messaging import topics
+from headrace.messaging.events import JSON, Event
+
+SOURCE: Final = "headrace/import"
+BATCH: Final = 5000
+# Of SHA-256, enough that no two files share it.
+_ID_DIGITS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """How many of a file's rows were published, and how many had been before."""
+
+    published: int
+    before: int
+
+
+class ImportLog:
+    """How far files got, one small file for each in a folder.
+
+    Each is replaced as a whole, after the broker has the rows: a row that is noted is published.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def last_row(self, dataset: ingestion.Dataset, content: FileContent) -> int:
+        """The number of the last row that was published; 0 if none, or if it cannot be told."""
+        try:
+            return int(json.loads(self._file(dataset, content).read_text())["last_row"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def note(self, dataset: ingestion.Dataset, content: FileContent, name: str, last_row: int) -> None:
+        """Remember that rows up to this one are published."""
+        file = self._file(dataset, content)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps({"file": name, "last_row": last_row}))
+        os.replace(fresh, file)  # noqa: PTH105 - atomic
+
+    def _file(self, dataset: ingestion.Dataset, content: FileContent) -> Path:
+        # A dataset that was made anew has nothing of what the one before it had.
+        created = dataset.create_time.ToMilliseconds()
+        return self._folder / f"{dataset.name}-{created}-{content.digest[:_ID_DIGITS]}.json"
+
+
+async def import_file(
+    client: HeadraceClient,
+    dataset: ingestion.Dataset,
+    file: DataFile,
+    log: ImportLog,
+    *,
+    again: bool,
+    traceparent: str,
+    opened: Callable[[int], None],
+    published: Callable[[int], None],
+) -> Imported:
+    """Publish a file's rows, from behind the last one that was published, or `again` from the first.
+
+    `opened` is told how many rows there are, about, and `published` how many more are. Raises Unavailable
+    BROKER_UNAVAILABLE, InvalidArgument UNREADABLE_FILE, OVERSIZE_EVENT; rows before the fault are published.
+    """
+    async with file.on_disk() as path:
+        content = await asyncio.to_thread(inspect, path)
+        opened(content.rows)
+        last = 0 if again else log.last_row(dataset, content)
+        rows = read_rows(path, dataset.schema)
+        count = before = 0
+        async for batch in _batches(rows):
+            fresh = list(dropwhile(lambda row: row.number <= last, batch))
+            before += len(batch) - len(fresh)
+            if fresh:
+                events = [(row.key, _event(dataset.name, content, row, traceparent)) for row in fresh]
+                await client.publish(topics.SAMPLES, events)
+                await asyncio.to_thread(log.note, dataset, content, file.name, fresh[-1].number)
+                count += len(fresh)
+            published(len(batch))
+        return Imported(count, before)
+
+
+async def _batches(rows: Iterator[Row]) -> AsyncIterator[list[Row]]:
+    while batch := await asyncio.to_thread(lambda: list(islice(rows, BATCH))):
+        yield batch
+
+
+def _event(dataset: str, content: FileContent, row: Row, traceparent: str) -> Event:
+    return Event(
+        id=f"{content.digest[:_ID_DIGITS]}-{row.number}",
+        source=SOURCE,
+        type=SAMPLE_TYPE,
+        subject=dataset,
+        time=datetime.now(UTC),
+        data=row.json,
+        content_type=JSON,
+        traceparent=traceparent,
+    )
