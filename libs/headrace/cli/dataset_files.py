@@ -215,7 +215,8 @@ def import_files(
         show_document(result, output)
         return
     earlier = f", {result['published_before']} had been before" if result["published_before"] else ""
-    console.print(f"{result['published']} rows of {result['files']} files published to {dataset}{earlier}")
+    sources = "1 file" if result["files"] == 1 else f"{result['files']} files"
+    console.print(f"{result['published']} rows of {sources} published to {dataset}{earlier}")
     if wait:
         console.print(f"{result['stored']} stored, {result['rejected']} rejected")
         if result["unseen"]:

@@ -126,28 +126,37 @@ async def _objects(pattern: str) -> list[DataFile]:
         paths = [wanted] if await store.exists(wanted) else []
     else:
         folder = wanted[: wanted.rfind("/", 0, first) + 1]
-        paths = [path for path in await store.list(folder) if fnmatchcase(path, wanted)]
+        paths = [path for path in await store.list(folder) if _matches(path, wanted)]
     return [DataFile(store.uri(path), store, path) for path in paths]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    # As with files, only ** goes into folders.
+    deep = "**" in pattern or path.count("/") == pattern.count("/")
+    return deep and fnmatchcase(path, pattern)
 
 
 def inspect(path: Path) -> FileContent:
     """Read the file once. A JSON or CSV file's rows are its lines, of which some may be empty."""
-    digest, lines, last = hashlib.sha256(), 0, b""
+    with explained(path):
+        with path.open("rb") as raw:
+            digest = hashlib.file_digest(raw, "sha256").hexdigest()
+        return FileContent(digest, _row_count(path))
+
+
+def _row_count(path: Path) -> int:
     form = form_of(path)
-    with path.open("rb") as raw:
-        while chunk := raw.read(_READ_BYTES):
-            digest.update(chunk)
     if form in PARQUET:
         import pyarrow.parquet as pq
 
-        with explained(path):
-            return FileContent(digest.hexdigest(), pq.read_metadata(path).num_rows)
-    with opened(path) as content, explained(path):
+        rows: int = pq.read_metadata(path).num_rows
+        return rows
+    lines, last = 0, b""
+    with opened(path) as content:
         while chunk := content.read(_READ_BYTES):
             lines += chunk.count(b"\n")
             last = chunk
-    rows = lines + (last[-1:] not in (b"", b"\n")) - (form in CSV)
-    return FileContent(digest.hexdigest(), max(0, rows))
+    return max(0, lines + (last[-1:] not in (b"", b"\n")) - (form in CSV))
 
 
 def read_rows(path: Path, schema: ingestion.Schema) -> Iterator[Row]:

@@ -199,7 +199,7 @@ async def test_an_import_that_was_cut_off_goes_on_where_it_was(
     assert broken.exit_code == 4, broken.output
     resumed = await headrace(*arguments)
     assert resumed.stdout.splitlines()[0] == (
-        f"15 rows of 1 files published to {ingestion.dataset}, 20 had been before"
+        f"15 rows of 1 file published to {ingestion.dataset}, 20 had been before"
     )
     expected = sorted(f"p{number}" for number in range(1, 36) if number not in (4, 5))
     await eventually(ingestion.rows, lambda rows: sorted(str(row["id"]) for row in rows) == expected)

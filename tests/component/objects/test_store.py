@@ -238,7 +238,7 @@ async def test_files_in_s3_are_found_by_patterns_and_fetched(
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     root = f"s3://{BUCKET}/{uuid.uuid4()}"
     store = ObjectStore.from_uri(root)
-    for path in ("day=1/a.csv", "day=2/b.csv.gz", "day=2/c.parquet", "other/d.csv"):
+    for path in ("day=1/a.csv", "day=1/deep/a.csv", "day=2/b.csv.gz", "day=2/c.parquet", "other/d.csv"):
         await store.put(path, path.encode())
     found = await find_files([f"{root}/day=*/*.csv*", f"{root}/other/d.csv"])
     assert [file.name.removeprefix(f"{root}/") for file in found] == [

@@ -98,7 +98,9 @@ class IngestionServiceServicer(object):
         nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
         rewrites the table once.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
-        FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema.
+        FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
+        another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+        ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,9 @@ class IngestionServiceStub:
     nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
     rewrites the table once.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
-    FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema.
+    FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
+    another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+    ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
     """
     GetDataset: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetDatasetRequest, headrace.api.ingestion.v1.ingestion_pb2.Dataset]
     """Errors: NOT_FOUND/DATASET_NOT_FOUND."""
@@ -79,7 +81,9 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
     rewrites the table once.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
-    FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema.
+    FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
+    another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+    ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
     """
     GetDataset: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetDatasetRequest, headrace.api.ingestion.v1.ingestion_pb2.Dataset]  # type: ignore[assignment]
     """Errors: NOT_FOUND/DATASET_NOT_FOUND."""
@@ -124,7 +128,9 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
         rewrites the table once.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
-        FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema.
+        FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
+        another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+        ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
         """
 
     @abc.abstractmethod
