@@ -250,7 +250,7 @@ def _widen(
     """Rewrite the table with these columns as wide as they are declared, in a commit that adds nothing.
 
     delta-rs cannot change a column's type in place. Earlier versions stay readable with the types that they
-    had. Rows pass through in pieces, so that the table may be larger than the memory.
+    had. Rows pass through in pieces.
     """
     while True:
         before = table.version()
