@@ -113,7 +113,7 @@ def test_a_change_that_every_stored_row_satisfies_is_fine(after: Schema) -> None
         (with_radius(max=9), "schema.features.radius.max"),
         (with_radius(type=FieldType.INT64), "schema.features.radius.type"),
         (with_radius(type=FieldType.STRING, min=None, max=None), "schema.features.radius.type"),
-        # 1 and 1.0 hash otherwise.
+        # 1 and 1.0 hash differently.
         (
             replace(SCHEMA, features=(RADIUS, replace(GRADE, type=FieldType.FLOAT64))),
             "schema.features.grade.type",

@@ -55,6 +55,7 @@ class ReadRows:
     columns: Sequence[pa.Array]
     read: Bools
     lengths: Int64s
+    """For each field and row: a string's length, and less than 0 where there is no value."""
 
     def missing(self, field: int) -> Bools | None:
         """Where a field that is null was not there at all; None if nowhere."""

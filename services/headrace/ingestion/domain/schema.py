@@ -62,7 +62,8 @@ WIDER: Final = {
 }
 """Types that hold each of a type's values, and in which each has the same content hash.
 
-No integer becomes a float: 1 and 1.0 are other JSON, and hash otherwise."""
+No integer becomes a float: 1 and 1.0 are different JSON and hash differently.
+"""
 
 FLOAT32_OVERFLOW: Final = (2.0 - 2.0**-24) * 2.0**127
 """The smallest double that rounds to infinity as a float32 (half a unit above the largest one)."""
