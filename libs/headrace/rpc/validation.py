@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from buf.validate import validate_pb2
@@ -146,24 +147,41 @@ def _value_check(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> Chec
         return _all_of(())
     checks: list[Check] = []
     for rule, bound in getattr(rules, kind).ListFields():
-        if rule.is_extension:
+        check = None if rule.is_extension else _one_check(field, rule.name, bound)
+        if check is None:
             return None
-        if rule.name == "items":
-            item = _value_check(field, bound)
-            if item is None or bound.required:
-                return None
-            checks.append(_each(item))
-        elif rule.name == "defined_only" and field.enum_type is not None:
-            checks.append(frozenset(field.enum_type.values_by_number).__contains__)
-        elif rule.name in _RULES:
-            checks.append(_RULES[rule.name](bound))
-        else:
-            return None
+        checks.append(check)
     return _all_of(checks)
+
+
+def _one_check(field: FieldDescriptor, rule: str, bound: Any) -> Check | None:
+    """Return the check of a value against one of its type's rules; None where it is not known here."""
+    if rule in ("items", "keys"):
+        # Iterating over a map gives its keys.
+        entry = field.message_type if rule == "keys" else None
+        check = _value_check(entry.fields_by_name["key"] if entry else field, bound)
+        return None if check is None or bound.required else _each(check)
+    if rule == "defined_only" and field.enum_type is not None:
+        return frozenset(field.enum_type.values_by_number).__contains__
+    if rule not in _RULES:
+        return None
+    if isinstance(bound, Duration):
+        return _by_length(_RULES[rule](bound.ToNanoseconds()))
+    if isinstance(bound, Message):
+        return None
+    return _RULES[rule](bound)
 
 
 def _each(check: Check) -> Check:
     return lambda values: all(map(check, values))
+
+
+def _by_length(check: Check) -> Check:
+    return lambda duration: check(duration.ToNanoseconds())
+
+
+def _are_unique(wanted: bool) -> Check:
+    return lambda values: not wanted or len(set(values)) == len(values)
 
 
 def _at_least_long(bound: int) -> Check:
@@ -195,6 +213,7 @@ _RULES: dict[str, Callable[[Any], Check]] = {
     "max_len": _at_most_long,
     "min_items": _at_least_long,
     "max_items": _at_most_long,
+    "unique": _are_unique,
     "pattern": _matches,
     "uuid": _is_uuid,
     "in": lambda allowed: frozenset(allowed).__contains__,
