@@ -82,6 +82,11 @@ def encode(event: Event) -> tuple[Headers, bytes]:
     return [(name, text.encode()) for name, text in texts.items() if text], event.data
 
 
+def record_size(key: bytes, headers: Iterable[tuple[str, bytes]], value: bytes) -> int:
+    """Bytes of a record: key, value, and headers with their names."""
+    return len(key) + len(value) + sum(len(name.encode()) + len(raw) for name, raw in headers)
+
+
 def decode(headers: Iterable[tuple[str, bytes]], value: bytes | None, *, received: datetime) -> Event:
     """Read a record as an event; `received` stands in for an absent `ce_time`. Raises InvalidCloudEvent."""
     texts: dict[str, str] = {}

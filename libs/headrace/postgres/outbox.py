@@ -8,6 +8,7 @@ deployment), which orders them.
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from contextlib import suppress
 import asyncpg
 
 from headrace.messaging import metrics
-from headrace.messaging.events import Event, encode
+from headrace.messaging.events import Event, Headers, encode, record_size
 from headrace.messaging.producer import Producer
 from headrace.postgres import inbox
 from headrace.postgres.leader import lead
@@ -47,19 +48,46 @@ async def enqueue(connection: Connection, topic: str, key: str, event: Event) ->
 
 async def enqueue_all(connection: Connection, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
     """Queue events with their keys, in order, as `enqueue` does one."""
+    await enqueue_records(connection, topic, [(key.encode(), *encode(event)) for key, event in keyed])
+
+
+async def enqueue_records(
+    connection: Connection, topic: str, records: Iterable[tuple[bytes, Headers, bytes]]
+) -> None:
+    """Queue records (key, headers, value) of any bytes as they are, in order, as `enqueue` does an event."""
     rows = []
-    for key, event in keyed:
-        headers, value = encode(event)
-        size = len(key) + len(value) + sum(len(name) + len(text) for name, text in headers)
+    for key, headers, value in records:
+        size = record_size(key, headers, value)
         if size > MAX_EVENT_BYTES:
+            event_id = dict(headers).get("ce_id", b"").decode(errors="replace")
             raise EventTooLarge(
-                f"event {event.id} for {topic} has {size} bytes; at most {MAX_EVENT_BYTES} can be published"
+                f"event {event_id} for {topic} has {size} bytes; at most {MAX_EVENT_BYTES} can be published"
             )
-        rows.append((topic, key, [[name, text.decode()] for name, text in headers], value))
+        text = _text(key)
+        raw = key if text is None else None
+        rows.append((topic, text or "", raw, [_header_json(*header) for header in headers], value))
     await connection.executemany(
-        "INSERT INTO outbox (topic, key, headers, value) VALUES ($1, $2, $3, $4)", rows
+        "INSERT INTO outbox (topic, key, raw_key, headers, value) VALUES ($1, $2, $3, $4, $5)", rows
     )
     await connection.execute("SELECT pg_notify($1, current_schema())", CHANNEL)
+
+
+def _text(raw: bytes) -> str | None:
+    """The bytes as a text that PostgreSQL can hold; None where they are none."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _header_json(name: str, raw: bytes) -> list[str | bool]:
+    text = _text(raw)
+    return [name, base64.b64encode(raw).decode(), True] if text is None else [name, text]
+
+
+def _header(name: str, text: str, encoded: bool = False) -> tuple[str, bytes]:
+    return name, base64.b64decode(text) if encoded else text.encode()
 
 
 class Relay:
@@ -119,7 +147,7 @@ class Relay:
 
     async def _publish_batch(self) -> int:
         rows = await self._pool.fetch(
-            "SELECT id, topic, key, headers, value FROM outbox ORDER BY id LIMIT $1", BATCH
+            "SELECT id, topic, key, raw_key, headers, value FROM outbox ORDER BY id LIMIT $1", BATCH
         )
         if not rows:
             return 0
@@ -128,8 +156,8 @@ class Relay:
             [
                 (
                     row["topic"],
-                    row["key"],
-                    [(name, text.encode()) for name, text in row["headers"]],
+                    row["key"] if row["raw_key"] is None else row["raw_key"],
+                    [_header(*stored) for stored in row["headers"]],
                     row["value"],
                 )
                 for row in rows

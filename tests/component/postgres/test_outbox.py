@@ -117,6 +117,29 @@ async def test_events_leave_in_order_and_unchanged(pool: Pool) -> None:
     assert recorder.ids() == [str(number) for number in range(700)]
 
 
+async def test_records_of_any_bytes_leave_as_they_are(pool: Pool) -> None:
+    written: list[Encoded] = [
+        ("t", "text", [("a", b"1"), ("b", b"\xff"), ("a", b"\0"), ("c", b"")], b"\xff\0"),
+        ("t", b"\xff\x00", [("a", b"1")], b""),
+        ("t", b"\0", [], b"x"),
+    ]
+    taken: list[Encoded] = []
+
+    class Taker(Recorder):
+        async def publish_encoded(self, records: Sequence[Encoded]) -> None:
+            taken.extend(records)
+
+    async with transaction(pool) as connection:
+        records = [
+            (key.encode() if isinstance(key, str) else key, headers, value)
+            for _, key, headers, value in written
+        ]
+        await outbox.enqueue_records(connection, "t", records)
+    async with relaying(pool, Taker()):
+        await until_empty(pool)
+    assert taken == written
+
+
 async def test_an_event_of_a_transaction_that_fails_never_leaves(pool: Pool) -> None:
     recorder = Recorder()
 
