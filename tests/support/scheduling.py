@@ -61,7 +61,11 @@ def a_schema() -> ingestion_pb2.Schema:
 
 def a_spec(**changes: Any) -> pb.PipelineSpec:
     spec = pb.PipelineSpec(
-        dataset=pb.PipelineSpec.DatasetSpec(schema=a_schema(), cut=ingestion_pb2.Cut(rows=10)),
+        dataset=pb.PipelineSpec.DatasetSpec(
+            schema=a_schema(),
+            cut=ingestion_pb2.Cut(rows=10),
+            rejects=ingestion_pb2.Rejects(alert_share=0.1, hold_cut=True),
+        ),
         training=pb.TrainingSpec(recipe="mlp", split=pb.Split(train=0.7, validation=0.15, test=0.15), seed=7),
         resources=pb.Resources(cpu=1, memory_bytes=GIBIBYTE),
         gates=[pb.Gate(metric="accuracy", split="test", min=0.9)],

@@ -9,14 +9,17 @@ from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
 from headrace.ingestion.consumers import SamplesConsumer, started
 from headrace.ingestion.cutter import Cutter
 from headrace.ingestion.grpc_api import IngestionServicer
+from headrace.ingestion.reject_watch import RejectWatch
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.repository import PostgresCatalogue
 from headrace.ingestion.use_cases.append_samples import AppendSamples
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
+from headrace.ingestion.use_cases.resolve_rejected import DiscardRejected, ReplayRejected
 from headrace.ingestion.use_cases.store_batch import StoreBatch
 from headrace.ingestion.use_cases.validate_samples import ValidateSamples
+from headrace.ingestion.use_cases.watch_rejects import WatchRejects
 from headrace.ingestion.warm_up import warm_up
 from headrace.messaging.client import batch_consumer_client, cluster_id
 from headrace.messaging.producer import Producer
@@ -24,7 +27,7 @@ from headrace.messaging.topics import ensure_topics, load_topics
 from headrace.objects.store import ObjectStore, delta_storage_options
 from headrace.postgres import connect
 from headrace.postgres.migrations import migrate
-from headrace.postgres.outbox import Relay
+from headrace.postgres.outbox import MAX_EVENT_BYTES, Relay
 from headrace.rpc.server import ServiceBinding, serve
 from headrace.runtime.clock import utc_now
 from headrace.runtime.runner import Runner
@@ -51,6 +54,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     versions = CutVersions(catalogue, tables, clock=utc_now)
     cutter = Cutter(catalogue, versions, clock=utc_now, sweep_seconds=settings.sweep_seconds)
     runner.spawn(cutter.run, "version cutter")
+    watch = WatchRejects(catalogue, tables, versions, clock=utc_now)
+    runner.spawn(RejectWatch(watch, seconds=settings.reject_watch_seconds).run, "reject watch")
 
     servicer = IngestionServicer(
         catalogue,
@@ -61,6 +66,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         ),
         validate_samples=ValidateSamples(catalogue),
         versions=versions,
+        replay_rejected=ReplayRejected(catalogue, clock=utc_now, max_bytes=MAX_EVENT_BYTES),
+        discard_rejected=DiscardRejected(catalogue, clock=utc_now),
     )
     binding = ServiceBinding(ingestion_pb2_grpc.add_IngestionServiceServicer_to_server, servicer, SERVICE)
     await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))

@@ -11,13 +11,19 @@ import grpc.aio
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
-from headrace.errors import NotFound
+from headrace.errors import InvalidArgument, NotFound
 from headrace.ingestion import translation
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
 from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions, require_dataset
-from headrace.ingestion.use_cases.ports import Catalogue, RejectedRow, SampleTables
+from headrace.ingestion.use_cases.ports import Catalogue, RejectedFilter, RejectedRow, SampleTables
+from headrace.ingestion.use_cases.resolve_rejected import (
+    Cursor,
+    DiscardRejected,
+    ReplayRejected,
+    not_found,
+)
 from headrace.ingestion.use_cases.validate_samples import ValidateSamples
 from headrace.rpc import options, paging
 from headrace.rpc.convert import to_timestamp
@@ -40,6 +46,8 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         append_samples: AppendSamples,
         validate_samples: ValidateSamples,
         versions: CutVersions,
+        replay_rejected: ReplayRejected,
+        discard_rejected: DiscardRejected,
     ) -> None:
         self._catalogue = catalogue
         self._tables = tables
@@ -47,13 +55,16 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         self._append_samples = append_samples
         self._validate_samples = validate_samples
         self._versions = versions
+        self._replay_rejected = replay_rejected
+        self._discard_rejected = discard_rejected
 
     async def ApplyDataset(  # noqa: D102
         self, request: api.ApplyDatasetRequest, context: _Context
     ) -> api.Dataset:
         schema = translation.schema_from_message(request.schema)
         cut = translation.cut_from_message(request.cut)
-        return await self._dataset(await self._apply_dataset(request.name, schema, cut))
+        rejects = translation.rejects_from_message(request.rejects)
+        return await self._dataset(await self._apply_dataset(request.name, schema, cut, rejects))
 
     async def GetDataset(  # noqa: D102
         self, request: api.GetDatasetRequest, context: _Context
@@ -114,12 +125,53 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
     ) -> api.ListRejectedResponse:
         size = paging.page_size(request.page_size)
         before = _number(paging.decode_token(request.page_token, int))
-        rows = await self._catalogue.list_rejected(request.dataset or None, before, size + 1, _PAGE_BYTES)
-        page, token = paging.cut(rows, min(size, _fitting(rows)), lambda row: (row.sequence,))
-        return api.ListRejectedResponse(rejected=map(_rejected, page), next_page_token=token)
+        wanted = RejectedFilter(
+            request.dataset or None, request.reason or None, translation.state_from_number(request.state)
+        )
+        rows = await self._catalogue.list_rejected(wanted, before, size + 1, _PAGE_BYTES)
+        page, token = paging.cut(rows, min(size, _fitting(rows)), lambda row: (row.rejection.id,))
+        return api.ListRejectedResponse(
+            rejected=map(translation.rejected_row_to_message, page), next_page_token=token
+        )
+
+    async def GetRejected(  # noqa: D102
+        self, request: api.GetRejectedRequest, context: _Context
+    ) -> api.RejectedSample:
+        row = await self._catalogue.rejected(request.id)
+        if row is None:
+            raise not_found(request.id)
+        return translation.rejected_row_to_message(row)
+
+    async def ReplayRejected(  # noqa: D102
+        self, request: api.ReplayRejectedRequest, context: _Context
+    ) -> api.ReplayRejectedResponse:
+        wanted = _selection(request)
+        correction = translation.correction_from_message(request.correction)
+        if wanted is None:
+            count = await self._replay_rejected.entries(request.ids, correction)
+            return api.ReplayRejectedResponse(replayed_count=count)
+        if request.HasField("correction"):
+            raise InvalidArgument("INVALID_CORRECTION", "a correction is for one event by its id")
+        page = await self._replay_rejected.matching(wanted, _cursor(request.page_token))
+        return api.ReplayRejectedResponse(
+            replayed_count=page.count, oversize_ids=page.oversize, next_page_token=_cursor_token(page.rest)
+        )
+
+    async def DiscardRejected(  # noqa: D102
+        self, request: api.DiscardRejectedRequest, context: _Context
+    ) -> api.DiscardRejectedResponse:
+        wanted = _selection(request)
+        if wanted is None:
+            count = await self._discard_rejected.entries(request.ids, request.reason)
+            return api.DiscardRejectedResponse(discarded_count=count)
+        page = await self._discard_rejected.matching(wanted, request.reason, _cursor(request.page_token))
+        return api.DiscardRejectedResponse(
+            discarded_count=page.count, next_page_token=_cursor_token(page.rest)
+        )
 
     async def _dataset(self, dataset: Dataset) -> api.Dataset:
         last, uncut = await self._versions.uncut(dataset)
+        episode = await self._catalogue.open_episode(dataset.name)
         return api.Dataset(
             name=dataset.name,
             schema=translation.schema_to_message(dataset.schema),
@@ -131,6 +183,9 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             latest_version=last.version if last else 0,
             create_time=to_timestamp(dataset.create_time),
             update_time=to_timestamp(dataset.update_time),
+            rejects=translation.rejects_to_message(dataset.rejects),
+            cut_held=await self._versions.is_held(dataset),
+            reject_alert_time=to_timestamp(episode.begin_time if episode else None),
         )
 
     def _version(self, version: DatasetVersion) -> api.DatasetVersion:
@@ -142,8 +197,25 @@ def _fitting(rows: Sequence[RejectedRow]) -> int:
     return max(1, sum(total <= _PAGE_BYTES for total in accumulate(row.size for row in rows)))
 
 
-def _rejected(row: RejectedRow) -> api.RejectedSample:
-    return translation.rejected_to_message(row.rejection, row.reject_time)
+def _selection(request: api.ReplayRejectedRequest | api.DiscardRejectedRequest) -> RejectedFilter | None:
+    """The filter; None where ids are given. Raises InvalidArgument INVALID_SELECTION."""
+    by_filter = bool(request.filter.dataset or request.filter.reason)
+    if by_filter == bool(request.ids):
+        raise InvalidArgument(
+            "INVALID_SELECTION", "name rejected events by their ids, or else by a dataset, a reason or both"
+        )
+    if not by_filter:
+        return None
+    return RejectedFilter(request.filter.dataset or None, request.filter.reason or None)
+
+
+def _cursor(token: str) -> Cursor | None:
+    position = paging.decode_token(token, int, int)
+    return Cursor(int(position[0]), int(position[1])) if position else None
+
+
+def _cursor_token(cursor: Cursor | None) -> str:
+    return paging.encode_token((cursor.after, cursor.last)) if cursor else ""
 
 
 def _number(position: paging.Position | None) -> int | None:

@@ -23,6 +23,26 @@ DUPLICATES: Final = Counter(
     "Events left out because their producer had sent them before, by dataset",
     ["dataset"],
 )
+RESOLVED: Final = Counter(
+    names.METRIC_INGESTION_RESOLVED.removesuffix("_total"),
+    "Rejected events that were replayed or discarded, by state",
+    ["state"],
+)
+REJECT_SHARE: Final = Gauge(
+    names.METRIC_INGESTION_REJECT_SHARE,
+    "Of a dataset's events within its window, the share that was rejected and waits; absent where it is 0",
+    ["dataset"],
+)
+REJECT_ALERT: Final = Gauge(
+    names.METRIC_INGESTION_REJECT_ALERT,
+    "1 while a dataset's rejected events raise an alert; absent where there are none",
+    ["dataset"],
+)
+CUT_HELD: Final = Gauge(
+    names.METRIC_INGESTION_CUT_HELD,
+    "1 while a dataset's rejected events hold back a cut that is due; absent where there are none",
+    ["dataset"],
+)
 VERSIONS: Final = Counter(
     names.METRIC_INGESTION_VERSIONS.removesuffix("_total"), "Versions cut, by dataset", ["dataset"]
 )

@@ -55,3 +55,6 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(
         default=10.0, gt=0, description="How often all datasets are looked at for versions that are due."
     )
+    reject_watch_seconds: float = Field(
+        default=5.0, gt=0, description="How often the shares of rejected events are looked at."
+    )

@@ -10,10 +10,13 @@ from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.errors import FieldViolation, InvalidArgument
 from headrace.ingestion.domain.content_hash import to_hex
 from headrace.ingestion.domain.dataset import DatasetVersion
-from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.domain.rejection import Rejection, State
+from headrace.ingestion.domain.rejects import Rejects
+from headrace.ingestion.domain.replay import Correction
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Scalar, Schema
+from headrace.ingestion.use_cases.ports import RejectedRow
 from headrace.ingestion.use_cases.validate_samples import Judgement, Unjudged
-from headrace.rpc.convert import to_timestamp
+from headrace.rpc.convert import from_duration, to_duration, to_timestamp
 
 _TYPES: Final = {
     api.FIELD_TYPE_BOOL: FieldType.BOOL,
@@ -33,6 +36,12 @@ _ROLES: Final = {
     api.FIELD_ROLE_IGNORED: Role.IGNORED,
     api.FIELD_ROLE_TIME: Role.TIME,
 }
+_STATES: Final = {
+    State.PENDING: api.REJECTED_STATE_PENDING,
+    State.REPLAYED: api.REJECTED_STATE_REPLAYED,
+    State.DISCARDED: api.REJECTED_STATE_DISCARDED,
+}
+_STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
 # Protobuf's own cost of a bytes field: its number, and its length in up to five bytes.
 _FIELD_BYTES: Final = 6
 _TYPE_NUMBERS: Final = {field_type: number for number, field_type in _TYPES.items()}
@@ -152,6 +161,23 @@ def judgement_to_message(judgement: Judgement) -> api.ValidateSamplesResponse:
     )
 
 
+def rejects_from_message(message: api.Rejects) -> Rejects:
+    """What is unset has its default."""
+    default = Rejects()
+    return Rejects(
+        alert_share=message.alert_share if message.HasField("alert_share") else default.alert_share,
+        window=from_duration(message.window) if message.HasField("window") else default.window,
+        hold_cut=message.hold_cut,
+    )
+
+
+def rejects_to_message(rejects: Rejects) -> api.Rejects:
+    """The same in the contract's words."""
+    return api.Rejects(
+        alert_share=rejects.alert_share, window=to_duration(rejects.window), hold_cut=rejects.hold_cut
+    )
+
+
 def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVersion:
     """The same version in the contract's words."""
     return api.DatasetVersion(
@@ -200,10 +226,33 @@ def rejected_to_message(
         # As the envelope's reader does: of a header that is there twice, the last counts.
         headers=dict(rejection.headers),
         reject_time=to_timestamp(reject_time),
+        id=rejection.id,
+        state=api.REJECTED_STATE_PENDING,
+        replay_of=rejection.replay_of,
     )
     if max_bytes is not None and message.ByteSize() > max_bytes:
         _shorten(message, max_bytes)
     return message
+
+
+def rejected_row_to_message(row: RejectedRow) -> api.RejectedSample:
+    """The rejection as it is kept, whole, and what became of it."""
+    message = rejected_to_message(row.rejection, row.reject_time)
+    message.state = _STATES[row.state]
+    if row.resolve_time is not None:
+        message.resolve_time.FromDatetime(row.resolve_time)
+    message.discard_reason = row.discard_reason
+    return message
+
+
+def state_from_number(number: api.RejectedState.ValueType) -> State | None:
+    """None where it is unspecified."""
+    return _STATES_BY_NUMBER.get(number)
+
+
+def correction_from_message(message: api.Correction) -> Correction:
+    """An absent message corrects nothing."""
+    return Correction(message.payload if message.HasField("payload") else None, dict(message.attributes))
 
 
 def _shorten(message: api.RejectedSample, max_bytes: int) -> None:

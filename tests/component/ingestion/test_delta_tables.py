@@ -18,6 +18,7 @@ from headrace.ingestion.domain.content_hash import combine, hash_rows
 from headrace.ingestion.domain.dataset import Dataset, SourceOffset, SourcePartition
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
+from headrace.ingestion.storage import delta
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.use_cases.ports import Append, Span
 
@@ -165,6 +166,24 @@ def test_commits_keep_their_versions_where_others_commit_meanwhile(
         (3, 3),
         (4, 9),
     ]
+
+
+def test_what_was_committed_after_a_moment_is_found_however_much_it_is(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "_COMMITS_AT_ONCE", 2)
+    tables = open_tables(root)
+    for number in range(12):
+        tables.append(append_of((LEFT, range(number, number + 1))))
+    commits = tables.state_since(DATASET, -1).commits
+    for index, commit in enumerate(commits):
+        found = tables.state_after(DATASET, commit.commit_time)
+        assert found.table_version == 12
+        # Two commits may fall on one millisecond.
+        assert found.commits == [
+            later for later in commits[index + 1 :] if later.commit_time > commit.commit_time
+        ]
+    assert tables.state_after(DATASET, NOW).commits == commits
 
 
 def test_a_writer_that_slept_through_anothers_commit_adds_nothing(

@@ -41,6 +41,7 @@ async def test_a_pipeline_is_applied_everywhere_once(scheduling: Scheduling, stu
     peers = scheduling.peers
     assert peers.ingestion.applied[0].name == scheduling.pipeline
     assert peers.ingestion.applied[0].cut.rows == 10
+    assert peers.ingestion.applied[0].rejects.hold_cut
     assert peers.registry.applied[0].gates[0].metric == "accuracy"
     assert (peers.inference.applied[0].name, peers.inference.applied[0].model) == (
         "live",

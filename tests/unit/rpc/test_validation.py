@@ -8,6 +8,7 @@ from types import ModuleType
 import protovalidate
 import pytest
 from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +43,12 @@ VALID: list[Message] = [
     scheduling.AttachNodeRequest(node="n", capacity=scheduling.Resources(cpu=2)),
     ingestion.AppendSamplesRequest(dataset="d", json=b"{}"),
     ingestion.ListVersionsRequest(dataset="d", page_size=1000),
+    ingestion.ApplyDatasetRequest(
+        name="d", schema=SCHEMA, rejects=ingestion.Rejects(window=Duration(seconds=1))
+    ),
+    ingestion.ReplayRejectedRequest(
+        ids=[1, 2], correction=ingestion.Correction(attributes={"type": "t", "time": "2026-01-02T03:04:05Z"})
+    ),
     registry.UploadArtifactRequest(chunk=b"bytes"),
     registry.UploadArtifactRequest(
         header=registry.UploadArtifactRequest.Header(
@@ -72,6 +79,18 @@ INVALID: list[tuple[Message, str]] = [
             schema=ingestion.Schema(key="id", label=FIELD, features=[FIELD, UNKNOWN]),
         ),
         "schema.features[1].type",
+    ),
+    *(
+        (
+            ingestion.ApplyDatasetRequest(name="d", schema=SCHEMA, rejects=ingestion.Rejects(window=window)),
+            "rejects.window",
+        )
+        for window in (Duration(nanos=999_999_999), Duration(seconds=2_592_001))
+    ),
+    (ingestion.ReplayRejectedRequest(ids=[1, 2, 1]), "ids"),
+    (
+        ingestion.ReplayRejectedRequest(ids=[1], correction=ingestion.Correction(attributes={"id": "e"})),
+        "correction.attributes[id]",
     ),
     (
         scheduling.ApplyPipelineRequest(

@@ -19,6 +19,14 @@ class Reason(enum.Enum):
     OVERSIZE_EVENT = "OVERSIZE_EVENT"
 
 
+class State(enum.Enum):
+    """What became of a rejected event."""
+
+    PENDING = "PENDING"
+    REPLAYED = "REPLAYED"
+    DISCARDED = "DISCARDED"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A reason with the field and the rule (empty where the whole event is at fault) and a sentence."""
@@ -38,7 +46,10 @@ def verdict_of(fault: Fault) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One rejected event with its original bytes, and where it stands in the source."""
+    """One rejected event with its original bytes, and where it stands in the source.
+
+    `id` and `replay_of`, the entry whose replay it is, are given to it when it is kept; 0: none.
+    """
 
     cluster: str
     topic: str
@@ -51,3 +62,5 @@ class Rejection:
     key: bytes
     payload: bytes
     headers: Sequence[tuple[str, bytes]]
+    id: int = 0
+    replay_of: int = 0

@@ -56,6 +56,7 @@ _SOURCES: Final = "headrace.sources"
 _TRACEPARENT: Final = "headrace.traceparent"
 _ATTEMPTS: Final = 12
 _FIRST_PAUSE_SECONDS: Final = 0.02
+_COMMITS_AT_ONCE: Final = 64
 
 T = TypeVar("T")
 _DeltaType: TypeAlias = (
@@ -128,6 +129,20 @@ class DeltaTables:
             newest = table.version()
         entries = read_commits(self.uri(dataset.name), self._options, table_version, newest)
         return TableState(newest, [_commit_of(version, entry) for version, entry in entries])
+
+    def state_after(self, dataset: Dataset, moment: datetime) -> TableState:
+        """What was committed after a moment."""
+        with self._fresh(dataset) as table:
+            newest = table.version()
+        commits: list[TableCommit] = []
+        first = newest
+        # Backwards, since a table may have many more commits than those.
+        while first >= 0 and (not commits or commits[0].commit_time > moment):
+            after = max(first - _COMMITS_AT_ONCE, -1)
+            earlier = read_commits(self.uri(dataset.name), self._options, after, first)
+            commits = [*(_commit_of(version, entry) for version, entry in earlier), *commits]
+            first = after
+        return TableState(newest, [commit for commit in commits if commit.commit_time > moment])
 
     def _committed(self, dataset: Dataset, commit: Callable[[deltalake.DeltaTable], T]) -> T:
         """Do it on the table's newest state, again where another writer was faster."""

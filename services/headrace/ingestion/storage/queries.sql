@@ -1,32 +1,32 @@
 -- name: datasets_by_name
-select name, schema, schema_version, cut_rows, cut_seconds, create_time, update_time
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time
 from datasets
 where name = any($1::text[]);
 
 -- name: list_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, create_time, update_time
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time
 from datasets
 where name > $1
 order by name
 limit $2;
 
 -- name: self_cutting_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, create_time, update_time
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time
 from datasets
 where cut_rows > 0 or cut_seconds > 0
 order by name;
 
 -- name: insert_dataset
-insert into datasets (name, schema, schema_version, cut_rows, cut_seconds, create_time, update_time)
-values ($1, $2, $3, $4, $5, $6, $7)
+insert into datasets (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (name) do nothing
 returning name;
 
 -- name: update_dataset
 -- update_time tells whether the row is still the one that was read.
 update datasets
-set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, update_time = $6
-where name = $1 and update_time = $7
+set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7
+where name = $1 and update_time = $8
 returning name;
 
 -- name: insert_version
@@ -49,15 +49,25 @@ order by version desc
 limit $3;
 
 -- name: insert_rejected
--- Answers the places of those that were not there yet.
+-- Answers those that were not there yet. One that says it is a replay is one if that entry was replayed and
+-- has its event id, or had none of use; a copy of a replay that was rejected is there.
 insert into rejected_samples
     (cluster, topic, partition, "offset", dataset, event_id, traceparent, reason, field, rule, message,
-     key, payload, headers, reject_time)
-select unnest($1::text[]), unnest($2::text[]), unnest($3::integer[]), unnest($4::bigint[]), unnest($5::text[]),
-    unnest($6::text[]), unnest($7::text[]), unnest($8::text[]), unnest($9::text[]), unnest($10::text[]),
-    unnest($11::text[]), unnest($12::bytea[]), unnest($13::bytea[]), unnest($14::text[])::jsonb, $15
-on conflict (cluster, topic, partition, "offset") do nothing
-returning cluster, topic, partition, "offset";
+     key, payload, headers, reject_time, replay_of)
+select given.cluster, given.topic, given.partition, given."offset", given.dataset, given.event_id,
+    given.traceparent, given.reason, given.field, given.rule, given.message,
+    given.key, given.payload, given.headers::jsonb, $15, origin.sequence
+from unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[],
+    $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $16::bigint[])
+    with ordinality
+    as given (cluster, topic, partition, "offset", dataset, event_id, traceparent, reason, field, rule, message,
+        key, payload, headers, replay_of, number)
+left join rejected_samples as origin on origin.sequence = given.replay_of and origin.state = 'REPLAYED'
+    and (origin.event_id in ('', given.event_id)
+        or given.event_id = concat_ws('/', origin.cluster, origin.topic, origin.partition, origin."offset"))
+order by given.number
+on conflict do nothing
+returning sequence, cluster, topic, partition, "offset", replay_of;
 
 -- name: rejected_offsets
 select "offset" from rejected_samples
@@ -74,11 +84,91 @@ select * from (
     from (
         select *, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size
         from rejected_samples
-        where ($1::text is null or dataset = $1) and ($2::bigint is null or sequence < $2)
+        where ($1::text is null or dataset = $1) and ($2::text is null or reason = $2)
+            and ($3::text is null or state = $3) and ($4::bigint is null or sequence < $4)
         order by sequence desc
-        limit $3
+        limit $5
     ) as page
     window newest as (order by sequence desc)
 ) as summed
-where number <= 2 or total - size <= $4
+where number <= 2 or total - size <= $6
 order by sequence desc;
+
+-- name: rejected
+select *, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size
+from rejected_samples
+where sequence = $1;
+
+-- name: last_rejected
+select coalesce(max(sequence), 0) from rejected_samples;
+
+-- name: rejected_sizes
+select sequence, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size
+from rejected_samples
+where sequence = any($1::bigint[])
+order by sequence;
+
+-- name: pending_sizes
+select sequence, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size
+from rejected_samples
+where state = 'PENDING' and ($1::text is null or dataset = $1) and ($2::text is null or reason = $2)
+    and sequence > $3 and sequence <= $4
+order by sequence
+limit $5;
+
+-- name: lock_pending
+select * from rejected_samples
+where sequence = any($1::bigint[]) and state = 'PENDING'
+order by sequence
+for update;
+
+-- name: resolve_rejected
+update rejected_samples
+set state = $2, resolve_time = $3, discard_reason = $4
+where sequence in (
+    -- In one order, so that two that resolve the same entries wait for each other and not in a circle.
+    select sequence from rejected_samples
+    where sequence = any($1::bigint[]) and state = 'PENDING'
+    order by sequence
+    for update
+)
+returning sequence;
+
+-- name: resolutions
+select sequence, state, resolve_time from rejected_samples where sequence = any($1::bigint[]);
+
+-- name: pending_count
+select count(*) from (
+    select from rejected_samples
+    where dataset = $1 and state = 'PENDING' and reject_time > $2
+    limit $3
+) as counted;
+
+-- name: pending_counts
+select datasets.*, counted.rejected, open.id as episode, open.begin_time
+from datasets
+left join reject_episodes as open on open.dataset = datasets.name and open.end_time is null
+cross join lateral (
+    select count(*) as rejected
+    from rejected_samples
+    where dataset = datasets.name and state = 'PENDING' and reject_time <= $1
+        and reject_time > $1 - make_interval(secs => (datasets.rejects ->> 'window_seconds')::double precision)
+) as counted
+where counted.rejected > 0
+    or open.id is not null
+    or (datasets.rejects -> 'hold_cut')::boolean and exists (
+        select from rejected_samples where dataset = datasets.name and state = 'PENDING'
+    )
+order by datasets.name;
+
+-- name: open_episode
+select id, dataset, begin_time from reject_episodes where dataset = $1 and end_time is null;
+
+-- name: begin_episode
+insert into reject_episodes (id, dataset, begin_time)
+values ($1, $2, $3)
+on conflict do nothing
+returning id;
+
+-- name: end_episode
+update reject_episodes set end_time = $2 where id = $1 and end_time is null returning id;

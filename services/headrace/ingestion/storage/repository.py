@@ -6,11 +6,13 @@ import base64
 import json
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Final
 
 import asyncpg
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.events.ingestion.v1 import events_pb2
@@ -22,18 +24,31 @@ from headrace.ingestion.domain.dataset import (
     SourceOffset,
     SourcePartition,
 )
-from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict
+from headrace.ingestion.domain.rejection import Reason, Rejection, State, Verdict
+from headrace.ingestion.domain.rejects import Episode, Rejects, RejectShare
+from headrace.ingestion.domain.replay import Replay, origin_of
 from headrace.ingestion.domain.schema import DATASET_PATTERN, Cut, Schema
-from headrace.ingestion.use_cases.ports import Place, RejectedRow, Repository, Span
+from headrace.ingestion.use_cases.ports import (
+    PendingCount,
+    Place,
+    RejectedFilter,
+    RejectedRow,
+    Repository,
+    Resolution,
+    Span,
+)
 from headrace.messaging import topics
 from headrace.messaging.events import Event, protobuf_event
 from headrace.postgres import Connection, Pool, outbox, transaction
 from headrace.postgres.queries import Queries, load_queries
+from headrace.rpc.convert import to_duration, to_timestamp
 from headrace.runtime.ids import new_id
 
 SOURCE: Final = "headrace/ingestion"
 VERSION_COMMITTED: Final = "headrace.ingestion.dataset-version-committed.v1"
 SAMPLE_REJECTED: Final = "headrace.ingestion.sample-rejected.v1"
+REJECT_SHARE_EXCEEDED: Final = "headrace.ingestion.reject-share-exceeded.v1"
+REJECT_SHARE_RECOVERED: Final = "headrace.ingestion.reject-share-recovered.v1"
 # Of a rejected event's key, so much is the key of the event about it; the message holds all of it.
 _MAX_KEY_BYTES: Final = 4096
 
@@ -107,14 +122,65 @@ class PostgresCatalogue:
         return count
 
     async def list_rejected(
-        self, dataset: str | None, before: int | None, limit: int, max_bytes: int
+        self, wanted: RejectedFilter, before: int | None, limit: int, max_bytes: int
     ) -> Sequence[RejectedRow]:
-        """Newest first, beginning below the sequence `before`.
+        """Newest first, beginning below the id `before`.
 
         They end with the first one, but at least the second, that makes them larger than `max_bytes`.
         """
-        rows = await self._pool.fetch(self._queries["list_rejected"], dataset, before, limit, max_bytes)
-        return [_rejected(row) for row in rows]
+        rows = await self._pool.fetch(
+            self._queries["list_rejected"],
+            *_wanted(wanted),
+            wanted.state.value if wanted.state else None,
+            before,
+            limit,
+            max_bytes,
+        )
+        return [_rejected_row(row) for row in rows]
+
+    async def rejected(self, entry: int) -> RejectedRow | None:
+        """The entry of that id."""
+        row = await self._pool.fetchrow(self._queries["rejected"], entry)
+        return _rejected_row(row) if row else None
+
+    async def last_rejected(self) -> int:
+        """The newest entry's id; 0 where there is none."""
+        last: int = await self._pool.fetchval(self._queries["last_rejected"])
+        return last
+
+    async def rejected_sizes(self, ids: Sequence[int]) -> Mapping[int, int]:
+        """Bytes of key, payload and headers of those of the entries that exist, oldest first."""
+        rows = await self._pool.fetch(self._queries["rejected_sizes"], ids)
+        return {row["sequence"]: row["size"] for row in rows}
+
+    async def pending_sizes(
+        self, wanted: RejectedFilter, after: int, last: int, limit: int
+    ) -> Mapping[int, int]:
+        """The same of PENDING entries with ids above `after` and up to `last`."""
+        rows = await self._pool.fetch(self._queries["pending_sizes"], *_wanted(wanted), after, last, limit)
+        return {row["sequence"]: row["size"] for row in rows}
+
+    async def pending_count(self, dataset: str, since: datetime, at_most: int) -> int:
+        """How many of the events that were rejected since then wait, counted no further than `at_most`."""
+        count: int = await self._pool.fetchval(self._queries["pending_count"], dataset, since, at_most)
+        return count
+
+    async def pending_counts(self, until: datetime) -> Sequence[PendingCount]:
+        """Datasets with events that were rejected in the window that ends then, or for which a cut may be
+        held, or with an open episode."""
+        return [
+            PendingCount(
+                _dataset(row),
+                row["rejected"],
+                Episode(row["episode"], row["name"], row["begin_time"]) if row["episode"] else None,
+            )
+            for row in await self._pool.fetch(self._queries["pending_counts"], until)
+        ]
+
+    async def open_episode(self, dataset: str) -> Episode | None:
+        """The dataset's episode that has not ended."""
+        row = await self._pool.fetchrow(self._queries["open_episode"], dataset)
+        return Episode(row["id"], row["dataset"], row["begin_time"]) if row else None
 
 
 class PostgresRepository:
@@ -134,6 +200,7 @@ class PostgresRepository:
             dataset.schema_version,
             dataset.cut.rows,
             dataset.cut.seconds,
+            _rejects_json(dataset.rejects),
             dataset.create_time,
             dataset.update_time,
         )
@@ -148,6 +215,7 @@ class PostgresRepository:
             dataset.schema_version,
             dataset.cut.rows,
             dataset.cut.seconds,
+            _rejects_json(dataset.rejects),
             dataset.update_time,
             expected.update_time,
         )
@@ -172,7 +240,7 @@ class PostgresRepository:
     async def insert_rejected(
         self, rejections: Sequence[Rejection], reject_time: datetime
     ) -> Sequence[Rejection]:
-        """Store those that are not there yet, and return them."""
+        """Store those that are not there yet, and return them as they are kept."""
         inserted = await self._connection.fetch(
             self._queries["insert_rejected"],
             [r.cluster for r in rejections],
@@ -190,9 +258,13 @@ class PostgresRepository:
             [r.payload for r in rejections],
             [_headers_json(r.headers) for r in rejections],
             reject_time,
+            [origin_of(r.headers) for r in rejections],
         )
-        new = {tuple(row) for row in inserted}
-        return [r for r in rejections if (r.cluster, r.topic, r.partition, r.offset) in new]
+        given = {(r.cluster, r.topic, r.partition, r.offset): r for r in rejections}
+        return [
+            replace(given[tuple(place)], id=entry, replay_of=origin or 0)
+            for entry, *place, origin in inserted
+        ]
 
     async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None:
         """Queue DatasetVersionCommitted."""
@@ -216,6 +288,74 @@ class PostgresRepository:
         )
         await outbox.enqueue_all(self._connection, topics.REJECTED_SAMPLES, keyed)
 
+    async def lock_pending(self, ids: Sequence[int]) -> Sequence[Rejection]:
+        """Those of the entries that are PENDING, oldest first; they stay so until the transaction ends."""
+        rows = await self._connection.fetch(self._queries["lock_pending"], ids)
+        return [_rejection(row) for row in rows]
+
+    async def resolve_rejected(
+        self, ids: Sequence[int], state: State, time: datetime, discard_reason: str = ""
+    ) -> Collection[int]:
+        """Bring those of the entries that are PENDING to a state; return which they were."""
+        rows = await self._connection.fetch(
+            self._queries["resolve_rejected"], ids, state.value, time, _text(discard_reason)
+        )
+        return {row["sequence"] for row in rows}
+
+    async def resolutions(self, ids: Sequence[int]) -> Mapping[int, Resolution]:
+        """What became of those of the entries that exist."""
+        rows = await self._connection.fetch(self._queries["resolutions"], ids)
+        return {row["sequence"]: Resolution(State(row["state"]), row["resolve_time"]) for row in rows}
+
+    async def publish_replays(self, replays: Sequence[Replay]) -> None:
+        """Queue them for the samples topic, as they are."""
+        records = [(replay.key, list(replay.headers), replay.payload) for replay in replays]
+        await outbox.enqueue_records(self._connection, topics.SAMPLES, records)
+
+    async def begin_episode(self, episode: Episode) -> bool:
+        """Answer whether it began: False where the dataset has an open one."""
+        begun = await self._connection.fetchval(
+            self._queries["begin_episode"], episode.id, episode.dataset, episode.begin_time
+        )
+        return begun is not None
+
+    async def end_episode(self, episode: Episode, time: datetime) -> bool:
+        """Answer whether it ended: False where it had already."""
+        ended = await self._connection.fetchval(self._queries["end_episode"], episode.id, time)
+        return ended is not None
+
+    async def publish_exceeded(
+        self, episode: Episode, dataset: Dataset, share: RejectShare, *, cut_held: bool
+    ) -> None:
+        """Queue RejectShareExceeded."""
+        message = events_pb2.RejectShareExceeded(
+            dataset=dataset.name,
+            episode=episode.id,
+            reject_share=_share_message(share, dataset.rejects),
+            begin_time=to_timestamp(episode.begin_time),
+            cut_held=cut_held,
+        )
+        await self._publish_alert(message, REJECT_SHARE_EXCEEDED, dataset, episode.begin_time)
+
+    async def publish_recovered(
+        self, episode: Episode, dataset: Dataset, share: RejectShare, time: datetime
+    ) -> None:
+        """Queue RejectShareRecovered."""
+        message = events_pb2.RejectShareRecovered(
+            dataset=dataset.name,
+            episode=episode.id,
+            reject_share=_share_message(share, dataset.rejects),
+            begin_time=to_timestamp(episode.begin_time),
+            end_time=to_timestamp(time),
+        )
+        await self._publish_alert(message, REJECT_SHARE_RECOVERED, dataset, time)
+
+    async def _publish_alert(self, message: Message, kind: str, dataset: Dataset, time: datetime) -> None:
+        event = protobuf_event(
+            message, type=kind, source=SOURCE, subject=dataset.name, id=new_id(), time=time
+        )
+        await outbox.enqueue(self._connection, topics.INGESTION_ALERTS, dataset.name, event)
+
 
 def rejected_event(rejection: Rejection, reject_time: datetime, max_bytes: int) -> tuple[str, Event]:
     """The event about a rejected one, and its key."""
@@ -237,6 +377,36 @@ def _schema_json(schema: Schema) -> dict[str, object]:
     return json_format.MessageToDict(translation.schema_to_message(schema), preserving_proto_field_name=True)
 
 
+def _wanted(wanted: RejectedFilter) -> tuple[str | None, str | None]:
+    """Dataset and reason as they can be asked for: either may be whatever somebody wrote."""
+    dataset, reason = (text if text is None else _text(text) for text in (wanted.dataset, wanted.reason))
+    return dataset, reason
+
+
+def _share_message(share: RejectShare, rejects: Rejects) -> events_pb2.RejectShare:
+    return events_pb2.RejectShare(
+        share=share.share,
+        rejected_count=share.rejected,
+        stored_count=share.stored,
+        alert_share=rejects.alert_share,
+        window=to_duration(rejects.window),
+    )
+
+
+def _rejects_json(rejects: Rejects) -> dict[str, object]:
+    return {
+        "alert_share": rejects.alert_share,
+        "window_seconds": rejects.window.total_seconds(),
+        "hold_cut": rejects.hold_cut,
+    }
+
+
+def _rejects(document: Mapping[str, float]) -> Rejects:
+    return Rejects(
+        document["alert_share"], timedelta(seconds=document["window_seconds"]), bool(document["hold_cut"])
+    )
+
+
 def _dataset(row: asyncpg.Record) -> Dataset:
     return Dataset(
         name=row["name"],
@@ -245,6 +415,7 @@ def _dataset(row: asyncpg.Record) -> Dataset:
         schema_version=row["schema_version"],
         create_time=row["create_time"],
         update_time=row["update_time"],
+        rejects=_rejects(row["rejects"]),
     )
 
 
@@ -265,8 +436,19 @@ def _version(row: asyncpg.Record) -> DatasetVersion:
     )
 
 
-def _rejected(row: asyncpg.Record) -> RejectedRow:
-    rejection = Rejection(
+def _rejected_row(row: asyncpg.Record) -> RejectedRow:
+    return RejectedRow(
+        size=row["size"],
+        reject_time=row["reject_time"],
+        rejection=_rejection(row),
+        state=State(row["state"]),
+        resolve_time=row["resolve_time"],
+        discard_reason=row["discard_reason"],
+    )
+
+
+def _rejection(row: asyncpg.Record) -> Rejection:
+    return Rejection(
         cluster=row["cluster"],
         topic=row["topic"],
         partition=row["partition"],
@@ -278,8 +460,9 @@ def _rejected(row: asyncpg.Record) -> RejectedRow:
         key=row["key"],
         payload=row["payload"],
         headers=[(name, base64.b64decode(value)) for name, value in row["headers"]],
+        id=row["sequence"],
+        replay_of=row["replay_of"] or 0,
     )
-    return RejectedRow(row["sequence"], row["size"], row["reject_time"], rejection)
 
 
 def _headers_json(headers: Sequence[tuple[str, bytes]]) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 
 from headrace.errors import Aborted
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.schema import Cut, Schema, check_evolution, check_schema
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
 from headrace.runtime.clock import Clock
@@ -23,7 +24,7 @@ class ApplyDataset:
         self._tables = tables
         self._clock = clock
 
-    async def __call__(self, name: str, schema: Schema, cut: Cut) -> Dataset:
+    async def __call__(self, name: str, schema: Schema, cut: Cut, rejects: Rejects) -> Dataset:
         """Make the dataset be so.
 
         Raises InvalidArgument INVALID_SCHEMA, FailedPrecondition INCOMPATIBLE_SCHEMA or TABLE_MISMATCH.
@@ -32,9 +33,9 @@ class ApplyDataset:
         for _ in range(_ATTEMPTS):
             existing = (await self._catalogue.datasets([name])).get(name)
             dataset = (
-                await self._create(name, schema, cut)
+                await self._create(name, schema, cut, rejects)
                 if existing is None
-                else await self._change(existing, schema, cut)
+                else await self._change(existing, schema, cut, rejects)
             )
             if dataset is not None:
                 # Writers bring a table up to their schema themselves; done here, a mistake in the store's
@@ -43,22 +44,23 @@ class ApplyDataset:
                 return dataset
         raise Aborted("DATASET_CONFLICT", f"{name} is being changed by others; try again")
 
-    async def _create(self, name: str, schema: Schema, cut: Cut) -> Dataset | None:
+    async def _create(self, name: str, schema: Schema, cut: Cut, rejects: Rejects) -> Dataset | None:
         now = self._clock()
-        dataset = Dataset(name, schema, cut, 1, now, now)
+        dataset = Dataset(name, schema, cut, 1, now, now, rejects)
         # The table first: a dataset whose table cannot be made would take in events and store none.
         await asyncio.to_thread(self._tables.ensure, dataset)
         async with self._catalogue.transaction() as repository:
             return dataset if await repository.insert_dataset(dataset) else None
 
-    async def _change(self, existing: Dataset, schema: Schema, cut: Cut) -> Dataset | None:
-        if (existing.schema, existing.cut) == (schema, cut):
+    async def _change(self, existing: Dataset, schema: Schema, cut: Cut, rejects: Rejects) -> Dataset | None:
+        if (existing.schema, existing.cut, existing.rejects) == (schema, cut, rejects):
             return existing
         check_evolution(existing.schema, schema)
         changed = replace(
             existing,
             schema=schema,
             cut=cut,
+            rejects=rejects,
             schema_version=existing.schema_version + (existing.schema != schema),
             update_time=self._clock(),
         )

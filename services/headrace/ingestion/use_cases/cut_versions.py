@@ -15,6 +15,7 @@ from headrace.errors import Aborted, FailedPrecondition, NotFound
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.cut import due_time, is_due
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, Uncut, next_version
+from headrace.ingestion.domain.rejects import fewest_too_many
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
@@ -37,17 +38,23 @@ class CutVersions:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def cut_if_due(self, dataset: Dataset) -> tuple[DatasetVersion | None, datetime | None]:
-        """Cut a version if its time has come. Also answers when, if ever, the next one is due by age."""
+        """Cut a version if its time has come. Also answers when, if ever, the next one is due by age.
+
+        One that rejected events hold back is looked at again by whoever comes next.
+        """
         async with self._locks[dataset.name]:
             last, uncut = await self._state(dataset)
             if not is_due(dataset.cut, uncut, self._clock()):
                 return None, due_time(dataset.cut, uncut)
+            if await self._lacks_too_much(dataset, last, uncut):
+                return None, None
             # None where another instance cut at the same moment: whoever comes next looks again.
             return await self._cut(dataset, last, uncut), None
 
     async def commit(self, name: str) -> DatasetVersion:
         """Cut a version from everything that is stored; answer the last one where nothing is new.
 
+        Rejected events do not hold it back: whoever asks has decided.
         Raises NotFound DATASET_NOT_FOUND, FailedPrecondition DATASET_EMPTY.
         """
         dataset = await require_dataset(self._catalogue, name)
@@ -61,10 +68,27 @@ class CutVersions:
                 return version
         raise Aborted("VERSION_CONFLICT", f"versions of {name} are being cut by others; try again")
 
+    async def is_held(self, dataset: Dataset) -> bool:
+        """Whether rejected events hold back a cut that is due."""
+        if not dataset.rejects.hold_cut:
+            return False
+        last, uncut = await self.uncut(dataset)
+        return is_due(dataset.cut, uncut, self._clock()) and await self._lacks_too_much(dataset, last, uncut)
+
     async def uncut(self, dataset: Dataset) -> tuple[DatasetVersion | None, Uncut]:
         """The last version, and what the table holds beyond it."""
         async with self._locks[dataset.name]:
             return await self._state(dataset)
+
+    async def _lacks_too_much(self, dataset: Dataset, last: DatasetVersion | None, uncut: Uncut) -> bool:
+        """Whether the owner wants no version of the uncut rows, for the events that they would be without."""
+        if not dataset.rejects.hold_cut:
+            return False
+        too_many = fewest_too_many(dataset.rejects.alert_share, uncut.rows)
+        if too_many is None:
+            return False
+        since = last.create_time if last else dataset.create_time
+        return await self._catalogue.pending_count(dataset.name, since, too_many) >= too_many
 
     async def _state(self, dataset: Dataset) -> tuple[DatasetVersion | None, Uncut]:
         last = await self._catalogue.last_version(dataset.name)

@@ -16,7 +16,9 @@ from headrace.ingestion.domain.dataset import (
     SourcePartition,
     TableCommit,
 )
-from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.domain.rejection import Rejection, State
+from headrace.ingestion.domain.rejects import Episode, RejectShare
+from headrace.ingestion.domain.replay import Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,32 @@ class TableState:
     commits: Sequence[TableCommit]
 
 
+@dataclass(frozen=True, slots=True)
+class RejectedFilter:
+    """Which rejected events: of a dataset, for a reason, in a state; None: of, for, in any."""
+
+    dataset: str | None = None
+    reason: str | None = None
+    state: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What became of an entry, and when."""
+
+    state: State
+    time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCount:
+    """A dataset, how many of its events were rejected within its window and wait, and its open episode."""
+
+    dataset: Dataset
+    rejected: int
+    episode: Episode | None
+
+
 class SampleTables(Protocol):
     """The datasets' tables. Methods block: call them in a thread."""
 
@@ -67,15 +95,20 @@ class SampleTables(Protocol):
     def state_since(self, dataset: Dataset, table_version: int) -> TableState:
         """What was committed after `table_version`."""
 
+    def state_after(self, dataset: Dataset, moment: datetime) -> TableState:
+        """What was committed after a moment."""
+
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """A rejection as it is kept; `sequence` grows with time. `size`: bytes of key, payload and headers."""
+    """A rejection as it is kept, and what became of it. `size`: bytes of key, payload and headers."""
 
-    sequence: int
     size: int
     reject_time: datetime
     rejection: Rejection
+    state: State = State.PENDING
+    resolve_time: datetime | None = None
+    discard_reason: str = ""
 
 
 class Repository(Protocol):
@@ -93,13 +126,46 @@ class Repository(Protocol):
     async def insert_rejected(
         self, rejections: Sequence[Rejection], reject_time: datetime
     ) -> Sequence[Rejection]:
-        """Store those that are not there yet, and return them."""
+        """Store those that are not there yet, and return them as they are kept.
+
+        The copy of a replay whose rejection is there is there.
+        """
 
     async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None:
         """Queue DatasetVersionCommitted."""
 
     async def publish_rejected(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
         """Queue SampleRejected for each."""
+
+    async def lock_pending(self, ids: Sequence[int]) -> Sequence[Rejection]:
+        """Those of the entries that are PENDING, oldest first; they stay so until the transaction ends."""
+
+    async def resolve_rejected(
+        self, ids: Sequence[int], state: State, time: datetime, discard_reason: str = ""
+    ) -> Collection[int]:
+        """Bring those of the entries that are PENDING to a state; return which they were."""
+
+    async def resolutions(self, ids: Sequence[int]) -> Mapping[int, Resolution]:
+        """What became of those of the entries that exist."""
+
+    async def publish_replays(self, replays: Sequence[Replay]) -> None:
+        """Queue them for the samples topic, as they are."""
+
+    async def begin_episode(self, episode: Episode) -> bool:
+        """Answer whether it began: False where the dataset has an open one."""
+
+    async def end_episode(self, episode: Episode, time: datetime) -> bool:
+        """Answer whether it ended: False where it had already."""
+
+    async def publish_exceeded(
+        self, episode: Episode, dataset: Dataset, share: RejectShare, *, cut_held: bool
+    ) -> None:
+        """Queue RejectShareExceeded."""
+
+    async def publish_recovered(
+        self, episode: Episode, dataset: Dataset, share: RejectShare, time: datetime
+    ) -> None:
+        """Queue RejectShareRecovered."""
 
 
 class Catalogue(Protocol):
@@ -133,9 +199,33 @@ class Catalogue(Protocol):
         """How many events of the dataset were rejected."""
 
     async def list_rejected(
-        self, dataset: str | None, before: int | None, limit: int, max_bytes: int
+        self, wanted: RejectedFilter, before: int | None, limit: int, max_bytes: int
     ) -> Sequence[RejectedRow]:
-        """Newest first, beginning below the sequence `before`.
+        """Newest first, beginning below the id `before`.
 
         They end with the first one, but at least the second, that makes them larger than `max_bytes`.
         """
+
+    async def rejected(self, entry: int) -> RejectedRow | None:
+        """The entry of that id."""
+
+    async def last_rejected(self) -> int:
+        """The newest entry's id; 0 where there is none."""
+
+    async def rejected_sizes(self, ids: Sequence[int]) -> Mapping[int, int]:
+        """Bytes of key, payload and headers of those of the entries that exist, oldest first."""
+
+    async def pending_sizes(
+        self, wanted: RejectedFilter, after: int, last: int, limit: int
+    ) -> Mapping[int, int]:
+        """The same of PENDING entries with ids above `after` and up to `last`."""
+
+    async def pending_count(self, dataset: str, since: datetime, at_most: int) -> int:
+        """How many of the events that were rejected since then wait, counted no further than `at_most`."""
+
+    async def pending_counts(self, until: datetime) -> Sequence[PendingCount]:
+        """Datasets with events that were rejected in the window that ends then, or for which a cut may be
+        held, or with an open episode."""
+
+    async def open_episode(self, dataset: str) -> Episode | None:
+        """The dataset's episode that has not ended."""

@@ -6,6 +6,7 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -80,6 +81,32 @@ FIELD_ROLE_IGNORED: FieldRole.ValueType  # 3
 FIELD_ROLE_TIME: FieldRole.ValueType  # 4
 """When the sample was true: it becomes the row's event time, in the place of ce_time. A timestamp; one at most."""
 Global___FieldRole: typing_extensions.TypeAlias = FieldRole
+
+class _RejectedState:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RejectedStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RejectedState.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REJECTED_STATE_UNSPECIFIED: _RejectedState.ValueType  # 0
+    REJECTED_STATE_PENDING: _RejectedState.ValueType  # 1
+    """It waits for somebody to decide."""
+    REJECTED_STATE_REPLAYED: _RejectedState.ValueType  # 2
+    """It was sent to the samples topic again."""
+    REJECTED_STATE_DISCARDED: _RejectedState.ValueType  # 3
+    """It is not wanted."""
+
+class RejectedState(_RejectedState, metaclass=_RejectedStateEnumTypeWrapper):
+    """What became of a rejected event."""
+
+REJECTED_STATE_UNSPECIFIED: RejectedState.ValueType  # 0
+REJECTED_STATE_PENDING: RejectedState.ValueType  # 1
+"""It waits for somebody to decide."""
+REJECTED_STATE_REPLAYED: RejectedState.ValueType  # 2
+"""It was sent to the samples topic again."""
+REJECTED_STATE_DISCARDED: RejectedState.ValueType  # 3
+"""It is not wanted."""
+Global___RejectedState: typing_extensions.TypeAlias = RejectedState
 
 @typing.final
 class Field(google.protobuf.message.Message):
@@ -216,6 +243,44 @@ class Cut(google.protobuf.message.Message):
 Global___Cut: typing_extensions.TypeAlias = Cut
 
 @typing.final
+class Rejects(google.protobuf.message.Message):
+    """What rejected events lead to beside the list of them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALERT_SHARE_FIELD_NUMBER: builtins.int
+    WINDOW_FIELD_NUMBER: builtins.int
+    HOLD_CUT_FIELD_NUMBER: builtins.int
+    alert_share: builtins.float
+    """An alert is raised while a larger share of a dataset's events than this, of those that arrived within the
+    window and were not replayed or discarded since, was rejected. 0.05 where unset; 1: never.
+    """
+    hold_cut: builtins.bool
+    """No version is cut by itself while it would lack a larger share of its events than alert_share: of those
+    since the last version, those that were rejected and wait to be replayed or discarded.
+    """
+    @property
+    def window(self) -> google.protobuf.duration_pb2.Duration:
+        """Ten minutes where unset."""
+
+    def __init__(
+        self,
+        *,
+        alert_share: builtins.float | None = ...,
+        window: google.protobuf.duration_pb2.Duration | None = ...,
+        hold_cut: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_alert_share", b"_alert_share", "alert_share", b"alert_share", "window", b"window"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_alert_share", b"_alert_share", "alert_share", b"alert_share", "hold_cut", b"hold_cut", "window", b"window"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alert_share: typing_extensions.TypeAlias = typing.Literal["alert_share"]
+    _WhichOneofArgType__alert_share: typing_extensions.TypeAlias = typing.Literal["_alert_share", b"_alert_share"]
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alert_share) -> _WhichOneofReturnType__alert_share | None: ...
+
+Global___Rejects: typing_extensions.TypeAlias = Rejects
+
+@typing.final
 class Dataset(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -229,6 +294,9 @@ class Dataset(google.protobuf.message.Message):
     LATEST_VERSION_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     UPDATE_TIME_FIELD_NUMBER: builtins.int
+    REJECTS_FIELD_NUMBER: builtins.int
+    CUT_HELD_FIELD_NUMBER: builtins.int
+    REJECT_ALERT_TIME_FIELD_NUMBER: builtins.int
     name: builtins.str
     schema_version: builtins.int
     """Grows by one with each accepted schema change."""
@@ -239,6 +307,8 @@ class Dataset(google.protobuf.message.Message):
     rejected_count: builtins.int
     latest_version: builtins.int
     """The newest version; 0 before the first."""
+    cut_held: builtins.bool
+    """Rejected events hold back the next automatic cut."""
     @property
     def schema(self) -> Global___Schema: ...
     @property
@@ -247,6 +317,12 @@ class Dataset(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def rejects(self) -> Global___Rejects: ...
+    @property
+    def reject_alert_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Since when an alert about rejected events is raised; unset where none is."""
+
     def __init__(
         self,
         *,
@@ -260,10 +336,13 @@ class Dataset(google.protobuf.message.Message):
         latest_version: builtins.int = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        rejects: Global___Rejects | None = ...,
+        cut_held: builtins.bool = ...,
+        reject_alert_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "schema", b"schema", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "reject_alert_time", b"reject_alert_time", "rejects", b"rejects", "schema", b"schema", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "latest_version", b"latest_version", "name", b"name", "rejected_count", b"rejected_count", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "table_uri", b"table_uri", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "table_uri", b"table_uri", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Dataset: typing_extensions.TypeAlias = Dataset
@@ -351,7 +430,7 @@ Global___DatasetVersion: typing_extensions.TypeAlias = DatasetVersion
 
 @typing.final
 class RejectedSample(google.protobuf.message.Message):
-    """An event that did not become a row. The same record stands in
+    """An event that did not become a row. The same record, as it was when it was rejected, stands in
     headrace.ingestion.rejected-samples.v1.
     """
 
@@ -387,6 +466,11 @@ class RejectedSample(google.protobuf.message.Message):
     PAYLOAD_FIELD_NUMBER: builtins.int
     HEADERS_FIELD_NUMBER: builtins.int
     REJECT_TIME_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    RESOLVE_TIME_FIELD_NUMBER: builtins.int
+    DISCARD_REASON_FIELD_NUMBER: builtins.int
+    REPLAY_OF_FIELD_NUMBER: builtins.int
     topic: builtins.str
     partition: builtins.int
     offset: builtins.int
@@ -402,10 +486,21 @@ class RejectedSample(google.protobuf.message.Message):
     """A sentence for people."""
     key: builtins.bytes
     payload: builtins.bytes
+    id: builtins.int
+    """Number of the entry; later ones have larger ones."""
+    state: Global___RejectedState.ValueType
+    discard_reason: builtins.str
+    """Why it was discarded."""
+    replay_of: builtins.int
+    """The entry whose replay this one is; 0 where it is none's."""
     @property
     def headers(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.bytes]: ...
     @property
     def reject_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def resolve_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was replayed or discarded."""
+
     def __init__(
         self,
         *,
@@ -422,10 +517,15 @@ class RejectedSample(google.protobuf.message.Message):
         payload: builtins.bytes = ...,
         headers: collections.abc.Mapping[builtins.str, builtins.bytes] | None = ...,
         reject_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        id: builtins.int = ...,
+        state: Global___RejectedState.ValueType = ...,
+        resolve_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        discard_reason: builtins.str = ...,
+        replay_of: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["reject_time", b"reject_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["reject_time", b"reject_time", "resolve_time", b"resolve_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "event_id", b"event_id", "field", b"field", "headers", b"headers", "key", b"key", "message", b"message", "offset", b"offset", "partition", b"partition", "payload", b"payload", "reason", b"reason", "reject_time", b"reject_time", "rule", b"rule", "topic", b"topic"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "discard_reason", b"discard_reason", "event_id", b"event_id", "field", b"field", "headers", b"headers", "id", b"id", "key", b"key", "message", b"message", "offset", b"offset", "partition", b"partition", "payload", b"payload", "reason", b"reason", "reject_time", b"reject_time", "replay_of", b"replay_of", "resolve_time", b"resolve_time", "rule", b"rule", "state", b"state", "topic", b"topic"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___RejectedSample: typing_extensions.TypeAlias = RejectedSample
@@ -437,21 +537,25 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     SCHEMA_FIELD_NUMBER: builtins.int
     CUT_FIELD_NUMBER: builtins.int
+    REJECTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     @property
     def schema(self) -> Global___Schema: ...
     @property
     def cut(self) -> Global___Cut: ...
+    @property
+    def rejects(self) -> Global___Rejects: ...
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         schema: Global___Schema | None = ...,
         cut: Global___Cut | None = ...,
+        rejects: Global___Rejects | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "schema", b"schema"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "schema", b"schema"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "rejects", b"rejects", "schema", b"schema"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDatasetRequest: typing_extensions.TypeAlias = ApplyDatasetRequest
@@ -719,18 +823,26 @@ class ListRejectedRequest(google.protobuf.message.Message):
     DATASET_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     """Empty: of every dataset."""
     page_size: builtins.int
     page_token: builtins.str
+    reason: builtins.str
+    """Empty: for every reason."""
+    state: Global___RejectedState.ValueType
+    """Unspecified: in every state."""
     def __init__(
         self,
         *,
         dataset: builtins.str = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        reason: builtins.str = ...,
+        state: Global___RejectedState.ValueType = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "state", b"state"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ListRejectedRequest: typing_extensions.TypeAlias = ListRejectedRequest
@@ -754,3 +866,199 @@ class ListRejectedResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ListRejectedResponse: typing_extensions.TypeAlias = ListRejectedResponse
+
+@typing.final
+class GetRejectedRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["id", b"id"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___GetRejectedRequest: typing_extensions.TypeAlias = GetRejectedRequest
+
+@typing.final
+class RejectedFilter(google.protobuf.message.Message):
+    """Which of the PENDING events: of a dataset, for a reason, or both."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    dataset: builtins.str
+    reason: builtins.str
+    def __init__(
+        self,
+        *,
+        dataset: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "reason", b"reason"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RejectedFilter: typing_extensions.TypeAlias = RejectedFilter
+
+@typing.final
+class Correction(google.protobuf.message.Message):
+    """What is sent instead of what was rejected."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class AttributesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    ATTRIBUTES_FIELD_NUMBER: builtins.int
+    payload: builtins.bytes
+    """The whole payload."""
+    @property
+    def attributes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """CloudEvents attributes by name, without "ce_". "subject" names the dataset; "datacontenttype" is the
+        header content-type. The id is no one's to change: by it an event is known that came twice.
+        """
+
+    def __init__(
+        self,
+        *,
+        payload: builtins.bytes | None = ...,
+        attributes: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_payload", b"_payload", "payload", b"payload"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_payload", b"_payload", "attributes", b"attributes", "payload", b"payload"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__payload: typing_extensions.TypeAlias = typing.Literal["payload"]
+    _WhichOneofArgType__payload: typing_extensions.TypeAlias = typing.Literal["_payload", b"_payload"]
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__payload) -> _WhichOneofReturnType__payload | None: ...
+
+Global___Correction: typing_extensions.TypeAlias = Correction
+
+@typing.final
+class ReplayRejectedRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    CORRECTION_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_token: builtins.str
+    """Of a filter: where the call before ended."""
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def filter(self) -> Global___RejectedFilter: ...
+    @property
+    def correction(self) -> Global___Correction:
+        """Of one event by its id."""
+
+    def __init__(
+        self,
+        *,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        filter: Global___RejectedFilter | None = ...,
+        correction: Global___Correction | None = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["correction", b"correction", "filter", b"filter"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["correction", b"correction", "filter", b"filter", "ids", b"ids", "page_token", b"page_token"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ReplayRejectedRequest: typing_extensions.TypeAlias = ReplayRejectedRequest
+
+@typing.final
+class ReplayRejectedResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPLAYED_COUNT_FIELD_NUMBER: builtins.int
+    OVERSIZE_IDS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    replayed_count: builtins.int
+    next_page_token: builtins.str
+    """Call again with it; empty where all was looked at."""
+    @property
+    def oversize_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Those of a filter that are too large to be published by the service; they are PENDING still."""
+
+    def __init__(
+        self,
+        *,
+        replayed_count: builtins.int = ...,
+        oversize_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["next_page_token", b"next_page_token", "oversize_ids", b"oversize_ids", "replayed_count", b"replayed_count"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ReplayRejectedResponse: typing_extensions.TypeAlias = ReplayRejectedResponse
+
+@typing.final
+class DiscardRejectedRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """For whoever asks later."""
+    page_token: builtins.str
+    """Of a filter: where the call before ended."""
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def filter(self) -> Global___RejectedFilter: ...
+    def __init__(
+        self,
+        *,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        filter: Global___RejectedFilter | None = ...,
+        reason: builtins.str = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["filter", b"filter"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["filter", b"filter", "ids", b"ids", "page_token", b"page_token", "reason", b"reason"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DiscardRejectedRequest: typing_extensions.TypeAlias = DiscardRejectedRequest
+
+@typing.final
+class DiscardRejectedResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DISCARDED_COUNT_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    discarded_count: builtins.int
+    next_page_token: builtins.str
+    """Call again with it; empty where all was looked at."""
+    def __init__(
+        self,
+        *,
+        discarded_count: builtins.int = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["discarded_count", b"discarded_count", "next_page_token", b"next_page_token"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DiscardRejectedResponse: typing_extensions.TypeAlias = DiscardRejectedResponse

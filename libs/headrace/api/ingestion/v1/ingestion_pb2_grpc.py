@@ -83,6 +83,21 @@ class IngestionServiceStub(object):
                 request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListRejectedRequest.SerializeToString,
                 response_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListRejectedResponse.FromString,
                 _registered_method=True)
+        self.GetRejected = channel.unary_unary(
+                '/headrace.api.ingestion.v1.IngestionService/GetRejected',
+                request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.GetRejectedRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.RejectedSample.FromString,
+                _registered_method=True)
+        self.ReplayRejected = channel.unary_unary(
+                '/headrace.api.ingestion.v1.IngestionService/ReplayRejected',
+                request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayRejectedRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayRejectedResponse.FromString,
+                _registered_method=True)
+        self.DiscardRejected = channel.unary_unary(
+                '/headrace.api.ingestion.v1.IngestionService/DiscardRejected',
+                request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardRejectedRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardRejectedResponse.FromString,
+                _registered_method=True)
 
 
 class IngestionServiceServicer(object):
@@ -140,7 +155,8 @@ class IngestionServiceServicer(object):
 
     def CommitVersion(self, request, context):
         """Cuts a version from everything stored so far. Where nothing is new since the last version, that
-        version is answered. Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
+        version is answered. Whoever asks decides: rejected events hold back automatic cuts only.
+        Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,6 +178,41 @@ class IngestionServiceServicer(object):
 
     def ListRejected(self, request, context):
         """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRejected(self, request, context):
+        """Errors: NOT_FOUND/REJECTED_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayRejected(self, request, context):
+        """Sends rejected events to the samples topic again, oldest first, each once, where they are judged like any
+        other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
+        original ones unless corrected, so ce_id too; an event without one gets CLUSTER/TOPIC/PARTITION/OFFSET.
+        The header ce_replayof says which entry an event comes from. The entry itself keeps its bytes.
+
+        Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
+        FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
+        service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
+        (of several events), NOT_FOUND/DATASET_NOT_FOUND (of a correction).
+
+        A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
+        Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardRejected(self, request, context):
+        """Marks rejected events as not wanted. They keep their bytes, and cannot be replayed any more.
+        Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
+        FAILED_PRECONDITION/NOT_PENDING. A filter: of what was PENDING at the first call, a page in each.
+        Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,6 +265,21 @@ def add_IngestionServiceServicer_to_server(servicer, server):
                     servicer.ListRejected,
                     request_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListRejectedRequest.FromString,
                     response_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListRejectedResponse.SerializeToString,
+            ),
+            'GetRejected': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRejected,
+                    request_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.GetRejectedRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.RejectedSample.SerializeToString,
+            ),
+            'ReplayRejected': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayRejected,
+                    request_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayRejectedRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayRejectedResponse.SerializeToString,
+            ),
+            'DiscardRejected': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardRejected,
+                    request_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardRejectedRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardRejectedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -463,6 +529,87 @@ class IngestionService(object):
             '/headrace.api.ingestion.v1.IngestionService/ListRejected',
             headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListRejectedRequest.SerializeToString,
             headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListRejectedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRejected(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.ingestion.v1.IngestionService/GetRejected',
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.GetRejectedRequest.SerializeToString,
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.RejectedSample.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayRejected(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.ingestion.v1.IngestionService/ReplayRejected',
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayRejectedRequest.SerializeToString,
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ReplayRejectedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardRejected(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.ingestion.v1.IngestionService/DiscardRejected',
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardRejectedRequest.SerializeToString,
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.DiscardRejectedResponse.FromString,
             options,
             channel_credentials,
             insecure,

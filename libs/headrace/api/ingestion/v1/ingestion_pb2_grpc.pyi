@@ -57,7 +57,8 @@ class IngestionServiceStub:
     """
     CommitVersion: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.CommitVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]
     """Cuts a version from everything stored so far. Where nothing is new since the last version, that
-    version is answered. Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
+    version is answered. Whoever asks decides: rejected events hold back automatic cuts only.
+    Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
     """
     GetVersion: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]
     """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND."""
@@ -65,6 +66,28 @@ class IngestionServiceStub:
     """Newest first."""
     ListRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]
     """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
+    GetRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.RejectedSample]
+    """Errors: NOT_FOUND/REJECTED_NOT_FOUND."""
+    ReplayRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedResponse]
+    """Sends rejected events to the samples topic again, oldest first, each once, where they are judged like any
+    other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
+    original ones unless corrected, so ce_id too; an event without one gets CLUSTER/TOPIC/PARTITION/OFFSET.
+    The header ce_replayof says which entry an event comes from. The entry itself keeps its bytes.
+
+    Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
+    FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
+    service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
+    (of several events), NOT_FOUND/DATASET_NOT_FOUND (of a correction).
+
+    A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
+    Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
+    """
+    DiscardRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.DiscardRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.DiscardRejectedResponse]
+    """Marks rejected events as not wanted. They keep their bytes, and cannot be replayed any more.
+    Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
+    FAILED_PRECONDITION/NOT_PENDING. A filter: of what was PENDING at the first call, a page in each.
+    Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
+    """
 
 @typing.type_check_only
 class IngestionServiceAsyncStub(IngestionServiceStub):
@@ -101,7 +124,8 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     """
     CommitVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.CommitVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]  # type: ignore[assignment]
     """Cuts a version from everything stored so far. Where nothing is new since the last version, that
-    version is answered. Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
+    version is answered. Whoever asks decides: rejected events hold back automatic cuts only.
+    Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
     """
     GetVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]  # type: ignore[assignment]
     """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND."""
@@ -109,6 +133,28 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     """Newest first."""
     ListRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]  # type: ignore[assignment]
     """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
+    GetRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.RejectedSample]  # type: ignore[assignment]
+    """Errors: NOT_FOUND/REJECTED_NOT_FOUND."""
+    ReplayRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedResponse]  # type: ignore[assignment]
+    """Sends rejected events to the samples topic again, oldest first, each once, where they are judged like any
+    other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
+    original ones unless corrected, so ce_id too; an event without one gets CLUSTER/TOPIC/PARTITION/OFFSET.
+    The header ce_replayof says which entry an event comes from. The entry itself keeps its bytes.
+
+    Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
+    FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
+    service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
+    (of several events), NOT_FOUND/DATASET_NOT_FOUND (of a correction).
+
+    A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
+    Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
+    """
+    DiscardRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.DiscardRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.DiscardRejectedResponse]  # type: ignore[assignment]
+    """Marks rejected events as not wanted. They keep their bytes, and cannot be replayed any more.
+    Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
+    FAILED_PRECONDITION/NOT_PENDING. A filter: of what was PENDING at the first call, a page in each.
+    Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
+    """
 
 class IngestionServiceServicer(metaclass=abc.ABCMeta):
     """Datasets, their versions and the events that were rejected.
@@ -178,7 +224,8 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]]:
         """Cuts a version from everything stored so far. Where nothing is new since the last version, that
-        version is answered. Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
+        version is answered. Whoever asks decides: rejected events hold back automatic cuts only.
+        Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
         """
 
     @abc.abstractmethod
@@ -204,5 +251,45 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]]:
         """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
+
+    @abc.abstractmethod
+    def GetRejected(
+        self,
+        request: headrace.api.ingestion.v1.ingestion_pb2.GetRejectedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.RejectedSample, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.RejectedSample]]:
+        """Errors: NOT_FOUND/REJECTED_NOT_FOUND."""
+
+    @abc.abstractmethod
+    def ReplayRejected(
+        self,
+        request: headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedResponse, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedResponse]]:
+        """Sends rejected events to the samples topic again, oldest first, each once, where they are judged like any
+        other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
+        original ones unless corrected, so ce_id too; an event without one gets CLUSTER/TOPIC/PARTITION/OFFSET.
+        The header ce_replayof says which entry an event comes from. The entry itself keeps its bytes.
+
+        Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
+        FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
+        service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
+        (of several events), NOT_FOUND/DATASET_NOT_FOUND (of a correction).
+
+        A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
+        Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
+        """
+
+    @abc.abstractmethod
+    def DiscardRejected(
+        self,
+        request: headrace.api.ingestion.v1.ingestion_pb2.DiscardRejectedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.DiscardRejectedResponse, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.DiscardRejectedResponse]]:
+        """Marks rejected events as not wanted. They keep their bytes, and cannot be replayed any more.
+        Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
+        FAILED_PRECONDITION/NOT_PENDING. A filter: of what was PENDING at the first call, a page in each.
+        Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
+        """
 
 def add_IngestionServiceServicer_to_server(servicer: IngestionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -264,19 +264,23 @@ class PipelineSpec(google.protobuf.message.Message):
 
         SCHEMA_FIELD_NUMBER: builtins.int
         CUT_FIELD_NUMBER: builtins.int
+        REJECTS_FIELD_NUMBER: builtins.int
         @property
         def schema(self) -> headrace.api.ingestion.v1.ingestion_pb2.Schema: ...
         @property
         def cut(self) -> headrace.api.ingestion.v1.ingestion_pb2.Cut: ...
+        @property
+        def rejects(self) -> headrace.api.ingestion.v1.ingestion_pb2.Rejects: ...
         def __init__(
             self,
             *,
             schema: headrace.api.ingestion.v1.ingestion_pb2.Schema | None = ...,
             cut: headrace.api.ingestion.v1.ingestion_pb2.Cut | None = ...,
+            rejects: headrace.api.ingestion.v1.ingestion_pb2.Rejects | None = ...,
         ) -> None: ...
-        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "schema", b"schema"]
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "schema", b"schema"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     @typing.final

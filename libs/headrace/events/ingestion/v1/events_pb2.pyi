@@ -6,8 +6,10 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import headrace.api.ingestion.v1.ingestion_pb2
 import sys
 import typing
@@ -141,3 +143,116 @@ class SampleRejected(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___SampleRejected: typing_extensions.TypeAlias = SampleRejected
+
+@typing.final
+class RejectShare(google.protobuf.message.Message):
+    """How much of what arrived for a dataset was rejected."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: builtins.int
+    REJECTED_COUNT_FIELD_NUMBER: builtins.int
+    STORED_COUNT_FIELD_NUMBER: builtins.int
+    ALERT_SHARE_FIELD_NUMBER: builtins.int
+    WINDOW_FIELD_NUMBER: builtins.int
+    share: builtins.float
+    """rejected_count's of both counts together."""
+    rejected_count: builtins.int
+    """Rejected within the window, and neither replayed nor discarded since."""
+    stored_count: builtins.int
+    """Rows stored within the window."""
+    alert_share: builtins.float
+    """What the dataset's owner allows."""
+    @property
+    def window(self) -> google.protobuf.duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        share: builtins.float = ...,
+        rejected_count: builtins.int = ...,
+        stored_count: builtins.int = ...,
+        alert_share: builtins.float = ...,
+        window: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["window", b"window"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["alert_share", b"alert_share", "rejected_count", b"rejected_count", "share", b"share", "stored_count", b"stored_count", "window", b"window"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RejectShare: typing_extensions.TypeAlias = RejectShare
+
+@typing.final
+class RejectShareExceeded(google.protobuf.message.Message):
+    """Topic headrace.ingestion.alerts.v1, ce_type headrace.ingestion.reject-share-exceeded.v1, ce_subject and
+    Kafka key the dataset's name. Once for each episode, when it begins.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: builtins.int
+    EPISODE_FIELD_NUMBER: builtins.int
+    REJECT_SHARE_FIELD_NUMBER: builtins.int
+    BEGIN_TIME_FIELD_NUMBER: builtins.int
+    CUT_HELD_FIELD_NUMBER: builtins.int
+    dataset: builtins.str
+    episode: builtins.str
+    """Id of the episode."""
+    cut_held: builtins.bool
+    """The next automatic cut is held back."""
+    @property
+    def reject_share(self) -> Global___RejectShare: ...
+    @property
+    def begin_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        dataset: builtins.str = ...,
+        episode: builtins.str = ...,
+        reject_share: Global___RejectShare | None = ...,
+        begin_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        cut_held: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["begin_time", b"begin_time", "reject_share", b"reject_share"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["begin_time", b"begin_time", "cut_held", b"cut_held", "dataset", b"dataset", "episode", b"episode", "reject_share", b"reject_share"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RejectShareExceeded: typing_extensions.TypeAlias = RejectShareExceeded
+
+@typing.final
+class RejectShareRecovered(google.protobuf.message.Message):
+    """Topic headrace.ingestion.alerts.v1, ce_type headrace.ingestion.reject-share-recovered.v1, ce_subject and
+    Kafka key the dataset's name. Once for each episode, when it ends.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: builtins.int
+    EPISODE_FIELD_NUMBER: builtins.int
+    REJECT_SHARE_FIELD_NUMBER: builtins.int
+    BEGIN_TIME_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    dataset: builtins.str
+    episode: builtins.str
+    """Id of the episode."""
+    @property
+    def reject_share(self) -> Global___RejectShare: ...
+    @property
+    def begin_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        dataset: builtins.str = ...,
+        episode: builtins.str = ...,
+        reject_share: Global___RejectShare | None = ...,
+        begin_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["begin_time", b"begin_time", "end_time", b"end_time", "reject_share", b"reject_share"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["begin_time", b"begin_time", "dataset", b"dataset", "end_time", b"end_time", "episode", b"episode", "reject_share", b"reject_share"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RejectShareRecovered: typing_extensions.TypeAlias = RejectShareRecovered
