@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ from headrace.errors import InvalidArgument, NotFound
 Row = dict[str, Plain]
 Lister = Callable[[HeadraceClient, str], Awaitable[list[Row]]]
 Finder = Callable[[HeadraceClient, str], Awaitable[Row]]
+
+_ID = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,20 @@ async def _rejected(client: HeadraceClient, scope: str) -> list[Row]:
 
 
 async def _rejected_one(client: HeadraceClient, name: str) -> Row:
+    return plain(await find_rejected(client, name))
+
+
+async def find_rejected(client: HeadraceClient, name: str) -> ingestion.RejectedSample:
+    """A rejected event by its id; of the newest ones, also by its event id or its place on the topic."""
+    if _ID.fullmatch(name):
+        # An event id may be a number, too.
+        with suppress(NotFound):
+            return await client.ingestion.GetRejected(ingestion.GetRejectedRequest(id=int(name)))
     for row in await _rejected(client, ""):
         if name in (row["event_id"], _position(row), f"{row['topic']}/{_position(row)}"):
-            return row
-    raise NotFound(
-        "REJECTED_SAMPLE_NOT_FOUND", f"no rejected sample {name!r}; `headrace get rejected` lists them"
-    )
+            found = ingestion.GetRejectedRequest(id=int(str(row["id"])))
+            return await client.ingestion.GetRejected(found)
+    raise NotFound("REJECTED_NOT_FOUND", f"no rejected event {name!r}; `headrace rejected list` lists them")
 
 
 async def _pipelines(client: HeadraceClient, _scope: str) -> list[Row]:
@@ -273,9 +285,11 @@ KINDS = (
         "rejected",
         ("rejected-samples", "rejected-sample"),
         (
+            field("id", "id", right=True),
             Column("at", _position),
             field("event id", "event_id"),
             field("dataset", "dataset"),
+            field("state", "state"),
             field("reason", "reason"),
             field("field", "field"),
             field("rule", "rule"),

@@ -103,7 +103,17 @@ def cell(value: Plain) -> str:
         return ", ".join(map(cell, value))
     if isinstance(value, dict):
         return ", ".join(f"{key}={cell(item)}" for key, item in value.items())
-    return str(value)
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey instead of showing it."""
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def show_rows(rows: Sequence[dict[str, Plain]], columns: Sequence[Column], output: Format) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, SupportsFloat, TypeVar
 import grpc.aio
 
 from headrace.api.inference.v1 import inference_pb2_grpc
-from headrace.api.ingestion.v1 import ingestion_pb2_grpc
+from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
 from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
 from headrace.api.training.v1 import training_pb2_grpc
@@ -149,6 +149,37 @@ class HeadraceClient:
         await self.publish(topics.SAMPLES, batch)
         return count
 
+    async def replay_rejected(
+        self, *, dataset: str = "", reason: str = ""
+    ) -> AsyncIterator[ingestion_pb2.ReplayRejectedResponse]:
+        """Send rejected events again: all that wait of a dataset, for a reason, or both, as it begins.
+
+        Yields what each page of them came to. Single ones, corrected if need be: `ingestion.ReplayRejected`.
+        """
+        request = ingestion_pb2.ReplayRejectedRequest(
+            filter=ingestion_pb2.RejectedFilter(dataset=dataset, reason=reason)
+        )
+        while True:
+            answer = await self.ingestion.ReplayRejected(request)
+            yield answer
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
+
+    async def discard_rejected(
+        self, why: str, *, dataset: str = "", reason: str = ""
+    ) -> AsyncIterator[ingestion_pb2.DiscardRejectedResponse]:
+        """Mark rejected events as not wanted, which ones and in pages as `replay_rejected`."""
+        request = ingestion_pb2.DiscardRejectedRequest(
+            filter=ingestion_pb2.RejectedFilter(dataset=dataset, reason=reason), reason=why
+        )
+        while True:
+            answer = await self.ingestion.DiscardRejected(request)
+            yield answer
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
+
     async def publish(self, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
         """Publish events with their keys, and return when the broker has them all.
 
@@ -208,8 +239,6 @@ class HeadraceClient:
         return opened
 
     async def _key_field(self, dataset: str) -> str:
-        from headrace.api.ingestion.v1 import ingestion_pb2
-
         found = await self.ingestion.GetDataset(ingestion_pb2.GetDatasetRequest(name=dataset))
         return found.schema.key
 

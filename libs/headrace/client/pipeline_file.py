@@ -14,6 +14,7 @@ spec:
       sex: {type: string, role: protected, values: [f, m]}
       taken: {type: timestamp, role: time, nullable: true}
     cut: {rows: 500, seconds: 30}
+    rejects: {alert_share: 0.05, window: 10m, hold_cut: true}
   preprocess: {normalise: standard, split: {train: 0.7, validation: 0.15, test: 0.15}}
   training:
     recipe: mlp
@@ -179,7 +180,7 @@ def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
 
 def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec.DatasetSpec:
     required = ("key", "features", "label")
-    entries = document.mapping(place, (*required, "attributes", "cut"), required)
+    entries = document.mapping(place, (*required, "attributes", "cut", "rejects"), required)
     features = document.entries(entries["features"]) if "features" in entries else {}
     attributes = document.entries(entries["attributes"]) if "attributes" in entries else {}
     schema = ingestion.Schema(
@@ -196,7 +197,19 @@ def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec
         cut = document.mapping(entries["cut"], ("rows", "seconds"))
         dataset.cut.rows = document.integer(cut.get("rows"))
         dataset.cut.seconds = document.number(cut.get("seconds"))
+    if "rejects" in entries:
+        dataset.rejects.CopyFrom(_rejects(document, entries["rejects"]))
     return dataset
+
+
+def _rejects(document: Document, place: Place) -> ingestion.Rejects:
+    entries = document.mapping(place, ("alert_share", "window", "hold_cut"))
+    rejects = ingestion.Rejects(hold_cut=document.boolean(entries.get("hold_cut")))
+    if "alert_share" in entries:
+        rejects.alert_share = document.number(entries["alert_share"])
+    if "window" in entries:
+        rejects.window.CopyFrom(to_duration(document.duration(entries["window"])))
+    return rejects
 
 
 def _feature(document: Document, name: str, place: Place) -> ingestion.Field:

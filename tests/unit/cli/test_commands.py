@@ -283,20 +283,138 @@ def test_logs_of_a_part_are_there_after_a_start_that_failed(headrace: Headrace, 
     assert headrace("logs", "envoy").exit_code == 4
 
 
-@pytest.mark.parametrize("name", ["e-2", "0/7", "headrace.ingestion.samples.v1/0/7"])
+@pytest.mark.parametrize("name", ["2", "e-2", "0/7", "headrace.ingestion.samples.v1/0/7"])
 def test_a_rejected_sample_is_described_by_what_the_list_shows(
     services: Services, headrace: Headrace, name: str
 ) -> None:
     topic = "headrace.ingestion.samples.v1"
     services.answers["ListRejected"] = lambda _: ingestion.ListRejectedResponse(
         rejected=[
-            ingestion.RejectedSample(event_id=f"e-{number}", topic=topic, offset=5 + number, reason="WHY")
+            ingestion.RejectedSample(
+                id=number, event_id=f"e-{number}", topic=topic, offset=5 + number, reason="WHY"
+            )
             for number in (1, 2)
         ]
     )
+    services.answers["GetRejected"] = lambda request: ingestion.RejectedSample(
+        id=request.id, event_id=f"e-{request.id}"
+    )
     row = headrace("get", "rejected").stdout.splitlines()[2]
-    assert row.split()[:2] == ["0/7", "e-2"]
+    assert row.split()[:3] == ["2", "0/7", "e-2"]
     assert json.loads(headrace("describe", "rejected", name, "-o", "json").stdout)["event_id"] == "e-2"
+
+
+def rejected_event(**changes: Any) -> ingestion.RejectedSample:
+    return ingestion.RejectedSample(
+        **{
+            "id": 17,
+            "dataset": "small",
+            "reason": "SCHEMA_VIOLATION",
+            "message": "x is -1, below 0\x1b[2J",
+            "state": ingestion.REJECTED_STATE_PENDING,
+            "key": b"\xff\x00",
+            "payload": b'{"x": -1,\n "note": "\x1b[2J"}',
+            "headers": {"ce_id": b"e-17", "trace": b"\xff"},
+            **changes,
+        }
+    )
+
+
+def test_rejected_events_are_listed_by_what_is_asked_and_page_by_page(
+    services: Services, headrace: Headrace
+) -> None:
+    services.answers["ListRejected"] = lambda request: ingestion.ListRejectedResponse(
+        rejected=[rejected_event(id=20 - len(request.page_token))], next_page_token=request.page_token + "x"
+    )
+    asked = ("rejected", "list", "--dataset", "small", "--reason", "schema_violation", "--state", "pending")
+    result = headrace(*asked, "--limit", "2", "-o", "json")
+    assert result.exit_code == 0, result.output
+    assert [row["id"] for row in json.loads(result.stdout)] == [20, 19]
+    assert "--page xx" in result.stderr
+    first, second = services.requests
+    assert (first.dataset, first.reason, first.page_size) == ("small", "SCHEMA_VIOLATION", 2)
+    assert first.state == ingestion.REJECTED_STATE_PENDING
+    assert (second.page_token, second.page_size) == ("x", 1)
+    row = headrace(*asked, "--limit", "1", "--page", "xx").stdout.splitlines()[1]
+    assert row.split()[:6] == ["18", "0/0", "-", "small", "PENDING", "SCHEMA_VIOLATION"]
+
+
+def test_a_rejected_event_is_shown_so_that_a_terminal_does_not_obey_it(
+    services: Services, headrace: Headrace
+) -> None:
+    services.answers["GetRejected"] = lambda _: rejected_event()
+    result = headrace("rejected", "show", "17")
+    assert result.exit_code == 0, result.output
+    assert "x is -1, below 0" in result.stdout
+    assert "  ce_id: e-17\n" in result.stdout
+    assert 'payload (26 bytes):\n  {"x": -1,\n   "note": "\\x1b[2J"}\n' in result.stdout
+    assert "  00000000  ff 00 " in result.stdout
+    assert "\x1b" not in result.stdout
+    assert json.loads(headrace("rejected", "show", "17", "-o", "json").stdout)["id"] == 17
+
+
+def test_rejected_events_are_replayed_by_their_ids(
+    services: Services, headrace: Headrace, tmp_path: Path
+) -> None:
+    services.answers["ReplayRejected"] = lambda request: ingestion.ReplayRejectedResponse(
+        replayed_count=len(request.ids)
+    )
+    result = headrace("rejected", "replay", "17", "18")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("2 replayed")
+    assert not services.requests[0].HasField("correction")
+    file = tmp_path / "payload.json"
+    file.write_bytes(b'{"x": 1}')
+    corrected = ("--payload", str(file), "--dataset", "small", "--attribute", "type=t=1", "-o", "json")
+    assert json.loads(headrace("rejected", "replay", "17", *corrected).stdout)["replayed"] == 1
+    assert services.requests[1].correction == ingestion.Correction(
+        payload=b'{"x": 1}', attributes={"subject": "small", "type": "t=1"}
+    )
+
+
+def test_all_that_wait_are_replayed_and_what_cannot_be_is_told(
+    services: Services, headrace: Headrace
+) -> None:
+    services.answers["ReplayRejected"] = lambda request: ingestion.ReplayRejectedResponse(
+        replayed_count=500,
+        oversize_ids=[] if request.page_token else [3],
+        next_page_token="" if request.page_token else "x",
+    )
+    result = headrace("rejected", "replay", "--dataset", "small", "--reason", "schema_violation")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("1000 replayed")
+    assert "have their producer send them again: 3" in result.stderr
+    assert services.requests[0].filter == ingestion.RejectedFilter(dataset="small", reason="SCHEMA_VIOLATION")
+
+
+def test_rejected_events_are_discarded_with_a_reason(services: Services, headrace: Headrace) -> None:
+    services.answers["DiscardRejected"] = lambda request: ingestion.DiscardRejectedResponse(
+        discarded_count=len(request.ids) or 7
+    )
+    assert headrace("rejected", "discard", "17", "--because", "a test").stdout == "1 discarded\n"
+    assert services.requests[0] == ingestion.DiscardRejectedRequest(ids=[17], reason="a test")
+    result = headrace("rejected", "discard", "--dataset", "small", "--because", "a test", "-o", "json")
+    assert json.loads(result.stdout) == {"discarded": 7}
+    assert services.requests[1].filter == ingestion.RejectedFilter(dataset="small")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "--state", "gone"],
+        ["replay", "17", "--reason", "x"],
+        ["replay", "--payload", __file__],
+        ["replay", "17", "--payload", "no-such-file"],
+        ["replay", "17", "--attribute", "type"],
+        ["discard", "17"],
+        ["discard", "17", "--because", "x", "--dataset", "small"],
+    ],
+)
+def test_wrong_usage_of_rejected_exits_with_2(
+    services: Services, headrace: Headrace, arguments: list[str]
+) -> None:
+    assert headrace("rejected", *arguments).exit_code == 2
+    assert not services.requests
 
 
 def test_status_tells_how_often_and_why_a_part_was_restarted(

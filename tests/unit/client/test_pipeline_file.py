@@ -10,6 +10,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.client import pipeline_file
 from headrace.errors import FieldViolation, InvalidArgument, NotFound
+from headrace.rpc.convert import to_duration
 
 COMPLETE = """\
 apiVersion: headrace.dev/v1
@@ -52,6 +53,19 @@ spec:
     label: {name: y, type: float64}
   training: {recipe: mlp}
 """
+
+
+def test_what_rejected_events_lead_to_arrives_as_far_as_it_is_said() -> None:
+    def rejects(text: str) -> ingestion.Rejects:
+        read = pipeline_file.parse(SMALL.replace("    key: id\n", f"    key: id\n    rejects: {text}\n"))
+        return read.request.spec.dataset.rejects
+
+    said = ingestion.Rejects(alert_share=0.1, window=to_duration(timedelta(hours=1)), hold_cut=True)
+    assert rejects("{alert_share: 0.1, window: 1h, hold_cut: true}") == said
+    assert rejects("{alert_share: 0}") == ingestion.Rejects(alert_share=0)
+    assert not pipeline_file.parse(SMALL).request.spec.dataset.HasField("rejects")
+    with pytest.raises(InvalidArgument, match="unknown key 'alert'"):
+        rejects("{alert: 0.1}")
 
 
 def test_every_part_of_a_complete_file_arrives() -> None:
