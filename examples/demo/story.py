@@ -22,6 +22,7 @@ from samples import (
     load,
     publish,
     sample_record,
+    with_true_radius,
 )
 from stages import Stages, console
 from waiting import DEADLINE_SECONDS, until, within
@@ -55,7 +56,7 @@ PARTIES = (
 
 
 async def tell(client: HeadraceClient, stages: Stages) -> None:
-    """Apply, publish, train, deploy, predict, give feedback, bring a second version, and show the trace."""
+    """From a pipeline to predictions, a second version, a rejected event that is mended, and the trace."""
     with tracing.span("demo", parent=""):
         traceparent = tracing.current_traceparent()
         await apply_pipeline(client, stages)
@@ -66,6 +67,7 @@ async def tell(client: HeadraceClient, stages: Stages) -> None:
     # A trace of its own: that one is the samples' way to their prediction.
     with tracing.span("second version", parent=""):
         await bring_second_version(client, stages, dataset_version)
+    await replay_rejected(client, stages)
     trace.get_tracer_provider().force_flush()  # type: ignore[attr-defined]
     await show_trace(client, stages, traceparent.split("-")[1])
 
@@ -217,6 +219,33 @@ async def bring_second_version(client: HeadraceClient, stages: Stages, dataset_v
         stages.check("the rollout succeeded", holds=course.state == "SUCCEEDED")
         seen = ", ".join(f"{step} %" for step in course.steps)
         stages.check(f"version {job.model_version} had {seen} of the traffic", holds=course.steps == wanted)
+
+
+async def replay_rejected(client: HeadraceClient, stages: Stages) -> None:
+    """Correct one of the rejected events, send it again, and find it stored beside the others."""
+    with stages.stage("A rejected event is corrected and replayed"):
+        request = ingestion.ListRejectedRequest(dataset=DATASET, reason="SCHEMA_VIOLATION")
+        refused = (await client.ingestion.ListRejected(request)).rejected
+        entry = next(event for event in refused if (event.field, event.rule) == ("mean_radius", "min"))
+        console.print(Text(f"   event {entry.id}: {entry.message}", "yellow"))
+        await client.ingestion.ReplayRejected(
+            ingestion.ReplayRejectedRequest(
+                ids=[entry.id], correction=ingestion.Correction(payload=with_true_radius(entry.payload))
+            )
+        )
+
+        async def dataset() -> ingestion.Dataset:
+            return await client.ingestion.GetDataset(ingestion.GetDatasetRequest(name=DATASET))
+
+        found = await until(dataset, lambda d: d.row_count > STORED, "the replayed event's row")
+        stages.check(
+            f"{found.row_count} samples stored, {STORED + 1} expected", holds=found.row_count == STORED + 1
+        )
+        kept = await client.ingestion.GetRejected(ingestion.GetRejectedRequest(id=entry.id))
+        stages.check(
+            f"its entry is {plain(kept)['state']}, with the original bytes",
+            holds=kept.state == ingestion.REJECTED_STATE_REPLAYED and kept.payload == entry.payload,
+        )
 
 
 async def show_trace(client: HeadraceClient, stages: Stages, trace_id: str) -> None:

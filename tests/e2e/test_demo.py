@@ -32,6 +32,8 @@ def test_the_demo_succeeds_and_leaves_nothing() -> None:
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "464 samples stored, 464 expected" in finished.stdout
+    assert "465 samples stored, 465 expected" in finished.stdout
+    assert "its entry is REPLAYED, with the original bytes" in finished.stdout
     assert "Everything is as it should be." in finished.stdout
     assert "version 2 had 10 %, 50 %, 100 % of the traffic" in finished.stdout
     data = data_folder(finished.stdout)
