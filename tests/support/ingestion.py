@@ -24,6 +24,7 @@ from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
+from headrace.api.ingestion.v1 import versions_pb2_grpc
 from headrace.events.ingestion.v1 import events_pb2
 from headrace.messaging import topics
 from headrace.rpc.client import channel
@@ -123,6 +124,13 @@ class Ingestion:
     async def stub(self, process: Process) -> AsyncIterator[api_grpc.IngestionServiceAsyncStub]:
         async with channel(process.target) as connection:
             yield api_grpc.IngestionServiceStub(connection)
+
+    @asynccontextmanager
+    async def version_stub(
+        self, process: Process
+    ) -> AsyncIterator[versions_pb2_grpc.DatasetVersionServiceAsyncStub]:
+        async with channel(process.target) as connection:
+            yield versions_pb2_grpc.DatasetVersionServiceStub(connection)
 
     def schema(self) -> api.Schema:
         return api.Schema(

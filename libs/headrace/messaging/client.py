@@ -32,9 +32,14 @@ def batch_consumer_client(
     return _consumer_client(bootstrap, group, client_id, session_seconds, WHOLE_BATCHES)
 
 
+def batch_reader_client(bootstrap: str, *, client_id: str) -> AIOKafkaConsumer:
+    """A consumer of `RecordBatch`es in no group, for partitions that it is assigned by hand."""
+    return _consumer_client(bootstrap, None, client_id, SESSION_SECONDS, WHOLE_BATCHES)
+
+
 def _consumer_client(
     bootstrap: str,
-    group: str,
+    group: str | None,
     client_id: str,
     session_seconds: float,
     value_deserializer: Callable[[bytes], bytes] | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
+from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc, versions_pb2, versions_pb2_grpc
 from headrace.ingestion.consumers import SamplesConsumer, started
 from headrace.ingestion.cutter import Cutter
 from headrace.ingestion.grpc_api import IngestionServicer
@@ -13,13 +13,20 @@ from headrace.ingestion.reject_watch import RejectWatch
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.repository import PostgresCatalogue
+from headrace.ingestion.storage.version_rows import DeltaVersionRows
+from headrace.ingestion.topic_reader import KafkaTopicReader
 from headrace.ingestion.use_cases.append_samples import AppendSamples
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
+from headrace.ingestion.use_cases.profile_versions import ProfileVersions
+from headrace.ingestion.use_cases.read_version import ReadVersion
+from headrace.ingestion.use_cases.replay_version import ReplayVersion
 from headrace.ingestion.use_cases.resolve_rejected import DiscardRejected, ReplayRejected
 from headrace.ingestion.use_cases.store_batch import StoreBatch
 from headrace.ingestion.use_cases.validate_samples import ValidateSamples
+from headrace.ingestion.use_cases.versions import Versions
 from headrace.ingestion.use_cases.watch_rejects import WatchRejects
+from headrace.ingestion.versions_grpc_api import DatasetVersionServicer
 from headrace.ingestion.warm_up import warm_up
 from headrace.messaging.client import batch_consumer_client, cluster_id
 from headrace.messaging.producer import Producer
@@ -35,6 +42,7 @@ from headrace.runtime.settings import PlatformSettings
 
 NAME = "ingestion"
 SERVICE = ingestion_pb2.DESCRIPTOR.services_by_name["IngestionService"].full_name
+VERSION_SERVICE = versions_pb2.DESCRIPTOR.services_by_name["DatasetVersionService"].full_name
 
 
 async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
@@ -51,7 +59,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     store = ObjectStore.from_uri(platform.store_uri)
     tables = DeltaTables(lambda name: store.uri(f"datasets/{name}"), delta_storage_options())
     catalogue = PostgresCatalogue(pool, max_published_bytes=settings.max_published_bytes)
-    versions = CutVersions(catalogue, tables, clock=utc_now)
+    rows = DeltaVersionRows(tables.uri, delta_storage_options())
+    versions = CutVersions(catalogue, tables, ProfileVersions(catalogue, rows), clock=utc_now)
     cutter = Cutter(catalogue, versions, clock=utc_now, sweep_seconds=settings.sweep_seconds)
     runner.spawn(cutter.run, "version cutter")
     watch = WatchRejects(catalogue, tables, versions, clock=utc_now)
@@ -69,8 +78,24 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         replay_rejected=ReplayRejected(catalogue, clock=utc_now, max_bytes=MAX_EVENT_BYTES),
         discard_rejected=DiscardRejected(catalogue, clock=utc_now),
     )
-    binding = ServiceBinding(ingestion_pb2_grpc.add_IngestionServiceServicer_to_server, servicer, SERVICE)
-    await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))
+    version_servicer = DatasetVersionServicer(
+        Versions(catalogue),
+        tables,
+        read=ReadVersion(catalogue, rows),
+        replay=ReplayVersion(
+            catalogue,
+            rows,
+            KafkaTopicReader(platform.kafka_bootstrap, client_id=client_id),
+            max_event_bytes=settings.max_event_bytes,
+        ),
+    )
+    bindings = [
+        ServiceBinding(ingestion_pb2_grpc.add_IngestionServiceServicer_to_server, servicer, SERVICE),
+        ServiceBinding(
+            versions_pb2_grpc.add_DatasetVersionServiceServicer_to_server, version_servicer, VERSION_SERVICE
+        ),
+    ]
+    await runner.enter(serve(settings.grpc_address, bindings, health=runner.health))
 
     # No batch waits for it, and no heartbeat.
     await asyncio.to_thread(warm_up)

@@ -11,9 +11,10 @@ import grpc.aio
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
-from headrace.errors import InvalidArgument, NotFound
+from headrace.errors import InvalidArgument
 from headrace.ingestion import translation
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
+from headrace.ingestion.quality_translation import rule_from_message, rule_to_message
 from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions, require_dataset
@@ -25,6 +26,7 @@ from headrace.ingestion.use_cases.resolve_rejected import (
     not_found,
 )
 from headrace.ingestion.use_cases.validate_samples import ValidateSamples
+from headrace.ingestion.use_cases.versions import Versions
 from headrace.rpc import options, paging
 from headrace.rpc.convert import to_timestamp
 
@@ -64,7 +66,8 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         schema = translation.schema_from_message(request.schema)
         cut = translation.cut_from_message(request.cut)
         rejects = translation.rejects_from_message(request.rejects)
-        return await self._dataset(await self._apply_dataset(request.name, schema, cut, rejects))
+        quality = [rule_from_message(rule) for rule in request.quality]
+        return await self._dataset(await self._apply_dataset(request.name, schema, cut, rejects, quality))
 
     async def GetDataset(  # noqa: D102
         self, request: api.GetDatasetRequest, context: _Context
@@ -104,11 +107,10 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
     async def GetVersion(  # noqa: D102
         self, request: api.GetVersionRequest, context: _Context
     ) -> api.DatasetVersion:
-        version = await self._catalogue.version(request.dataset, request.version)
-        if version is None:
-            await require_dataset(self._catalogue, request.dataset)
-            raise NotFound("DATASET_VERSION_NOT_FOUND", f"{request.dataset} has no version {request.version}")
-        return self._version(version)
+        if bool(request.version) == bool(request.tag):
+            raise InvalidArgument("VERSION_NOT_NAMED", "name a version by its number, or by a tag")
+        name = request.version or request.tag
+        return self._version(await Versions(self._catalogue).find(request.dataset, name))
 
     async def ListVersions(  # noqa: D102
         self, request: api.ListVersionsRequest, context: _Context
@@ -186,6 +188,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             rejects=translation.rejects_to_message(dataset.rejects),
             cut_held=await self._versions.is_held(dataset),
             reject_alert_time=to_timestamp(episode.begin_time if episode else None),
+            quality=map(rule_to_message, dataset.quality),
         )
 
     def _version(self, version: DatasetVersion) -> api.DatasetVersion:

@@ -14,6 +14,7 @@ from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.replay import Correction
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Scalar, Schema
+from headrace.ingestion.quality_translation import finding_to_message, verdict_to_message
 from headrace.ingestion.use_cases.ports import RejectedRow
 from headrace.ingestion.use_cases.validate_samples import Judgement, Unjudged
 from headrace.rpc.convert import from_duration, to_duration, to_timestamp
@@ -105,6 +106,11 @@ def _invalid_schema(path: str, description: str) -> InvalidArgument:
     return InvalidArgument(
         "INVALID_SCHEMA", f"{path}: {description}", fields=[FieldViolation(path, description)]
     )
+
+
+def type_to_message(field_type: FieldType) -> api.FieldType:
+    """The same type in the contract's words."""
+    return _TYPE_NUMBERS[field_type]
 
 
 def schema_to_message(schema: Schema) -> api.Schema:
@@ -199,6 +205,10 @@ def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVe
         ],
         create_time=to_timestamp(version.create_time),
         traceparent=version.traceparent,
+        tags=version.tags,
+        pinned=version.pinned,
+        verdict=verdict_to_message(version.verdict),
+        findings=map(finding_to_message, version.findings),
     )
 
 

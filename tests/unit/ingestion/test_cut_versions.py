@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
+import pyarrow as pa
 import pytest
 from prometheus_client import REGISTRY
 
@@ -19,14 +21,31 @@ from headrace.ingestion.domain.dataset import (
     SourcePartition,
     TableCommit,
 )
+from headrace.ingestion.domain.profile import Profile
+from headrace.ingestion.domain.quality import (
+    Drift,
+    DriftMethod,
+    NullShare,
+    QualityRule,
+    Range,
+    VersionVerdict,
+)
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.cut_versions import CutVersions
-from headrace.ingestion.use_cases.ports import Catalogue, SampleTables, TableState
+from headrace.ingestion.use_cases.ports import Catalogue, SampleTables, TableState, VersionRows
+from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.telemetry import names
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
 SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8))
 SOURCE = SourcePartition("c", "t", 0)
+
+
+def batch_of(commit: TableCommit) -> pa.RecordBatch:
+    """Its rows: in each the feature is the commit's number, and every second one is labelled 1."""
+    numbers = [float(commit.table_version)] * commit.rows
+    labels = [row % 2 for row in range(commit.rows)]
+    return pa.record_batch({"a": pa.array(numbers, pa.float32()), "y": pa.array(labels, pa.int8())})
 
 
 @dataclass
@@ -40,6 +59,14 @@ class FakeWorld:
     commits: list[TableCommit] = field(default_factory=list)
     read_since: list[int] = field(default_factory=list)
     rival: DatasetVersion | None = None
+    profiles: dict[int, Profile] = field(default_factory=dict)
+    rows_read: int = 0
+    compacted: bool = False
+    reading: threading.Event = field(default_factory=threading.Event)
+    readable: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.readable.set()
 
     def clock(self) -> datetime:
         return self.now
@@ -72,6 +99,29 @@ class FakeWorld:
         self.versions.append(version)
         return True
 
+    async def insert_profile(self, dataset: str, version: int, profile: Profile) -> None:
+        self.profiles[version] = profile
+
+    async def profile(self, dataset: str, version: int) -> Profile | None:
+        return self.profiles.get(version)
+
+    async def tagged_version(self, dataset: str, tag: str) -> DatasetVersion | None:
+        return next((version for version in self.versions if tag in version.tags), None)
+
+    def added(self, dataset: Dataset, after: int, table_version: int) -> Iterator[pa.RecordBatch]:
+        if self.compacted:
+            raise FileNotFoundError("part-0.parquet")
+        for commit in self.commits[after + 1 : table_version + 1]:
+            self.rows_read += commit.rows
+            yield batch_of(commit)
+
+    def at(self, dataset: str, table_version: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        self.reading.set()
+        assert self.readable.wait(10)
+        for commit in self.commits[: table_version + 1]:
+            self.rows_read += commit.rows
+            yield batch_of(commit)
+
     async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None:
         self.announced.append(version)
 
@@ -84,7 +134,8 @@ class FakeWorld:
         return TableState(len(self.commits) - 1, later)
 
     def use_case(self) -> CutVersions:
-        return CutVersions(cast("Catalogue", self), cast("SampleTables", self), clock=self.clock)
+        profile = ProfileVersions(cast("Catalogue", self), cast("VersionRows", self))
+        return CutVersions(cast("Catalogue", self), cast("SampleTables", self), profile, clock=self.clock)
 
 
 def world(**cut: float) -> FakeWorld:
@@ -189,3 +240,86 @@ async def test_every_cut_is_counted_whoever_asked_for_it() -> None:
     state.add_rows(1)
     await cut.cut_if_due(state.dataset)
     assert counted() - before == 2
+
+
+async def test_a_version_is_profiled_from_its_new_rows_alone() -> None:
+    state = world()
+    state.add_rows(4)
+    state.add_rows(2)
+    await state.use_case().commit("d")
+    state.add_rows(3)
+    state.rows_read = 0
+    # A process that cut none of them: what it goes on from is stored.
+    await state.use_case().commit("d")
+    assert state.rows_read == 3
+    feature = state.profiles[2].field("a")
+    assert feature is not None
+    assert feature.moments is not None
+    assert (feature.count, feature.moments.min, feature.moments.max) == (9, 1.0, 3.0)
+    assert feature.moments.mean == pytest.approx((4 * 1 + 2 * 2 + 3 * 3) / 9)
+
+
+@pytest.mark.parametrize("why", ["compacted", "cut before profiles were made"])
+async def test_where_new_rows_cannot_be_told_all_are_profiled(why: str) -> None:
+    state = world()
+    state.add_rows(4)
+    await state.use_case().commit("d")
+    state.add_rows(3)
+    if why == "compacted":
+        state.compacted = True
+    else:
+        state.profiles.clear()
+    version = await state.use_case().commit("d")
+    assert state.profiles[2].row_count == version.row_count == 7
+
+
+async def test_a_version_is_judged_before_it_is_told_of() -> None:
+    rules = (
+        QualityRule(NullShare("a", 0.5), VersionVerdict.BLOCK),
+        QualityRule(Range("a", max=1), VersionVerdict.WARN),
+        QualityRule(Drift("a", "", DriftMethod.PSI, 0.2), VersionVerdict.BLOCK),
+    )
+    state = world()
+    state.dataset = replace(state.dataset, quality=rules)
+    state.add_rows(4)
+    first = await state.use_case().commit("d")
+    assert first.verdict is VersionVerdict.PASS
+    state.add_rows(40)
+    second = await state.use_case().commit("d")
+    assert [finding.verdict.name for finding in second.findings] == ["PASS", "WARN", "BLOCK"]
+    assert second.verdict is VersionVerdict.BLOCK
+    assert state.announced == [first, second]
+
+
+async def test_drift_is_measured_from_the_tagged_version_where_the_rule_says_so() -> None:
+    state = world()
+    rule = QualityRule(Drift("a", "golden", DriftMethod.KS, 0.5), VersionVerdict.BLOCK)
+    state.dataset = replace(state.dataset, quality=(rule,))
+    state.add_rows(4)
+    first = await state.use_case().commit("d")
+    # Nothing bears the tag yet.
+    assert first.findings[0].value is None
+    state.versions[0] = replace(first, tags=("golden",))
+    for _ in range(3):
+        state.add_rows(10)
+        last = await state.use_case().commit("d")
+    assert last.findings[0].value == pytest.approx(30 / 34)
+    assert last.verdict is VersionVerdict.BLOCK
+
+
+async def test_who_gives_up_while_rows_are_read_meets_the_version_later() -> None:
+    state = world()
+    state.add_rows(4)
+    state.readable.clear()
+    cut = state.use_case()
+    impatient = asyncio.create_task(cut.commit("d"))
+    assert await asyncio.to_thread(state.reading.wait, 10)
+    impatient.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await impatient
+    # Nobody who only looks waits meanwhile.
+    assert (await cut.uncut(state.dataset))[1].rows == 4
+    state.readable.set()
+    assert (await cut.commit("d")).version == 1
+    assert len(state.announced) == 1
+    assert state.rows_read == 4

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from headrace.ingestion.domain.content_hash import combine
+from headrace.ingestion.domain.quality import Finding, QualityRule, VersionVerdict
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.schema import Cut, Schema
 
@@ -22,6 +23,7 @@ class Dataset:
     create_time: datetime
     update_time: datetime
     rejects: Rejects = field(default_factory=Rejects)
+    quality: tuple[QualityRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,7 +70,10 @@ class TableCommit:
 
 @dataclass(frozen=True, slots=True)
 class DatasetVersion:
-    """An immutable, replayable state of a dataset: `table_version` of its table, exactly."""
+    """A replayable state of a dataset: `table_version` of its table, exactly.
+
+    Only tags and pin ever change. `verdict` is None where it was cut before versions were judged.
+    """
 
     dataset: str
     version: int
@@ -79,6 +84,10 @@ class DatasetVersion:
     sources: tuple[SourceOffset, ...]
     create_time: datetime
     traceparent: str
+    verdict: VersionVerdict | None = None
+    findings: tuple[Finding, ...] = ()
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,13 @@ neighbour's version.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow.fs
 from deltalake.fs import DeltaStorageHandler
+
+Action = Mapping[str, Mapping[str, object]]
+"""One line of a commit: the action's kind, and what it says."""
 
 
 def read_commits(
@@ -21,18 +24,22 @@ def read_commits(
 
     Raises FileNotFoundError where the log does not hold a version.
     """
+    for version, actions in read_actions(uri, storage_options, after, up_to):
+        yield version, commit_information(actions)
+
+
+def read_actions(
+    uri: str, storage_options: Mapping[str, str], after: int, up_to: int
+) -> Iterator[tuple[int, Sequence[Action]]]:
+    """The versions beyond `after`, and what each one's commit did. Raises FileNotFoundError as above."""
     if after >= up_to:
         return
     files = pyarrow.fs.PyFileSystem(DeltaStorageHandler(uri, dict(storage_options)))
     for version in range(after + 1, up_to + 1):
         with files.open_input_stream(f"_delta_log/{version:020}.json") as stream:
-            yield version, _commit_information(stream.read())
+            yield version, [json.loads(line) for line in stream.read().splitlines()]
 
 
-def _commit_information(entry: bytes) -> Mapping[str, object]:
-    for line in entry.splitlines():
-        action = json.loads(line)
-        if "commitInfo" in action:
-            information: Mapping[str, object] = action["commitInfo"]
-            return information
-    return {}
+def commit_information(actions: Sequence[Action]) -> Mapping[str, object]:
+    """What the commit says of itself; empty where it says nothing."""
+    return next((action["commitInfo"] for action in actions if "commitInfo" in action), {})

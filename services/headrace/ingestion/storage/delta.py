@@ -50,7 +50,7 @@ from headrace.ingestion.use_cases.ports import Append, Span, TableState
 
 logger = logging.getLogger(__name__)
 
-_ROWS: Final = "headrace.rows"
+ROWS_ADDED: Final = "headrace.rows"
 _HASH: Final = "headrace.contentHash"
 _SOURCES: Final = "headrace.sources"
 _TRACEPARENT: Final = "headrace.traceparent"
@@ -222,7 +222,7 @@ class DeltaTables:
         names = [field.name for field in append.dataset.schema.fields]
         properties = deltalake.CommitProperties(
             custom_metadata={
-                _ROWS: str(rows.num_rows),
+                ROWS_ADDED: str(rows.num_rows),
                 _HASH: to_hex(hash_rows(rows, names)),
                 _SOURCES: json.dumps(
                     [[s.source.cluster, s.source.topic, s.source.partition, s.end] for s in spans]
@@ -386,7 +386,7 @@ def _commit_of(version: int, entry: Mapping[str, object]) -> TableCommit:
     assert isinstance(timestamp, int)
     return TableCommit(
         table_version=version,
-        rows=int(str(entry.get(_ROWS, "0"))),
+        rows=int(str(entry.get(ROWS_ADDED, "0"))),
         content_hash=from_hex(str(entry.get(_HASH, "0"))),
         sources=tuple(
             SourceOffset(SourcePartition(cluster, topic, partition), next_offset)

@@ -1,49 +1,103 @@
 -- name: datasets_by_name
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality
 from datasets
 where name = any($1::text[]);
 
 -- name: list_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality
 from datasets
 where name > $1
 order by name
 limit $2;
 
 -- name: self_cutting_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality
 from datasets
 where cut_rows > 0 or cut_seconds > 0
 order by name;
 
 -- name: insert_dataset
-insert into datasets (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
+insert into datasets
+    (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (name) do nothing
 returning name;
 
 -- name: update_dataset
 -- update_time tells whether the row is still the one that was read.
 update datasets
-set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7
+set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7,
+    quality = $9
 where name = $1 and update_time = $8
 returning name;
 
 -- name: insert_version
 insert into dataset_versions
-    (dataset, version, table_version, schema_version, row_count, content_hash, sources, traceparent, create_time)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+    (dataset, version, table_version, schema_version, row_count, content_hash, sources, traceparent, create_time,
+     verdict, findings)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 on conflict (dataset, version) do nothing
 returning version;
 
 -- name: last_version
-select * from dataset_versions where dataset = $1 order by version desc limit 1;
+select v.*, (select array_agg(tag order by tag) from version_tags t where t.dataset = v.dataset and t.version = v.version)
+    as tags
+from dataset_versions v
+where dataset = $1
+order by version desc
+limit 1;
 
 -- name: version
-select * from dataset_versions where dataset = $1 and version = $2;
+select v.*, (select array_agg(tag order by tag) from version_tags t where t.dataset = v.dataset and t.version = v.version)
+    as tags
+from dataset_versions v
+where dataset = $1 and version = $2;
+
+-- name: tagged_version
+select v.*, (select array_agg(tag order by tag) from version_tags t where t.dataset = v.dataset and t.version = v.version)
+    as tags
+from dataset_versions v
+where dataset = $1 and version = (select version from version_tags where dataset = $1 and tag = $2);
+
+-- name: pinned_versions
+select v.*, (select array_agg(tag order by tag) from version_tags t where t.dataset = v.dataset and t.version = v.version)
+    as tags
+from dataset_versions v
+where dataset = $1 and pinned
+order by version;
+
+-- name: put_tag
+-- Answers the version that has the tag now. Where another one has it, $4 says whether it is moved.
+insert into version_tags as t (dataset, tag, version)
+values ($1, $2, $3)
+on conflict (dataset, tag) do update set version = case when $4 then excluded.version else t.version end
+returning version;
+
+-- name: delete_tag
+delete from version_tags where dataset = $1 and tag = $2 returning tag;
+
+-- name: set_pinned
+update dataset_versions set pinned = $3 where dataset = $1 and version = $2;
+
+-- name: insert_profile
+insert into version_profiles
+    (dataset, version, position, name, type, count, null_count, min, max, mean, squares, quantiles, values,
+     values_error)
+select $1, $2, unnest($3::integer[]), unnest($4::text[]), unnest($5::text[]), unnest($6::bigint[]),
+    unnest($7::bigint[]), unnest($8::double precision[]), unnest($9::double precision[]),
+    unnest($10::double precision[]), unnest($11::double precision[]), unnest($12::bytea[]), unnest($13::text[])::jsonb,
+    unnest($14::bigint[]);
+
+-- name: profile
+select p.*, v.row_count
+from version_profiles p join dataset_versions v using (dataset, version)
+where dataset = $1 and version = $2
+order by position;
 
 -- name: list_versions
-select * from dataset_versions
+select v.*, (select array_agg(tag order by tag) from version_tags t where t.dataset = v.dataset and t.version = v.version)
+    as tags
+from dataset_versions v
 where dataset = $1 and ($2::bigint is null or version < $2)
 order by version desc
 limit $3;

@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.api.ingestion.v1 import quality_pb2
 from headrace.events.ingestion.v1 import events_pb2
 from headrace.ingestion import translation
 from headrace.ingestion.domain.content_hash import from_hex, to_hex
@@ -24,10 +25,19 @@ from headrace.ingestion.domain.dataset import (
     SourceOffset,
     SourcePartition,
 )
+from headrace.ingestion.domain.profile import Profile
+from headrace.ingestion.domain.quality import QualityRule, VersionVerdict
 from headrace.ingestion.domain.rejection import Reason, Rejection, State, Verdict
 from headrace.ingestion.domain.rejects import Episode, Rejects, RejectShare
 from headrace.ingestion.domain.replay import Replay, origin_of
 from headrace.ingestion.domain.schema import DATASET_PATTERN, Cut, Schema
+from headrace.ingestion.quality_translation import (
+    finding_from_message,
+    finding_to_message,
+    rule_from_message,
+    rule_to_message,
+)
+from headrace.ingestion.storage.profile_rows import field_profile, profile_columns
 from headrace.ingestion.use_cases.ports import (
     PendingCount,
     Place,
@@ -94,6 +104,20 @@ class PostgresCatalogue:
         """That version."""
         row = await self._pool.fetchrow(self._queries["version"], dataset, number)
         return _version(row) if row else None
+
+    async def tagged_version(self, dataset: str, tag: str) -> DatasetVersion | None:
+        """The version that the tag names."""
+        row = await self._pool.fetchrow(self._queries["tagged_version"], dataset, tag)
+        return _version(row) if row else None
+
+    async def pinned_versions(self, dataset: str) -> Sequence[DatasetVersion]:
+        """Those whose rows must stay, oldest first."""
+        return [_version(row) for row in await self._pool.fetch(self._queries["pinned_versions"], dataset)]
+
+    async def profile(self, dataset: str, version: int) -> Profile | None:
+        """What the version's rows look like; None where it was cut before profiles were made."""
+        rows = await self._pool.fetch(self._queries["profile"], dataset, version)
+        return Profile(rows[0]["row_count"], tuple(map(field_profile, rows))) if rows else None
 
     async def list_versions(self, dataset: str, before: int | None, limit: int) -> Sequence[DatasetVersion]:
         """Newest first, beginning below `before`."""
@@ -203,6 +227,7 @@ class PostgresRepository:
             _rejects_json(dataset.rejects),
             dataset.create_time,
             dataset.update_time,
+            _quality_json(dataset.quality),
         )
         return inserted is not None
 
@@ -218,6 +243,7 @@ class PostgresRepository:
             _rejects_json(dataset.rejects),
             dataset.update_time,
             expected.update_time,
+            _quality_json(dataset.quality),
         )
         return updated is not None
 
@@ -234,8 +260,29 @@ class PostgresRepository:
             [[o.source.cluster, o.source.topic, o.source.partition, o.next_offset] for o in version.sources],
             version.traceparent,
             version.create_time,
+            version.verdict,
+            [_message_json(finding_to_message(finding)) for finding in version.findings],
         )
         return inserted is not None
+
+    async def insert_profile(self, dataset: str, version: int, profile: Profile) -> None:
+        """Store what the version's rows look like."""
+        await self._connection.execute(
+            self._queries["insert_profile"], dataset, version, *profile_columns(profile)
+        )
+
+    async def put_tag(self, dataset: str, tag: str, version: int, *, force: bool) -> int:
+        """Name the version so, and answer which one has the tag now: another where it was not moved."""
+        holder: int = await self._connection.fetchval(self._queries["put_tag"], dataset, tag, version, force)
+        return holder
+
+    async def delete_tag(self, dataset: str, tag: str) -> bool:
+        """Answer whether the tag was there."""
+        return await self._connection.fetchval(self._queries["delete_tag"], dataset, tag) is not None
+
+    async def set_pinned(self, dataset: str, version: int, *, pinned: bool) -> None:
+        """Keep the version's rows whatever retention says, or no longer."""
+        await self._connection.execute(self._queries["set_pinned"], dataset, version, pinned)
 
     async def insert_rejected(
         self, rejections: Sequence[Rejection], reject_time: datetime
@@ -374,7 +421,15 @@ def rejected_event(rejection: Rejection, reject_time: datetime, max_bytes: int) 
 
 
 def _schema_json(schema: Schema) -> dict[str, object]:
-    return json_format.MessageToDict(translation.schema_to_message(schema), preserving_proto_field_name=True)
+    return _message_json(translation.schema_to_message(schema))
+
+
+def _quality_json(rules: Sequence[QualityRule]) -> list[dict[str, object]]:
+    return [_message_json(rule_to_message(rule)) for rule in rules]
+
+
+def _message_json(message: Message) -> dict[str, object]:
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
 def _wanted(wanted: RejectedFilter) -> tuple[str | None, str | None]:
@@ -416,6 +471,10 @@ def _dataset(row: asyncpg.Record) -> Dataset:
         create_time=row["create_time"],
         update_time=row["update_time"],
         rejects=_rejects(row["rejects"]),
+        quality=tuple(
+            rule_from_message(json_format.ParseDict(rule, quality_pb2.QualityRule()))
+            for rule in row["quality"]
+        ),
     )
 
 
@@ -433,6 +492,13 @@ def _version(row: asyncpg.Record) -> DatasetVersion:
         ),
         create_time=row["create_time"],
         traceparent=row["traceparent"],
+        verdict=VersionVerdict(row["verdict"]) if row["verdict"] else None,
+        findings=tuple(
+            finding_from_message(json_format.ParseDict(finding, quality_pb2.QualityFinding()))
+            for finding in row["findings"]
+        ),
+        tags=tuple(row["tags"] or ()),
+        pinned=row["pinned"],
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from headrace.errors import Aborted
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.quality import QualityRule, check_quality
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.schema import Cut, Schema, check_evolution, check_schema
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
@@ -24,18 +26,23 @@ class ApplyDataset:
         self._tables = tables
         self._clock = clock
 
-    async def __call__(self, name: str, schema: Schema, cut: Cut, rejects: Rejects) -> Dataset:
+    async def __call__(
+        self, name: str, schema: Schema, cut: Cut, rejects: Rejects, quality: Sequence[QualityRule] = ()
+    ) -> Dataset:
         """Make the dataset be so.
 
-        Raises InvalidArgument INVALID_SCHEMA, FailedPrecondition INCOMPATIBLE_SCHEMA or TABLE_MISMATCH.
+        Raises InvalidArgument INVALID_SCHEMA or INVALID_QUALITY, FailedPrecondition INCOMPATIBLE_SCHEMA
+        or TABLE_MISMATCH.
         """
         check_schema(schema)
+        check_quality(quality, schema)
+        rules = tuple(quality)
         for _ in range(_ATTEMPTS):
             existing = (await self._catalogue.datasets([name])).get(name)
             dataset = (
-                await self._create(name, schema, cut, rejects)
+                await self._create(name, schema, cut, rejects, rules)
                 if existing is None
-                else await self._change(existing, schema, cut, rejects)
+                else await self._change(existing, schema, cut, rejects, rules)
             )
             if dataset is not None:
                 # Writers bring a table up to their schema themselves; done here, a mistake in the store's
@@ -44,16 +51,26 @@ class ApplyDataset:
                 return dataset
         raise Aborted("DATASET_CONFLICT", f"{name} is being changed by others; try again")
 
-    async def _create(self, name: str, schema: Schema, cut: Cut, rejects: Rejects) -> Dataset | None:
+    async def _create(
+        self, name: str, schema: Schema, cut: Cut, rejects: Rejects, quality: tuple[QualityRule, ...]
+    ) -> Dataset | None:
         now = self._clock()
-        dataset = Dataset(name, schema, cut, 1, now, now, rejects)
+        dataset = Dataset(name, schema, cut, 1, now, now, rejects, quality)
         # The table first: a dataset whose table cannot be made would take in events and store none.
         await asyncio.to_thread(self._tables.ensure, dataset)
         async with self._catalogue.transaction() as repository:
             return dataset if await repository.insert_dataset(dataset) else None
 
-    async def _change(self, existing: Dataset, schema: Schema, cut: Cut, rejects: Rejects) -> Dataset | None:
-        if (existing.schema, existing.cut, existing.rejects) == (schema, cut, rejects):
+    async def _change(
+        self,
+        existing: Dataset,
+        schema: Schema,
+        cut: Cut,
+        rejects: Rejects,
+        quality: tuple[QualityRule, ...],
+    ) -> Dataset | None:
+        declared = (existing.schema, existing.cut, existing.rejects, existing.quality)
+        if declared == (schema, cut, rejects, quality):
             return existing
         check_evolution(existing.schema, schema)
         changed = replace(
@@ -61,6 +78,7 @@ class ApplyDataset:
             schema=schema,
             cut=cut,
             rejects=rejects,
+            quality=quality,
             schema_version=existing.schema_version + (existing.schema != schema),
             update_time=self._clock(),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -15,8 +16,11 @@ from headrace.errors import Aborted, FailedPrecondition, NotFound
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.cut import due_time, is_due
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, Uncut, next_version
+from headrace.ingestion.domain.quality import verdict_of
 from headrace.ingestion.domain.rejects import fewest_too_many
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
+from headrace.ingestion.use_cases.profile_versions import ProfileVersions
+from headrace.rpc.deadline import unbounded
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.telemetry import names, tracing
@@ -29,21 +33,28 @@ _NOTHING: Final = -1
 class CutVersions:
     """Cuts versions when they are due, or when they are asked for."""
 
-    def __init__(self, catalogue: Catalogue, tables: SampleTables, *, clock: Clock) -> None:
+    def __init__(
+        self, catalogue: Catalogue, tables: SampleTables, profile: ProfileVersions, *, clock: Clock
+    ) -> None:
         self._catalogue = catalogue
         self._tables = tables
+        self._profile = profile
         self._clock = clock
         # How far each table was read already, beyond which version: commits are immutable.
         self._read: dict[str, tuple[int, Uncut]] = {}
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Two: a cut reads new rows, which nobody who only asks for the state waits for.
+        self._reading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._cutting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # The loop itself does not keep its tasks.
+        self._commits: set[asyncio.Task[DatasetVersion]] = set()
 
     async def cut_if_due(self, dataset: Dataset) -> tuple[DatasetVersion | None, datetime | None]:
         """Cut a version if its time has come. Also answers when, if ever, the next one is due by age.
 
         One that rejected events hold back is looked at again by whoever comes next.
         """
-        async with self._locks[dataset.name]:
-            last, uncut = await self._state(dataset)
+        async with self._cutting[dataset.name]:
+            last, uncut = await self.uncut(dataset)
             if not is_due(dataset.cut, uncut, self._clock()):
                 return None, due_time(dataset.cut, uncut)
             if await self._lacks_too_much(dataset, last, uncut):
@@ -54,13 +65,21 @@ class CutVersions:
     async def commit(self, name: str) -> DatasetVersion:
         """Cut a version from everything that is stored; answer the last one where nothing is new.
 
-        Rejected events do not hold it back: whoever asks has decided.
+        Rejected events do not hold it back: whoever asks has decided. Whoever is cancelled while many rows are
+        read, and asks again, meets the version that was made meanwhile.
         Raises NotFound DATASET_NOT_FOUND, FailedPrecondition DATASET_EMPTY.
         """
+        with unbounded():
+            commit = asyncio.create_task(self._commit(name))
+        self._commits.add(commit)
+        commit.add_done_callback(self._commits.discard)
+        return await asyncio.shield(commit)
+
+    async def _commit(self, name: str) -> DatasetVersion:
         dataset = await require_dataset(self._catalogue, name)
         for _ in range(_ATTEMPTS):
-            async with self._locks[name]:
-                last, uncut = await self._state(dataset)
+            async with self._cutting[name]:
+                last, uncut = await self.uncut(dataset)
                 if not uncut.rows:
                     return _require_rows(name, last)
                 version = await self._cut(dataset, last, uncut)
@@ -77,7 +96,7 @@ class CutVersions:
 
     async def uncut(self, dataset: Dataset) -> tuple[DatasetVersion | None, Uncut]:
         """The last version, and what the table holds beyond it."""
-        async with self._locks[dataset.name]:
+        async with self._reading[dataset.name]:
             return await self._state(dataset)
 
     async def _lacks_too_much(self, dataset: Dataset, last: DatasetVersion | None, uncut: Uncut) -> bool:
@@ -117,9 +136,14 @@ class CutVersions:
                 names.ROWS: version.row_count,
             },
         ):
+            # Before anything is stored: no version is there without its profile and its verdict.
+            profiled = await self._profile(dataset, last, uncut.table_version)
+            verdict = verdict_of(profiled.findings)
+            version = replace(version, verdict=verdict, findings=profiled.findings)
             async with self._catalogue.transaction() as repository:
                 if not await repository.insert_version(version):
                     return None
+                await repository.insert_profile(dataset.name, version.version, profiled.profile)
                 await repository.publish_version(dataset, version, self._tables.uri(dataset.name))
         fault_point("ingestion.after-cut-commit")
         metrics.VERSIONS.labels(dataset.name).inc()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.ingestion.domain.dataset import (
     Dataset,
@@ -16,9 +17,11 @@ from headrace.ingestion.domain.dataset import (
     SourcePartition,
     TableCommit,
 )
+from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Episode, RejectShare
 from headrace.ingestion.domain.replay import Replay
+from headrace.messaging.record_columns import Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,28 @@ class SampleTables(Protocol):
         """What was committed after a moment."""
 
 
+class VersionRows(Protocol):
+    """The rows of versions. Methods block: call them in a thread. Batches are read as they are asked for."""
+
+    def added(self, dataset: Dataset, after: int, table_version: int) -> Iterator[pa.RecordBatch]:
+        """The rows that commits after the table version `after` and up to `table_version` added."""
+
+    def at(
+        self, dataset: str, table_version: int, columns: Sequence[str], where: pc.Expression | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of that table version; columns that it does not have are left out."""
+
+
+class TopicReader(Protocol):
+    """Topics, read without a group."""
+
+    async def cluster(self) -> str:
+        """The cluster's id."""
+
+    def read(self, source: SourcePartition, start: int, end: int) -> AsyncIterator[Records]:
+        """The records at the offsets from `start` and before `end`, and maybe some behind."""
+
+
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
     """A rejection as it is kept, and what became of it. `size`: bytes of key, payload and headers."""
@@ -122,6 +147,18 @@ class Repository(Protocol):
 
     async def insert_version(self, version: DatasetVersion) -> bool:
         """Answer whether it was inserted: False where the number is taken."""
+
+    async def insert_profile(self, dataset: str, version: int, profile: Profile) -> None:
+        """Store what the version's rows look like."""
+
+    async def put_tag(self, dataset: str, tag: str, version: int, *, force: bool) -> int:
+        """Name the version so, and answer which one has the tag now: another where it was not moved."""
+
+    async def delete_tag(self, dataset: str, tag: str) -> bool:
+        """Answer whether the tag was there."""
+
+    async def set_pinned(self, dataset: str, version: int, *, pinned: bool) -> None:
+        """Keep the version's rows whatever retention says, or no longer."""
 
     async def insert_rejected(
         self, rejections: Sequence[Rejection], reject_time: datetime
@@ -188,6 +225,15 @@ class Catalogue(Protocol):
 
     async def version(self, dataset: str, number: int) -> DatasetVersion | None:
         """That version."""
+
+    async def tagged_version(self, dataset: str, tag: str) -> DatasetVersion | None:
+        """The version that the tag names."""
+
+    async def pinned_versions(self, dataset: str) -> Sequence[DatasetVersion]:
+        """Those whose rows must stay, oldest first."""
+
+    async def profile(self, dataset: str, version: int) -> Profile | None:
+        """What the version's rows look like; None where it was cut before profiles were made."""
 
     async def list_versions(self, dataset: str, before: int | None, limit: int) -> Sequence[DatasetVersion]:
         """Newest first, beginning below `before`."""

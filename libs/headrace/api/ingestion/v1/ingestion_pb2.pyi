@@ -11,6 +11,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import headrace.api.ingestion.v1.quality_pb2
 import sys
 import typing
 
@@ -297,6 +298,7 @@ class Dataset(google.protobuf.message.Message):
     REJECTS_FIELD_NUMBER: builtins.int
     CUT_HELD_FIELD_NUMBER: builtins.int
     REJECT_ALERT_TIME_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
     name: builtins.str
     schema_version: builtins.int
     """Grows by one with each accepted schema change."""
@@ -323,6 +325,8 @@ class Dataset(google.protobuf.message.Message):
     def reject_alert_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Since when an alert about rejected events is raised; unset where none is."""
 
+    @property
+    def quality(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityRule]: ...
     def __init__(
         self,
         *,
@@ -339,10 +343,11 @@ class Dataset(google.protobuf.message.Message):
         rejects: Global___Rejects | None = ...,
         cut_held: builtins.bool = ...,
         reject_alert_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "reject_alert_time", b"reject_alert_time", "rejects", b"rejects", "schema", b"schema", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "table_uri", b"table_uri", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "quality", b"quality", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "table_uri", b"table_uri", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Dataset: typing_extensions.TypeAlias = Dataset
@@ -391,6 +396,10 @@ class DatasetVersion(google.protobuf.message.Message):
     SOURCES_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
+    TAGS_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    FINDINGS_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     version: builtins.int
     """1, 2, 3, ..."""
@@ -403,10 +412,22 @@ class DatasetVersion(google.protobuf.message.Message):
     """Order-independent hash of the rows' values, 64 hexadecimal digits."""
     traceparent: builtins.str
     """W3C trace context of the first sample in the version."""
+    pinned: builtins.bool
+    """It is kept whatever retention says."""
+    verdict: headrace.api.ingestion.v1.quality_pb2.Verdict.ValueType
+    """The worst of what the dataset's quality rules found when it was cut. No job trains on a blocked version."""
     @property
     def sources(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SourceOffset]: ...
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names that were given to it; not in events, which tell of a version when it is cut."""
+
+    @property
+    def findings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityFinding]:
+        """In the order of the rules."""
+
     def __init__(
         self,
         *,
@@ -420,10 +441,14 @@ class DatasetVersion(google.protobuf.message.Message):
         sources: collections.abc.Iterable[Global___SourceOffset] | None = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         traceparent: builtins.str = ...,
+        tags: collections.abc.Iterable[builtins.str] | None = ...,
+        pinned: builtins.bool = ...,
+        verdict: headrace.api.ingestion.v1.quality_pb2.Verdict.ValueType = ...,
+        findings: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityFinding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["content_hash", b"content_hash", "create_time", b"create_time", "dataset", b"dataset", "row_count", b"row_count", "schema_version", b"schema_version", "sources", b"sources", "table_uri", b"table_uri", "table_version", b"table_version", "traceparent", b"traceparent", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["content_hash", b"content_hash", "create_time", b"create_time", "dataset", b"dataset", "findings", b"findings", "pinned", b"pinned", "row_count", b"row_count", "schema_version", b"schema_version", "sources", b"sources", "table_uri", b"table_uri", "table_version", b"table_version", "tags", b"tags", "traceparent", b"traceparent", "verdict", b"verdict", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___DatasetVersion: typing_extensions.TypeAlias = DatasetVersion
@@ -538,6 +563,7 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     SCHEMA_FIELD_NUMBER: builtins.int
     CUT_FIELD_NUMBER: builtins.int
     REJECTS_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
     name: builtins.str
     @property
     def schema(self) -> Global___Schema: ...
@@ -545,6 +571,10 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     def cut(self) -> Global___Cut: ...
     @property
     def rejects(self) -> Global___Rejects: ...
+    @property
+    def quality(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityRule]:
+        """What versions that are cut from now on have to keep."""
+
     def __init__(
         self,
         *,
@@ -552,10 +582,11 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
         schema: Global___Schema | None = ...,
         cut: Global___Cut | None = ...,
         rejects: Global___Rejects | None = ...,
+        quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "rejects", b"rejects", "schema", b"schema"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "schema", b"schema"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDatasetRequest: typing_extensions.TypeAlias = ApplyDatasetRequest
@@ -761,15 +792,19 @@ class GetVersionRequest(google.protobuf.message.Message):
 
     DATASET_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    TAG_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     version: builtins.int
+    """Either its number or one of its tags."""
+    tag: builtins.str
     def __init__(
         self,
         *,
         dataset: builtins.str = ...,
         version: builtins.int = ...,
+        tag: builtins.str = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "tag", b"tag", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___GetVersionRequest: typing_extensions.TypeAlias = GetVersionRequest

@@ -113,6 +113,7 @@ class IngestionServiceServicer(object):
         nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
         rewrites the table once.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
+        INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
@@ -163,7 +164,8 @@ class IngestionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetVersion(self, request, context):
-        """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND.
+        """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND, NOT_FOUND/TAG_NOT_FOUND,
+        INVALID_ARGUMENT/VERSION_NOT_NAMED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,6 +37,7 @@ class IngestionServiceStub:
     nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
     rewrites the table once.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
+    INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
@@ -61,7 +62,9 @@ class IngestionServiceStub:
     Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
     """
     GetVersion: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]
-    """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND."""
+    """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND, NOT_FOUND/TAG_NOT_FOUND,
+    INVALID_ARGUMENT/VERSION_NOT_NAMED.
+    """
     ListVersions: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListVersionsRequest, headrace.api.ingestion.v1.ingestion_pb2.ListVersionsResponse]
     """Newest first."""
     ListRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]
@@ -104,6 +107,7 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
     rewrites the table once.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
+    INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
@@ -128,7 +132,9 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     Errors: NOT_FOUND/DATASET_NOT_FOUND, FAILED_PRECONDITION/DATASET_EMPTY.
     """
     GetVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]  # type: ignore[assignment]
-    """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND."""
+    """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND, NOT_FOUND/TAG_NOT_FOUND,
+    INVALID_ARGUMENT/VERSION_NOT_NAMED.
+    """
     ListVersions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListVersionsRequest, headrace.api.ingestion.v1.ingestion_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Newest first."""
     ListRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]  # type: ignore[assignment]
@@ -174,6 +180,7 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
         rewrites the table once.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
+        INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
@@ -234,7 +241,9 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.ingestion.v1.ingestion_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]]:
-        """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND."""
+        """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND, NOT_FOUND/TAG_NOT_FOUND,
+        INVALID_ARGUMENT/VERSION_NOT_NAMED.
+        """
 
     @abc.abstractmethod
     def ListVersions(

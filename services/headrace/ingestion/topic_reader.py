@@ -1,0 +1,81 @@
+"""A part of a topic, read once more by nobody's group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from headrace.errors import FailedPrecondition, Unavailable
+from headrace.ingestion.domain.dataset import SourcePartition
+from headrace.messaging.client import batch_reader_client, cluster_id
+from headrace.messaging.record_columns import Records, decode
+
+_POLL_MILLISECONDS: Final = 1000
+_RECORD_BATCHES: Final = 64
+SILENCE_SECONDS: Final = 30.0
+"""A broker that holds a record answers with it; one that says nothing for so long does not."""
+
+
+class KafkaTopicReader:
+    """Reads from one broker; each read has a connection of its own."""
+
+    def __init__(self, bootstrap: str, *, client_id: str, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self._bootstrap = bootstrap
+        self._client_id = client_id
+        self._silence_seconds = silence_seconds
+
+    async def cluster(self) -> str:
+        """The cluster's id."""
+        return await cluster_id(self._bootstrap)
+
+    async def read(self, source: SourcePartition, start: int, end: int) -> AsyncIterator[Records]:
+        """The records at the offsets from `start` and before `end`, and maybe some behind.
+
+        Raises FailedPrecondition TOPIC_EXPIRED where the topic begins later, Unavailable TOPIC_SILENT where
+        the broker does not come to `end`.
+        """
+        partition = TopicPartition(source.topic, source.partition)
+        async with self._consumer(partition) as consumer:
+            first = (await consumer.beginning_offsets([partition]))[partition]
+            if first > start:
+                raise FailedPrecondition(
+                    "TOPIC_EXPIRED",
+                    f"{source.topic}/{source.partition} begins at offset {first}, and {start} is needed: "
+                    "the topic's retention removed it; export the version instead",
+                )
+            consumer.seek(partition, start)
+            async with aclosing(self._read_until(consumer, partition, end)) as parts:
+                async for records in parts:
+                    yield records
+
+    async def _read_until(
+        self, consumer: AIOKafkaConsumer, partition: TopicPartition, end: int
+    ) -> AsyncIterator[Records]:
+        loop = asyncio.get_running_loop()
+        heard, reached = loop.time(), 0
+        while reached < end:
+            fetched = await consumer.getmany(timeout_ms=_POLL_MILLISECONDS, max_records=_RECORD_BATCHES)
+            batches = fetched.get(partition, [])
+            if batches:
+                heard, reached = loop.time(), batches[-1].next_offset
+                yield await asyncio.to_thread(decode, partition.topic, batches)
+            elif loop.time() - heard > self._silence_seconds:
+                raise Unavailable(
+                    "TOPIC_SILENT",
+                    f"{partition.topic}/{partition.partition} gave nothing behind offset {reached} for "
+                    f"{self._silence_seconds:g} s, and {end} was to be reached; try again",
+                )
+
+    @asynccontextmanager
+    async def _consumer(self, partition: TopicPartition) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = batch_reader_client(self._bootstrap, client_id=self._client_id)
+        await consumer.start()
+        try:
+            consumer.assign([partition])
+            yield consumer
+        finally:
+            await consumer.stop()

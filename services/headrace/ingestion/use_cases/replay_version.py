@@ -1,0 +1,107 @@
+"""A version's events read from their topic again, to see whether they still make the same rows.
+
+What makes the answer exact: which events a version holds is taken from its rows (cluster, topic, partition
+and offset of each), not judged a second time. Rejected events, duplicates that were dropped, events of other
+datasets and those behind the version are passed over for that reason alone, whatever they would be today.
+The events that are left are judged by the code that stored them, by the schema of today, under which every
+stored row is valid; and the content hash depends neither on the order of rows nor on columns that came later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace.errors import FailedPrecondition
+from headrace.ingestion.domain.content_hash import combine, hash_rows
+from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourcePartition
+from headrace.ingestion.use_cases.cut_versions import require_dataset
+from headrace.ingestion.use_cases.envelopes import open_envelopes
+from headrace.ingestion.use_cases.judge_batch import Judge
+from headrace.ingestion.use_cases.ports import Catalogue, TopicReader, VersionRows
+from headrace.ingestion.use_cases.read_version import rows_of
+from headrace.messaging.attributes import read_attributes
+from headrace.messaging.record_columns import Records
+from headrace.native import Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How far a replay has come: rows whose events were read and judged valid, and their hash."""
+
+    rows: int
+    content_hash: int
+
+
+class ReplayVersion:
+    """The use case. It writes nothing. Of one partition at a time it holds the offsets, 8 bytes a row."""
+
+    def __init__(
+        self, catalogue: Catalogue, rows: VersionRows, topic: TopicReader, *, max_event_bytes: int
+    ) -> None:
+        self._catalogue = catalogue
+        self._rows = rows
+        self._topic = topic
+        self._max_event_bytes = max_event_bytes
+        self._judge = Judge()
+
+    async def __call__(self, version: DatasetVersion) -> AsyncIterator[Replayed]:
+        """Replay the version, and tell of each part; the last one is the result.
+
+        Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED or ROWS_GONE.
+        """
+        dataset = await require_dataset(self._catalogue, version.dataset)
+        cluster = await self._topic.cluster()
+        replayed = Replayed(0, 0)
+        for offset in version.sources:
+            with rows_of(version):
+                held = await asyncio.to_thread(self._held, version, offset.source)
+            if not len(held):
+                continue
+            if offset.source.cluster != cluster:
+                raise FailedPrecondition(
+                    "SOURCE_UNREACHABLE",
+                    f"version {version.version} of {version.dataset} holds {len(held)} events from "
+                    f"{offset.source.cluster}, and the broker is {cluster}; connect to that cluster, or "
+                    "export the version instead",
+                )
+            async for records in self._topic.read(offset.source, int(held[0]), int(held[-1]) + 1):
+                rows = await asyncio.to_thread(self._rows_of, dataset, offset.source, records, held)
+                names = [field.name for field in dataset.schema.fields]
+                if rows is not None:
+                    digest = await asyncio.to_thread(hash_rows, rows, names)
+                    replayed = Replayed(replayed.rows + rows.num_rows, combine(replayed.content_hash, digest))
+                yield replayed
+
+    def _held(self, version: DatasetVersion, source: SourcePartition) -> Int64s:
+        """The offsets of the version's rows from this partition, rising."""
+        here = (
+            (pc.field("_cluster") == source.cluster)
+            & (pc.field("_topic") == source.topic)
+            & (pc.field("_partition") == source.partition)
+        )
+        batches = self._rows.at(version.dataset, version.table_version, ["_offset"], here)
+        parts = [batch.column("_offset").to_numpy() for batch in batches]
+        held: Int64s = np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
+        return held
+
+    def _rows_of(
+        self, dataset: Dataset, source: SourcePartition, records: Records, held: Int64s
+    ) -> pa.Table | None:
+        """The rows that the records make, of those that the version holds."""
+        opened = open_envelopes(records, read_attributes(records), (), self._max_event_bytes)
+        own = [samples for samples in opened.samples if samples.dataset == dataset.name]
+        judged = self._judge.judge(
+            source.cluster, replace(opened, samples=own, refused=()), {dataset.name: dataset}
+        )
+        rows = judged.rows.get(dataset.name)
+        if rows is None:
+            return None
+        offsets = rows.column("_offset").to_numpy()
+        places = np.minimum(np.searchsorted(held, offsets), len(held) - 1)
+        return rows.filter(pa.array(held[places] == offsets))
