@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace import errors
 from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
-from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
+from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc, quality_pb2
 from headrace.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
@@ -47,6 +47,18 @@ else:
 LEASE_SECONDS = 4.0
 TRACEPARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 GIBIBYTE = 1 << 30
+
+
+BLOCKED: dict[str, Any] = {
+    "verdict": quality_pb2.VERDICT_BLOCK,
+    "findings": [
+        quality_pb2.QualityFinding(rule="range", verdict=quality_pb2.VERDICT_WARN, message="x: a bit much"),
+        quality_pb2.QualityFinding(
+            rule="null_share", verdict=quality_pb2.VERDICT_BLOCK, message="y: half of it is missing"
+        ),
+    ],
+}
+"""What a dataset version says that its quality rules block."""
 
 
 def a_schema() -> ingestion_pb2.Schema:
@@ -82,6 +94,7 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
 
     def __init__(self) -> None:
         self.latest_version = 2
+        self.blocked_versions: set[int] = set()
         self.applied: list[ingestion_pb2.ApplyDatasetRequest] = []
         self.refusal: errors.HeadraceError | None = None
 
@@ -98,7 +111,10 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
         if request.version > self.latest_version:
             raise errors.NotFound("DATASET_VERSION_NOT_FOUND", "there is no such version")
         return ingestion_pb2.DatasetVersion(
-            dataset=request.dataset, version=request.version, traceparent=TRACEPARENT
+            dataset=request.dataset,
+            version=request.version,
+            traceparent=TRACEPARENT,
+            **(BLOCKED if request.version in self.blocked_versions else {}),
         )
 
 
@@ -332,11 +348,15 @@ class Scheduling:
         async with Producer(self.bootstrap, client_id="test", idempotence=False) as producer:
             await producer.publish_all(topic, keyed)
 
-    def version_committed(self, version: int, *, event_id: str | None = None) -> Event:
+    def version_committed(self, version: int, *, event_id: str | None = None, blocked: bool = False) -> Event:
         return protobuf_event(
             ingestion_events.DatasetVersionCommitted(
                 dataset_version=ingestion_pb2.DatasetVersion(
-                    dataset=self.pipeline, version=version, row_count=10, traceparent=TRACEPARENT
+                    dataset=self.pipeline,
+                    version=version,
+                    row_count=10,
+                    traceparent=TRACEPARENT,
+                    **(BLOCKED if blocked else {}),
                 ),
                 schema=a_schema(),
             ),
@@ -348,8 +368,10 @@ class Scheduling:
             traceparent=TRACEPARENT,
         )
 
-    async def commit_version(self, version: int, *, event_id: str | None = None) -> None:
-        event = self.version_committed(version, event_id=event_id)
+    async def commit_version(
+        self, version: int, *, event_id: str | None = None, blocked: bool = False
+    ) -> None:
+        event = self.version_committed(version, event_id=event_id, blocked=blocked)
         await self.publish(topics.DATASET_VERSIONS, (self.pipeline, event))
 
     async def run_changed(self, **fields: Any) -> None:

@@ -15,6 +15,7 @@ spec:
       taken: {type: timestamp, role: time, nullable: true}
     cut: {rows: 500, seconds: 30}
     rejects: {alert_share: 0.05, window: 10m, hold_cut: true}
+    quality: [{rule: null_share, field: site, max: 0.01, action: block}]
   preprocess: {normalise: standard, split: {train: 0.7, validation: 0.15, test: 0.15}}
   training:
     recipe: mlp
@@ -41,6 +42,7 @@ from typing import Final
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+from headrace.client.quality_rules import quality_rule
 from headrace.client.yaml_reader import Document, Place
 from headrace.errors import FieldViolation, HeadraceError, InvalidArgument, NotFound
 from headrace.rpc.convert import to_duration
@@ -180,7 +182,8 @@ def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
 
 def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec.DatasetSpec:
     required = ("key", "features", "label")
-    entries = document.mapping(place, (*required, "attributes", "cut", "rejects"), required)
+    optional = ("attributes", "cut", "rejects", "quality")
+    entries = document.mapping(place, (*required, *optional), required)
     features = document.entries(entries["features"]) if "features" in entries else {}
     attributes = document.entries(entries["attributes"]) if "attributes" in entries else {}
     schema = ingestion.Schema(
@@ -199,6 +202,7 @@ def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec
         dataset.cut.seconds = document.number(cut.get("seconds"))
     if "rejects" in entries:
         dataset.rejects.CopyFrom(_rejects(document, entries["rejects"]))
+    dataset.quality.extend(quality_rule(document, rule) for rule in document.items(entries.get("quality")))
     return dataset
 
 

@@ -49,6 +49,7 @@ class GrpcPeers:
                     schema=spec.dataset.schema,
                     cut=spec.dataset.cut if spec.dataset.HasField("cut") else None,
                     rejects=spec.dataset.rejects if spec.dataset.HasField("rejects") else None,
+                    quality=spec.dataset.quality,
                 )
             )
 
@@ -128,6 +129,6 @@ def _same(field: str) -> str:
     return field
 
 
-_DATASET_PATHS: Final = _prefixed(dict.fromkeys(("schema", "cut", "rejects"), "spec.dataset."))
+_DATASET_PATHS: Final = _prefixed(dict.fromkeys(("schema", "cut", "rejects", "quality"), "spec.dataset."))
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
 _DEPLOYMENT_PATHS: Final = _prefixed({"rollout": "spec.deployment.", "name": "spec.deployment."})

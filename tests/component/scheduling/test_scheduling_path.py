@@ -9,6 +9,7 @@ from tests.support.scheduling import TRACEPARENT, Process, Scheduling, Stub, a_s
 from tests.support.waiting import eventually
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
+from headrace.errors import FailedPrecondition
 from headrace.rpc.convert import to_duration
 
 pytestmark = pytest.mark.broker
@@ -114,6 +115,48 @@ async def test_a_pipeline_that_does_not_ask_for_it_is_not_retrained(
     assert await scheduling.count_jobs() == 0
     submitted = await stub.SubmitJob(pb.SubmitJobRequest(pipeline=scheduling.pipeline))
     assert submitted.dataset_version == 2
+    assert await scheduling.count_jobs() == 1
+
+
+async def test_a_blocked_version_is_not_trained_on_and_its_job_says_why(
+    scheduling: Scheduling, service: Process, stub: Stub
+) -> None:
+    await scheduling.apply(stub)
+    node = scheduling.attach(service)
+    await scheduling.commit_version(1, blocked=True)
+    refused = await first_job(stub, scheduling.pipeline)
+    assert (refused.state, refused.reason) == (pb.JOB_STATE_FAILED, "DATASET_VERSION_BLOCKED")
+    assert refused.message == ("dataset version 1 is blocked by its quality rules: y: half of it is missing")
+    assert refused.HasField("end_time")
+    why = await stub.WhyPending(pb.WhyPendingRequest(id=refused.id))
+    assert (why.reason, why.message) == ("DATASET_VERSION_BLOCKED", refused.message)
+    # The next version that is good is trained on; had the first one been wanted, it would go first.
+    await scheduling.commit_version(2)
+
+    async def count() -> int:
+        return await scheduling.count_jobs()
+
+    await eventually(count, lambda count: count == 2)
+    trained = await first_job(stub, scheduling.pipeline)
+    assert trained.dataset_version == 2
+    await node.wants(trained.id)
+    events = await scheduling.job_events(lambda seen: len(seen) >= 2)
+    assert events[0].reason == "DATASET_VERSION_BLOCKED"
+
+
+async def test_nobody_can_submit_a_job_on_a_blocked_version(
+    scheduling: Scheduling, service: Process, stub: Stub
+) -> None:
+    scheduling.peers.ingestion.blocked_versions = {1, 2}
+    # Applied after the version was cut: the job that would train on it says why it does not.
+    await scheduling.apply_late(stub)
+    refused = await first_job(stub, scheduling.pipeline)
+    assert (refused.state, refused.dataset_version) == (pb.JOB_STATE_FAILED, 2)
+    for version in (0, 1, 2):
+        with pytest.raises(FailedPrecondition) as caught:
+            await stub.SubmitJob(pb.SubmitJobRequest(pipeline=scheduling.pipeline, dataset_version=version))
+        assert caught.value.reason == "DATASET_VERSION_BLOCKED"
+        assert "y: half of it is missing" in caught.value.message
     assert await scheduling.count_jobs() == 1
 
 

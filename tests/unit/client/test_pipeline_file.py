@@ -7,10 +7,13 @@ import pytest
 from google.protobuf import json_format
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
+from headrace.api.ingestion.v1 import quality_pb2 as quality
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.client import pipeline_file
 from headrace.errors import FieldViolation, InvalidArgument, NotFound
 from headrace.rpc.convert import to_duration
+
+Rule = quality.QualityRule
 
 COMPLETE = """\
 apiVersion: headrace.dev/v1
@@ -25,6 +28,7 @@ spec:
       grade: {type: int16, nullable: true, values: [1, 2, 3]}
     label: {name: malignant, type: int8, classes: [0, 1]}
     cut: {rows: 500, seconds: 30}
+    quality: [{rule: null_share, field: grade, max: 0.01, action: block}]
   preprocess: {normalise: standard, split: {train: 0.7, validation: 0.15, test: 0.15}}
   training:
     recipe: mlp
@@ -85,6 +89,9 @@ def test_every_part_of_a_complete_file_arrives() -> None:
         name="malignant", type=ingestion.FIELD_TYPE_INT8, allowed_values=["0", "1"]
     )
     assert (spec.dataset.cut.rows, spec.dataset.cut.seconds) == (500, 30)
+    assert list(spec.dataset.quality) == [
+        Rule(null_share=Rule.NullShare(field="grade", max=0.01), action=quality.QUALITY_ACTION_BLOCK)
+    ]
     assert spec.training.recipe == "mlp"
     assert json_format.MessageToDict(spec.training.parameters) == {
         "hidden": [64, 32],
@@ -150,6 +157,55 @@ def test_attributes_and_their_rules_arrive() -> None:
 def test_what_a_service_finds_wrong_in_attributes_is_found_in_the_file(field: str, place: str) -> None:
     error = InvalidArgument("INVALID_SCHEMA", "wrong", fields=[FieldViolation(field, "no")])
     assert pipeline_file.parse(RULES, "p.yaml").explained(error).message == f"p.yaml:{place}: wrong"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("rule: range, field: x, min: 0", Rule(range=Rule.Range(field="x", min=0))),
+        ("rule: range, field: x, max: 2", Rule(range=Rule.Range(field="x", max=2))),
+        ("rule: class_balance, min_share: 0.2", Rule(class_balance=Rule.ClassBalance(min_share=0.2))),
+        ("rule: drift, max: 0.2", Rule(drift=Rule.Drift(method=quality.DRIFT_METHOD_PSI, max=0.2))),
+        (
+            "rule: drift, field: x, against: tag:golden, method: ks, max: 0.2",
+            Rule(drift=Rule.Drift(field="x", tag="golden", method=quality.DRIFT_METHOD_KS, max=0.2)),
+        ),
+        (
+            "rule: drift, against: previous, max: 0.2",
+            Rule(drift=Rule.Drift(method=quality.DRIFT_METHOD_PSI, max=0.2)),
+        ),
+    ],
+)
+def test_each_quality_rule_is_read(text: str, rule: Rule) -> None:
+    rule.action = quality.QUALITY_ACTION_WARN
+    file = with_quality(f"{{{text}, action: warn}}")
+    assert list(pipeline_file.parse(file).request.spec.dataset.quality) == [rule]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{rule: nulls, max: 1, action: warn}", "quality[0].rule: must be one of null_share, range,"),
+        ("{field: x, max: 1, action: warn}", "quality[0]: the key 'rule' is missing"),
+        ("{rule: null_share, field: x, max: 1}", "quality[0]: the key 'action' is missing"),
+        ("{rule: null_share, field: x, min: 1, action: warn}", "quality[0].min: unknown key 'min'"),
+        ("{rule: range, field: x, action: stop}", "quality[0].action: must be one of warn, block"),
+        (
+            "{rule: drift, against: golden, max: 1, action: warn}",
+            "quality[0].against: must be previous or tag:NAME, not 'golden'",
+        ),
+        ("rule", "quality: must be a list"),
+    ],
+)
+def test_a_mistake_in_a_quality_rule_is_named(text: str, message: str) -> None:
+    file = with_quality(text) if text.startswith("{") else with_quality("").replace("[]", text)
+    with pytest.raises(InvalidArgument) as caught:
+        pipeline_file.parse(file)
+    assert message in caught.value.message
+
+
+def with_quality(rules: str) -> str:
+    return SMALL.replace("  training:", f"    quality: [{rules}]\n  training:", 1)
 
 
 def test_what_a_small_file_leaves_out_has_its_default() -> None:
@@ -305,19 +361,20 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     ("field", "place"),
     [
         ("name", "3:12"),
-        ("spec.training.parameters.activation", "16:36"),
-        ("spec.training.recipe", "15:5"),
-        ("spec.training.split.test", "13:75"),
+        ("spec.training.parameters.activation", "17:36"),
+        ("spec.training.recipe", "16:5"),
+        ("spec.training.split.test", "14:75"),
         ("spec.dataset.schema.features.mean_radius.min", "8:36"),
         ("spec.dataset.schema.features[0].min", "8:36"),
         ("spec.dataset.schema.features[2].allowed_values[1]", "10:56"),
         ("spec.dataset.schema.label.allowed_values[1]", "11:55"),
-        ("spec.resources.memory_bytes", "17:27"),
-        ("spec.max_retries", "21:5"),
-        ("spec.gates[1].max", "25:41"),
-        ("spec.deployment.rollout.steps[1]", "26:59"),
+        ("spec.resources.memory_bytes", "18:27"),
+        ("spec.max_retries", "22:5"),
+        ("spec.gates[1].max", "26:41"),
+        ("spec.deployment.rollout.steps[1]", "27:59"),
+        ("spec.dataset.quality[0].field", "13:34"),
         # Not in the file: the nearest that is.
-        ("spec.gates[0].max", "24:7"),
+        ("spec.gates[0].max", "25:7"),
         ("spec.dataset.schema.features[9].min", "7:5"),
     ],
 )

@@ -67,6 +67,14 @@ def test_what_the_table_does_not_have_is_refused() -> None:
         jobs.start(a_job(), NOW)
 
 
+def test_a_job_on_a_blocked_version_has_failed_before_it_began() -> None:
+    refused = jobs.refuse(a_job(), "dataset version 1 is blocked", NOW)
+    assert (refused.state, refused.reason) == (JobState.FAILED, "DATASET_VERSION_BLOCKED")
+    assert (refused.message, refused.end_time, refused.node) == ("dataset version 1 is blocked", NOW, "")
+    with pytest.raises(IllegalTransitionError):
+        jobs.refuse(placed(), "too late", NOW)
+
+
 def test_the_happy_path() -> None:
     job = a_job(traceparent="00-1-2-01")
     job = jobs.place(job, "node-a", NOW)

@@ -65,8 +65,8 @@ class CutVersions:
     async def commit(self, name: str) -> DatasetVersion:
         """Cut a version from everything that is stored; answer the last one where nothing is new.
 
-        Rejected events do not hold it back: whoever asks has decided. Whoever is cancelled while many rows are
-        read, and asks again, meets the version that was made meanwhile.
+        Rejected events do not hold it back: whoever asks has decided. Whoever is cancelled while many rows
+        are read, and asks again, meets the version that was made meanwhile.
         Raises NotFound DATASET_NOT_FOUND, FailedPrecondition DATASET_EMPTY.
         """
         with unbounded():

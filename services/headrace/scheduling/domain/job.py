@@ -37,6 +37,8 @@ ENDED: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLE
 DESIRED: Final = frozenset({JobState.PLACED, JobState.RUNNING})
 # Failures that the next attempt would meet again: data, parameters and limits are the same.
 FINAL_REASONS: Final = frozenset({"DIVERGED", "OUT_OF_MEMORY", "UNUSABLE_DATASET"})
+# Of a job that was never tried.
+BLOCKED_VERSION: Final = "DATASET_VERSION_BLOCKED"
 HOLDING: Final = DESIRED | {JobState.CANCELLING}
 
 
@@ -51,11 +53,13 @@ class Trigger(enum.Enum):
     LOSE = "the node was lost or gave it up"
     CANCEL = "the user cancelled it"
     STOP = "the node no longer runs it"
+    REFUSE = "its dataset version is not to be trained on"
 
 
 TRANSITIONS: Final[Mapping[tuple[JobState, Trigger], JobState]] = {
     (JobState.QUEUED, Trigger.PLACE): JobState.PLACED,
     (JobState.QUEUED, Trigger.CANCEL): JobState.CANCELLED,
+    (JobState.QUEUED, Trigger.REFUSE): JobState.FAILED,
     (JobState.PLACED, Trigger.START): JobState.RUNNING,
     (JobState.PLACED, Trigger.SUCCEED): JobState.SUCCEEDED,
     (JobState.PLACED, Trigger.RETRY): JobState.QUEUED,
@@ -129,6 +133,11 @@ class Job:
     traceparent: str = ""
     placement_traceparent: str = ""
     version: int = 1
+
+
+def refuse(job: Job, message: str, now: datetime) -> Job:
+    """The job, ended before it began, because its dataset version is blocked."""
+    return replace(_move(job, Trigger.REFUSE), reason=BLOCKED_VERSION, message=message, end_time=now)
 
 
 def place(job: Job, node: str, now: datetime, *, traceparent: str = "") -> Job:

@@ -20,6 +20,7 @@ class Reason(enum.Enum):
     """Stable codes."""
 
     NOT_PENDING = "NOT_PENDING"
+    DATASET_VERSION_BLOCKED = "DATASET_VERSION_BLOCKED"
     NO_NODES = "NO_NODES"
     NEVER_FITS = "NEVER_FITS"
     BEHIND_OTHERS = "BEHIND_OTHERS"

@@ -26,11 +26,11 @@ RETURNING *
 INSERT INTO jobs (
     id, pipeline, dataset_version, automatic, request_id, state, reason, message, priority, cpu_millis, memory,
     gpu, max_retries, deadline, attempt, failures, node, metrics, model_version, create_time, queue_time,
-    traceparent, placement_traceparent, training, dataset_schema, dataset, version
+    traceparent, placement_traceparent, training, dataset_schema, dataset, version, end_time
 )
 VALUES (
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-    $25, $26, $27
+    $25, $26, $27, $28
 )
 ON CONFLICT DO NOTHING
 RETURNING id

@@ -86,6 +86,7 @@ class PostgresTransaction:
             documents.schema.SerializeToString(),
             documents.dataset_version.SerializeToString(),
             job.version,
+            job.end_time,
         )
         if inserted is None:
             return False

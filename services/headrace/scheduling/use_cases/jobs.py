@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Final
 
-from headrace.api.ingestion.v1 import ingestion_pb2
-from headrace.errors import AlreadyExists, NotFound
+from headrace.api.ingestion.v1 import ingestion_pb2, quality_pb2
+from headrace.errors import AlreadyExists, FailedPrecondition, NotFound
 from headrace.messaging.events import Event
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
-from headrace.scheduling.domain.job import Job, Progress, cancel
+from headrace.scheduling.domain.job import BLOCKED_VERSION, Job, Progress, cancel, refuse
 from headrace.scheduling.domain.policy import JobView, occupied_resources
-from headrace.scheduling.domain.why import Why, room_of, why_pending
+from headrace.scheduling.domain.why import Reason, Why, room_of, why_pending
 from headrace.scheduling.use_cases import metrics
 from headrace.scheduling.use_cases.documents import (
     JobDocuments,
@@ -51,7 +51,8 @@ class Jobs:
         """Queue a job on a version of the pipeline's dataset, 0 for the newest.
 
         The same request_id answers the same job. Raises NotFound PIPELINE_NOT_FOUND or
-        DATASET_VERSION_NOT_FOUND, AlreadyExists REQUEST_ID_REUSED.
+        DATASET_VERSION_NOT_FOUND, FailedPrecondition DATASET_VERSION_BLOCKED, AlreadyExists
+        REQUEST_ID_REUSED.
         """
         if request_id and (known := await self._store.job_of_request(request_id)):
             return _same_request(known, pipeline_name, dataset_version, request_id)
@@ -59,6 +60,10 @@ class Jobs:
         if pipeline is None:
             raise pipeline_not_found(pipeline_name)
         version, schema = await self._peers.dataset_version(pipeline_name, dataset_version)
+        if blocked := _blocked(version):
+            raise FailedPrecondition(
+                BLOCKED_VERSION, f"{blocked}; name another version, or change the rule and cut a new one"
+            )
         traceparent = tracing.current_traceparent() or version.traceparent
         with _schedule_span(pipeline_name, version.version, traceparent, link=version.traceparent) as span:
             record = self._new_job(pipeline, version, schema, tracing.current_traceparent() or traceparent)
@@ -81,7 +86,10 @@ class Jobs:
         schema: ingestion_pb2.Schema,
         traceparent: str,
     ) -> None:
-        """Queue a job for a new dataset version if its pipeline asks for one; once, however often told."""
+        """Queue a job for a new dataset version if its pipeline asks for one; once, however often told.
+
+        For a version that its quality rules block, the job is one that has failed, and says why.
+        """
         async with self._store.transaction() as transaction:
             if not await transaction.first_delivery(event):
                 return
@@ -98,6 +106,8 @@ class Jobs:
 
     async def train_newest(self, pipeline: Pipeline) -> None:
         """Queue a job on the newest version of the dataset, if the pipeline asks for retraining and has none.
+
+        For a blocked version as in `retrain`.
 
         A version that was cut before the pipeline was stored came when nobody asked for it; one that is cut
         later comes as an event. Where both are told of the same version, it gets one job.
@@ -167,7 +177,10 @@ class Jobs:
 
     async def why(self, job_id: str) -> Why:
         """Explain why the job waits. Raises NotFound JOB_NOT_FOUND."""
-        view = view_of((await self.get(job_id)).job)
+        job = (await self.get(job_id)).job
+        if job.reason == BLOCKED_VERSION:
+            return Why(job.state, Reason.DATASET_VERSION_BLOCKED, job.message)
+        view = view_of(job)
         nodes, holding, ahead = await asyncio.gather(
             self._store.nodes(), self._store.holding_jobs(), self._store.ahead(view)
         )
@@ -195,6 +208,8 @@ class Jobs:
             message="waits for a node",
             traceparent=traceparent,
         )
+        if blocked := _blocked(version):
+            job = refuse(job, blocked, now)
         return JobRecord(job, JobDocuments(spec.training, schema, version))
 
 
@@ -217,10 +232,24 @@ def view_of(job: Job) -> JobView:
 def _added_automatically(record: JobRecord, added: bool) -> None:
     """What follows the commit of a job for a dataset version, where it was the version's first."""
     fault_point("scheduling.after-job-commit")
-    if added:
-        job = record.job
-        metrics.SUBMITTED.labels("dataset_version").inc()
+    if not added:
+        return
+    job = record.job
+    metrics.SUBMITTED.labels("dataset_version").inc()
+    if job.state.ended:
+        metrics.FINISHED.labels(job.state.value).inc()
+        # Why is for the job to say: it may name values of samples, which no log does.
+        logger.warning("job %s: version %d of %s is blocked", job.id, job.dataset_version, job.pipeline)
+    else:
         logger.info("job %s trains %s on version %d", job.id, job.pipeline, job.dataset_version)
+
+
+def _blocked(version: ingestion_pb2.DatasetVersion) -> str:
+    """Why no job may train on the version; "" where one may."""
+    if version.verdict != quality_pb2.VERDICT_BLOCK:
+        return ""
+    reasons = [item.message for item in version.findings if item.verdict == quality_pb2.VERDICT_BLOCK]
+    return f"dataset version {version.version} is blocked by its quality rules: {'; '.join(reasons)}"
 
 
 def _schedule_span(

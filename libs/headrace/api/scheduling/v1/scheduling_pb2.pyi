@@ -13,6 +13,7 @@ import google.protobuf.message
 import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
 import headrace.api.ingestion.v1.ingestion_pb2
+import headrace.api.ingestion.v1.quality_pb2
 import sys
 import typing
 
@@ -265,22 +266,28 @@ class PipelineSpec(google.protobuf.message.Message):
         SCHEMA_FIELD_NUMBER: builtins.int
         CUT_FIELD_NUMBER: builtins.int
         REJECTS_FIELD_NUMBER: builtins.int
+        QUALITY_FIELD_NUMBER: builtins.int
         @property
         def schema(self) -> headrace.api.ingestion.v1.ingestion_pb2.Schema: ...
         @property
         def cut(self) -> headrace.api.ingestion.v1.ingestion_pb2.Cut: ...
         @property
         def rejects(self) -> headrace.api.ingestion.v1.ingestion_pb2.Rejects: ...
+        @property
+        def quality(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityRule]:
+            """What a version has to keep to be trained on."""
+
         def __init__(
             self,
             *,
             schema: headrace.api.ingestion.v1.ingestion_pb2.Schema | None = ...,
             cut: headrace.api.ingestion.v1.ingestion_pb2.Cut | None = ...,
             rejects: headrace.api.ingestion.v1.ingestion_pb2.Rejects | None = ...,
+            quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
         ) -> None: ...
         _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "quality", b"quality", "rejects", b"rejects", "schema", b"schema"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     @typing.final
@@ -471,7 +478,8 @@ class Job(google.protobuf.message.Message):
     """Why it is in that state, for people."""
     reason: builtins.str
     """Stable code where it failed: RUN_FAILED, DEADLINE_EXCEEDED, ...; after DIVERGED, OUT_OF_MEMORY and
-    UNUSABLE_DATASET it is not tried again: the next attempt would meet the same.
+    UNUSABLE_DATASET it is not tried again: the next attempt would meet the same. DATASET_VERSION_BLOCKED:
+    it was never tried, for its dataset version breaks a quality rule.
     """
     priority: builtins.int
     attempt: builtins.int
@@ -810,7 +818,9 @@ class WhyPendingResponse(google.protobuf.message.Message):
     AHEAD_COUNT_FIELD_NUMBER: builtins.int
     state: Global___JobState.ValueType
     reason: builtins.str
-    """Stable code: NO_NODES, NEVER_FITS, WAITING_FOR_CAPACITY, BEHIND_OTHERS, NOT_PENDING."""
+    """Stable code: NO_NODES, NEVER_FITS, WAITING_FOR_CAPACITY, BEHIND_OTHERS, NOT_PENDING,
+    DATASET_VERSION_BLOCKED.
+    """
     message: builtins.str
     ahead_count: builtins.int
     @property

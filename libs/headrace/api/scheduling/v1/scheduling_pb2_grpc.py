@@ -101,7 +101,7 @@ class SchedulingServiceServicer(object):
         their services first, and the pipeline is stored when they all accepted. With
         retrain_on_dataset_version and no job yet, one is queued on the newest dataset version. Idempotent.
         Errors: INVALID_ARGUMENT with the field (INVALID_PIPELINE, UNKNOWN_RECIPE, UNKNOWN_PARAMETER,
-        INVALID_PARAMETER, INVALID_SCHEMA), UNAVAILABLE naming the service that did not answer.
+        INVALID_PARAMETER, INVALID_SCHEMA, INVALID_QUALITY), UNAVAILABLE naming the service that did not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +122,8 @@ class SchedulingServiceServicer(object):
 
     def SubmitJob(self, request, context):
         """Queues a training job for a pipeline on one of its dataset's versions. The same request_id answers
-        the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND.
+        the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND,
+        FAILED_PRECONDITION/DATASET_VERSION_BLOCKED where the version breaks a quality rule that blocks it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

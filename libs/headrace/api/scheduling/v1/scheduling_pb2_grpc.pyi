@@ -32,14 +32,15 @@ class SchedulingServiceStub:
     their services first, and the pipeline is stored when they all accepted. With
     retrain_on_dataset_version and no job yet, one is queued on the newest dataset version. Idempotent.
     Errors: INVALID_ARGUMENT with the field (INVALID_PIPELINE, UNKNOWN_RECIPE, UNKNOWN_PARAMETER,
-    INVALID_PARAMETER, INVALID_SCHEMA), UNAVAILABLE naming the service that did not answer.
+    INVALID_PARAMETER, INVALID_SCHEMA, INVALID_QUALITY), UNAVAILABLE naming the service that did not answer.
     """
     GetPipeline: grpc.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.GetPipelineRequest, headrace.api.scheduling.v1.scheduling_pb2.Pipeline]
     """Errors: NOT_FOUND/PIPELINE_NOT_FOUND."""
     ListPipelines: grpc.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.ListPipelinesRequest, headrace.api.scheduling.v1.scheduling_pb2.ListPipelinesResponse]
     SubmitJob: grpc.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.SubmitJobRequest, headrace.api.scheduling.v1.scheduling_pb2.Job]
     """Queues a training job for a pipeline on one of its dataset's versions. The same request_id answers
-    the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND.
+    the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND,
+    FAILED_PRECONDITION/DATASET_VERSION_BLOCKED where the version breaks a quality rule that blocks it.
     """
     GetJob: grpc.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.GetJobRequest, headrace.api.scheduling.v1.scheduling_pb2.Job]
     """Errors: NOT_FOUND/JOB_NOT_FOUND."""
@@ -68,14 +69,15 @@ class SchedulingServiceAsyncStub(SchedulingServiceStub):
     their services first, and the pipeline is stored when they all accepted. With
     retrain_on_dataset_version and no job yet, one is queued on the newest dataset version. Idempotent.
     Errors: INVALID_ARGUMENT with the field (INVALID_PIPELINE, UNKNOWN_RECIPE, UNKNOWN_PARAMETER,
-    INVALID_PARAMETER, INVALID_SCHEMA), UNAVAILABLE naming the service that did not answer.
+    INVALID_PARAMETER, INVALID_SCHEMA, INVALID_QUALITY), UNAVAILABLE naming the service that did not answer.
     """
     GetPipeline: grpc.aio.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.GetPipelineRequest, headrace.api.scheduling.v1.scheduling_pb2.Pipeline]  # type: ignore[assignment]
     """Errors: NOT_FOUND/PIPELINE_NOT_FOUND."""
     ListPipelines: grpc.aio.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.ListPipelinesRequest, headrace.api.scheduling.v1.scheduling_pb2.ListPipelinesResponse]  # type: ignore[assignment]
     SubmitJob: grpc.aio.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.SubmitJobRequest, headrace.api.scheduling.v1.scheduling_pb2.Job]  # type: ignore[assignment]
     """Queues a training job for a pipeline on one of its dataset's versions. The same request_id answers
-    the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND.
+    the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND,
+    FAILED_PRECONDITION/DATASET_VERSION_BLOCKED where the version breaks a quality rule that blocks it.
     """
     GetJob: grpc.aio.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.GetJobRequest, headrace.api.scheduling.v1.scheduling_pb2.Job]  # type: ignore[assignment]
     """Errors: NOT_FOUND/JOB_NOT_FOUND."""
@@ -107,7 +109,7 @@ class SchedulingServiceServicer(metaclass=abc.ABCMeta):
         their services first, and the pipeline is stored when they all accepted. With
         retrain_on_dataset_version and no job yet, one is queued on the newest dataset version. Idempotent.
         Errors: INVALID_ARGUMENT with the field (INVALID_PIPELINE, UNKNOWN_RECIPE, UNKNOWN_PARAMETER,
-        INVALID_PARAMETER, INVALID_SCHEMA), UNAVAILABLE naming the service that did not answer.
+        INVALID_PARAMETER, INVALID_SCHEMA, INVALID_QUALITY), UNAVAILABLE naming the service that did not answer.
         """
 
     @abc.abstractmethod
@@ -132,7 +134,8 @@ class SchedulingServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.scheduling.v1.scheduling_pb2.Job, collections.abc.Awaitable[headrace.api.scheduling.v1.scheduling_pb2.Job]]:
         """Queues a training job for a pipeline on one of its dataset's versions. The same request_id answers
-        the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND.
+        the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND,
+        FAILED_PRECONDITION/DATASET_VERSION_BLOCKED where the version breaks a quality rule that blocks it.
         """
 
     @abc.abstractmethod
