@@ -54,18 +54,24 @@ def apply(
 
 def submit(
     pipeline: Annotated[str, typer.Argument(help="The pipeline to run.")],
-    version: Annotated[int, typer.Option(help="Dataset version; 0 is the newest.")] = 0,
+    version: Annotated[str, typer.Option(help="Dataset version, its number or tag; 0 is the newest.")] = "0",
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
     """Queue a training job."""
     from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+    from headrace.cli.dataset import version_request
     from headrace.cli.plain import plain
 
     async def command(client: HeadraceClient) -> None:
+        if version.isdecimal():
+            number = int(version)
+        else:
+            # A pipeline has the name of its dataset.
+            number = (await client.ingestion.GetVersion(version_request(pipeline, version))).version
         job = await client.scheduling.SubmitJob(
             scheduling.SubmitJobRequest(
-                pipeline=pipeline, dataset_version=version, request_id=str(uuid.uuid4())
+                pipeline=pipeline, dataset_version=number, request_id=str(uuid.uuid4())
             )
         )
         if output is Format.TABLE:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headrace.cli.dataset import dataset_app
 from headrace.cli.output import (
     Column,
     ExitCode,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from headrace.client import HeadraceClient
     from headrace.client.validating import Report
 
-dataset_app = typer.Typer(no_args_is_help=True, help="Check files, and propose schemas.")
 # Between two looks at how many rows have arrived.
 LOOK_SECONDS = 0.5
 
@@ -49,7 +49,6 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     for command in (validate, infer):
         dataset_app.command()(command)
-    app.add_typer(dataset_app, name="dataset")
     app.command("import")(import_files)
 
 

@@ -13,6 +13,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.registry.v1 import registry_pb2 as registry
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.api.training.v1 import training_pb2 as training
+from headrace.cli.dataset import version_request
 from headrace.cli.output import Column, field
 from headrace.cli.plain import Plain, plain
 from headrace.client import HeadraceClient
@@ -77,10 +78,13 @@ async def _versions(client: HeadraceClient, scope: str) -> list[Row]:
 
 
 async def _version(client: HeadraceClient, name: str) -> Row:
-    dataset, version = numbered(name, "dataset version")
-    return plain(
-        await client.ingestion.GetVersion(ingestion.GetVersionRequest(dataset=dataset, version=version))
-    )
+    dataset, _, version = name.rpartition("/")
+    if not dataset or not version:
+        raise InvalidArgument(
+            "INVALID_NAME",
+            "a dataset version is named DATASET/NUMBER or DATASET/TAG",
+        )
+    return plain(await client.ingestion.GetVersion(version_request(dataset, version)))
 
 
 async def _rejected(client: HeadraceClient, scope: str) -> list[Row]:
@@ -224,6 +228,10 @@ def _position(row: Row) -> str:
     return f"{row['partition']}/{row['offset']}"
 
 
+def _verdict(row: Row) -> str:
+    return "-" if row["verdict"] == "UNSPECIFIED" else str(row["verdict"]).lower()
+
+
 def _traffic(row: Row) -> str:
     traffic = row["traffic"]
     if not isinstance(traffic, list) or not traffic:
@@ -274,6 +282,9 @@ KINDS = (
             field("rows", "row_count", right=True),
             field("table version", "table_version", right=True),
             Column("content hash", lambda row: str(row["content_hash"])[:12]),
+            Column("verdict", _verdict),
+            field("tags", "tags"),
+            field("pinned", "pinned"),
             field("created", "create_time"),
         ),
         _versions,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,24 +11,17 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from tests.support.cli import Headrace, Services
 
 from headrace.api.inference.v1 import inference_pb2 as inference
-from headrace.api.inference.v1 import inference_pb2_grpc
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
-from headrace.api.ingestion.v1 import ingestion_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
-from headrace.api.scheduling.v1 import scheduling_pb2_grpc
 from headrace.api.training.v1 import training_pb2 as training
-from headrace.api.training.v1 import training_pb2_grpc
 from headrace.cli.look import _kinds
-from headrace.cli.main import app
 from headrace.embedded import commands
 from headrace.embedded.stack_file import PartState, PartStatus
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
 from headrace.rpc.convert import to_timestamp
-from headrace.rpc.server import ServiceBinding, serve
-from headrace.runtime.health import Health
 
 JOB = "4f7f2b3e-7b0c-4a9f-9a5e-0d3c9c0f6a11"
 SMALL = """\
@@ -52,85 +43,6 @@ def job(state: scheduling.JobState.ValueType = scheduling.JOB_STATE_QUEUED) -> s
         message="waits for a node",
         create_time=to_timestamp(datetime(2026, 1, 2, tzinfo=UTC)),
     )
-
-
-class Services:
-    """One object that answers for every service; what a test does not set is unimplemented."""
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-        self.answers: dict[str, Callable[[Any], Any]] = {}
-
-    def __getattr__(self, method: str) -> Any:
-        if not method[0].isupper():
-            raise AttributeError(method)
-
-        async def one(request: Any, _context: Any) -> Any:
-            self.requests.append(request)
-            return self.answers[method](request)
-
-        async def many(request: Any, _context: Any) -> AsyncIterator[Any]:
-            self.requests.append(request)
-            for answer in self.answers[method](request):
-                yield answer
-
-        return many if method.startswith(("Watch", "Stream", "Download")) else one
-
-
-@pytest.fixture
-def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
-    """Serves from a thread of its own, since a command runs its own event loop."""
-    answering, ports = Services(), list[int]()
-    bindings = [
-        ServiceBinding(add, answering, name)
-        for add, name in (
-            (
-                ingestion_pb2_grpc.add_IngestionServiceServicer_to_server,
-                "headrace.api.ingestion.v1.IngestionService",
-            ),
-            (
-                scheduling_pb2_grpc.add_SchedulingServiceServicer_to_server,
-                "headrace.api.scheduling.v1.SchedulingService",
-            ),
-            (
-                training_pb2_grpc.add_TrainingServiceServicer_to_server,
-                "headrace.api.training.v1.TrainingService",
-            ),
-            (
-                inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-                "headrace.api.inference.v1.InferenceService",
-            ),
-        )
-    ]
-    loop, up, down = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-
-    async def run() -> None:
-        async with serve("127.0.0.1:0", bindings, health=Health()) as server:
-            ports.append(server.port)
-            up.set()
-            await down.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    assert up.wait(20)
-    for service in ("INGESTION", "SCHEDULING", "TRAINING", "INFERENCE"):
-        monkeypatch.setenv(f"HEADRACE_{service}_TARGET", f"127.0.0.1:{ports[0]}")
-    yield answering
-    loop.call_soon_threadsafe(down.set)
-    thread.join(20)
-    loop.close()
-
-
-@pytest.fixture
-def headrace(tmp_path: Path) -> Callable[..., Result]:
-    def command(*arguments: str, **options: Any) -> Result:
-        env = {"HEADRACE_DATA": str(tmp_path / "no-stack")}
-        return CliRunner().invoke(app, arguments, env=env, **options)
-
-    return command
-
-
-Headrace = Callable[..., Result]
 
 
 def test_a_list_is_a_table_for_people(services: Services, headrace: Headrace) -> None:
