@@ -20,7 +20,9 @@ from headrace.errors import (
     NotFound,
 )
 from headrace.events.ingestion.v1 import events_pb2
+from headrace.ingestion.storage.repository import PostgresCatalogue
 from headrace.messaging import topics
+from headrace.postgres import connect
 
 pytestmark = pytest.mark.broker
 
@@ -156,11 +158,15 @@ async def test_a_tag_names_one_version_and_moves_only_by_force(ingestion: Ingest
 async def test_a_pin_stays_until_it_is_taken_away(ingestion: Ingestion) -> None:
     process = await ingestion.start_ready()
     await ingestion.apply(process)
-    await cut(ingestion, process, range(3))
+    for start in (0, 3):
+        await cut(ingestion, process, range(start, start + 3))
     name = ingestion.dataset
     async with ingestion.version_stub(process) as stub:
         assert (await stub.PinVersion(versions.PinVersionRequest(dataset=name, version=number(1)))).pinned
         assert (await stub.PinVersion(versions.PinVersionRequest(dataset=name, version=number(1)))).pinned
+        async with connect(ingestion.dsn, schema="ingestion", application_name="test") as pool:
+            catalogue = PostgresCatalogue(pool, max_published_bytes=1 << 20)
+            assert [version.version for version in await catalogue.pinned_versions(name)] == [1]
         unpinned = await stub.UnpinVersion(versions.UnpinVersionRequest(dataset=name, version=number(1)))
         assert not unpinned.pinned
         with pytest.raises(NotFound) as missing:
