@@ -40,7 +40,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(Relay(pool, producer).run, "outbox relay")
 
     runs = RunRepository(pool)
-    executor = LocalExecutor(settings.work_folder, platform.store_uri, settings.node)
+    executor = LocalExecutor(settings.work_folder, platform.store_uri, settings.in_memory_bytes)
     registry = await runner.enter(channel(settings.registry_target))
     scheduling = await runner.enter(channel(settings.scheduling_target))
     registrar = RegistryRegistrar(registry_pb2_grpc.RegistryServiceStub(registry))

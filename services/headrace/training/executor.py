@@ -38,10 +38,11 @@ TRACE_VARIABLE = "TRACEPARENT"
 class LocalExecutor:
     """Runs on this machine, each in a folder of its own below `root`."""
 
-    def __init__(self, root: Path, store_uri: str, node: str) -> None:
+    def __init__(self, root: Path, store_uri: str, in_memory_bytes: int) -> None:
+        """`in_memory_bytes`: a dataset version whose features take more is streamed."""
         self._root = root
         self._store_uri = store_uri
-        self._node = node
+        self._in_memory_bytes = in_memory_bytes
 
     def folder(self, run_id: str) -> Path:
         """Where a run's files lie."""
@@ -64,7 +65,7 @@ class LocalExecutor:
         folder = self.folder(run.id)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        specification(task, run, self._store_uri).write(folder)
+        specification(task, run, self._store_uri, self._in_memory_bytes).write(folder)
         reading, writing = os.pipe()
         try:
             with self.log(run.id).open("ab") as log:
@@ -182,7 +183,7 @@ def _lines(log: Path) -> list[str]:
     return log.read_text(errors="replace").splitlines() if log.exists() else []
 
 
-def specification(task: scheduling_pb2.Task, run: Run, store_uri: str) -> RunSpec:
+def specification(task: scheduling_pb2.Task, run: Run, store_uri: str, in_memory_bytes: int) -> RunSpec:
     """What the run is told, from what the node was told."""
     version, schema, training = task.dataset_version, task.schema, task.training
     parameters: dict[str, JsonValue] = json_format.MessageToDict(training.parameters)
@@ -215,6 +216,7 @@ def specification(task: scheduling_pb2.Task, run: Run, store_uri: str) -> RunSpe
         normalise_label=training.normalise_label == scheduling_pb2.NORMALISATION_STANDARD,
         seed=training.seed,
         store_uri=store_uri,
+        in_memory_bytes=in_memory_bytes,
         cpu=task.resources.cpu or 1.0,
         gpu=task.resources.gpu,
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from headrace.training.run.specification import IN_MEMORY_BYTES
+
 
 class Settings(BaseSettings):
     """Environment prefix `HEADRACE_TRAINING_`."""
@@ -22,4 +24,7 @@ class Settings(BaseSettings):
     work_folder: Path = Field(default=Path("/var/lib/headrace/runs"), description="Folders of the runs.")
     cpu: float = Field(default=0.0, ge=0, description="Cores offered; 0: those that there are.")
     memory_bytes: int = Field(default=0, ge=0, description="Memory offered; 0: all there is.")
+    in_memory_bytes: int = Field(
+        default=IN_MEMORY_BYTES, ge=0, description="A version whose features take more is streamed."
+    )
     gpu: int = Field(default=-1, ge=-1, description="GPUs offered; -1: those that the driver lists.")

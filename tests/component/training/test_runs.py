@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import deltalake
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -18,10 +20,10 @@ from tests.support.training import KEY, LABEL, features
 
 from headrace.errors import InvalidArgument
 from headrace.objects import ObjectStore
-from headrace.training.run.errors import Interrupted, UnusableDataset
+from headrace.training.run.errors import Interrupted, TableNotFound, UnusableDataset
 from headrace.training.run.messages import Pipe
 from headrace.training.run.report import MODEL_FILE, Report
-from headrace.training.run.specification import Column, Dataset, Label, RunSpec, Shares
+from headrace.training.run.specification import IN_MEMORY_BYTES, Column, Dataset, Label, RunSpec, Shares
 from headrace.training.run.work import work
 
 EPOCHS = 24
@@ -63,6 +65,10 @@ class Runs:
             seed=3,
             store_uri=self.store_uri,
         )
+
+    def streamed(self, job: str, **parameters: JsonValue) -> RunSpec:
+        """A run that holds none of the table in memory."""
+        return self.spec(job, **parameters).model_copy(update={"in_memory_bytes": 0})
 
     def run(self, spec: RunSpec, stopping: Callable[[], bool] = lambda: False) -> Report:
         folder = self.folder / spec.job
@@ -110,6 +116,77 @@ def test_an_interrupted_run_ends_with_the_same_bits(runs: Runs, parameters: dict
     assert found.metrics == expected.metrics
     assert (found.epochs, found.best_epoch) == (expected.epochs, expected.best_epoch)
     assert runs.weights(parted) == runs.weights(whole)
+
+
+@pytest.mark.parametrize("stops", [(3, 7, 20, 1), (13,)])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"batch_size": 32, "epochs": 5},
+        {"batch_size": 0, "epochs": 54, "optimizer": "sgd", "momentum": 0.9},
+        {"batch_size": 50, "epochs": 9, "early_stopping": {"patience": 3, "min_delta": 0.01}},
+    ],
+)
+def test_a_streamed_run_that_is_interrupted_within_an_epoch_ends_with_the_same_bits(
+    runs: Runs, parameters: dict[str, JsonValue], stops: tuple[int, ...]
+) -> None:
+    whole = runs.streamed("whole", **parameters)
+    expected = runs.run(whole)
+    parted = runs.streamed("parted", **parameters)
+    for batches in stops:
+        with pytest.raises(Interrupted):
+            runs.run(parted, stop_after(batches))
+    found = runs.run(parted)
+    assert found.losses == expected.losses
+    assert found.metrics == expected.metrics
+    assert runs.weights(parted) == runs.weights(whole)
+
+
+def test_a_streamed_run_has_the_splits_of_one_in_memory(runs: Runs) -> None:
+    held, streamed = runs.run(runs.spec("held")), runs.run(runs.streamed("streamed"))
+    assert streamed.rows == held.rows
+    assert streamed.metrics["test/accuracy"] > 0.93
+
+
+def test_full_batches_of_a_streamed_run_are_those_in_memory(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of the parts add up to the whole's."""
+    monkeypatch.setattr("headrace.training.run.data.SWEPT_ROWS", 50)
+    parameters: dict[str, JsonValue] = {
+        "batch_size": 0,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "epochs": 200,
+    }
+    held = runs.run(runs.spec("held", **parameters))
+    streamed = runs.run(runs.streamed("streamed", **parameters))
+    losses = [[loss.train for loss in report.losses] for report in (held, streamed)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert streamed.metrics["test/loss"] == pytest.approx(held.metrics["test/loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_missing_value_that_nothing_stands_for_is_refused(
+    runs: Runs, tmp_path: Path, streamed: bool
+) -> None:
+    rows = deltalake.DeltaTable(runs.table_uri).to_pyarrow_table()
+    gaps = pa.array([None, *rows.column(features()[0]).to_pylist()[1:]], pa.float32())
+    uri = str(tmp_path / "gaps")
+    deltalake.write_deltalake(uri, rows.set_column(1, features()[0], gaps))
+    spec = runs.spec("job", shares=(1, 0, 0)).model_copy(
+        update={"in_memory_bytes": 0 if streamed else IN_MEMORY_BYTES}
+    )
+    dataset = spec.dataset.model_copy(update={"table_uri": uri})
+    with pytest.raises(UnusableDataset, match="mean_radius has no value in 1 of 569 rows"):
+        runs.run(spec.model_copy(update={"dataset": dataset}))
+
+
+def test_a_table_that_does_not_exist_is_named(runs: Runs, tmp_path: Path) -> None:
+    spec = runs.spec("job")
+    dataset = spec.dataset.model_copy(update={"table_uri": str(tmp_path / "none")})
+    with pytest.raises(TableNotFound, match="version 0 of the table"):
+        runs.run(spec.model_copy(update={"dataset": dataset}))
 
 
 def test_another_seed_makes_another_model(runs: Runs) -> None:
@@ -163,8 +240,8 @@ def test_normalisation_is_fitted_on_the_training_split_alone(runs: Runs, tmp_pat
     runs.run(spec)
     from headrace.training.run.data import load
 
-    train = load(spec.dataset, spec.shares, classified=True).train
-    means = train.features.double().mean(dim=0).float().numpy().tobytes()
+    data = load(spec.dataset, spec.shares, classified=True, in_memory_bytes=spec.in_memory_bytes)
+    means = next(data.train.batches()).features.double().mean(dim=0).float().numpy().tobytes()
     assert means in runs.weights(spec)
 
 
@@ -191,9 +268,10 @@ def test_a_regression_comes_close_to_ordinary_least_squares(runs: Runs) -> None:
     )
     spec = spec.model_copy(update={"dataset": dataset, "normalise_label": True})
     report = runs.run(spec)
-    data = load(dataset, spec.shares, classified=False)
-    fitted = LinearRegression().fit(data.train.features, data.train.labels)
-    error = fitted.predict(data.test.features) - data.test.labels.numpy()
+    data = load(dataset, spec.shares, classified=False, in_memory_bytes=spec.in_memory_bytes)
+    [train], [test] = data.train.batches(), data.test.batches()
+    fitted = LinearRegression().fit(*train)
+    error = fitted.predict(test.features) - test.labels.numpy()
     assert report.metrics["test/mse"] == pytest.approx(np.mean(error**2), rel=1e-3)
 
 

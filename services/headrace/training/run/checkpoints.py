@@ -27,16 +27,18 @@ class Pointer(BaseModel):
 
     path: str
     epoch: int
+    batches: int = 0
     sha256: str
     fingerprint: str
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state to resume from. Its content is the trainer's own affair."""
+    """A state to resume from: after `epoch` epochs and `batches` batches of the next one."""
 
     epoch: int
     state: dict[str, Any]
+    batches: int = 0
 
 
 class Checkpoints:
@@ -58,11 +60,13 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(checkpoint.state, buffer)
         data = buffer.getvalue()
-        path = f"{self._folder}/{self._attempt}-{checkpoint.epoch:08d}.pt"
+        batches = f"-{checkpoint.batches:08d}" if checkpoint.batches else ""
+        path = f"{self._folder}/{self._attempt}-{checkpoint.epoch:08d}{batches}.pt"
         self._store.write_bytes(path, data)
         pointer = Pointer(
             path=path,
             epoch=checkpoint.epoch,
+            batches=checkpoint.batches,
             sha256=hashlib.sha256(data).hexdigest(),
             fingerprint=self._fingerprint,
         )
@@ -88,4 +92,4 @@ class Checkpoints:
             return None
         self._saved = pointer.path
         # weights_only: a checkpoint holds tensors and plain values, and never code.
-        return Checkpoint(pointer.epoch, torch.load(io.BytesIO(data), weights_only=True))
+        return Checkpoint(pointer.epoch, torch.load(io.BytesIO(data), weights_only=True), pointer.batches)

@@ -1,42 +1,115 @@
-"""A dataset version as tensors: read, split, and measured for normalisation."""
+"""A dataset version as tensors, split: held in memory where it is small, else read anew for each pass."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
-from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.objects.store import delta_storage_options
+from headrace.datasets import Classes, Encoding, Numbers, Reader, Shuffle, Table
 from headrace.training.run import splits
-from headrace.training.run.errors import TableNotFound, UnusableDataset
-from headrace.training.run.specification import Column, Dataset, Shares
+from headrace.training.run.errors import UnusableDataset, explained
+from headrace.training.run.order import HeldOrder, Order, StreamedOrder
+from headrace.training.run.specification import Dataset, Shares
 
 # Of two samples with one key, their place in the topic decides the order; tables without are fine.
 ORDER_COLUMNS = ("_topic", "_partition", "_offset")
+# Rows of a batch where the batches' size makes no difference to the result.
+SWEPT_ROWS = 1 << 14
+FLOAT_BYTES = 4
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows of one split: features [rows, columns] FP32; labels [rows, 1] FP32 or [rows] INT64 indices."""
+class Rows(NamedTuple):
+    """Features [rows, columns] FP32; labels [rows, 1] FP32 or [rows] INT64 indices."""
 
-    name: str
     features: Tensor
     labels: Tensor
 
+
+class Split(Protocol):
+    """Rows of one split, in an order that does not change."""
+
+    name: str
+
     def __len__(self) -> int:
-        return len(self.features)
+        """Number of rows."""
 
     def to(self, device: torch.device) -> Split:
+        """Return the same rows, on a device already where they are held in memory."""
+
+    def batches(self) -> Iterator[Rows]:
+        """Give all rows once. Raises RunError."""
+
+    def order(self, batch_rows: int, seed: int) -> Order:
+        """Return an order of the rows for each epoch, in batches of `batch_rows`.
+
+        Where that is all of them, the batches are what suits the memory, and their order makes no difference.
+        """
+
+
+@dataclass(frozen=True)
+class HeldSplit:
+    """Rows in memory."""
+
+    name: str
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows.features)
+
+    def to(self, device: torch.device) -> HeldSplit:
         """Return the same rows on a device."""
-        return Split(self.name, self.features.to(device), self.labels.to(device))
+        return HeldSplit(self.name, Rows(*(tensor.to(device) for tensor in self.rows)))
+
+    def batches(self) -> Iterator[Rows]:
+        """Give all rows in one batch; none where there are none."""
+        if len(self):
+            yield self.rows
+
+    def order(self, batch_rows: int, seed: int) -> HeldOrder:
+        """Put them in an order of their own for each epoch."""
+        return HeldOrder(*self.rows, batch_rows, seed)
+
+
+@dataclass(frozen=True)
+class StreamedSplit:
+    """Rows in the table, of which a few at a time are in memory."""
+
+    name: str
+    count: int
+    table: Table
+    encodings: tuple[Encoding, ...]
+    selection: splits.InSplit
+
+    def __len__(self) -> int:
+        return self.count
+
+    def to(self, device: torch.device) -> StreamedSplit:
+        """Nothing is held that could be moved."""
+        return self
+
+    def batches(self) -> Iterator[Rows]:
+        """Read all rows."""
+        with explained():
+            for batch in self._reader(SWEPT_ROWS, None):
+                yield Rows(*batch)
+
+    def order(self, batch_rows: int, seed: int) -> StreamedOrder:
+        """Read them in an order of their own for each epoch."""
+        if batch_rows >= self.count:
+            return StreamedOrder(self._reader(SWEPT_ROWS, None))
+        return StreamedOrder(self._reader(batch_rows, Shuffle(seed)))
+
+    def _reader(self, batch_rows: int, shuffle: Shuffle | None) -> Reader:
+        return Reader(
+            self.table, self.encodings, batch_rows=batch_rows, selection=self.selection, shuffle=shuffle
+        )
 
 
 @dataclass(frozen=True)
@@ -52,95 +125,82 @@ class Data:
         return self.train, self.validation, self.test
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Per column: normalised = (raw - mean) / deviation."""
+def load(
+    dataset: Dataset,
+    shares: Shares,
+    *,
+    classified: bool,
+    in_memory_bytes: int,
+    nullable: Collection[str] = (),
+) -> Data:
+    """Open a dataset version and split it by key; rows without a label are left out.
 
-    mean: Tensor
-    deviation: Tensor
-
-    @classmethod
-    def identity(cls, columns: int) -> Scale:
-        """Leave the columns as they are."""
-        return cls(torch.zeros(columns), torch.ones(columns))
-
-    @classmethod
-    def fitted(cls, columns: Tensor) -> Scale:
-        """Give [rows, columns] mean 0 and variance 1; a constant column only mean 0."""
-        exact = columns.double()
-        deviation = exact.std(dim=0, correction=0)
-        return cls(
-            exact.mean(dim=0).float(),
-            torch.where(deviation > 0, deviation, torch.ones_like(deviation)).float(),
-        )
-
-
-def load(dataset: Dataset, shares: Shares, *, classified: bool) -> Data:
-    """Read a dataset version and split it by key; rows without a label are left out.
-
-    The rows' order does not depend on the table's files. `classified`: labels are indices into the
-    dataset's classes. Raises TableNotFound, UnusableDataset.
+    A table whose features take more than `in_memory_bytes` is streamed. Of a smaller one the rows' order does
+    not depend on its files. `classified`: labels are indices into the dataset's classes. A missing value of
+    the `nullable` features is NaN. Raises TableNotFound, UnusableDataset.
     """
-    table = _read(dataset)
-    features = np.column_stack([_numbers(table, column) for column in dataset.features])
-    labels = _indices(table, dataset) if classified else _numbers(table, dataset.label)[:, None]
-    chosen = splits.assign(table.column(dataset.key).to_pylist(), shares)
-
-    def split(number: int) -> Split:
-        rows = chosen == number
-        return Split(splits.SPLITS[number], torch.from_numpy(features[rows]), torch.from_numpy(labels[rows]))
-
-    data = Data(split(0), split(1), split(2))
+    features = [column.name for column in dataset.features]
+    label: Encoding = (
+        Classes(dataset.label.name, [json.loads(text) for text in dataset.label.classes])
+        if classified
+        else Numbers([dataset.label.name])
+    )
+    encodings = (Numbers(features, nullable), label)
+    with explained():
+        table = Table.open(dataset.table_uri, dataset.table_version)
+        table.require([dataset.key, *features, dataset.label.name])
+        streamed = table.rows * len(features) * FLOAT_BYTES > in_memory_bytes
+        data = (_streamed if streamed else _held)(table, dataset, shares, encodings)
     if not len(data.train):
         raise UnusableDataset(
-            f"of the {len(features)} rows with a label none is in the training split; "
+            f"of the {sum(map(len, data.splits()))} rows with a label none is in the training split; "
             "more samples are needed, or a larger training share"
         )
     return data
 
 
-def _read(dataset: Dataset) -> pa.Table:
-    try:
-        table = DeltaTable(
-            dataset.table_uri, version=dataset.table_version, storage_options=delta_storage_options()
-        )
-        stored = {field.name for field in table.schema().fields}
-        wanted = [dataset.key, *(column.name for column in dataset.features), dataset.label.name]
-        missing = [name for name in wanted if name not in stored]
-        if missing:
-            raise UnusableDataset(f"the table of {dataset.name} has no column {', '.join(missing)}")
-        order = [name for name in ORDER_COLUMNS if name in stored]
-        rows = table.to_pyarrow_table(columns=[*wanted, *order])
-    except (TableNotFoundError, DeltaError) as error:
-        raise TableNotFound(
-            f"version {dataset.table_version} of the table {dataset.table_uri} cannot be read: {error}"
-        ) from error
+def _held(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[Encoding, ...]) -> Data:
+    order = [name for name in ORDER_COLUMNS if name in table.columns]
+    rows = table.read(list(dict.fromkeys([dataset.key, *_columns(encodings), *order])))
     rows = rows.filter(pc.is_valid(rows.column(dataset.label.name)))
-    return rows.sort_by([(name, "ascending") for name in (dataset.key, *order)])
-
-
-def _numbers(table: pa.Table, column: Column) -> NDArray[np.float32]:
-    values = table.column(column.name)
-    if column.type == "string":
-        raise UnusableDataset(
-            f"{column.name} is text, and this recipe learns from numbers; "
-            "leave it out of the features, or send it as numbers"
+    rows = rows.sort_by([(name, "ascending") for name in (dataset.key, *order)]).combine_chunks()
+    if not len(rows):
+        return Data(*(HeldSplit(name, Rows(torch.empty(0), torch.empty(0))) for name in splits.SPLITS))
+    [batch] = rows.to_batches()
+    encoded = [encoding.encode(batch) for encoding in encodings]
+    chosen = torch.from_numpy(splits.assign(batch.column(dataset.key), shares))
+    return Data(
+        *(
+            HeldSplit(name, Rows(*(tensor[chosen == number] for tensor in encoded)))
+            for number, name in enumerate(splits.SPLITS)
         )
-    if values.null_count:
-        raise UnusableDataset(
-            f"{column.name} has no value in {values.null_count} rows, and this recipe needs them all; "
-            "make the feature not nullable, or leave it out"
-        )
-    return np.asarray(values.cast(pa.float32(), safe=False).to_numpy(), dtype=np.float32)
+    )
 
 
-def _indices(table: pa.Table, dataset: Dataset) -> NDArray[np.int64]:
-    """Return each label's place among the classes."""
-    classes = [json.loads(text) for text in dataset.label.classes]
-    values = table.column(dataset.label.name)
-    found = pc.index_in(values, value_set=pa.array(classes).cast(values.type))
-    if found.null_count:
-        raise UnusableDataset(
-            f"{found.null_count} labels are none of the classes {', '.join(dataset.label.classes)}"
+def _streamed(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[Encoding, ...]) -> Data:
+    selections = [
+        splits.InSplit(number, dataset.key, dataset.label.name, shares)
+        for number, _ in enumerate(splits.SPLITS)
+    ]
+    counts = _counts(table, dataset, shares)
+    return Data(
+        *(
+            StreamedSplit(name, count, table, encodings, selection)
+            for name, count, selection in zip(splits.SPLITS, counts, selections, strict=True)
         )
-    return np.asarray(found.to_numpy(), dtype=np.int64)
+    )
+
+
+def _counts(table: Table, dataset: Dataset, shares: Shares) -> list[int]:
+    """Rows with a label, by split."""
+    counts = np.zeros(len(splits.SPLITS), np.int64)
+    for part in table.parts:
+        for batch in table.scan(part, [dataset.key, dataset.label.name]):
+            labelled = batch.filter(batch.column(dataset.label.name).is_valid())
+            chosen = splits.assign(labelled.column(dataset.key), shares, few=0)
+            counts += np.bincount(chosen, minlength=len(counts))
+    return [int(count) for count in counts]
+
+
+def _columns(encodings: tuple[Encoding, ...]) -> list[str]:
+    return [name for encoding in encodings for name in encoding.columns]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
+
+from headrace.errors import HeadraceError, NotFound, Unavailable
 
 
 class RunError(Exception):
@@ -37,3 +41,16 @@ class OutOfMemory(RunError):  # noqa: N818
 
 class Interrupted(Exception):  # noqa: N818
     """The run was told to stop, and has saved a checkpoint."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Raise what reading raises as the reason of a run's failure."""
+    try:
+        yield
+    except NotFound as error:
+        raise TableNotFound(error.message) from error
+    except Unavailable as error:
+        raise RunError(error.message) from error
+    except HeadraceError as error:
+        raise UnusableDataset(error.message) from error

@@ -10,6 +10,8 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 SPEC_FILE: Final = "spec.json"
+# What features may take in memory; a table that is larger is streamed. Loading takes a few times as much.
+IN_MEMORY_BYTES: Final = 128 << 20
 
 
 class _Frozen(BaseModel):
@@ -66,6 +68,7 @@ class RunSpec(_Frozen):
     normalise_label: bool
     seed: int
     store_uri: str
+    in_memory_bytes: int = IN_MEMORY_BYTES
     cpu: float = 1.0
     gpu: int = 0
 
@@ -81,6 +84,7 @@ class RunSpec(_Frozen):
                 "normalise",
                 "normalise_label",
                 "seed",
+                "in_memory_bytes",
             },
         )
         # Sorted: parameters come from a Protobuf map, whose order changes from one message to the next.

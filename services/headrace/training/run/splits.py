@@ -9,26 +9,30 @@ own hash is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.training.run.specification import Shares
 
 SPLITS = ("train", "validation", "test")
+# Below this, hashing one by one takes less time than importing what hashes many at once.
+FEW_KEYS = 100_000
 
 
 def place(key: str) -> float:
     """Return a key's place in [0, 1)."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    # 53 bits are what a float holds: dividing all 64 could round up to 1.
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
+    return float(_places(np.array([int.from_bytes(digest, "big")], np.uint64))[0])
 
 
-def assign(keys: Iterable[str], shares: Shares) -> NDArray[np.int8]:
-    """Return each key's split: 0 train, 1 validation, 2 test."""
-    places = np.fromiter(map(place, keys), dtype=np.float64)
+def assign(keys: pa.Array, shares: Shares, *, few: int = FEW_KEYS) -> NDArray[np.int8]:
+    """Return the split of each key, none of them null: 0 train, 1 validation, 2 test.
+
+    `few`: up to so many keys are hashed one by one.
+    """
+    places = _places(_hashed_singly(keys) if len(keys) <= few else _hashed_together(keys))
     ends = [shares.train, shares.train + shares.validation]
     if not shares.test:
         # Shares that sum to 1 only nearly leave nothing over.
@@ -36,3 +40,39 @@ def assign(keys: Iterable[str], shares: Shares) -> NDArray[np.int8]:
     if not shares.test and not shares.validation:
         ends[0] = 1.0
     return np.searchsorted(ends, places, side="right").astype(np.int8)
+
+
+class InSplit:
+    """Rows of one split that have a label: what a reader of the table selects."""
+
+    def __init__(self, number: int, key: str, label: str, shares: Shares) -> None:
+        self.columns = (key, label)
+        self._number = number
+        self._shares = shares
+
+    def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Whether each row is one of them."""
+        key, label = (batch.column(name) for name in self.columns)
+        chosen: NDArray[np.bool_] = assign(key, self._shares, few=0) == self._number
+        if label.null_count:
+            chosen &= label.is_valid().to_numpy(zero_copy_only=False)
+        return chosen
+
+
+def _places(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    # 53 bits are what a float holds: dividing all 64 could round up to 1.
+    places: NDArray[np.float64] = (hashes >> np.uint64(11)) / 2.0**53
+    return places
+
+
+def _hashed_singly(keys: pa.Array) -> NDArray[np.uint64]:
+    digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys.to_pylist())
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
+def _hashed_together(keys: pa.Array) -> NDArray[np.uint64]:
+    # Numba comes with it, which a run over a small table does without.
+    from headrace.native.arrow import spans_of
+    from headrace.native.blake2b import blake2b_64
+
+    return blake2b_64(spans_of(keys))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headrace.recipes.mlp import MlpParameters
 from headrace.training.run.checkpoints import Checkpoint, Checkpoints
-from headrace.training.run.data import Data, Split
+from headrace.training.run.data import Split
 from headrace.training.run.errors import Diverged, Interrupted
 from headrace.training.run.messages import Pipe, Progressed, Started
 from headrace.training.run.model import Normalised
@@ -31,14 +31,18 @@ class Trainer:
 
     model: Normalised
     task: Task
-    data: Data
+    train_rows: Split
+    validation_rows: Split
+    device: torch.device
     parameters: MlpParameters
-    generator: torch.Generator
+    seed: int
     checkpoints: Checkpoints
     pipe: Pipe
     stopping: Callable[[], bool]
     epoch: int = 0
     resumed_epoch: int = 0
+    # Done of the epoch that is not at its end.
+    batches: int = 0
     best_loss: float = math.inf
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -46,18 +50,26 @@ class Trainer:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        """Make the optimiser for the model's weights."""
+        """Make the optimiser for the model's weights, and the order of the rows."""
         self.optimizer = _optimizer(self.model.network, self.parameters)
+        # Without a size, or with a larger one, each step takes all rows, however many batches they come in.
+        size = self.parameters.batch_size or len(self.train_rows)
+        self.whole = size >= len(self.train_rows)
+        self.order = self.train_rows.order(size, self.seed)
+        # The losses of the rows of the epoch that is not at its end.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.began = self.saved = time.monotonic()
+        self.seconds_before = 0.0
 
     def train(self) -> bool:
         """Train from the last checkpoint, if there is one, to the end; whether it stopped early.
 
-        Leaves the best weights by validation loss where early stopping is on. Raises Diverged, Interrupted.
+        Leaves the best weights by validation loss where early stopping is on. Raises RunError, Interrupted.
         """
         self._resume()
         self.pipe.send(Started(epochs=self.parameters.epochs, resumed_epoch=self.resumed_epoch))
-        began = said = saved = time.monotonic()
-        before = self.seconds
+        self.began = said = self.saved = time.monotonic()
+        self.seconds_before = self.seconds
         stopped_early = False
         while self.epoch < self.parameters.epochs and not stopped_early:
             loss = self._train_epoch()
@@ -67,14 +79,13 @@ class Trainer:
                     f"the loss is {loss} after epoch {self.epoch}; a smaller learning_rate may help"
                 )
             stopped_early = self._judge(loss)
-            now = time.monotonic()
-            self.seconds = before + now - began
+            now = self._clocked()
             last = stopped_early or self.epoch == self.parameters.epochs
             self._log(loss, last=last)
             if last or now - said >= PROGRESS_SECONDS:
                 said = now
                 done = self.epoch - self.resumed_epoch
-                remaining = 0.0 if last else (now - began) / done * (self.parameters.epochs - self.epoch)
+                remaining = 0.0 if last else (now - self.began) / done * (self.parameters.epochs - self.epoch)
                 self.pipe.send(
                     Progressed(
                         epoch=self.epoch,
@@ -84,41 +95,59 @@ class Trainer:
                     )
                 )
             every = self.parameters.checkpoint_every
-            due = now - saved >= self.parameters.checkpoint_seconds or (every and self.epoch % every == 0)
-            if self.stopping() and not last:
-                self._save()
-                raise Interrupted
-            if due and not last:
-                saved = now
-                self._save()
+            if not last:
+                self._save_where_due(wanted=bool(every and self.epoch % every == 0))
         if self.parameters.early_stopping is not None and self.best_weights:
             self.model.network.load_state_dict(self.best_weights)
         return stopped_early
 
     def _train_epoch(self) -> float:
-        """One pass over the training split in an order of its own; the mean loss."""
+        """One pass, or what is left of it, over the training split in an order of its own; the mean loss."""
         self.model.train()
-        rows = self.data.train
-        size = self.parameters.batch_size or len(rows)
-        if size >= len(rows):
-            # The whole split at once: its order does not matter.
-            batches: list[slice | Tensor] = [slice(None)]
-        else:
-            order = torch.randperm(len(rows), generator=self.generator).to(rows.features.device)
-            batches = list(torch.split(order, size))
-        total = torch.zeros((), device=rows.features.device)
-        for batch in batches:
-            features, labels = rows.features[batch], rows.labels[batch]
+        rows = len(self.train_rows)
+        self.optimizer.zero_grad(set_to_none=True)
+        for features, labels in self._batches():
             loss = self.task.loss(self.model, self.model(features), labels)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.loss_sum += loss.detach() * len(features)
+            self.batches += 1
+            if self.whole:
+                # Gradients add up to that of the mean over all rows.
+                (loss * (len(features) / rows)).backward()  # type: ignore[no-untyped-call]
+                continue
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            total += loss.detach() * len(features)
-        return float(total / len(rows))
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.order.resumable:
+                self._save_where_due()
+        if self.whole:
+            self.optimizer.step()
+        mean = float(self.loss_sum / rows)
+        self.batches = 0
+        self.loss_sum.zero_()
+        return mean
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for features, labels in self.order.rest():
+            yield features.to(self.device), labels.to(self.device)
+
+    def _save_where_due(self, *, wanted: bool = False) -> None:
+        """Save a checkpoint where it is wanted or time for one. Raises Interrupted, after saving."""
+        now = self._clocked()
+        stopping = self.stopping()
+        if stopping or wanted or now - self.saved >= self.parameters.checkpoint_seconds:
+            self._save()
+            self.saved = now
+        if stopping:
+            raise Interrupted
+
+    def _clocked(self) -> float:
+        now = time.monotonic()
+        self.seconds = self.seconds_before + now - self.began
+        return now
 
     def _judge(self, loss: float) -> bool:
         """Note the epoch's losses; whether patience is at its end."""
-        validation = self._loss_on(self.data.validation)
+        validation = self._loss_on(self.validation_rows)
         self.losses.append(EpochLoss(epoch=self.epoch, train=loss, validation=validation))
         early = self.parameters.early_stopping
         judged = loss if validation is None else validation
@@ -133,7 +162,11 @@ class Trainer:
         if not len(rows):
             return None
         self.model.eval()
-        return float(self.task.loss(self.model, self.model(rows.features), rows.labels))
+        total = 0.0
+        for batch in rows.batches():
+            features, labels = (tensor.to(self.device) for tensor in batch)
+            total += float(self.task.loss(self.model, self.model(features), labels)) * len(features)
+        return total / len(rows)
 
     def _log(self, loss: float, *, last: bool) -> None:
         if last or self.epoch % self.parameters.log_every == 0:
@@ -145,14 +178,15 @@ class Trainer:
         state: dict[str, Any] = {
             "network": self.model.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "order": self.order.state_dict(),
+            "loss_sum": float(self.loss_sum),
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "best_weights": self.best_weights,
             "losses": [entry.model_dump() for entry in self.losses],
             "seconds": self.seconds,
         }
-        self.checkpoints.save(Checkpoint(self.epoch, state))
+        self.checkpoints.save(Checkpoint(self.epoch, state, self.batches))
 
     def _resume(self) -> None:
         checkpoint = self.checkpoints.load()
@@ -161,13 +195,16 @@ class Trainer:
         state = checkpoint.state
         self.model.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        self.order.load_state_dict(state["order"])
+        self.loss_sum.fill_(state["loss_sum"])
+        self.batches = checkpoint.batches
         self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
         self.best_weights = state["best_weights"]
         self.losses = [EpochLoss(**entry) for entry in state["losses"]]
         self.seconds = state["seconds"]
         self.epoch = self.resumed_epoch = checkpoint.epoch
-        print(f"resumed after epoch {checkpoint.epoch}", flush=True)
+        within = f" and {checkpoint.batches} batches" if checkpoint.batches else ""
+        print(f"resumed after epoch {checkpoint.epoch}{within}", flush=True)
 
 
 def _optimizer(network: nn.Module, parameters: MlpParameters) -> torch.optim.Optimizer:

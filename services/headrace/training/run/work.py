@@ -8,17 +8,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from headrace.objects import ObjectStore
 from headrace.recipes.catalogue import parse_parameters
 from headrace.recipes.mlp import MlpParameters
 from headrace.telemetry import names, tracing
 from headrace.training.run.checkpoints import Checkpoints
-from headrace.training.run.data import Data, Scale, load
+from headrace.training.run.data import Data, Split, load
 from headrace.training.run.export import export
 from headrace.training.run.messages import Pipe
 from headrace.training.run.model import Normalised, build_mlp
 from headrace.training.run.report import MODEL_FILE, Report
+from headrace.training.run.scale import Scale
 from headrace.training.run.specification import RunSpec
 from headrace.training.run.tasks import Classification, Regression, Task
 from headrace.training.run.trainer import Trainer
@@ -34,21 +36,27 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
     device = torch.device("cuda" if spec.gpu and torch.cuda.is_available() else "cpu")
 
     with tracing.span(names.SPAN_LOAD_DATA):
-        data = load(spec.dataset, spec.shares, classified=classified)
+        data = load(spec.dataset, spec.shares, classified=classified, in_memory_bytes=spec.in_memory_bytes)
         rows = {split.name: len(split) for split in data.splits()}
         print(f"rows: {rows}; device: {device}", flush=True)
     task: Task = Classification(len(spec.dataset.label.classes)) if classified else Regression()
     columns = len(spec.dataset.features)
-    features = Scale.fitted(data.train.features) if spec.normalise else Scale.identity(columns)
+    features = (
+        Scale.fitted(rows.features for rows in data.train.batches())
+        if spec.normalise
+        else Scale.identity(columns)
+    )
     label = task.label_scale(data.train, normalise=spec.normalise_label)
     model = Normalised(build_mlp(columns, task.outputs, parameters), features, label).to(device)
 
     trainer = Trainer(
         model=model,
         task=task,
-        data=Data(*(split.to(device) for split in data.splits())),
+        train_rows=data.train.to(device),
+        validation_rows=data.validation.to(device),
+        device=device,
         parameters=parameters,
-        generator=torch.Generator().manual_seed(spec.seed),
+        seed=spec.seed,
         checkpoints=Checkpoints(
             ObjectStore.from_uri(spec.store_uri), spec.job, spec.attempt, spec.fingerprint()
         ),
@@ -63,7 +71,11 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
             print(f"{name} {value:.6g}", flush=True)
     with tracing.span(names.SPAN_EXPORT):
         signature = export(
-            model, spec.dataset, data.train.features, folder / MODEL_FILE, classified=classified
+            model,
+            spec.dataset,
+            next(data.train.batches()).features,
+            folder / MODEL_FILE,
+            classified=classified,
         )
 
     Report(
@@ -94,10 +106,19 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
 
 @torch.no_grad()
 def evaluate(model: Normalised, task: Task, data: Data) -> dict[str, float]:
-    """Metrics of every split that has rows, by "split/metric"."""
+    """Metrics of every split that has rows, by "split/metric".
+
+    Of a split that is streamed, answers and labels of all rows are in memory, and a few rows' features.
+    """
     return {
         f"{split.name}/{name}": value
         for split in data.splits()
         if len(split)
-        for name, value in task.metrics(model, model(split.features), split).items()
+        for name, value in task.metrics(model, *_answers(model, split)).items()
     }
+
+
+def _answers(model: Normalised, split: Split) -> tuple[Tensor, Tensor]:
+    pairs = [(model(features), labels) for features, labels in split.batches()]
+    outputs, labels = zip(*pairs, strict=True)
+    return torch.cat(outputs), torch.cat(labels)
