@@ -7,7 +7,8 @@ spec:
   dataset:
     key: patient_id
     features:
-      mean_radius: {type: float32, min: 0, unit: mm, description: of the nucleus}
+      mean_radius: {type: float32, min: 0, nullable: true, unit: mm, description: of the nucleus}
+      grade: {type: int8, nullable: true}
       site: {type: string, pattern: "^[A-Z]{3}$", default: UNK}
     label: {name: malignant, type: int8, classes: [0, 1]}
     attributes:                   # stored, and given to no model
@@ -16,7 +17,12 @@ spec:
     cut: {rows: 500, seconds: 30}
     rejects: {alert_share: 0.05, window: 10m, hold_cut: true}
     quality: [{rule: null_share, field: site, max: 0.01, action: block}]
-  preprocess: {normalise: standard, split: {train: 0.7, validation: 0.15, test: 0.15}}
+  preprocess:
+    normalise: standard       # every feature; missing, indicator, clip and log may stand here, too
+    features:
+      mean_radius: {missing: median, indicator: true, clip: {min: 0, max: 40}, log: true, normalise: robust}
+      grade: {encode: one_hot, missing: {constant: 0}}
+    split: {train: 0.7, validation: 0.15, test: 0.15}
   training:
     recipe: mlp
     parameters: {hidden: [64, 32]}
@@ -64,7 +70,22 @@ ROLES: Final = {
 NORMALISATIONS: Final = {
     "none": scheduling.NORMALISATION_NONE,
     "standard": scheduling.NORMALISATION_STANDARD,
+    "min_max": scheduling.NORMALISATION_MIN_MAX,
+    "robust": scheduling.NORMALISATION_ROBUST,
 }
+LABEL_NORMALISATIONS: Final = {name: NORMALISATIONS[name] for name in ("none", "standard")}
+MISSING_RULES: Final = {
+    "refuse": scheduling.MISSING_RULE_REFUSE,
+    "mean": scheduling.MISSING_RULE_MEAN,
+    "median": scheduling.MISSING_RULE_MEDIAN,
+}
+ENCODINGS: Final = {
+    "number": scheduling.ENCODING_NUMBER,
+    "one_hot": scheduling.ENCODING_ONE_HOT,
+    "ordinal": scheduling.ENCODING_ORDINAL,
+}
+# What may be said of all features at once, and of each.
+PREPARATIONS: Final = ("normalise", "missing", "indicator", "clip", "log")
 DEFAULT_SPLIT: Final = scheduling.Split(train=0.7, validation=0.15, test=0.15)
 SPLITS: Final = {name: name for name in ("train", "validation", "test")}
 
@@ -108,6 +129,10 @@ class PipelineFile:
         fields = schema.attributes if match and match[1] == "attributes" else schema.features
         if match and int(match[2]) < len(fields):
             field = f"spec.dataset.{match[1]}.{fields[int(match[2])].name}{field[match.end() :]}"
+        match = _PREPARED.match(field)
+        preparations = self.request.spec.training.preparations
+        if match and int(match[1]) < len(preparations):
+            field = f"spec.preprocess.features.{preparations[int(match[1])].feature}{field[match.end() :]}"
         return field
 
 
@@ -126,6 +151,7 @@ _MOVED: Final = tuple(
         (r"^spec\.retrain_on_dataset_version$", "spec.retrain"),
     )
 )
+_PREPARED: Final = re.compile(r"spec\.training\.preparations\[(\d+)\]")
 _BY_INDEX: Final = re.compile(r"spec\.dataset\.(features|attributes)\[(\d+)\]")
 
 
@@ -174,7 +200,8 @@ def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
         retrain_on_dataset_version=_retrain(document, entries.get("retrain")),
     )
     _training(document, entries.get("training"), spec)
-    _preprocess(document, entries.get("preprocess"), spec.training)
+    features = [feature.name for feature in spec.dataset.schema.features]
+    _preprocess(document, entries.get("preprocess"), spec.training, features)
     if "deployment" in entries:
         spec.deployment.CopyFrom(_deployment(document, entries["deployment"]))
     return spec
@@ -261,11 +288,14 @@ def _field(
     return field
 
 
-def _preprocess(document: Document, place: Place | None, training: scheduling.TrainingSpec) -> None:
-    entries = document.mapping(place, ("normalise", "normalise_label", "split"))
+def _preprocess(
+    document: Document, place: Place | None, training: scheduling.TrainingSpec, features: list[str]
+) -> None:
+    entries = document.mapping(place, (*PREPARATIONS, "features", "normalise_label", "split"))
     none = scheduling.NORMALISATION_NONE
     training.normalise = document.choice(entries.get("normalise"), NORMALISATIONS, none)
-    training.normalise_label = document.choice(entries.get("normalise_label"), NORMALISATIONS, none)
+    training.normalise_label = document.choice(entries.get("normalise_label"), LABEL_NORMALISATIONS, none)
+    training.preparations.extend(_preparations(document, entries, features))
     if "split" not in entries:
         training.split.CopyFrom(DEFAULT_SPLIT)
         return
@@ -276,6 +306,49 @@ def _preprocess(document: Document, place: Place | None, training: scheduling.Tr
     total = training.split.train + training.split.validation + training.split.test
     if shares and abs(total - 1) > 1e-6:
         document.fail(entries["split"], f"the shares must sum to 1, not to {total:g}")
+
+
+def _preparations(
+    document: Document, entries: dict[str, Place], features: list[str]
+) -> list[scheduling.Preparation]:
+    """Merge what is said of all features into what is said of each; an encoded one has its own alone."""
+    common = {name: place for name, place in entries.items() if name in PREPARATIONS}
+    own = document.entries(entries["features"]) if "features" in entries else {}
+    for name in own.keys() - set(features):
+        document.fail(own[name], f"the dataset has no feature {name!r}")
+    if common.keys() <= {"normalise"}:
+        # Said by `normalise` itself.
+        features = [name for name in features if name in own]
+    return [_preparation(document, name, common, own.get(name)) for name in features]
+
+
+def _preparation(
+    document: Document, feature: str, common: dict[str, Place], place: Place | None
+) -> scheduling.Preparation:
+    entries = document.mapping(place, (*PREPARATIONS, "encode"))
+    encode = document.choice(entries.get("encode"), ENCODINGS, scheduling.ENCODING_NUMBER)
+    if encode == scheduling.ENCODING_NUMBER:
+        entries = {**common, **entries}
+    preparation = scheduling.Preparation(
+        feature=feature,
+        indicator=document.boolean(entries.get("indicator")),
+        log=document.boolean(entries.get("log")),
+        normalise=document.choice(entries.get("normalise"), NORMALISATIONS, scheduling.NORMALISATION_NONE),
+        encode=encode,
+    )
+    clip = document.mapping(entries.get("clip"), ("min", "max"))
+    if "min" in clip:
+        preparation.clip_min = document.number(clip["min"])
+    if "max" in clip:
+        preparation.clip_max = document.number(clip["max"])
+    missing = entries.get("missing")
+    if missing is not None and not isinstance(missing.node.value, str):
+        preparation.missing = scheduling.MISSING_RULE_CONSTANT
+        constant = document.mapping(missing, ("constant",), ("constant",))
+        preparation.constant = document.number(constant.get("constant"))
+    else:
+        preparation.missing = document.choice(missing, MISSING_RULES, scheduling.MISSING_RULE_REFUSE)
+    return preparation
 
 
 def _training(document: Document, place: Place | None, spec: scheduling.PipelineSpec) -> None:

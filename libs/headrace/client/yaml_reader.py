@@ -324,10 +324,13 @@ class Document:
         return place.node
 
     def _located(self) -> list[tuple[str, str, str]]:
-        return [
-            (f"{place.line}:{place.column}" if place else "1:1", path, text)
-            for place, path, text in self._problems
-        ]
+        # What holds for several parts of a file is read for each, and its mistakes are told once.
+        return list(
+            dict.fromkeys(
+                (f"{place.line}:{place.column}" if place else "1:1", path, text)
+                for place, path, text in self._problems
+            )
+        )
 
 
 def _scalar(node: Node) -> Plain:

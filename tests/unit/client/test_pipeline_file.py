@@ -208,6 +208,79 @@ def with_quality(rules: str) -> str:
     return SMALL.replace("  training:", f"    quality: [{rules}]\n  training:", 1)
 
 
+PREPARED = COMPLETE.replace(
+    "  preprocess: {normalise: standard, ",
+    """\
+  preprocess:
+    normalise: min_max
+    missing: median
+    features:
+      mean_radius: {missing: {constant: -1}, indicator: true, clip: {min: 0, max: 40.5}, log: true}
+      grade: {encode: one_hot}
+    """,
+).replace("split: {train: 0.7, validation: 0.15, test: 0.15}}", "split: {train: 1}")
+
+
+def test_what_is_said_of_all_features_holds_where_one_says_nothing_else() -> None:
+    training = pipeline_file.parse(PREPARED).request.spec.training
+    assert training.normalise == scheduling.NORMALISATION_MIN_MAX
+    assert list(training.preparations) == [
+        scheduling.Preparation(
+            feature="mean_radius",
+            missing=scheduling.MISSING_RULE_CONSTANT,
+            constant=-1,
+            indicator=True,
+            clip_min=0,
+            clip_max=40.5,
+            log=True,
+            normalise=scheduling.NORMALISATION_MIN_MAX,
+            encode=scheduling.ENCODING_NUMBER,
+        ),
+        scheduling.Preparation(
+            feature="site",
+            missing=scheduling.MISSING_RULE_MEDIAN,
+            normalise=scheduling.NORMALISATION_MIN_MAX,
+            encode=scheduling.ENCODING_NUMBER,
+        ),
+        # What is encoded is no number: what numbers need is not for it.
+        scheduling.Preparation(
+            feature="grade",
+            missing=scheduling.MISSING_RULE_REFUSE,
+            normalise=scheduling.NORMALISATION_NONE,
+            encode=scheduling.ENCODING_ONE_HOT,
+        ),
+    ]
+
+
+def test_normalisation_alone_needs_no_preparations() -> None:
+    assert not pipeline_file.parse(COMPLETE).request.spec.training.preparations
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("grade: {enc", "grad: {enc"), "spec.preprocess.features.grad: the dataset has no feature 'grad'"),
+        (("one_hot", "one-hot"), "spec.preprocess.features.grade.encode: must be one of number, one_hot"),
+        (("missing: median", "missing: mode"), "spec.preprocess.missing: must be one of refuse, mean"),
+        (("normalise: min_max", "normalise: max"), "spec.preprocess.normalise: must be one of none,"),
+        (("constant: -1", "value: -1"), "unknown key 'value'"),
+        (("missing: median", "normalise_label: robust"), "normalise_label: must be one of none, standard"),
+    ],
+)
+def test_a_mistake_in_a_preparation_is_named_once(change: tuple[str, str], message: str) -> None:
+    error = broken(change, PREPARED)
+    assert message in str(error)
+    assert len({field.description for field in error.fields}) == len(error.fields)
+
+
+def test_a_refused_preparation_is_found_in_the_file() -> None:
+    file = pipeline_file.parse(PREPARED, "p.yaml")
+    line = next(n for n, text in enumerate(PREPARED.splitlines(), 1) if "grade: {encode" in text)
+    field = "spec.training.preparations[2].encode"
+    error = file.explained(InvalidArgument("INVALID_PIPELINE", "no", fields=[FieldViolation(field, "no")]))
+    assert str(error) == f"p.yaml:{line}:15: no"
+
+
 def test_what_a_small_file_leaves_out_has_its_default() -> None:
     spec = pipeline_file.parse(SMALL).request.spec
     assert spec.resources.cpu == 1

@@ -14,6 +14,7 @@ from headrace.scheduling.domain.pipeline import (
     check_pipeline,
     job_resources,
 )
+from headrace.scheduling.domain.preparation import Preparation
 from headrace.scheduling.domain.resources import GIBIBYTE, Resources
 
 RULES = PipelineRules(
@@ -76,3 +77,53 @@ def test_every_mistake_is_listed_at_once() -> None:
 def test_what_a_pipeline_leaves_out_is_one_core_and_a_gibibyte() -> None:
     assert job_resources(0, 0, 0) == Resources(0, 1000, GIBIBYTE)
     assert job_resources(0.1, 5, 2) == Resources(2, 100, 5)
+
+
+TYPES = {"area": "float32", "grade": "int8", "site": "string"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "field"),
+    [
+        ({"feature": "are"}, "feature"),
+        ({"feature": "site"}, "feature"),
+        ({"feature": "area", "clip_min": 2.0, "clip_max": 1.0}, "clip_min"),
+        ({"feature": "area", "clip_max": float("inf")}, "clip_max"),
+        ({"feature": "area", "missing": "constant", "constant": float("nan")}, "constant"),
+        ({"feature": "area", "indicator": True}, "indicator"),
+        ({"feature": "area", "encoded": True}, "encode"),
+        ({"feature": "grade", "encoded": True, "missing": "mean"}, "missing"),
+        ({"feature": "grade", "encoded": True, "log": True}, "log"),
+        ({"feature": "grade", "encoded": True, "normalised": True}, "normalise"),
+        ({"feature": "grade", "encoded": True, "clip_min": 0.0}, "clip_min"),
+    ],
+)
+def test_a_preparation_that_makes_no_sense_is_named(wish: dict[str, object], field: str) -> None:
+    rules = replace(RULES, feature_types=TYPES, preparations=[Preparation(**wish)])  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument) as caught:
+        check_pipeline(rules)
+    assert [violation.field for violation in caught.value.fields] == [
+        f"spec.training.preparations[0].{field}"
+    ]
+
+
+def test_a_feature_is_prepared_once() -> None:
+    twice = [Preparation("area", log=True), Preparation("area")]
+    with pytest.raises(InvalidArgument, match=r"preparations\[1\].feature: .area. is prepared twice"):
+        check_pipeline(replace(RULES, feature_types=TYPES, preparations=twice))
+
+
+def test_sound_preparations_pass() -> None:
+    sound = [
+        Preparation(
+            "area", missing="median", indicator=True, clip_min=0.0, clip_max=9.0, log=True, normalised=True
+        ),
+        Preparation("grade", encoded=True, missing="constant", indicator=True),
+    ]
+    check_pipeline(replace(RULES, feature_types=TYPES, preparations=sound))
+
+
+def test_a_label_is_normalised_by_mean_and_deviation_or_not_at_all() -> None:
+    check_pipeline(replace(RULES, label_normalisation="standard"))
+    with pytest.raises(InvalidArgument, match="normalise_label: must be none or standard"):
+        check_pipeline(replace(RULES, label_normalisation="robust"))

@@ -7,12 +7,13 @@ here. Paths are those of `ApplyPipelineRequest`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
 from headrace.errors import FieldViolation, InvalidArgument
+from headrace.scheduling.domain.preparation import Preparation, preparation_violations
 from headrace.scheduling.domain.resources import GIBIBYTE, Resources, from_cores
 
 DEFAULT_CORES: Final = 1.0
@@ -68,6 +69,9 @@ class PipelineRules:
     deadline: timedelta | None
     gates: Sequence[Gate]
     rollout: Rollout | None
+    preparations: Sequence[Preparation] = ()
+    feature_types: Mapping[str, str] = field(default_factory=dict)
+    label_normalisation: str = "none"
 
 
 def job_resources(cpu: float, memory: int, gpu: int) -> Resources:
@@ -85,6 +89,9 @@ def check_pipeline(rules: PipelineRules) -> None:
 
 def _violations(rules: PipelineRules) -> Iterator[FieldViolation]:
     yield from _split_violations(rules.split)
+    yield from preparation_violations(rules.preparations, rules.feature_types)
+    if rules.label_normalisation not in ("none", "standard"):
+        yield FieldViolation("spec.training.normalise_label", "must be none or standard")
     yield from _resource_violations(rules)
     for index, gate in enumerate(rules.gates):
         yield from _gate_violations(f"spec.gates[{index}]", gate, rules.split)

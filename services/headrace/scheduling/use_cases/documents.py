@@ -13,6 +13,7 @@ from headrace.api.scheduling.v1 import scheduling_pb2 as pb
 from headrace.rpc.convert import from_duration
 from headrace.scheduling.domain.job import Job
 from headrace.scheduling.domain.pipeline import Gate, PipelineRules, Rollout, Split, job_resources
+from headrace.scheduling.domain.preparation import Preparation
 from headrace.scheduling.domain.resources import Resources
 
 
@@ -65,7 +66,36 @@ def rules_of(spec: pb.PipelineSpec) -> PipelineRules:
             for gate in spec.gates
         ],
         rollout=Rollout(tuple(rollout.steps), from_duration(rollout.hold)) if stepwise else None,
+        preparations=[_preparation(wish) for wish in spec.training.preparations],
+        feature_types={
+            feature.name: _word(ingestion_pb2.FieldType.Name(feature.type), "FIELD_TYPE_")
+            for feature in spec.dataset.schema.features
+        },
+        label_normalisation=_normalisation(spec.training.normalise_label),
     )
+
+
+def _preparation(wish: pb.Preparation) -> Preparation:
+    missing = wish.missing not in (pb.MISSING_RULE_UNSPECIFIED, pb.MISSING_RULE_REFUSE)
+    return Preparation(
+        feature=wish.feature,
+        encoded=wish.encode not in (pb.ENCODING_UNSPECIFIED, pb.ENCODING_NUMBER),
+        missing=_word(pb.MissingRule.Name(wish.missing), "MISSING_RULE_") if missing else "",
+        constant=wish.constant,
+        indicator=wish.indicator,
+        clip_min=wish.clip_min if wish.HasField("clip_min") else None,
+        clip_max=wish.clip_max if wish.HasField("clip_max") else None,
+        log=wish.log,
+        normalised=_normalisation(wish.normalise) != "none",
+    )
+
+
+def _normalisation(value: pb.Normalisation) -> str:
+    return "none" if not value else _word(pb.Normalisation.Name(value), "NORMALISATION_")
+
+
+def _word(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()
 
 
 def resources_of(spec: pb.PipelineSpec) -> Resources:

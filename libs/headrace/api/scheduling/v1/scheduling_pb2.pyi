@@ -24,6 +24,64 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _MissingRule:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _MissingRuleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_MissingRule.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    MISSING_RULE_UNSPECIFIED: _MissingRule.ValueType  # 0
+    MISSING_RULE_REFUSE: _MissingRule.ValueType  # 1
+    """Nothing: a run on a dataset version that lacks a value fails."""
+    MISSING_RULE_MEAN: _MissingRule.ValueType  # 2
+    MISSING_RULE_MEDIAN: _MissingRule.ValueType  # 3
+    MISSING_RULE_CONSTANT: _MissingRule.ValueType  # 4
+
+class MissingRule(_MissingRule, metaclass=_MissingRuleEnumTypeWrapper):
+    """What stands for a missing value, which clients send as NaN."""
+
+MISSING_RULE_UNSPECIFIED: MissingRule.ValueType  # 0
+MISSING_RULE_REFUSE: MissingRule.ValueType  # 1
+"""Nothing: a run on a dataset version that lacks a value fails."""
+MISSING_RULE_MEAN: MissingRule.ValueType  # 2
+MISSING_RULE_MEDIAN: MissingRule.ValueType  # 3
+MISSING_RULE_CONSTANT: MissingRule.ValueType  # 4
+Global___MissingRule: typing_extensions.TypeAlias = MissingRule
+
+class _Encoding:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Encoding.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ENCODING_UNSPECIFIED: _Encoding.ValueType  # 0
+    ENCODING_NUMBER: _Encoding.ValueType  # 1
+    """As a number."""
+    ENCODING_ONE_HOT: _Encoding.ValueType  # 2
+    """Of an integer feature: a column for each value of the training split, 1 where it is that value. For a
+    value that did not occur there all are 0. At most 1,000 values.
+    """
+    ENCODING_ORDINAL: _Encoding.ValueType  # 3
+    """Of an integer feature: the value's place, from 0, among those of the training split in rising order; -1
+    for one that did not occur there. At most 1,000 values.
+    """
+
+class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
+    """How values are shown to the network."""
+
+ENCODING_UNSPECIFIED: Encoding.ValueType  # 0
+ENCODING_NUMBER: Encoding.ValueType  # 1
+"""As a number."""
+ENCODING_ONE_HOT: Encoding.ValueType  # 2
+"""Of an integer feature: a column for each value of the training split, 1 where it is that value. For a
+value that did not occur there all are 0. At most 1,000 values.
+"""
+ENCODING_ORDINAL: Encoding.ValueType  # 3
+"""Of an integer feature: the value's place, from 0, among those of the training split in rising order; -1
+for one that did not occur there. At most 1,000 values.
+"""
+Global___Encoding: typing_extensions.TypeAlias = Encoding
+
 class _Normalisation:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -34,6 +92,10 @@ class _NormalisationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     NORMALISATION_NONE: _Normalisation.ValueType  # 1
     NORMALISATION_STANDARD: _Normalisation.ValueType  # 2
     """(x - mean) / standard deviation, fitted on the training split."""
+    NORMALISATION_MIN_MAX: _Normalisation.ValueType  # 3
+    """(x - smallest) / (largest - smallest), fitted on the training split."""
+    NORMALISATION_ROBUST: _Normalisation.ValueType  # 4
+    """(x - median) / (third quartile - first quartile), fitted on the training split."""
 
 class Normalisation(_Normalisation, metaclass=_NormalisationEnumTypeWrapper): ...
 
@@ -41,6 +103,10 @@ NORMALISATION_UNSPECIFIED: Normalisation.ValueType  # 0
 NORMALISATION_NONE: Normalisation.ValueType  # 1
 NORMALISATION_STANDARD: Normalisation.ValueType  # 2
 """(x - mean) / standard deviation, fitted on the training split."""
+NORMALISATION_MIN_MAX: Normalisation.ValueType  # 3
+"""(x - smallest) / (largest - smallest), fitted on the training split."""
+NORMALISATION_ROBUST: Normalisation.ValueType  # 4
+"""(x - median) / (third quartile - first quartile), fitted on the training split."""
 Global___Normalisation: typing_extensions.TypeAlias = Normalisation
 
 class _JobState:
@@ -136,11 +202,15 @@ class TrainingSpec(google.protobuf.message.Message):
     NORMALISE_FIELD_NUMBER: builtins.int
     NORMALISE_LABEL_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    PREPARATIONS_FIELD_NUMBER: builtins.int
     recipe: builtins.str
     """A built-in recipe's name."""
     normalise: Global___Normalisation.ValueType
+    """Of every feature that has no preparation."""
     normalise_label: Global___Normalisation.ValueType
-    """Also normalise the label (regression). The exported model answers in the label's own unit."""
+    """Also normalise the label (regression): NONE or STANDARD. The exported model answers in the label's own
+    unit.
+    """
     seed: builtins.int
     """Seeds parameters' initial values and the order of batches."""
     @property
@@ -151,6 +221,10 @@ class TrainingSpec(google.protobuf.message.Message):
     def split(self) -> Global___Split:
         """Shares of the rows by a stable hash of the key; they sum to 1."""
 
+    @property
+    def preparations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Preparation]:
+        """At most one for each feature; a feature without one is only normalised, as `normalise` says."""
+
     def __init__(
         self,
         *,
@@ -160,13 +234,73 @@ class TrainingSpec(google.protobuf.message.Message):
         normalise: Global___Normalisation.ValueType = ...,
         normalise_label: Global___Normalisation.ValueType = ...,
         seed: builtins.int = ...,
+        preparations: collections.abc.Iterable[Global___Preparation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["parameters", b"parameters", "split", b"split"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["normalise", b"normalise", "normalise_label", b"normalise_label", "parameters", b"parameters", "recipe", b"recipe", "seed", b"seed", "split", b"split"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["normalise", b"normalise", "normalise_label", b"normalise_label", "parameters", b"parameters", "preparations", b"preparations", "recipe", b"recipe", "seed", b"seed", "split", b"split"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___TrainingSpec: typing_extensions.TypeAlias = TrainingSpec
+
+@typing.final
+class Preparation(google.protobuf.message.Message):
+    """How one feature becomes columns that the network sees. What is fitted is fitted on the training split,
+    without the missing values; it is part of the exported model, whose clients send raw features.
+    In this order: missing, clip, log, normalise.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    CONSTANT_FIELD_NUMBER: builtins.int
+    INDICATOR_FIELD_NUMBER: builtins.int
+    CLIP_MIN_FIELD_NUMBER: builtins.int
+    CLIP_MAX_FIELD_NUMBER: builtins.int
+    LOG_FIELD_NUMBER: builtins.int
+    NORMALISE_FIELD_NUMBER: builtins.int
+    ENCODE_FIELD_NUMBER: builtins.int
+    feature: builtins.str
+    missing: Global___MissingRule.ValueType
+    constant: builtins.float
+    """What stands for a missing value, with MISSING_RULE_CONSTANT."""
+    indicator: builtins.bool
+    """Adds a column that is 1 where the value was missing, else 0."""
+    clip_min: builtins.float
+    """Values outside are moved to the bound."""
+    clip_max: builtins.float
+    log: builtins.bool
+    """sign(x) ln(1 + |x|), which is defined everywhere."""
+    normalise: Global___Normalisation.ValueType
+    encode: Global___Encoding.ValueType
+    def __init__(
+        self,
+        *,
+        feature: builtins.str = ...,
+        missing: Global___MissingRule.ValueType = ...,
+        constant: builtins.float = ...,
+        indicator: builtins.bool = ...,
+        clip_min: builtins.float | None = ...,
+        clip_max: builtins.float | None = ...,
+        log: builtins.bool = ...,
+        normalise: Global___Normalisation.ValueType = ...,
+        encode: Global___Encoding.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "clip_max", b"clip_max", "clip_min", b"clip_min"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "clip_max", b"clip_max", "clip_min", b"clip_min", "constant", b"constant", "encode", b"encode", "feature", b"feature", "indicator", b"indicator", "log", b"log", "missing", b"missing", "normalise", b"normalise"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_max: typing_extensions.TypeAlias = typing.Literal["clip_max"]
+    _WhichOneofArgType__clip_max: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max"]
+    _WhichOneofReturnType__clip_min: typing_extensions.TypeAlias = typing.Literal["clip_min"]
+    _WhichOneofArgType__clip_min: typing_extensions.TypeAlias = typing.Literal["_clip_min", b"_clip_min"]
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_max) -> _WhichOneofReturnType__clip_max | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_min) -> _WhichOneofReturnType__clip_min | None: ...
+
+Global___Preparation: typing_extensions.TypeAlias = Preparation
 
 @typing.final
 class Split(google.protobuf.message.Message):

@@ -1,0 +1,84 @@
+"""What a pipeline may ask for its features' preparation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from headrace.errors import FieldViolation
+
+# Float32 holds every whole number up to 2^24: values that are encoded reach the model as float32.
+_ENCODABLE: Final = frozenset({"bool", "int8", "int16", "int32", "int64"})
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """One feature's preparation, as far as scheduling judges it."""
+
+    feature: str
+    encoded: bool = False
+    missing: str = ""
+    constant: float = 0.0
+    indicator: bool = False
+    clip_min: float | None = None
+    clip_max: float | None = None
+    log: bool = False
+    normalised: bool = False
+
+
+def preparation_violations(
+    preparations: Sequence[Preparation], types: Mapping[str, str]
+) -> Iterator[FieldViolation]:
+    """Say what makes no sense; `types` are the features' types, by name, in the schema's words."""
+    seen: set[str] = set()
+    for index, wish in enumerate(preparations):
+        path = f"spec.training.preparations[{index}]"
+        if wish.feature not in types:
+            yield FieldViolation(f"{path}.feature", f'the dataset has no feature "{wish.feature}"')
+            continue
+        if wish.feature in seen:
+            yield FieldViolation(f"{path}.feature", f'"{wish.feature}" is prepared twice')
+        seen.add(wish.feature)
+        yield from _violations(path, wish, types[wish.feature])
+
+
+def _violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViolation]:
+    if type_ == "string":
+        yield FieldViolation(
+            f"{path}.feature",
+            f"{wish.feature} is text, and models take numbers; send each word as a whole number of its own",
+        )
+        return
+    for name, bound in (
+        ("constant", wish.constant),
+        ("clip_min", wish.clip_min),
+        ("clip_max", wish.clip_max),
+    ):
+        if bound is not None and not math.isfinite(bound):
+            yield FieldViolation(f"{path}.{name}", "must be a finite number")
+    if wish.clip_min is not None and wish.clip_max is not None and wish.clip_min > wish.clip_max:
+        yield FieldViolation(f"{path}.clip_min", f"{wish.clip_min:g} is above clip_max, {wish.clip_max:g}")
+    if wish.indicator and not wish.missing:
+        yield FieldViolation(f"{path}.indicator", "needs a rule for what stands for a missing value")
+    if wish.encoded:
+        yield from _encoded_violations(path, wish, type_)
+
+
+def _encoded_violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViolation]:
+    if type_ not in _ENCODABLE:
+        yield FieldViolation(f"{path}.encode", f"is for whole numbers, and {wish.feature} is {type_}")
+    if wish.missing in ("mean", "median"):
+        yield FieldViolation(
+            f"{path}.missing", f"{wish.feature} is encoded and has no {wish.missing}; give a constant"
+        )
+    asked = {
+        "clip_min": wish.clip_min is not None,
+        "clip_max": wish.clip_max is not None,
+        "log": wish.log,
+        "normalise": wish.normalised,
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            yield FieldViolation(f"{path}.{name}", f"is for numbers, and {wish.feature} is encoded")
