@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +22,17 @@ from headrace.objects import ObjectStore
 from headrace.runtime.children import bound_to_parent
 from headrace.training.domain.runs import Run, exit_text
 from headrace.training.run import messages
-from headrace.training.run.specification import Column, Dataset, Label, RunSpec, Shares
+from headrace.training.run.specification import (
+    Column,
+    Dataset,
+    Encoding,
+    Label,
+    MissingRule,
+    Normalisation,
+    Preparation,
+    RunSpec,
+    Shares,
+)
 from headrace.training.use_cases.ports import Ending, Listener
 
 logger = logging.getLogger(__name__)
@@ -33,6 +43,20 @@ WATCH_SECONDS = 1.0
 # Environment of the run beside the agent's own; the names are those of `headrace.training.run.__main__`.
 PIPE_VARIABLE = "HEADRACE_RUN_PIPE"
 TRACE_VARIABLE = "TRACEPARENT"
+NORMALISATIONS: Mapping[int, Normalisation] = {
+    scheduling_pb2.NORMALISATION_STANDARD: "standard",
+    scheduling_pb2.NORMALISATION_MIN_MAX: "min_max",
+    scheduling_pb2.NORMALISATION_ROBUST: "robust",
+}
+MISSING_RULES: Mapping[int, MissingRule] = {
+    scheduling_pb2.MISSING_RULE_MEAN: "mean",
+    scheduling_pb2.MISSING_RULE_MEDIAN: "median",
+    scheduling_pb2.MISSING_RULE_CONSTANT: "constant",
+}
+ENCODINGS: Mapping[int, Encoding] = {
+    scheduling_pb2.ENCODING_ONE_HOT: "one_hot",
+    scheduling_pb2.ENCODING_ORDINAL: "ordinal",
+}
 
 
 class LocalExecutor:
@@ -212,13 +236,35 @@ def specification(task: scheduling_pb2.Task, run: Run, store_uri: str, in_memory
         shares=Shares(
             train=training.split.train, validation=training.split.validation, test=training.split.test
         ),
-        normalise=training.normalise == scheduling_pb2.NORMALISATION_STANDARD,
+        preparations=_preparations(schema, training),
         normalise_label=training.normalise_label == scheduling_pb2.NORMALISATION_STANDARD,
         seed=training.seed,
         store_uri=store_uri,
         in_memory_bytes=in_memory_bytes,
         cpu=task.resources.cpu or 1.0,
         gpu=task.resources.gpu,
+    )
+
+
+def _preparations(
+    schema: ingestion_pb2.Schema, training: scheduling_pb2.TrainingSpec
+) -> tuple[Preparation, ...]:
+    wishes = {wish.feature: wish for wish in training.preparations}
+    plain = scheduling_pb2.Preparation(normalise=training.normalise)
+    return tuple(_preparation(field.name, wishes.get(field.name, plain)) for field in schema.features)
+
+
+def _preparation(feature: str, wish: scheduling_pb2.Preparation) -> Preparation:
+    return Preparation(
+        feature=feature,
+        missing=MISSING_RULES.get(wish.missing, "refuse"),
+        constant=wish.constant,
+        indicator=wish.indicator,
+        clip_min=wish.clip_min if wish.HasField("clip_min") else None,
+        clip_max=wish.clip_max if wish.HasField("clip_max") else None,
+        log=wish.log,
+        normalise=NORMALISATIONS.get(wish.normalise, "none"),
+        encode=ENCODINGS.get(wish.encode, "number"),
     )
 
 

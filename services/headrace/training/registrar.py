@@ -15,7 +15,7 @@ from headrace.errors import DataLoss, DeadlineExceeded, Unavailable
 from headrace.rpc import deadline
 from headrace.telemetry import names, tracing
 from headrace.training.domain.runs import Run
-from headrace.training.run.report import MODEL_FILE, REPORT_FILE, Report, Tensor
+from headrace.training.run.report import MODEL_FILE, PREPROCESS_FILE, REPORT_FILE, Report, Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 RETRY_SECONDS = 1.0
 # An upload takes as long as it takes; a stuck one is given up and tried again.
 UPLOAD_SECONDS = 600.0
-ARTIFACTS = (MODEL_FILE, REPORT_FILE)
+ARTIFACTS = (MODEL_FILE, PREPROCESS_FILE, REPORT_FILE)
 
 
 class RegistryRegistrar:

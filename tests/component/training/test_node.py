@@ -70,7 +70,11 @@ async def test_a_task_becomes_a_model_version_with_lineage(training: Training, k
     assert version.state == registry_pb2.MODEL_VERSION_STATE_PROMOTED
     assert (version.lineage.job, version.lineage.run) == (task.job, f"{task.job}-1")
     assert version.lineage.dataset_version == task.dataset_version
-    assert [artifact.path for artifact in version.artifacts] == ["model.onnx", "report.json"]
+    assert [artifact.path for artifact in version.artifacts] == [
+        "model.onnx",
+        "preprocess.json",
+        "report.json",
+    ]
     assert [tensor.name for tensor in version.signature.outputs] == ["probabilities", "label"]
     runs = await told(kafka_bootstrap, f"{task.job}-1", training_pb2.RUN_STATE_SUCCEEDED)
     assert runs[-1].model_version == 1

@@ -22,8 +22,17 @@ from headrace.errors import InvalidArgument
 from headrace.objects import ObjectStore
 from headrace.training.run.errors import Interrupted, TableNotFound, UnusableDataset
 from headrace.training.run.messages import Pipe
+from headrace.training.run.preprocessing import Preprocessing
 from headrace.training.run.report import MODEL_FILE, Report
-from headrace.training.run.specification import IN_MEMORY_BYTES, Column, Dataset, Label, RunSpec, Shares
+from headrace.training.run.specification import (
+    IN_MEMORY_BYTES,
+    Column,
+    Dataset,
+    Label,
+    Preparation,
+    RunSpec,
+    Shares,
+)
 from headrace.training.run.work import work
 
 EPOCHS = 24
@@ -60,7 +69,7 @@ class Runs:
                 label=Label(name=LABEL, type="int8", classes=("0", "1")),
             ),
             shares=Shares(train=train, validation=validation, test=test),
-            normalise=True,
+            preparations=tuple(Preparation(feature=name, normalise="standard") for name in features()),
             normalise_label=False,
             seed=3,
             store_uri=self.store_uri,
@@ -182,6 +191,51 @@ def test_a_missing_value_that_nothing_stands_for_is_refused(
         runs.run(spec.model_copy(update={"dataset": dataset}))
 
 
+@pytest.mark.parametrize("in_memory_bytes", [0, IN_MEMORY_BYTES])
+def test_a_prepared_run_takes_raw_rows_with_gaps_and_codes(
+    runs: Runs, tmp_path: Path, in_memory_bytes: int
+) -> None:
+    """The first feature has gaps; a new one is a code for what the second one's range is."""
+    first, second, *rest = features()
+    rows = deltalake.DeltaTable(runs.table_uri).to_pyarrow_table()
+    gaps = [None if row % 5 == 0 else value for row, value in enumerate(rows.column(first).to_pylist())]
+    codes = pa.array([int(value) // 10 for value in rows.column(second).to_pylist()], pa.int16())
+    rows = rows.set_column(1, first, pa.array(gaps, pa.float32())).append_column("code", codes)
+    deltalake.write_deltalake(str(tmp_path / "prepared"), rows)
+    spec = runs.spec("job", epochs=40)
+    dataset = spec.dataset.model_copy(
+        update={
+            "table_uri": str(tmp_path / "prepared"),
+            "features": (*spec.dataset.features, Column(name="code", type="int16")),
+        }
+    )
+    preparations = (
+        Preparation(feature=first, missing="median", indicator=True, normalise="robust"),
+        Preparation(feature=second, log=True, normalise="min_max"),
+        *(Preparation(feature=name, clip_min=0, normalise="standard") for name in rest),
+        Preparation(feature="code", encode="one_hot"),
+    )
+    spec = spec.model_copy(
+        update={"dataset": dataset, "preparations": preparations, "in_memory_bytes": in_memory_bytes}
+    )
+    report = runs.run(spec)
+    document = Preprocessing.model_validate_json((tmp_path / "job" / "preprocess.json").read_text())
+    assert document.columns() == [
+        first,
+        second,
+        *rest,
+        *(f"code={code}" for code in document.features[-1].categories),
+        f"{first} is missing",
+    ]
+    assert report.metrics["test/accuracy"] > 0.9
+    assert report.signature.inputs[0].shape == (-1, 31)
+    raw = np.column_stack([rows.column(c.name).to_numpy().astype(np.float32) for c in dataset.features])
+    session = ReferenceEvaluator(onnx.load_from_string(runs.model(spec)))
+    _, labels = session.run(None, {"features": raw})
+    share = sum(report.metrics[f"{name}/accuracy"] * count for name, count in report.rows.items()) / 569
+    assert np.mean(labels == rows.column(LABEL).to_numpy()) == pytest.approx(share)
+
+
 def test_a_table_that_does_not_exist_is_named(runs: Runs, tmp_path: Path) -> None:
     spec = runs.spec("job")
     dataset = spec.dataset.model_copy(update={"table_uri": str(tmp_path / "none")})
@@ -266,7 +320,9 @@ def test_a_regression_comes_close_to_ordinary_least_squares(runs: Runs) -> None:
             "label": Label(name=features()[0], type="float32"),
         }
     )
-    spec = spec.model_copy(update={"dataset": dataset, "normalise_label": True})
+    spec = spec.model_copy(
+        update={"dataset": dataset, "preparations": spec.preparations[1:3], "normalise_label": True}
+    )
     report = runs.run(spec)
     data = load(dataset, spec.shares, classified=False, in_memory_bytes=spec.in_memory_bytes)
     [train], [test] = data.train.batches(), data.test.batches()

@@ -156,7 +156,7 @@ def a_report() -> Report:
         dataset=dataset,
         shares=Shares(train=1, validation=0, test=0),
         rows={},
-        normalise=True,
+        preparations=(),
         normalise_label=False,
         seed=1,
         device="cpu",

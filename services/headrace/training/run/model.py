@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from headrace.recipes.mlp import MlpParameters
+from headrace.training.run.preprocessing import Preprocessor
 from headrace.training.run.scale import Scale
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
@@ -23,24 +24,21 @@ def build_mlp(inputs: int, outputs: int, parameters: MlpParameters) -> nn.Sequen
 
 
 class Normalised(nn.Module):
-    """A network between the scales of its features and its answer; both are part of the model."""
+    """A network between the preparation of its features and the scale of its answer; both are part of it."""
 
-    feature_mean: Tensor
-    feature_deviation: Tensor
     label_mean: Tensor
     label_deviation: Tensor
 
-    def __init__(self, network: nn.Sequential, features: Scale, label: Scale) -> None:
+    def __init__(self, network: nn.Sequential, preprocessor: Preprocessor, label: Scale) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("feature_mean", features.mean)
-        self.register_buffer("feature_deviation", features.deviation)
+        self.preprocessor = preprocessor
         self.register_buffer("label_mean", label.mean)
         self.register_buffer("label_deviation", label.deviation)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the network's own output (logits, or labels in normalised units) for raw features."""
-        output: Tensor = self.network((features - self.feature_mean) / self.feature_deviation)
+        output: Tensor = self.network(self.preprocessor(features))
         return output
 
     def in_label_unit(self, output: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from headrace.training.run.specification import Dataset, Shares
+from headrace.training.run.specification import Dataset, Preparation, Shares
 
 REPORT_FILE: Final = "report.json"
 MODEL_FILE: Final = "model.onnx"
+PREPROCESS_FILE: Final = "preprocess.json"
 
 
 class _Frozen(BaseModel):
@@ -53,7 +54,7 @@ class Report(_Frozen):
     dataset: Dataset
     shares: Shares
     rows: dict[str, int]
-    normalise: bool
+    preparations: tuple[Preparation, ...]
     normalise_label: bool
     seed: int
     device: str

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+class Moments:
+    """Per column: count, mean, sum of squared deviations, smallest and largest, of values that are not NaN.
+
+    Added up batch by batch in double precision. Chan, Golub and LeVeque, "Updating formulae and a pairwise
+    algorithm for computing sample variances".
+    """
+
+    def __init__(self) -> None:
+        self.count = self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+        self.smallest = torch.tensor(math.inf, dtype=torch.float64)
+        self.largest = -self.smallest
+
+    def add(self, batch: Tensor) -> None:
+        """Add [rows, columns]."""
+        exact = batch.double()
+        present = ~exact.isnan()
+        count = present.sum(dim=0).double()
+        mean = exact.nansum(dim=0) / count.clamp(min=1)
+        total = self.count + count
+        share = count / total.clamp(min=1)
+        apart = mean - self.mean
+        self.squares = self.squares + ((exact - mean) ** 2).nansum(dim=0) + apart**2 * self.count * share
+        self.mean = self.mean + apart * share
+        self.count = total
+        self.smallest = torch.minimum(self.smallest, exact.nan_to_num(nan=math.inf).amin(dim=0))
+        self.largest = torch.maximum(self.largest, exact.nan_to_num(nan=-math.inf).amax(dim=0))
+
+    def deviation(self) -> Tensor:
+        """Return the standard deviation of all values, not of a sample."""
+        return (self.squares / self.count.clamp(min=1)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -27,31 +60,8 @@ class Scale:
         moments = Moments()
         for batch in batches:
             moments.add(batch)
-        deviation = (moments.squares / moments.count).sqrt()
+        deviation = moments.deviation()
         return cls(
             moments.mean.float(),
             torch.where(deviation > 0, deviation, torch.ones_like(deviation)).float(),
         )
-
-
-class Moments:
-    """Count, mean and sum of squared deviations of columns, added up batch by batch in double precision.
-
-    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances".
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
-
-    def add(self, batch: Tensor) -> None:
-        """Add [rows, columns]."""
-        exact = batch.double()
-        count, mean = len(exact), exact.mean(dim=0)
-        total = self.count + count
-        apart = mean - self.mean
-        self.squares = (
-            self.squares + ((exact - mean) ** 2).sum(dim=0) + apart**2 * (self.count * count / total)
-        )
-        self.mean = self.mean + apart * (count / total)
-        self.count = total

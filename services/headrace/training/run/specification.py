@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -24,6 +24,25 @@ class Shares(_Frozen):
     train: float
     validation: float
     test: float
+
+
+Normalisation: TypeAlias = Literal["none", "standard", "min_max", "robust"]
+MissingRule: TypeAlias = Literal["refuse", "mean", "median", "constant"]
+Encoding: TypeAlias = Literal["number", "one_hot", "ordinal"]
+
+
+class Preparation(_Frozen):
+    """How one feature is prepared; scheduling's API says what each of these means."""
+
+    feature: str
+    missing: MissingRule = "refuse"
+    constant: float = 0.0
+    indicator: bool = False
+    clip_min: float | None = None
+    clip_max: float | None = None
+    log: bool = False
+    normalise: Normalisation = "none"
+    encode: Encoding = "number"
 
 
 class Column(_Frozen):
@@ -64,7 +83,8 @@ class RunSpec(_Frozen):
     parameters: dict[str, JsonValue]
     dataset: Dataset
     shares: Shares
-    normalise: bool
+    # One for each of the dataset's features, in their order.
+    preparations: tuple[Preparation, ...]
     normalise_label: bool
     seed: int
     store_uri: str
@@ -81,7 +101,7 @@ class RunSpec(_Frozen):
                 "parameters",
                 "dataset",
                 "shares",
-                "normalise",
+                "preparations",
                 "normalise_label",
                 "seed",
                 "in_memory_bytes",

@@ -19,15 +19,15 @@ from headrace.training.run.data import Data, Split, load
 from headrace.training.run.export import export
 from headrace.training.run.messages import Pipe
 from headrace.training.run.model import Normalised, build_mlp
+from headrace.training.run.preprocessing import Preprocessor, fit
 from headrace.training.run.report import MODEL_FILE, Report
-from headrace.training.run.scale import Scale
 from headrace.training.run.specification import RunSpec
 from headrace.training.run.tasks import Classification, Regression, Task
 from headrace.training.run.trainer import Trainer
 
 
 def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) -> None:
-    """Load, normalise, train, evaluate, export; leaves `model.onnx` and `report.json`. Raises RunError."""
+    """Load, prepare, train, evaluate, export; leaves model, preprocessing and report. Raises RunError."""
     parameters = parse_parameters(spec.recipe, spec.parameters)
     assert isinstance(parameters, MlpParameters), "the catalogue has one recipe"
     torch.set_num_threads(max(1, math.floor(spec.cpu)))
@@ -36,18 +36,22 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
     device = torch.device("cuda" if spec.gpu and torch.cuda.is_available() else "cpu")
 
     with tracing.span(names.SPAN_LOAD_DATA):
-        data = load(spec.dataset, spec.shares, classified=classified, in_memory_bytes=spec.in_memory_bytes)
+        data = load(
+            spec.dataset,
+            spec.shares,
+            classified=classified,
+            in_memory_bytes=spec.in_memory_bytes,
+            nullable=[wish.feature for wish in spec.preparations if wish.missing != "refuse"],
+        )
         rows = {split.name: len(split) for split in data.splits()}
         print(f"rows: {rows}; device: {device}", flush=True)
     task: Task = Classification(len(spec.dataset.label.classes)) if classified else Regression()
-    columns = len(spec.dataset.features)
-    features = (
-        Scale.fitted(rows.features for rows in data.train.batches())
-        if spec.normalise
-        else Scale.identity(columns)
-    )
+    preprocessing = fit(spec.preparations, (rows.features for rows in data.train.batches()), spec.seed)
+    preprocessing.write(folder)
+    preprocessor = Preprocessor(preprocessing)
     label = task.label_scale(data.train, normalise=spec.normalise_label)
-    model = Normalised(build_mlp(columns, task.outputs, parameters), features, label).to(device)
+    network = build_mlp(preprocessor.width, task.outputs, parameters)
+    model = Normalised(network, preprocessor, label).to(device)
 
     trainer = Trainer(
         model=model,
@@ -87,7 +91,7 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
         dataset=spec.dataset,
         shares=spec.shares,
         rows=rows,
-        normalise=spec.normalise,
+        preparations=spec.preparations,
         normalise_label=spec.normalise_label,
         seed=spec.seed,
         device=str(device),

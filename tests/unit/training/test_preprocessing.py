@@ -1,0 +1,224 @@
+"""Preparations: what is fitted, and that NumPy, PyTorch and the exported model agree on it."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor
+
+from headrace.training.run import preprocessing as module
+from headrace.training.run.errors import UnusableDataset
+from headrace.training.run.export import OPSET
+from headrace.training.run.preprocessing import FittedFeature, Preprocessing, Preprocessor, fit
+from headrace.training.run.specification import Preparation
+
+NAN = float("nan")
+
+
+def fitted(wish: Preparation, *values: float) -> FittedFeature:
+    """One feature, fitted on these values."""
+    [entry] = fit([wish], [torch.tensor(values)[:, None]], 0).features
+    return entry
+
+
+def prepared(entry: FittedFeature, *values: float) -> list[list[float]]:
+    """What the network sees of a feature's values."""
+    rows: list[list[float]] = Preprocessor(Preprocessing(features=(entry,)))(
+        torch.tensor(values)[:, None]
+    ).tolist()
+    return rows
+
+
+def reference(fitted: Preprocessing, raw: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The document read by somebody else, in NumPy and double precision."""
+    numbers, one_hots, ordinals, indicators = [], [], [], []
+    for entry, column in zip(fitted.features, raw.astype(np.float64).T, strict=True):
+        missing = np.isnan(column)
+        if entry.indicator:
+            indicators.append(missing.astype(float))
+        values = np.where(missing, NAN if entry.fill is None else np.float32(entry.fill), column)
+        if entry.encode == "one_hot":
+            one_hots += [(values == category).astype(float) for category in entry.categories]
+        elif entry.encode == "ordinal":
+            places = {category: place for place, category in enumerate(entry.categories)}
+            ordinals.append(np.array([places.get(value, -1) for value in values], float))
+        else:
+            values = np.clip(
+                values,
+                -np.inf if entry.clip_min is None else entry.clip_min,
+                np.inf if entry.clip_max is None else entry.clip_max,
+            )
+            if entry.log:
+                values = np.sign(values) * np.log1p(np.abs(values))
+            numbers.append((values - entry.centre) / entry.spread)
+    return np.column_stack([*numbers, *one_hots, *ordinals, *indicators])
+
+
+def exported(preprocessor: Preprocessor, raw: Tensor) -> NDArray[np.float32]:
+    """What the exported graph answers."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            preprocessor,
+            (raw[:1],),
+            file,
+            input_names=["raw"],
+            dynamic_axes={"raw": {0: "rows"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    graph = onnx.load_from_string(file.getvalue())
+    onnx.checker.check_model(graph)
+    [answer] = ReferenceEvaluator(graph).run(None, {"raw": raw.numpy()})
+    return np.asarray(answer)
+
+
+numbers = st.floats(-1000, 1000, width=16)
+number_wishes = st.builds(
+    Preparation,
+    feature=st.just("x"),
+    missing=st.sampled_from(["mean", "median", "constant"]),
+    constant=numbers,
+    indicator=st.booleans(),
+    clip_min=st.none() | st.floats(-1000, 0, width=16),
+    clip_max=st.none() | st.floats(0, 1000, width=16),
+    log=st.booleans(),
+    normalise=st.sampled_from(["none", "standard", "min_max", "robust"]),
+)
+encoded_wishes = st.builds(
+    Preparation,
+    feature=st.just("x"),
+    missing=st.just("constant"),
+    constant=st.integers(-3, 3).map(float),
+    indicator=st.booleans(),
+    encode=st.sampled_from(["one_hot", "ordinal"]),
+)
+
+
+@st.composite
+def wishes_and_rows(draw: st.DrawFn) -> tuple[list[Preparation], Tensor]:
+    wishes = draw(st.lists(number_wishes | encoded_wishes, min_size=1, max_size=6))
+    rows = draw(st.integers(2, 12))
+    columns = []
+    for wish in wishes:
+        values = numbers if wish.encode == "number" else st.integers(-3, 3).map(float)
+        column = draw(st.lists(st.just(NAN) | values, min_size=rows, max_size=rows))
+        columns.append([draw(values), *column])
+    return wishes, torch.tensor(columns, dtype=torch.float32).T.contiguous()
+
+
+@settings(deadline=None, max_examples=12)
+@given(wishes_and_rows(), st.integers(1, 12))
+def test_numpy_torch_and_the_exported_model_agree(drawn: tuple[list[Preparation], Tensor], half: int) -> None:
+    """Fitted on the first rows, so that the others have values that were not seen."""
+    wishes, rows = drawn
+    document = fit(wishes, [rows[:half]], 0)
+    preprocessor = Preprocessor(document).eval()
+    expected = reference(document, rows.numpy())
+    found = preprocessor(rows)
+    assert found.shape == (len(rows), preprocessor.width)
+    assert len(document.columns()) == preprocessor.width
+    # Differences of float32 are as large as the numbers that were subtracted, over the spread.
+    scale = max(1.0, *(1000 / entry.spread for entry in document.features))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5 * scale)
+    np.testing.assert_allclose(exported(preprocessor, rows), found.numpy(), rtol=1e-5, atol=1e-5 * scale)
+    assert not found.isnan().any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(wishes_and_rows(), st.integers(1, 5))
+def test_batches_make_no_difference(drawn: tuple[list[Preparation], Tensor], size: int) -> None:
+    wishes, rows = drawn
+    whole, parted = (fit(wishes, batches, 0) for batches in ([rows], rows.split(size)))
+    for one, other in zip(whole.features, parted.features, strict=True):
+        assert one.categories == other.categories
+        for name in ("fill", "centre", "spread"):
+            expected, found = getattr(one, name), getattr(other, name)
+            assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wish", "values", "expected"),
+    [
+        ({"normalise": "none"}, [5, 7], [[5], [7]]),
+        ({"normalise": "standard"}, [1, 3], [[-1], [1]]),
+        ({"normalise": "min_max"}, [10, 15, 20], [[0], [0.5], [1]]),
+        ({"normalise": "robust"}, [0, 1, 2, 3, 1000], [[-1], [-0.5], [0], [0.5], [499]]),
+        ({"normalise": "standard"}, [4, 4], [[0], [0]]),
+        ({"clip_min": 0, "clip_max": 10}, [-5, 5, 50], [[0], [5], [10]]),
+        ({"log": True}, [np.e - 1, 0, 1 - np.e], [[1], [0], [-1]]),
+        ({"missing": "mean"}, [1, NAN, 3], [[1], [2], [3]]),
+        ({"missing": "median"}, [1, NAN, 2, 9], [[1], [2], [2], [9]]),
+        ({"missing": "constant", "constant": -1, "indicator": True}, [4, NAN], [[4, 0], [-1, 1]]),
+        ({"missing": "mean", "normalise": "standard"}, [1, NAN, 3], [[-1], [0], [1]]),
+        ({"missing": "constant", "constant": 99, "clip_max": 9}, [4, NAN], [[4], [9]]),
+        ({"encode": "one_hot"}, [7, -1, 7], [[0, 1], [1, 0], [0, 1]]),
+        ({"encode": "ordinal"}, [30, 10, 20], [[2], [0], [1]]),
+        ({"encode": "one_hot", "missing": "constant", "constant": 2}, [1, 2, NAN], [[1, 0], [0, 1], [0, 1]]),
+    ],
+)
+def test_a_preparation_does_what_it_says(
+    wish: dict[str, object], values: Sequence[float], expected: list[list[float]]
+) -> None:
+    entry = fitted(Preparation.model_validate({"feature": "x", **wish}), *values)
+    np.testing.assert_allclose(prepared(entry, *values), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_value_that_training_did_not_see_is_no_category() -> None:
+    one_hot = fitted(Preparation(feature="x", encode="one_hot"), 1, 2)
+    ordinal = fitted(Preparation(feature="x", encode="ordinal"), 1, 2)
+    assert prepared(one_hot, 3, NAN) == [[0, 0], [0, 0]]
+    assert prepared(ordinal, 3, NAN) == [[-1], [-1]]
+
+
+def test_columns_are_named_in_their_order() -> None:
+    wishes = [
+        Preparation(feature="grade", encode="ordinal"),
+        Preparation(feature="site", encode="one_hot", indicator=True, missing="constant"),
+        Preparation(feature="area"),
+    ]
+    document = fit(wishes, [torch.tensor([[1.0, 4.0, 0.5], [2.0, 6.0, 0.7]])], 0)
+    assert document.columns() == ["area", "site=4", "site=6", "grade", "site is missing"]
+    assert Preprocessor(document)(torch.tensor([[2.0, 6.0, 0.5]])).tolist() == [[0.5, 0, 1, 1, 0]]
+
+
+def test_the_document_can_be_read_back(tmp_path: Path) -> None:
+    document = fit([Preparation(feature="x", normalise="robust")], [torch.rand(50, 1)], 0)
+    document.write(tmp_path)
+    text = (tmp_path / "preprocess.json").read_text()
+    assert Preprocessing.model_validate_json(text) == document
+    assert json.loads(text)["version"] == 1
+
+
+def test_quantiles_of_many_rows_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5,000 of 50,000: the median's standard error is 0.7 % of the range."""
+    monkeypatch.setattr(module, "SAMPLED_ROWS", 5_000)
+    rows = torch.arange(50_000.0)[:, None]
+    wish = Preparation(feature="x", normalise="robust")
+    [entry] = fit([wish], rows.split(777), 3).features
+    assert entry.centre / 50_000 == pytest.approx(0.5, abs=0.035)
+    assert entry.spread / 50_000 == pytest.approx(0.5, abs=0.035)
+    assert fit([wish], rows.split(777), 3).features == (entry,)
+
+
+def test_too_many_categories_are_refused() -> None:
+    with pytest.raises(UnusableDataset, match="more than 1,000 different values"):
+        fitted(Preparation(feature="x", encode="one_hot"), *map(float, range(1001)))
+
+
+def test_a_feature_without_any_value_is_refused() -> None:
+    with pytest.raises(UnusableDataset, match="x has no value in any row"):
+        fitted(Preparation(feature="x", missing="mean"), NAN, NAN)
