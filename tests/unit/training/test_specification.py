@@ -1,3 +1,5 @@
+"""What a run is told of what its pipeline said."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime
@@ -5,8 +7,25 @@ from datetime import UTC, datetime
 from tests.support.training import a_task, features
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
+from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.training.domain.runs import Run
 from headrace.training.executor import specification
+from headrace.training.run.specification import Preparation, RunSpec
+
+RUN = Run("job-1", "job", 1, "p", "node", "", datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def told(training: scheduling.TrainingSpec, in_memory_bytes: int = 7) -> RunSpec:
+    schema = ingestion.Schema(
+        key="k",
+        features=[
+            ingestion.Field(name="area", type=ingestion.FIELD_TYPE_FLOAT32, nullable=True),
+            ingestion.Field(name="grade", type=ingestion.FIELD_TYPE_INT8),
+        ],
+        label=ingestion.Field(name="y", type=ingestion.FIELD_TYPE_INT8, allowed_values=["0", "1"]),
+    )
+    task = scheduling.Task(job="job", attempt=1, pipeline="p", training=training, schema=schema)
+    return specification(task, RUN, "file:///store", in_memory_bytes)
 
 
 def test_a_run_is_told_of_features_and_of_no_attribute() -> None:
@@ -14,7 +33,48 @@ def test_a_run_is_told_of_features_and_of_no_attribute() -> None:
     task.schema.attributes.add(
         name="sex", type=ingestion.FIELD_TYPE_INT8, role=ingestion.FIELD_ROLE_PROTECTED
     )
-    run = Run("r", task.job, 1, "p", "n", "", datetime(2026, 1, 2, tzinfo=UTC))
-    spec = specification(task, run, "file:///store")
+    spec = specification(task, RUN, "file:///store", 7)
     assert [column.name for column in spec.dataset.features] == features()
     assert "sex" not in spec.model_dump_json()
+
+
+def test_a_feature_without_a_preparation_is_normalised_like_all() -> None:
+    spec = told(scheduling.TrainingSpec(recipe="mlp", normalise=scheduling.NORMALISATION_ROBUST))
+    assert spec.preparations == (
+        Preparation(feature="area", normalise="robust"),
+        Preparation(feature="grade", normalise="robust"),
+    )
+
+
+def test_preparations_come_in_the_features_order() -> None:
+    wishes = [
+        scheduling.Preparation(
+            feature="grade",
+            encode=scheduling.ENCODING_ONE_HOT,
+            missing=scheduling.MISSING_RULE_CONSTANT,
+            constant=3,
+        ),
+        scheduling.Preparation(
+            feature="area",
+            missing=scheduling.MISSING_RULE_MEDIAN,
+            indicator=True,
+            clip_max=9,
+            log=True,
+            normalise=scheduling.NORMALISATION_MIN_MAX,
+        ),
+    ]
+    assert told(scheduling.TrainingSpec(recipe="mlp", preparations=wishes)).preparations == (
+        Preparation(
+            feature="area", missing="median", indicator=True, clip_max=9, log=True, normalise="min_max"
+        ),
+        Preparation(feature="grade", encode="one_hot", missing="constant", constant=3),
+    )
+
+
+def test_a_run_with_other_preparations_takes_up_no_checkpoint() -> None:
+    standard = told(scheduling.TrainingSpec(recipe="mlp", normalise=scheduling.NORMALISATION_STANDARD))
+    same = told(scheduling.TrainingSpec(recipe="mlp", normalise=scheduling.NORMALISATION_STANDARD))
+    robust = told(scheduling.TrainingSpec(recipe="mlp", normalise=scheduling.NORMALISATION_ROBUST))
+    streamed = told(scheduling.TrainingSpec(recipe="mlp", normalise=scheduling.NORMALISATION_STANDARD), 0)
+    assert standard.fingerprint() == same.fingerprint()
+    assert len({spec.fingerprint() for spec in (standard, robust, streamed)}) == 3
