@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import hashlib
 
-import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headrace.native import Spans
-from headrace.native.arrow import spans_of
 from headrace.native.blake2b import blake2b_64
 
 
@@ -17,13 +15,3 @@ from headrace.native.blake2b import blake2b_64
 def test_digests_are_hashlibs(strings: list[bytes]) -> None:
     expected = [hashlib.blake2b(text, digest_size=8).digest() for text in strings]
     assert blake2b_64(Spans.of(strings)).astype(">u8").tobytes() == b"".join(expected)
-
-
-@given(st.lists(st.none() | st.text()), st.integers(0, 5), st.sampled_from([pa.string(), pa.large_string()]))
-def test_a_column_of_strings_is_read_where_it_lies(
-    strings: list[str | None], start: int, type_: pa.DataType
-) -> None:
-    spans = spans_of(pa.array(strings, type_).slice(start))
-    assert [None if length < 0 else spans[index] for index, length in enumerate(spans.lengths)] == [
-        None if text is None else text.encode() for text in strings[start:]
-    ]

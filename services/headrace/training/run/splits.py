@@ -72,7 +72,7 @@ def _hashed_singly(keys: pa.Array) -> NDArray[np.uint64]:
 
 def _hashed_together(keys: pa.Array) -> NDArray[np.uint64]:
     # Numba comes with it, which a run over a small table does without.
-    from headrace.native.arrow import spans_of
     from headrace.native.blake2b import blake2b_64
+    from headrace.native.spans import Spans
 
-    return blake2b_64(spans_of(keys))
+    return blake2b_64(Spans.from_arrow(pa.chunked_array([keys])))
