@@ -43,11 +43,12 @@ class Numbers:
         return torch.from_numpy(rows.to_tensor(null_to_nan=True, row_major=True).to_numpy())
 
     def _cast(self, name: str, values: pa.Array) -> pa.Array:
-        if pa.types.is_string(values.type):
+        kind = values.type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise FailedPrecondition(
                 UNUSABLE_VALUES,
-                f"{name} is text, and this recipe learns from numbers; "
-                "leave it out of the features, or send it as numbers",
+                f"{name} is {'text' if pa.types.is_string(kind) else kind}, and this recipe learns from "
+                "numbers; leave it out of the features, or send it as numbers",
             )
         if values.null_count and name not in self._nullable:
             raise FailedPrecondition(

@@ -245,6 +245,17 @@ def test_a_missing_value_where_none_is_allowed_is_refused(table: Table) -> None:
     assert caught.value.reason == "UNUSABLE_VALUES"
 
 
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [(["a"], "text"), (pa.array([0], pa.timestamp("us", "UTC")), "timestamp")],
+)
+def test_what_is_no_number_is_refused(tmp_path: Path, values: object, what: str) -> None:
+    deltalake.write_deltalake(str(tmp_path), pa.table({"x": values}))
+    with pytest.raises(FailedPrecondition, match=f"x is {what}") as caught:
+        list(Reader(Table.open(str(tmp_path), 0), [Numbers(["x"])], batch_rows=8))
+    assert caught.value.reason == "UNUSABLE_VALUES"
+
+
 def test_a_column_that_does_not_exist_is_refused(table: Table) -> None:
     with pytest.raises(InvalidArgument, match="no column twice") as caught:
         Reader(table, [Numbers(["number", "twice"])], batch_rows=8)

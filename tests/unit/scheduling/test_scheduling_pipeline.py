@@ -79,7 +79,7 @@ def test_what_a_pipeline_leaves_out_is_one_core_and_a_gibibyte() -> None:
     assert job_resources(0.1, 5, 2) == Resources(2, 100, 5)
 
 
-TYPES = {"area": "float32", "grade": "int8", "site": "string"}
+TYPES = {"area": "float32", "grade": "int8", "site": "string", "taken": "timestamp"}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,7 @@ TYPES = {"area": "float32", "grade": "int8", "site": "string"}
     [
         ({"feature": "are"}, "feature"),
         ({"feature": "site"}, "feature"),
+        ({"feature": "taken"}, "feature"),
         ({"feature": "area", "clip_min": 2.0, "clip_max": 1.0}, "clip_min"),
         ({"feature": "area", "clip_max": float("inf")}, "clip_max"),
         ({"feature": "area", "missing": "constant", "constant": float("nan")}, "constant"),

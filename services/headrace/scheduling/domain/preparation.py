@@ -11,6 +11,10 @@ from headrace.errors import FieldViolation
 
 # Float32 holds every whole number up to 2^24: values that are encoded reach the model as float32.
 _ENCODABLE: Final = frozenset({"bool", "int8", "int16", "int32", "int64"})
+_NO_NUMBERS: Final = {
+    "string": "text, and models take numbers; send each word as a whole number of its own",
+    "timestamp": "a time, and models take numbers; send the seconds since a time that means something",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,8 @@ def preparation_violations(
 
 
 def _violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViolation]:
-    if type_ == "string":
-        yield FieldViolation(
-            f"{path}.feature",
-            f"{wish.feature} is text, and models take numbers; send each word as a whole number of its own",
-        )
+    if type_ in _NO_NUMBERS:
+        yield FieldViolation(f"{path}.feature", f"{wish.feature} is {_NO_NUMBERS[type_]}")
         return
     for name, bound in (
         ("constant", wish.constant),
