@@ -200,6 +200,14 @@ class Ingestion:
 
         return await asyncio.to_thread(read)
 
+    async def files(self) -> int:
+        """How many files the table has."""
+
+        def count() -> int:
+            return len(deltalake.DeltaTable(f"{self.store_uri}/datasets/{self.dataset}").file_uris())
+
+        return await asyncio.to_thread(count)
+
     async def rejected(self, process: Process) -> list[api.RejectedSample]:
         """Every rejected event of this test's own, oldest first."""
         return [sample for sample in await self._all_rejected(process) if self.is_own(sample)]

@@ -97,6 +97,11 @@ METRIC_INGESTION_BATCH_SECONDS: Final = "headrace_ingestion_batch_seconds"
 METRIC_INGESTION_BATCH_FAILURES: Final = "headrace_ingestion_batch_failures_total"
 METRIC_INGESTION_LAG: Final = "headrace_ingestion_lag_events"
 METRIC_INGESTION_FRESHNESS: Final = "headrace_ingestion_freshness_seconds"
+METRIC_INGESTION_TABLE_FILES: Final = "headrace_ingestion_table_files"
+METRIC_INGESTION_MERGED_FILES: Final = "headrace_ingestion_merged_files_total"
+METRIC_INGESTION_MERGED_BYTES: Final = "headrace_ingestion_merged_bytes_total"
+METRIC_INGESTION_REMOVED_FILES: Final = "headrace_ingestion_removed_files_total"
+METRIC_INGESTION_MAINTENANCE_FAILURES: Final = "headrace_ingestion_maintenance_failures_total"
 
 # --- headrace.scheduling -----------------------------------------------------------------------------
 

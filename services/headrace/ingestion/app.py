@@ -9,15 +9,18 @@ from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc, version
 from headrace.ingestion.consumers import SamplesConsumer, started
 from headrace.ingestion.cutter import Cutter
 from headrace.ingestion.grpc_api import IngestionServicer
+from headrace.ingestion.maintainer import Maintainer
 from headrace.ingestion.reject_watch import RejectWatch
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.storage.delta import DeltaTables
+from headrace.ingestion.storage.maintenance import DeltaMaintenance
 from headrace.ingestion.storage.repository import PostgresCatalogue
 from headrace.ingestion.storage.version_rows import DeltaVersionRows
 from headrace.ingestion.topic_reader import KafkaTopicReader
 from headrace.ingestion.use_cases.append_samples import AppendSamples
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
+from headrace.ingestion.use_cases.maintain_table import MaintainTable
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.read_version import ReadVersion
 from headrace.ingestion.use_cases.replay_version import ReplayVersion
@@ -33,6 +36,7 @@ from headrace.messaging.producer import Producer
 from headrace.messaging.topics import ensure_topics, load_topics
 from headrace.objects.store import ObjectStore, delta_storage_options
 from headrace.postgres import connect
+from headrace.postgres.leader import lead
 from headrace.postgres.migrations import migrate
 from headrace.postgres.outbox import MAX_EVENT_BYTES, Relay
 from headrace.rpc.server import ServiceBinding, serve
@@ -65,6 +69,25 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(cutter.run, "version cutter")
     watch = WatchRejects(catalogue, tables, versions, clock=utc_now)
     runner.spawn(RejectWatch(watch, seconds=settings.reject_watch_seconds).run, "reject watch")
+
+    maintainer = Maintainer(
+        catalogue,
+        MaintainTable(
+            catalogue,
+            DeltaMaintenance(
+                tables.uri,
+                delta_storage_options(),
+                clock=utc_now,
+                target_bytes=settings.merge_target_bytes,
+                min_files=settings.merge_min_files,
+                retention_hours=settings.retention_hours,
+            ),
+        ),
+        clock=utc_now,
+        interval_seconds=settings.maintenance_seconds,
+        vacuum_hours=settings.vacuum_hours,
+    )
+    runner.spawn(lead(pool, "headrace.ingestion.maintenance", maintainer.run), "table maintenance")
 
     servicer = IngestionServicer(
         catalogue,

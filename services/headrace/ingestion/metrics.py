@@ -66,3 +66,25 @@ FRESHNESS: Final = Histogram(
     "From a batch's first event's arrival in the topic to its visibility in the table",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
 )
+TABLE_FILES: Final = Gauge(
+    names.METRIC_INGESTION_TABLE_FILES, "Files of a dataset's table, as maintenance last saw it", ["dataset"]
+)
+MERGED_FILES: Final = Counter(
+    names.METRIC_INGESTION_MERGED_FILES.removesuffix("_total"),
+    "Small files that were merged into larger ones, by dataset",
+    ["dataset"],
+)
+MERGED_BYTES: Final = Counter(
+    names.METRIC_INGESTION_MERGED_BYTES.removesuffix("_total"),
+    "Bytes of the small files that were merged, by dataset",
+    ["dataset"],
+)
+REMOVED_FILES: Final = Counter(
+    names.METRIC_INGESTION_REMOVED_FILES.removesuffix("_total"),
+    "Files that no version and no reader needed any more, by dataset",
+    ["dataset"],
+)
+MAINTENANCE_FAILURES: Final = Counter(
+    names.METRIC_INGESTION_MAINTENANCE_FAILURES.removesuffix("_total"),
+    "Rounds of maintenance of a table that failed and are repeated",
+)

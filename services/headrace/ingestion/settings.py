@@ -58,3 +58,21 @@ class Settings(BaseSettings):
     reject_watch_seconds: float = Field(
         default=5.0, gt=0, description="How often the shares of rejected events are looked at."
     )
+    maintenance_seconds: float = Field(
+        default=60.0, gt=0, description="How often all tables are looked at for small files."
+    )
+    merge_min_files: int = Field(
+        default=16, ge=2, description="So many files of about one size are merged into one."
+    )
+    merge_target_bytes: int = Field(
+        default=64 * 1024 * 1024, gt=0, description="Files are merged up to this size."
+    )
+    vacuum_hours: float = Field(
+        default=24.0, gt=0, description="How often files that nobody needs any more are removed."
+    )
+    # An hour at least: a younger file may be one that a writer is about to commit.
+    retention_hours: int = Field(
+        default=168,
+        ge=1,
+        description="Files that no dataset version needs stay so long, for readers of the table itself.",
+    )

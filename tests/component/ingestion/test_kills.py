@@ -117,6 +117,33 @@ async def test_a_kill_loses_nothing_and_doubles_nothing(
     assert await again.stop() == 0
 
 
+@pytest.mark.parametrize("fault", ["ingestion.after-merge-write", "ingestion.after-merge-commit"])
+async def test_a_kill_while_files_are_merged_changes_no_row(
+    ingestion: Ingestion, tmp_path: Path, fault: str
+) -> None:
+    environment = {
+        "HEADRACE_FAULT": fault,
+        "HEADRACE_FAULT_ONCE": str(tmp_path / "died-once"),
+        "HEADRACE_INGESTION_MAINTENANCE_SECONDS": "0.1",
+        "HEADRACE_INGESTION_MERGE_MIN_FILES": "2",
+    }
+    doomed = await ingestion.start_ready(**environment)
+    await ingestion.apply(doomed, rows=10, seconds=0.5)
+    records = records_of(ingestion)
+    # A commit for each part, and with the second one there are files to merge.
+    await ingestion.publish(records[: EVENTS // 2])
+    await eventually(ingestion.rows, bool)
+    await ingestion.publish(records[EVENTS // 2 :])
+    await doomed.killed()
+
+    again = await ingestion.start_ready(**environment)
+    await assert_each_event_is_accounted_for_once(ingestion, again)
+    await assert_versions_hold_what_they_say(ingestion, again)
+    await eventually(ingestion.files, lambda files: files == 1)
+    await assert_versions_hold_what_they_say(ingestion, again)
+    assert await again.stop() == 0
+
+
 async def test_a_service_that_takes_over_at_the_same_time_changes_nothing(ingestion: Ingestion) -> None:
     """Partitions move between two instances while events come in, and one of them is killed."""
     first = await ingestion.start_ready(HEADRACE_INGESTION_BATCH_EVENTS="10")

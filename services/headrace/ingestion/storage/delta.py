@@ -73,6 +73,9 @@ _CONFIGURATION: Final = {
     "delta.enableExpiredLogCleanup": "false",
     # What files are looked up by. By default those are a table's first 32 columns, which may not be these.
     "delta.dataSkippingStatsColumns": "_event_time,_partition,_offset",
+    # Checkpoints list removed files for so long. What is still needed of them, maintenance finds in the log;
+    # and a week of them, the default, would make each checkpoint of a busy table large.
+    "delta.deletedFileRetentionDuration": "interval 1 hours",
 }
 
 
@@ -297,7 +300,16 @@ _REWRITE_ROWS: Final = 50_000
 
 
 def _writer_properties(schema: Schema) -> deltalake.WriterProperties:
-    """Dictionaries only where values are likely to repeat.
+    dictionary = deltalake.ColumnProperties(dictionary_enabled=True)
+    return deltalake.WriterProperties(
+        compression="SNAPPY",
+        default_column_properties=deltalake.ColumnProperties(dictionary_enabled=False),
+        column_properties=dict.fromkeys(repeating_columns(schema), dictionary),
+    )
+
+
+def repeating_columns(schema: Schema) -> list[str]:
+    """The columns that are worth a dictionary: those whose values are likely to repeat.
 
     Parquet's writer tries one for every column, and of keys, ids and measurements builds it in vain: that
     costs seven times as much as writing the values, and the files are larger.
@@ -307,12 +319,7 @@ def _writer_properties(schema: Schema) -> deltalake.WriterProperties:
         for field in schema.fields
         if field.allowed_values or (field.type in _FEW_VALUES and field.name != schema.key)
     ]
-    dictionary = deltalake.ColumnProperties(dictionary_enabled=True)
-    return deltalake.WriterProperties(
-        compression="SNAPPY",
-        default_column_properties=deltalake.ColumnProperties(dictionary_enabled=False),
-        column_properties=dict.fromkeys([*repeating, *_CONSTANT], dictionary),
-    )
+    return [*repeating, *_CONSTANT]
 
 
 _CONSTANT: Final = ("_event_source", "_cluster", "_topic", "_partition")

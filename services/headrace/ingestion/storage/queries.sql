@@ -102,6 +102,9 @@ where dataset = $1 and ($2::bigint is null or version < $2)
 order by version desc
 limit $3;
 
+-- name: table_versions
+select table_version from dataset_versions where dataset = $1 order by table_version;
+
 -- name: insert_rejected
 -- Answers those that were not there yet. One that says it is a replay is one if that entry was replayed and
 -- has its event id, or had none of use; a copy of a replay that was rejected is there.

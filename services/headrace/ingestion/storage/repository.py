@@ -124,6 +124,11 @@ class PostgresCatalogue:
         rows = await self._pool.fetch(self._queries["list_versions"], dataset, before, limit)
         return [_version(row) for row in rows]
 
+    async def table_versions(self, dataset: str) -> Sequence[int]:
+        """The table versions that the dataset's versions stand on, ascending."""
+        rows = await self._pool.fetch(self._queries["table_versions"], dataset)
+        return [row["table_version"] for row in rows]
+
     async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
         """The events in the spans that were rejected already."""
         places: set[Place] = set()

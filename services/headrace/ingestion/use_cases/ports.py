@@ -125,6 +125,28 @@ class TopicReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """A table had `files`; `merged` of them, `size` bytes in all, became one: 0 where they were too few."""
+
+    files: int
+    merged: int
+    size: int
+
+
+class TableMaintenance(Protocol):
+    """Care for the datasets' tables. Methods block: call them in a thread, one at a time for each table."""
+
+    def merge(self, dataset: Dataset) -> Merge:
+        """Merge some small files into one, if there are enough; rows stay as they are."""
+
+    def remove_unneeded(self, dataset: Dataset, cut: Sequence[int]) -> int:
+        """Remove files that no version and no reader needs; answer how many.
+
+        `cut`: the table versions that dataset versions stand on, ascending, read before this is called.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class RejectedRow:
     """A rejection as it is kept, and what became of it. `size`: bytes of key, payload and headers."""
 
@@ -237,6 +259,9 @@ class Catalogue(Protocol):
 
     async def list_versions(self, dataset: str, before: int | None, limit: int) -> Sequence[DatasetVersion]:
         """Newest first, beginning below `before`."""
+
+    async def table_versions(self, dataset: str) -> Sequence[int]:
+        """The table versions that the dataset's versions stand on, ascending."""
 
     async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
         """The events in the spans that were rejected already."""

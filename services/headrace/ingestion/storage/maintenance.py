@@ -1,0 +1,226 @@
+"""Merges small files of the datasets' tables, and removes files that nobody needs any more.
+
+Not by delta-rs' own `optimize`: two of those that read the same version both succeed, and each row is there
+twice. It leaves out the application transactions it is given, too, so that it cannot be fenced by one. Here
+the merged file and the removals are one commit with an application transaction of its own: of two that
+read the same version one conflicts. Appends and merges do not conflict.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import deltalake
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs
+import pyarrow.parquet as pq
+from deltalake.transaction import AddAction, RemoveAction
+
+from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.table_files import (
+    DataFile,
+    Rewrite,
+    files_to_merge,
+    table_versions_to_keep,
+)
+from headrace.ingestion.storage.delta import repeating_columns
+from headrace.ingestion.use_cases.ports import Merge
+from headrace.runtime.clock import Clock
+from headrace.runtime.faults import fault_point
+
+_MERGED: Final = "headrace.mergedFiles"
+_APP_ID: Final = "headrace.maintenance"
+# A row group is held in memory until it is written; the next one is read meanwhile.
+_ROW_GROUP_ROWS: Final = 128 * 1024
+_ROW_GROUP_BYTES: Final = 32 * 1024 * 1024
+_BATCH_ROWS: Final = 16 * 1024
+
+
+class DeltaMaintenance:
+    """Maintenance of the tables under one root. Every method blocks.
+
+    One at a time for each table: of two that merge at once, one has worked in vain.
+    """
+
+    def __init__(
+        self,
+        uri_of: Callable[[str], str],
+        storage_options: Mapping[str, str],
+        *,
+        clock: Clock,
+        target_bytes: int,
+        min_files: int,
+        retention_hours: int,
+    ) -> None:
+        """`uri_of` gives the address of the table of a dataset's name."""
+        self._uri_of = uri_of
+        self._options = dict(storage_options)
+        self._clock = clock
+        self._target_bytes = target_bytes
+        self._min_files = min_files
+        self._retention_hours = retention_hours
+        # How far each table's log was read, and the rewrites up to there: commits are immutable.
+        self._rewrites: dict[str, tuple[int, list[Rewrite]]] = {}
+
+    def merge(self, dataset: Dataset) -> Merge:
+        """Merge some small files into one, if there are enough; rows stay as they are.
+
+        Raises CommitFailedError where somebody else maintained or changed the table meanwhile.
+        """
+        table = self._open(dataset)
+        files = _files(table)
+        chosen = files_to_merge(files, target_bytes=self._target_bytes, min_files=self._min_files)
+        if chosen:
+            fault_point("ingestion.before-merge")
+            merged = self._written(table, dataset, chosen)
+            fault_point("ingestion.after-merge-write")
+            _commit(table, merged, chosen)
+            fault_point("ingestion.after-merge-commit")
+        return Merge(files=len(files), merged=len(chosen), size=sum(file.size for file in chosen))
+
+    def remove_unneeded(self, dataset: Dataset, cut: Sequence[int]) -> int:
+        """Remove files that no version and no reader needs, and those of writers that died; answer how many.
+
+        `cut`: the table versions that dataset versions stand on, ascending, read before this is called.
+        """
+        table = self._open(dataset)
+        kept = table_versions_to_keep(
+            self._rewrites_of(table, dataset.name),
+            cut,
+            now=self._clock(),
+            retention=timedelta(hours=self._retention_hours),
+        )
+
+        def vacuum(*, dry_run: bool) -> list[str]:
+            # "full": files that no commit names, too. A younger one may be a writer's, about to be committed.
+            unneeded: list[str] = table.vacuum(
+                retention_hours=self._retention_hours,
+                enforce_retention_duration=False,
+                dry_run=dry_run,
+                full=True,
+                keep_versions=list(kept),
+            )
+            return unneeded
+
+        # It names files that are gone already, too, and would write into the log for those alone.
+        present = _present(table, vacuum(dry_run=True))
+        if present:
+            fault_point("ingestion.before-vacuum")
+            vacuum(dry_run=False)
+            fault_point("ingestion.after-vacuum")
+        return present
+
+    def _open(self, dataset: Dataset) -> deltalake.DeltaTable:
+        # Not the appender's: nobody waits for maintenance.
+        return deltalake.DeltaTable(self._uri_of(dataset.name), storage_options=self._options)
+
+    def _written(self, table: deltalake.DeltaTable, dataset: Dataset, files: Sequence[DataFile]) -> DataFile:
+        """One new file with the rows of all, which no commit names yet."""
+        rows = table.to_pyarrow_dataset()
+        fragments = {fragment.path: fragment for fragment in rows.get_fragments()}
+        path = f"part-{uuid.uuid4()}.snappy.parquet"
+        count = 0
+        with (
+            rows.filesystem.open_output_stream(path) as stream,
+            pq.ParquetWriter(
+                stream,
+                rows.schema,
+                compression="snappy",
+                use_dictionary=repeating_columns(dataset.schema),
+            ) as writer,
+        ):
+            for group in _row_groups([fragments[file.path] for file in files], rows.schema):
+                writer.write_table(group)
+                count += group.num_rows
+        assert count == sum(file.rows for file in files)
+        return DataFile(path, rows.filesystem.get_file_info(path).size, count, _milliseconds(self._clock()))
+
+    def _rewrites_of(self, table: deltalake.DeltaTable, name: str) -> Sequence[Rewrite]:
+        read, rewrites = self._rewrites.get(name, (-1, []))
+        newest = table.version()
+        entries = table.history(newest - read) if newest > read else []
+        rewrites = rewrites + sorted(
+            (
+                Rewrite(entry["version"], datetime.fromtimestamp(entry["timestamp"] / 1000, UTC))
+                for entry in entries
+                if read < entry["version"] <= newest and _may_remove_files(entry)
+            ),
+            key=lambda rewrite: rewrite.table_version,
+        )
+        self._rewrites[name] = (newest, rewrites)
+        return rewrites
+
+
+def _files(table: deltalake.DeltaTable) -> Sequence[DataFile]:
+    actions = pa.table(table.get_add_actions())
+    columns = ("path", "size_bytes", "num_records", "modification_time")
+    modified = actions.column("modification_time").cast(pa.int64())
+    return [
+        DataFile(path, size, rows, time)
+        for path, size, rows, time in zip(
+            *(actions.column(name).to_pylist() for name in columns[:3]), modified.to_pylist(), strict=True
+        )
+    ]
+
+
+def _row_groups(fragments: Sequence[ds.Fragment], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of all files, in parts that are worth a row group each."""
+    batches: list[pa.RecordBatch] = []
+    rows = size = 0
+    for fragment in fragments:
+        # With the table's schema: a column that was added later is null in older files.
+        for batch in fragment.to_batches(schema=schema, batch_size=_BATCH_ROWS, batch_readahead=1):
+            batches.append(batch)
+            rows += batch.num_rows
+            size += batch.nbytes
+            if rows >= _ROW_GROUP_ROWS or size >= _ROW_GROUP_BYTES:
+                yield pa.Table.from_batches(batches, schema)
+                batches, rows, size = [], 0, 0
+    if batches:
+        yield pa.Table.from_batches(batches, schema)
+
+
+def _may_remove_files(entry: Mapping[str, object]) -> bool:
+    """Whether a commit may have taken files out; of others than appends that is not asked further."""
+    if _MERGED in entry:
+        return True
+    parameters = entry.get("operationParameters")
+    mode = parameters.get("mode") if isinstance(parameters, Mapping) else None
+    operation = str(entry["operation"])
+    return not operation.startswith("VACUUM") and (operation, mode) != ("WRITE", "Append")
+
+
+def _milliseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1000)
+
+
+def _present(table: deltalake.DeltaTable, paths: Sequence[str]) -> int:
+    """How many of the files there are."""
+    found = table.to_pyarrow_dataset().filesystem.get_file_info(list(paths))
+    return sum(file.type is not pa.fs.FileType.NotFound for file in found)
+
+
+def _commit(table: deltalake.DeltaTable, merged: DataFile, files: Sequence[DataFile]) -> None:
+    removals = [
+        RemoveAction(file.path, data_change=False, deletion_timestamp=merged.modified, size=file.size)
+        for file in files
+    ]
+    table.create_write_transaction(
+        [
+            AddAction(
+                merged.path, merged.size, {}, merged.modified, False, json.dumps({"numRecords": merged.rows})
+            ),
+            *removals,
+        ],
+        mode="append",
+        schema=table.schema(),
+        commit_properties=deltalake.CommitProperties(
+            custom_metadata={_MERGED: str(len(files))},
+            app_transactions=[deltalake.Transaction(_APP_ID, table.version())],
+        ),
+    )

@@ -1,0 +1,36 @@
+"""Care for one dataset's table, so that it stays quick to read however small its commits are."""
+
+from __future__ import annotations
+
+import asyncio
+
+from headrace.ingestion import metrics
+from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.use_cases.ports import Catalogue, TableMaintenance
+
+
+class MaintainTable:
+    """The use case. Neither part changes a row, and either may be repeated, or die, at any moment."""
+
+    def __init__(self, catalogue: Catalogue, tables: TableMaintenance) -> None:
+        self._catalogue = catalogue
+        self._tables = tables
+
+    async def merge_files(self, dataset: Dataset) -> int:
+        """Merge small files until there are few; answer how many were merged."""
+        total = 0
+        while True:
+            merge = await asyncio.to_thread(self._tables.merge, dataset)
+            metrics.TABLE_FILES.labels(dataset.name).set(merge.files)
+            if not merge.merged:
+                return total
+            metrics.MERGED_FILES.labels(dataset.name).inc(merge.merged)
+            metrics.MERGED_BYTES.labels(dataset.name).inc(merge.size)
+            total += merge.merged
+
+    async def remove_unneeded_files(self, dataset: Dataset) -> int:
+        """Remove files that no version and no reader needs; answer how many."""
+        cut = await self._catalogue.table_versions(dataset.name)
+        removed = await asyncio.to_thread(self._tables.remove_unneeded, dataset, cut)
+        metrics.REMOVED_FILES.labels(dataset.name).inc(removed)
+        return removed
