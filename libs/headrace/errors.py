@@ -20,9 +20,12 @@ where single fields are at fault, which ones. `headrace.rpc` turns it into a gRP
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ErrorKind(enum.Enum):
@@ -129,3 +132,12 @@ class Internal(HeadraceError):  # noqa: N818
     """Our own fault."""
 
     kind = ErrorKind.INTERNAL
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and text on one line, as logs and health checks show it.
+
+    Libraries write several, some with colours for a terminal.
+    """
+    text = " ".join(_COLOUR.sub("", str(error)).split())
+    return f"{type(error).__name__}: {text}"

@@ -27,6 +27,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
 from headrace.api.ingestion.v1 import versions_pb2_grpc
 from headrace.events.ingestion.v1 import events_pb2
 from headrace.messaging import topics
+from headrace.objects.store import delta_storage_options
 from headrace.rpc.client import channel
 
 Headers = list[tuple[str, bytes]]
@@ -48,12 +49,19 @@ class Process:
     http_port: int
 
     async def is_ready(self) -> bool:
-        def ask() -> bool:
+        return await self.why_unready() == ""
+
+    async def why_unready(self) -> str:
+        """What /readyz says; nothing where it is ready."""
+
+        def ask() -> str:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/readyz", timeout=5):
-                    return True
-            except (urllib.error.URLError, OSError):
-                return False
+                    return ""
+            except urllib.error.HTTPError as error:
+                return str(error.read().decode())
+            except OSError as error:
+                return repr(error)
 
         assert self.process.returncode is None, "the service ended by itself"
         return await asyncio.to_thread(ask)
@@ -187,12 +195,18 @@ class Ingestion:
 
         await eventually(markers, lambda rejected: len(rejected) == len(partitions))
 
+    def table(self, version: int | None = None) -> deltalake.DeltaTable:
+        """The dataset's table. Blocks."""
+        return deltalake.DeltaTable(
+            f"{self.store_uri}/datasets/{self.dataset}", version, storage_options=delta_storage_options()
+        )
+
     async def rows(self) -> list[Mapping[str, object]]:
         """The table's rows, by event id."""
 
         def read() -> list[Mapping[str, object]]:
             try:
-                table = deltalake.DeltaTable(f"{self.store_uri}/datasets/{self.dataset}")
+                table = self.table()
             except deltalake.exceptions.TableNotFoundError:
                 return []
             rows: list[Mapping[str, object]] = pa.table(table.to_pyarrow_table()).to_pylist()
@@ -204,7 +218,7 @@ class Ingestion:
         """How many files the table has."""
 
         def count() -> int:
-            return len(deltalake.DeltaTable(f"{self.store_uri}/datasets/{self.dataset}").file_uris())
+            return len(self.table().file_uris())
 
         return await asyncio.to_thread(count)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # these exist for type checkers only
 CHUNK_BYTES = 1 << 20
 # Not what was asked for but the store is at fault: network, disk, credentials.
 _AWAY = (GenericError, JoinError, PermissionDeniedError, UnauthenticatedError)
+# delta-rs would ask for three minutes before anybody hears that the store is at fault; who writes tries again
+# anyway, and says so. For each request:
+_PATIENCE: Final = {"timeout": "15s", "max_retries": "3", "retry_timeout": "60s"}
 
 
 class ObjectStore:
@@ -161,11 +164,18 @@ def _checked(path: str) -> str:
 
 
 def delta_storage_options() -> dict[str, str]:
-    """What delta-rs needs beside the standard credentials chain to open tables in the same store."""
+    """What delta-rs needs beside the standard credentials chain to open tables in the same store.
+
+    Commits are conditional puts: delta-rs asks S3 for them by default.
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     if not endpoint:
-        return {}
-    return {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http:")).lower()}
+        return dict(_PATIENCE)
+    return {
+        **_PATIENCE,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": str(endpoint.startswith("http:")).lower(),
+    }
 
 
 def _s3_options() -> tuple[S3Config, ClientConfig]:

@@ -21,6 +21,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from opentelemetry.trace import SpanKind
 
+from headrace.errors import one_line
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import SourcePartition
 from headrace.ingestion.settings import Settings
@@ -177,7 +178,7 @@ class SamplesConsumer:
                     exc_info=failures == 1,
                 )
                 if failures >= _FAILURES_UNTIL_UNREADY:
-                    self._health.set_ready(COMPONENT, False, f"{type(error).__name__}: {error}")
+                    self._health.set_ready(COMPONENT, False, one_line(error))
             else:
                 # Also where the batch has become somebody else's: what failed was that batch.
                 self._health.set_ready(COMPONENT, True)

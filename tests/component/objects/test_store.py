@@ -5,11 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +12,7 @@ from pathlib import Path
 import deltalake
 import pyarrow as pa
 import pytest
+from tests.support.s3 import BUCKET, s3_server, use_s3
 
 from headrace.client.data_files import find_files
 from headrace.embedded.parts.process import free_port
@@ -24,47 +20,18 @@ from headrace.errors import InvalidArgument, NotFound, Unavailable
 from headrace.objects import ObjectStore
 from headrace.objects.store import delta_storage_options
 
-DEADLINE = 60.0
-BUCKET = "headrace"
-
 
 @pytest.fixture(scope="module")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server with a bucket, in a process of its own."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("moto_server"), "-p", str(port)], stdout=output, stderr=output
-        )
-    try:
-        _create_bucket(f"http://127.0.0.1:{port}/{BUCKET}", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _create_bucket(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        try:
-            urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
-        except urllib.error.URLError:
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        else:
-            return
+    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(params=["file", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "file":
         return (tmp_path / "a store" / "of mine").as_uri()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_endpoint"))
-    for name, value in (("ACCESS_KEY_ID", "tests"), ("SECRET_ACCESS_KEY", "tests"), ("REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
+    use_s3(monkeypatch, request.getfixturevalue("s3_endpoint"))
     return f"s3://{BUCKET}/tests/{uuid.uuid4()}"
 
 

@@ -1,0 +1,68 @@
+"""A real S3 server with a bucket: moto's, or the one that HEADRACE_TEST_S3 gives the address of (MinIO)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from headrace.embedded.parts.process import free_port
+
+BUCKET = "headrace"
+DEADLINE = 60.0
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[str]:
+    """The address of a server that has the bucket; where one was given, it has it already."""
+    given = os.environ.get("HEADRACE_TEST_S3")
+    if given:
+        yield given
+        return
+    port, log = free_port(), folder / "s3.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.s3_server", str(port)],
+            stdout=output,
+            stderr=output,
+            cwd=ROOT,
+        )
+    try:
+        _create_bucket(f"http://127.0.0.1:{port}/{BUCKET}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Let this process, and those that it starts, find the server and its credentials as they usually do."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "headrace-tests"),
+        ("AWS_SECRET_ACCESS_KEY", "headrace-tests"),
+        ("AWS_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, os.environ.get(name, value))
+
+
+def _create_bucket(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
+        except urllib.error.URLError:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        else:
+            return
