@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
 
 from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.runtime.settings import PlatformSettings
@@ -21,6 +22,8 @@ from headrace.telemetry import names
 ROOT = Path(__file__).parents[2]
 SERVICES = ("ingestion", "scheduling", "training", "registry", "inference")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+INGESTION_DASHBOARD = Path("deploy/grafana/dashboards/ingestion.json")
+GRAFANA_COLUMNS = 24
 DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
 
 
@@ -187,17 +190,58 @@ def test_prometheus_scrapes_every_service() -> None:
         assert f"{service}:{port}" in targets
 
 
-def test_the_dashboard_shows_metrics_that_exist() -> None:
-    known = {value for name, value in vars(names).items() if name.startswith("METRIC_")}
-    dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "headrace.json").read_text())
-    shown = {
-        metric
-        for panel in dashboard["panels"]
+DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
+
+
+def shown_metrics(dashboard: Path) -> set[str]:
+    """The metrics of ours that a dashboard's panels ask for; of a histogram its name."""
+    panels = json.loads(dashboard.read_text())["panels"]
+    return {
+        re.sub(r"_(bucket|sum|count)$", "", metric)
+        for panel in panels
         for target in panel["targets"]
         for metric in re.findall(r"headrace_\w+", target["expr"])
     }
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_shows_metrics_that_exist(dashboard: Path) -> None:
+    known = {value for name, value in vars(names).items() if name.startswith("METRIC_")}
+    shown = shown_metrics(dashboard)
     assert shown
     assert shown <= known
+
+
+def test_ingestions_dashboard_shows_all_that_it_counts_and_no_label_that_it_has_not() -> None:
+    registered = {
+        collector._name: collector
+        for collector in vars(import_module("headrace.ingestion.metrics")).values()
+        if isinstance(collector, MetricWrapperBase)
+    }
+    # A counter's name is registered without its suffix.
+    shown = {metric.removesuffix("_total") for metric in shown_metrics(ROOT / INGESTION_DASHBOARD)}
+    assert shown == registered.keys()
+    for panel in json.loads((ROOT / INGESTION_DASHBOARD).read_text())["panels"]:
+        for target in panel["targets"]:
+            grouped = re.search(r"by \((\w+)\)", target["expr"])
+            (metric, *_) = re.findall(r"headrace_\w+", target["expr"]) or [""]
+            if grouped and metric and not metric.endswith("_bucket"):
+                labels = registered[metric.removesuffix("_total")]._labelnames
+                assert grouped.group(1) in labels, target["expr"]
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboards_panels_stand_beside_each_other(dashboard: Path) -> None:
+    panels = json.loads(dashboard.read_text())["panels"]
+    cells = [
+        (position["x"] + x, position["y"] + y)
+        for position in (panel["gridPos"] for panel in panels)
+        for x in range(position["w"])
+        for y in range(position["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert all(x < GRAFANA_COLUMNS for x, _ in cells)
+    assert len({panel["id"] for panel in panels}) == len(panels)
 
 
 def test_the_collector_has_what_its_pipelines_name() -> None:

@@ -18,6 +18,7 @@ STACK_FILE: Final = "stack.json"
 # Name in stack.json -> environment variable that overrides it.
 VARIABLES: Final[Mapping[str, str]] = {
     "ingestion": "HEADRACE_INGESTION_TARGET",
+    "ingestion_http": "HEADRACE_INGESTION_HTTP_TARGET",
     "scheduling": "HEADRACE_SCHEDULING_TARGET",
     "training": "HEADRACE_TRAINING_TARGET",
     "registry": "HEADRACE_REGISTRY_TARGET",

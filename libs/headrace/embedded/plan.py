@@ -196,7 +196,8 @@ class Plan:
             },
         )
         target = self._target(name)
-        return Node(part, after=(*FOUNDATIONS, *after), address=target, targets={name: target})
+        targets = {name: target, f"{name}_http": own["http_address"]}
+        return Node(part, after=(*FOUNDATIONS, *after), address=target, targets=targets)
 
     def _service_settings(self, name: str) -> Mapping[str, str]:
         match name:

@@ -259,6 +259,10 @@ class SamplesConsumer:
         for rejection in stored.rejections:
             metrics.REJECTED.labels(rejection.verdict.reason.value).inc()
         now = datetime.now(UTC).timestamp()
+        oldest = min(batches[0].base_timestamp for batches in collected.batches.values()) / 1000
+        for name, rows in stored.rows.items():
+            if rows:
+                metrics.DATASET_FRESHNESS.labels(name).set(max(0.0, now - oldest))
         for partition, batches in collected.batches.items():
             metrics.FRESHNESS.observe(max(0.0, now - batches[0].base_timestamp / 1000))
             highwater = self._consumer.highwater(partition)

@@ -66,6 +66,16 @@ FRESHNESS: Final = Histogram(
     "From a batch's first event's arrival in the topic to its visibility in the table",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
 )
+DATASET_FRESHNESS: Final = Gauge(
+    names.METRIC_INGESTION_DATASET_FRESHNESS,
+    "Of the last batch with rows for a dataset: from its first event's arrival to its visibility",
+    ["dataset"],
+)
+COMMIT_SECONDS: Final = Histogram(
+    names.METRIC_INGESTION_COMMIT_SECONDS,
+    "Writing and committing a batch's rows of one dataset, conflicts included",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60),
+)
 TABLE_FILES: Final = Gauge(
     names.METRIC_INGESTION_TABLE_FILES, "Files of a dataset's table, as maintenance last saw it", ["dataset"]
 )

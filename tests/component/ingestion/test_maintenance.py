@@ -138,6 +138,19 @@ def test_merging_changes_the_files_and_nothing_else(world: World) -> None:
     world.check()
 
 
+def test_a_merged_file_says_what_its_rows_lie_between_as_the_small_ones_did(world: World) -> None:
+    world.append_files(4)
+    world.append(RIGHT)
+    world.merge()
+    (merged,) = pa.table(deltalake.DeltaTable(world.table).get_add_actions(flatten=True)).to_pylist()
+    names = ("num_records", "min._partition", "max._partition", "min._offset", "max._offset")
+    assert [merged[name] for name in names] == [10, 0, 1, 0, 7]
+    assert merged["min._event_time"] == merged["max._event_time"] == NOW
+    assert merged["null_count._offset"] == 0
+    pruned = deltalake.DeltaTable(world.table).to_pyarrow_dataset(file_pruning_predicate="_offset > 7")
+    assert list(pruned.get_fragments()) == []
+
+
 def test_nothing_happens_to_few_files_or_twice(world: World) -> None:
     world.append_files(MIN_FILES - 1)
     assert world.merge() == 0

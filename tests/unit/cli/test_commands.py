@@ -368,3 +368,19 @@ def test_the_version_is_told(headrace: Headrace) -> None:
 
 def test_kinds_complete_in_a_shell() -> None:
     assert _kinds("mod") == ["models", "model-versions"]
+
+
+def test_top_shows_what_comes_into_the_datasets(headrace: Headrace, services: Services) -> None:
+    rows = iter(range(100, 200, 10))
+    services.answers["ListDatasets"] = lambda _request: ingestion.ListDatasetsResponse(
+        datasets=[ingestion.Dataset(name="small", row_count=next(rows), rejected_count=3, latest_version=2)]
+    )
+    shown = headrace("dataset", "top", "--once", "--interval", "0.2")
+    assert shown.exit_code == 0
+    heading, _, _, row = shown.output.splitlines()[:4]
+    assert "HEADRACE_INGESTION_HTTP_TARGET" in heading
+    assert row.split()[:2] == ["small", "110"]
+    answer = json.loads(headrace("dataset", "top", "--once", "--interval", "0.2", "-o", "json").output)
+    assert answer["datasets"][0]["rows"] == 130
+    assert answer["datasets"][0]["rows_per_second"] > 0
+    assert answer["lag_events"] is None

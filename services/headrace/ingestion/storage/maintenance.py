@@ -16,6 +16,7 @@ from typing import Final
 
 import deltalake
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -28,6 +29,7 @@ from headrace.ingestion.domain.table_files import (
     files_to_merge,
     table_versions_to_keep,
 )
+from headrace.ingestion.storage.commit_log import read_commits
 from headrace.ingestion.storage.delta import repeating_columns
 from headrace.ingestion.use_cases.ports import Merge
 from headrace.runtime.clock import Clock
@@ -73,13 +75,15 @@ class DeltaMaintenance:
         Raises CommitFailedError where somebody else maintained or changed the table meanwhile.
         """
         table = self._open(dataset)
-        files = _files(table)
+        actions = pa.table(table.get_add_actions(flatten=True))
+        files = _files(actions)
         chosen = files_to_merge(files, target_bytes=self._target_bytes, min_files=self._min_files)
         if chosen:
             fault_point("ingestion.before-merge")
             merged = self._written(table, dataset, chosen)
             fault_point("ingestion.after-merge-write")
-            _commit(table, merged, chosen)
+            sources = actions.filter(pc.is_in(actions.column("path"), pa.array([f.path for f in chosen])))
+            _commit(table, merged, chosen, _statistics(sources, merged.rows))
             fault_point("ingestion.after-merge-commit")
         return Merge(files=len(files), merged=len(chosen), size=sum(file.size for file in chosen))
 
@@ -90,7 +94,7 @@ class DeltaMaintenance:
         """
         table = self._open(dataset)
         kept = table_versions_to_keep(
-            self._rewrites_of(table, dataset.name),
+            self._rewrites_of(dataset, table.version()),
             cut,
             now=self._clock(),
             retention=timedelta(hours=self._retention_hours),
@@ -140,32 +144,54 @@ class DeltaMaintenance:
         assert count == sum(file.rows for file in files)
         return DataFile(path, rows.filesystem.get_file_info(path).size, count, _milliseconds(self._clock()))
 
-    def _rewrites_of(self, table: deltalake.DeltaTable, name: str) -> Sequence[Rewrite]:
-        read, rewrites = self._rewrites.get(name, (-1, []))
-        newest = table.version()
-        entries = table.history(newest - read) if newest > read else []
-        rewrites = rewrites + sorted(
-            (
-                Rewrite(entry["version"], datetime.fromtimestamp(entry["timestamp"] / 1000, UTC))
-                for entry in entries
-                if read < entry["version"] <= newest and _may_remove_files(entry)
-            ),
-            key=lambda rewrite: rewrite.table_version,
-        )
-        self._rewrites[name] = (newest, rewrites)
+    def _rewrites_of(self, dataset: Dataset, newest: int) -> Sequence[Rewrite]:
+        read, rewrites = self._rewrites.get(dataset.name, (-1, []))
+        rewrites = rewrites + [
+            Rewrite(version, _time_of(entry))
+            for version, entry in read_commits(self._uri_of(dataset.name), self._options, read, newest)
+            if _may_remove_files(entry)
+        ]
+        self._rewrites[dataset.name] = (max(read, newest), rewrites)
         return rewrites
 
 
-def _files(table: deltalake.DeltaTable) -> Sequence[DataFile]:
-    actions = pa.table(table.get_add_actions())
+def _files(actions: pa.Table) -> Sequence[DataFile]:
     columns = ("path", "size_bytes", "num_records", "modification_time")
-    modified = actions.column("modification_time").cast(pa.int64())
-    return [
-        DataFile(path, size, rows, time)
-        for path, size, rows, time in zip(
-            *(actions.column(name).to_pylist() for name in columns[:3]), modified.to_pylist(), strict=True
-        )
+    values = actions.select(columns).cast(_FILE_COLUMNS).to_pydict()
+    return [DataFile(*file) for file in zip(*(values[name] for name in columns), strict=True)]
+
+
+_FILE_COLUMNS: Final = pa.schema(
+    [
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("num_records", pa.int64()),
+        ("modification_time", pa.int64()),
     ]
+)
+
+
+def _statistics(actions: pa.Table, rows: int) -> str:
+    """What the log says of a file with the rows of all these: readers skip files by it."""
+    statistics: dict[str, object] = {"numRecords": rows}
+    for group, prefix, combine in (
+        ("minValues", "min.", pc.min),
+        ("maxValues", "max.", pc.max),
+        ("nullCount", "null_count.", pc.sum),
+    ):
+        statistics[group] = {
+            name.removeprefix(prefix): _in_json(combine(actions.column(name)))
+            for name in actions.column_names
+            # Where one file says nothing, nothing can be said of all.
+            if name.startswith(prefix) and not actions.column(name).null_count
+        }
+    return json.dumps(statistics)
+
+
+def _in_json(value: pa.Scalar) -> object:
+    if pa.types.is_timestamp(value.type):
+        return value.as_py().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return value.as_py()
 
 
 def _row_groups(fragments: Sequence[ds.Fragment], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -195,6 +221,12 @@ def _may_remove_files(entry: Mapping[str, object]) -> bool:
     return not operation.startswith("VACUUM") and (operation, mode) != ("WRITE", "Append")
 
 
+def _time_of(entry: Mapping[str, object]) -> datetime:
+    timestamp = entry["timestamp"]
+    assert isinstance(timestamp, int)
+    return datetime.fromtimestamp(timestamp / 1000, UTC)
+
+
 def _milliseconds(time: datetime) -> int:
     return int(time.timestamp() * 1000)
 
@@ -205,16 +237,16 @@ def _present(table: deltalake.DeltaTable, paths: Sequence[str]) -> int:
     return sum(file.type is not pa.fs.FileType.NotFound for file in found)
 
 
-def _commit(table: deltalake.DeltaTable, merged: DataFile, files: Sequence[DataFile]) -> None:
+def _commit(
+    table: deltalake.DeltaTable, merged: DataFile, files: Sequence[DataFile], statistics: str
+) -> None:
     removals = [
         RemoveAction(file.path, data_change=False, deletion_timestamp=merged.modified, size=file.size)
         for file in files
     ]
     table.create_write_transaction(
         [
-            AddAction(
-                merged.path, merged.size, {}, merged.modified, False, json.dumps({"numRecords": merged.rows})
-            ),
+            AddAction(merged.path, merged.size, {}, merged.modified, data_change=False, stats=statistics),
             *removals,
         ],
         mode="append",

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.use_cases.deduplicate import Deduplicator
@@ -108,7 +109,8 @@ class StoreBatch:
             names.SPAN_COMMIT_TABLE,
             attributes={names.DATASET: dataset.name, names.ROWS: fresh.rows.num_rows},
         ) as span:
-            stored = await asyncio.to_thread(self._tables.append, Append(dataset, fresh.rows, spans))
+            with metrics.COMMIT_SECONDS.time():
+                stored = await asyncio.to_thread(self._tables.append, Append(dataset, fresh.rows, spans))
             span.set_attribute(names.ROWS_STORED, stored)
         fresh.remember()
         return stored, fresh.repeated
