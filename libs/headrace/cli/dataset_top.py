@@ -22,13 +22,24 @@ if TYPE_CHECKING:
 
 dataset_app = typer.Typer(no_args_is_help=True, help="Datasets: what comes in.")
 
+
+def _number(heading: str, name: str, digits: int) -> Column:
+    """A column of numbers of so many digits behind the point."""
+
+    def text(row: dict[str, Plain]) -> str:
+        value = row[name]
+        return f"{value:,.{digits}f}" if isinstance(value, int | float) else "-"
+
+    return Column(heading, text, right=True)
+
+
 COLUMNS: Sequence[Column] = (
     field("dataset", "dataset"),
-    field("rows", "rows", right=True),
-    field("rows/s", "rows_per_second", right=True),
-    field("rejected", "rejected", right=True),
-    field("rejected/s", "rejected_per_second", right=True),
-    field("freshness, s", "freshness_seconds", right=True),
+    _number("rows", "rows", 0),
+    _number("rows/s", "rows_per_second", 1),
+    _number("rejected", "rejected", 0),
+    _number("rejected/s", "rejected_per_second", 1),
+    _number("freshness, s", "freshness_seconds", 2),
     field("version", "latest_version", right=True),
 )
 

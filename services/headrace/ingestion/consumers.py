@@ -170,10 +170,10 @@ class SamplesConsumer:
                 failures += 1
                 metrics.BATCH_FAILURES.inc()
                 logger.warning(
-                    "a batch of %d events could not be stored, trying again in %.1f s: %r",
+                    "a batch of %d events could not be stored, trying again in %.1f s: %s",
                     collected.count,
                     pause,
-                    error,
+                    one_line(error),
                     # Once: an outage fails in the same way again and again.
                     exc_info=failures == 1,
                 )

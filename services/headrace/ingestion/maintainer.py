@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Final
 
+from headrace.errors import one_line
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.use_cases.maintain_table import MaintainTable
@@ -81,6 +82,9 @@ class Maintainer:
         metrics.MAINTENANCE_FAILURES.inc()
         # Where it happened once: an outage fails in the same way again and again.
         logger.warning(
-            "%s could not be maintained, trying again: %r", what, error, exc_info=what not in self._failing
+            "%s could not be maintained, trying again: %s",
+            what,
+            one_line(error),
+            exc_info=what not in self._failing,
         )
         self._failing.add(what)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace import errors
-from headrace.errors import ErrorKind, FieldViolation, HeadraceError, InvalidArgument
+from headrace.errors import ErrorKind, FieldViolation, HeadraceError, InvalidArgument, one_line
 from headrace.rpc import convert, deadline, paging
 from headrace.rpc.errors import code_of, from_status, make_error, to_status
 
@@ -104,3 +104,10 @@ def test_a_deadline_only_ever_tightens() -> None:
         with deadline.bounded(None):
             assert deadline.remaining() is not None
     assert deadline.remaining() is None
+
+
+def test_a_librarys_error_becomes_one_plain_line() -> None:
+    error = OSError(
+        "Generic S3 error\n   \x1b[31m↳\x1b[0m Error performing GET\n   500 Internal Server Error\n"
+    )
+    assert one_line(error) == "OSError: Generic S3 error ↳ Error performing GET 500 Internal Server Error"
