@@ -60,7 +60,8 @@ def top(
 
     Rates are of the last interval. Freshness is the time from an event's arrival in the topic to its
     visibility in the table, of the last batch. The lag is the topic's: whose events wait is known when they
-    are read.
+    are read. Both are in the instances' metrics: HEADRACE_INGESTION_HTTP_TARGET names the instances,
+    HOST:PORT, with commas between them, where they are not those of the embedded stack.
     """
 
     async def command(client: HeadraceClient) -> None:

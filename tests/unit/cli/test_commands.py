@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import start_http_server
 from tests.support.cli import Headrace, Services
 
 from headrace.api.inference.v1 import inference_pb2 as inference
@@ -384,3 +385,18 @@ def test_top_shows_what_comes_into_the_datasets(headrace: Headrace, services: Se
     assert answer["datasets"][0]["rows"] == 130
     assert answer["datasets"][0]["rows_per_second"] > 0
     assert answer["lag_events"] is None
+
+
+def test_top_asks_the_instances_for_what_only_they_know(
+    headrace: Headrace, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.answers["ListDatasets"] = lambda _request: ingestion.ListDatasetsResponse()
+    server, thread = start_http_server(0, addr="127.0.0.1")
+    # The second one is away.
+    addresses = f"127.0.0.1:{server.server_port},127.0.0.1:1"
+    monkeypatch.setenv("HEADRACE_INGESTION_HTTP_TARGET", addresses)
+    shown = headrace("dataset", "top", "--once", "--interval", "0.2", "-o", "json")
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    assert json.loads(shown.output)["memory_mebibytes"] > 1
