@@ -12,6 +12,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
+from headrace.cli.dataset import dataset_app
 from headrace.cli.output import Column, Format, OutputOption, console, field, rows_table, show_document
 from headrace.cli.session import DEFAULT_DATA, DataOption, run
 
@@ -19,8 +20,6 @@ from headrace.cli.session import DEFAULT_DATA, DataOption, run
 if TYPE_CHECKING:
     from headrace.cli.plain import Plain
     from headrace.client import HeadraceClient
-
-dataset_app = typer.Typer(no_args_is_help=True, help="Datasets: what comes in.")
 
 
 def _number(heading: str, name: str, digits: int) -> Column:
@@ -44,10 +43,9 @@ COLUMNS: Sequence[Column] = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
+def register(_app: typer.Typer) -> None:
+    """Add this module's command to the group that is in `app` already."""
     dataset_app.command()(top)
-    app.add_typer(dataset_app, name="dataset")
 
 
 def top(

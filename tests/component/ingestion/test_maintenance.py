@@ -253,6 +253,42 @@ def test_of_two_that_merge_the_same_files_one_conflicts(
     world.check()
 
 
+WIDER = replace(DATASET, schema=replace(SCHEMA, label=Field("y", FieldType.INT32)))
+
+
+def test_a_merge_that_a_column_was_widened_during_conflicts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.append_files(4)
+    write = DeltaMaintenance._written
+
+    def write_late(self: DeltaMaintenance, *arguments: object) -> object:
+        open_tables(world.root).ensure(WIDER)
+        return write(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DeltaMaintenance, "_written", write_late)
+    with pytest.raises(CommitFailedError):
+        world.merge()
+    world.check()
+
+
+def test_a_column_that_is_widened_during_a_merge_is_widened_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.append_files(4)
+    write = deltalake.write_deltalake
+
+    def write_late(*arguments: object, **options: object) -> None:
+        monkeypatch.undo()
+        assert world.merge() == 4
+        write(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headrace.ingestion.storage.delta.deltalake.write_deltalake", write_late)
+    open_tables(world.root).ensure(WIDER)
+    world.check()
+    assert deltalake.DeltaTable(world.table).schema().to_arrow().field("y").type == pa.int32()
+
+
 def test_appends_during_a_merge_are_kept_and_do_not_wait(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

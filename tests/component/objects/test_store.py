@@ -15,7 +15,6 @@ import pytest
 from tests.support.s3 import BUCKET, s3_server, use_s3
 
 from headrace.client.data_files import find_files
-from headrace.embedded.parts.process import free_port
 from headrace.errors import InvalidArgument, NotFound, Unavailable
 from headrace.objects import ObjectStore
 from headrace.objects.store import delta_storage_options

@@ -54,6 +54,9 @@ ROWS_ADDED: Final = "headrace.rows"
 _HASH: Final = "headrace.contentHash"
 _SOURCES: Final = "headrace.sources"
 _TRACEPARENT: Final = "headrace.traceparent"
+# Whoever writes stored rows again commits under this application id: of two that read the same version, one
+# conflicts. Delta-rs itself would let both succeed, and each row would be there twice.
+REWRITE_APP_ID: Final = "headrace.rewrite"
 _ATTEMPTS: Final = 12
 _FIRST_PAUSE_SECONDS: Final = 0.02
 _COMMITS_AT_ONCE: Final = 64
@@ -284,13 +287,21 @@ def _widen(
         # Of an empty table nothing comes, and the new types would not be looked at.
         empty = pa.RecordBatch.from_pylist([], schema=wide)
         batches = chain([empty], (batch.cast(wide) for batch in scanned))
-        deltalake.write_deltalake(
-            table,
-            pa.RecordBatchReader.from_batches(wide, batches),
-            mode="overwrite",
-            schema_mode="overwrite",
-            writer_properties=properties,
-        )
+        try:
+            deltalake.write_deltalake(
+                table,
+                pa.RecordBatchReader.from_batches(wide, batches),
+                mode="overwrite",
+                schema_mode="overwrite",
+                writer_properties=properties,
+                commit_properties=deltalake.CommitProperties(
+                    app_transactions=[deltalake.Transaction(REWRITE_APP_ID, before)]
+                ),
+            )
+        except CommitFailedError:
+            # Small files were merged meanwhile, or somebody else widened.
+            table.update_incremental()
+            continue
         if table.version() == before + 1:
             return
         # Rows that another writer committed meanwhile are in the table, but in files of the old type.

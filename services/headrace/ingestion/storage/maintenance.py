@@ -30,13 +30,12 @@ from headrace.ingestion.domain.table_files import (
     table_versions_to_keep,
 )
 from headrace.ingestion.storage.commit_log import read_commits
-from headrace.ingestion.storage.delta import repeating_columns
+from headrace.ingestion.storage.delta import REWRITE_APP_ID, repeating_columns
 from headrace.ingestion.use_cases.ports import Merge
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 
 _MERGED: Final = "headrace.mergedFiles"
-_APP_ID: Final = "headrace.maintenance"
 # A row group is held in memory until it is written; the next one is read meanwhile.
 _ROW_GROUP_ROWS: Final = 128 * 1024
 _ROW_GROUP_BYTES: Final = 32 * 1024 * 1024
@@ -253,6 +252,6 @@ def _commit(
         schema=table.schema(),
         commit_properties=deltalake.CommitProperties(
             custom_metadata={_MERGED: str(len(files))},
-            app_transactions=[deltalake.Transaction(_APP_ID, table.version())],
+            app_transactions=[deltalake.Transaction(REWRITE_APP_ID, table.version())],
         ),
     )
