@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from headrace.api.ingestion.v1 import versions_pb2 as versions
     from headrace.client import HeadraceClient
 
-dataset_app = typer.Typer(no_args_is_help=True, help="Datasets: their versions, files for them, and what comes in.")
+dataset_app = typer.Typer(
+    no_args_is_help=True, help="Datasets: their versions, files for them, and what comes in."
+)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The dataset.")]
 VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="A version's number, or its tag.")]
