@@ -57,6 +57,18 @@ def payload(rng: random.Random, number: int, malformed: float) -> bytes:
     return json.dumps(row).encode()
 
 
+def headers_of(number: int) -> list[tuple[str, bytes]]:
+    """One event's attributes."""
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", f"event-{number}".encode()),
+        ("ce_source", b"benchmark"),
+        ("ce_type", b"headrace.ingestion.sample.v1"),
+        ("ce_subject", DATASET.encode()),
+        ("content-type", b"application/json"),
+    ]
+
+
 async def produce(bootstrap: str, events: int, malformed: float) -> float:
     """Fill the topic; mean bytes of a payload."""
     rng, size = random.Random(0), 0
@@ -71,15 +83,8 @@ async def produce(bootstrap: str, events: int, malformed: float) -> float:
             for number in range(start, min(events, start + _PRODUCED_AT_ONCE)):
                 value = payload(rng, number, malformed)
                 size += len(value)
-                headers = [
-                    ("ce_specversion", b"1.0"),
-                    ("ce_id", f"event-{number}".encode()),
-                    ("ce_source", b"benchmark"),
-                    ("ce_type", b"headrace.ingestion.sample.v1"),
-                    ("ce_subject", DATASET.encode()),
-                    ("content-type", b"application/json"),
-                ]
-                batch.append(key=f"p{number:07}".encode(), value=value, timestamp=None, headers=headers)
+                key = f"p{number:07}".encode()
+                batch.append(key=key, value=value, timestamp=None, headers=headers_of(number))
             pending.add(await producer.send_batch(batch, SAMPLES, partition=partition))
             if len(pending) >= 16:
                 _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)

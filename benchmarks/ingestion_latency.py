@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 import pyarrow.parquet as pq
 from aiokafka import AIOKafkaProducer
-from ingestion import DATASET, apply, described, payload, started_parts
+from ingestion import DATASET, apply, described, headers_of, payload, started_parts
 from setting import Service, machine
 
 from headrace.messaging.topics import SAMPLES
@@ -40,15 +40,7 @@ async def send(producer: AIOKafkaProducer, numbers: Sequence[int]) -> None:
     """Send events that say when they were."""
     rng = random.Random(numbers[0])
     for number in numbers:
-        headers = [
-            ("ce_specversion", b"1.0"),
-            ("ce_id", f"event-{number}".encode()),
-            ("ce_source", b"benchmark"),
-            ("ce_type", b"headrace.ingestion.sample.v1"),
-            ("ce_subject", DATASET.encode()),
-            ("ce_time", datetime.now(UTC).isoformat().encode()),
-            ("content-type", b"application/json"),
-        ]
+        headers = [*headers_of(number), ("ce_time", datetime.now(UTC).isoformat().encode())]
         await producer.send(SAMPLES, payload(rng, number, 0.0), key=f"p{number}".encode(), headers=headers)
 
 
