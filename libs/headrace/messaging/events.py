@@ -168,7 +168,10 @@ def _attributes(members: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             continue
         header = name if name in ("traceparent", "tracestate") else f"ce_{name}"
         if not _ATTRIBUTE.fullmatch(name):
-            raise InvalidCloudEvent(header, "is no attribute's name: lower-case letters and digits")
+            # As ASCII: JSON's escapes can write half a character, which is no text to whoever hears of it.
+            raise InvalidCloudEvent(
+                f"ce_{ascii(name)[1:-1]}", "is no attribute's name: lower-case letters and digits"
+            )
         known = header in _KNOWN or name == "datacontenttype"
         if _TEXT.match(written):
             yield header, _text(header, written)

@@ -16,6 +16,7 @@ from headrace.events.ingestion.v1.events_pb2 import Sample, Value
 from headrace.ingestion import translation
 from headrace.ingestion.domain.columnar import Malformed
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.rejection import Reason, Verdict
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Schema
 from headrace.ingestion.settings import MAX_PUBLISHED_BYTES, MIN_PUBLISHED_BYTES, Settings
 from headrace.ingestion.storage.repository import rejected_event
@@ -39,8 +40,6 @@ ENVELOPE = {
     "ce_time": b"2026-01-02T00:00:00Z",
     "content-type": b"application/json",
 }
-
-
 HEADERS: Headers = list(ENVELOPE.items())
 
 
@@ -177,6 +176,24 @@ def test_every_record_ends_as_one_row_or_one_rejection(records: list[Sent]) -> N
         whole = translation.rejected_to_message(rejection, NOW)
         assert whole.payload == rejection.payload
         whole.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"\\ud800": 1}', '{"id": "\\udfff"}', '{"\\ud800": 1, "specversion": "1.0"', '{"data": "\\ud800"}'],
+)
+@pytest.mark.parametrize("media_type", [b"application/cloudevents+json", b"application/json"])
+def test_half_a_character_in_an_event_stops_nothing(text: str, media_type: bytes) -> None:
+    headers = list({**ENVELOPE, "content-type": media_type}.items())
+    [rejection] = judge([sent(0, text.encode(), headers)]).rejections
+    rejected_event(rejection, NOW, MAX_PUBLISHED_BYTES)
+
+
+def test_what_a_verdict_says_is_text_whatever_it_quotes() -> None:
+    verdict = Verdict(Reason.INVALID_CLOUDEVENT, "\ud800 is no name", field="ce_\ud800")
+    batch = replace(opened([sent(0)]), samples=(), refused=[(0, verdict)])
+    [rejection] = Judge().judge("c", batch, DATASETS).rejections
+    assert (rejection.verdict.field, rejection.verdict.message) == ("ce_?", "? is no name")
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)

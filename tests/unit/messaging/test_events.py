@@ -130,6 +130,7 @@ def test_structured_data_is_what_its_content_type_says(
         ({"time": "noon"}, "ce_time"),
         ({"source": "\ud800"}, "ce_source"),
         ({"Id": "1"}, "ce_Id"),
+        ({"\ud800": 1}, "ce_\\ud800"),
         ({"datacontenttype": 1}, "ce_datacontenttype"),
         ({"extension": {"a": 1}}, "ce_extension"),
         ({"extension": 1.5}, "ce_extension"),

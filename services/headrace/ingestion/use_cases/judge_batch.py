@@ -207,4 +207,6 @@ def _rejection_as(
 
 
 def _at_most(characters: int, text: str) -> str:
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+    """The text's beginning, as everybody can write it: JSON's escapes can make half a character."""
+    sound = text.encode(errors="replace").decode()
+    return sound if len(sound) <= characters else sound[: characters - 1] + "…"
