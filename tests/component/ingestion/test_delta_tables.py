@@ -303,6 +303,48 @@ def test_rows_that_come_while_a_table_is_rewritten_are_rewritten_too(
     assert {schema.field("y").type for schema in files} == {pa.int64()}
 
 
+def test_a_table_is_widened_however_fast_others_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widening, other = open_tables(root), open_tables(root)
+    other.append(append_of((LEFT, range(1))))
+    write = deltalake.write_deltalake
+    overwrites: list[int] = []
+
+    def write_late(table: deltalake.DeltaTable, *args: object, **options: object) -> None:
+        if options["mode"] == "overwrite":
+            overwrites.append(table.version())
+            assert other.append(append_of((LEFT, range(len(overwrites) + 1)))) == 1
+        write(table, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headrace.ingestion.storage.delta.deltalake.write_deltalake", write_late)
+    widening.ensure(widened(FieldType.INT64))
+    assert len(overwrites) == 3
+    assert stored_offsets(root) == [(0, n) for n in range(4)]
+    table = pa.table(deltalake.DeltaTable(str(root / "samples")).to_pyarrow_table())
+    assert table.schema.field("y").type == pa.int64()
+    assert sorted(table.column("y").to_pylist()) == [0, 0, 1, 1]
+
+
+def test_what_another_writer_widened_is_not_widened_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widening, other = open_tables(root), open_tables(root)
+    other.append(append_of((LEFT, range(3))))
+    write = deltalake.write_deltalake
+    overtaken = threading.Event()
+
+    def write_late(table: deltalake.DeltaTable, *args: object, **options: object) -> None:
+        if not overtaken.is_set():
+            overtaken.set()
+            other.ensure(widened(FieldType.INT64))
+        write(table, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headrace.ingestion.storage.delta.deltalake.write_deltalake", write_late)
+    widening.ensure(widened(FieldType.INT64))
+    # Created, appended to, and widened once.
+    assert deltalake.DeltaTable(str(root / "samples")).version() == 2
+    assert stored_offsets(root) == [(0, n) for n in range(3)]
+
+
 def test_a_table_of_other_types_at_the_address_is_refused(root: Path) -> None:
     other = replace(DATASET, schema=replace(SCHEMA, features=(Field("a", FieldType.STRING),)))
     open_tables(root).ensure(other)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import deltalake
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake.exceptions import CommitFailedError
 from hypothesis import HealthCheck, given, settings
@@ -36,6 +37,7 @@ from headrace.ingestion.domain.dataset import DatasetVersion, SourcePartition, U
 from headrace.ingestion.domain.schema import Field, FieldType
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.maintenance import DeltaMaintenance
+from headrace.ingestion.use_cases.ports import Append, Span
 
 MIN_FILES = 3
 
@@ -149,6 +151,22 @@ def test_a_merged_file_says_what_its_rows_lie_between_as_the_small_ones_did(worl
     assert merged["null_count._offset"] == 0
     pruned = deltalake.DeltaTable(world.table).to_pyarrow_dataset(file_pruning_predicate="_offset > 7")
     assert list(pruned.get_fragments()) == []
+
+
+def test_a_merged_file_keeps_times_of_any_year(world: World) -> None:
+    """A producer's zero time may be that of the year 1."""
+    appended = append_of((LEFT, range(6)))
+    column = appended.rows.schema.get_field_index("_event_time")
+    for offset in range(6):
+        time = datetime(1, 1, 1, tzinfo=UTC) if offset == 3 else NOW
+        rows = appended.rows.slice(offset, 1).set_column(
+            column, appended.rows.schema.field(column), pa.array([time], pa.timestamp("us", "UTC"))
+        )
+        world.tables.append(Append(DATASET, rows, [Span(LEFT, offset, offset + 1)]))
+    assert world.merge() == 6
+    rows = deltalake.DeltaTable(world.table).to_pyarrow_dataset()
+    later = pc.field("_event_time") > datetime(2000, 1, 1, tzinfo=UTC)
+    assert (rows.count_rows(later), rows.count_rows(~later)) == (5, 1)
 
 
 def test_nothing_happens_to_few_files_or_twice(world: World) -> None:

@@ -63,6 +63,16 @@ def test_an_event_that_is_read_again_repeats_nothing() -> None:
     assert recent.repeated(names, offsets + 2).tolist() == [True, True]
 
 
+def test_what_is_remembered_again_takes_no_more_room() -> None:
+    recent, names, offsets = RecentEvents(100), hashes_of(["a", "b"]), np.array([3, 4], np.int64)
+    for _ in range(3):
+        recent.add(names, offsets)
+    assert len(recent) == 2
+    recent.add(hashes_of(["a", "b", "c"]), np.array([3, 4, 5], np.int64))
+    assert len(recent) == 3
+    assert recent.repeated(hashes_of(["c"]), np.array([6], np.int64)).tolist() == [True]
+
+
 def test_only_what_can_still_be_repeated_is_kept() -> None:
     recent = RecentEvents(1000)
     for start in range(0, 50_000, 500):

@@ -78,7 +78,13 @@ class RecentEvents:
         return repeated
 
     def add(self, hashes: UInt64s, offsets: Int64s) -> None:
-        """Remember events that became rows, at rising offsets beyond all that are known."""
+        """Remember events that became rows, at rising offsets; those that are known already stay as they are.
+
+        A batch of which only a part could be stored is stored again, with that part.
+        """
+        if self._count:
+            beyond = offsets > self._offsets[self._count - 1]
+            hashes, offsets = hashes[beyond], offsets[beyond]
         if not len(offsets):
             return
         if self._count + len(offsets) > len(self._offsets):

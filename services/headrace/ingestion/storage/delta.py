@@ -272,8 +272,12 @@ def _widen(
 
     delta-rs cannot change a column's type in place. Earlier versions stay readable with the types that they
     had. Rows pass through in pieces.
+
+    Rows that other writers commit meanwhile are in the table, but in files of the old type: they are
+    rewritten by another pass. While others go on committing that would never end, so that the last files stay
+    as they are. Arrow and delta-rs read both, and maintenance merges them.
     """
-    while True:
+    for last in (*[False] * (_REWRITES - 1), True):
         before = table.version()
         wide = pa.schema(
             [
@@ -301,12 +305,22 @@ def _widen(
         except CommitFailedError:
             # Small files were merged meanwhile, or somebody else widened.
             table.update_incremental()
+            if _holds(table, declared, columns):
+                return
+            if last:
+                raise
             continue
         if table.version() == before + 1:
             return
-        # Rows that another writer committed meanwhile are in the table, but in files of the old type.
 
 
+def _holds(table: deltalake.DeltaTable, declared: pa.Schema, columns: Collection[str]) -> bool:
+    """Whether the table has these columns as they are declared."""
+    present = pa.schema(table.schema().to_arrow())
+    return all(present.field(name).type == declared.field(name).type for name in columns)
+
+
+_REWRITES: Final = 3
 _REWRITE_ROWS: Final = 50_000
 
 

@@ -189,7 +189,8 @@ def _statistics(actions: pa.Table, rows: int) -> str:
 
 def _in_json(value: pa.Scalar) -> object:
     if pa.types.is_timestamp(value.type):
-        return value.as_py().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        # Not by strftime, which writes the year 1 as "1": that is no time to who reads it.
+        return value.as_py().astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return value.as_py()
 
 
