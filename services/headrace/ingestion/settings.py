@@ -73,6 +73,6 @@ class Settings(BaseSettings):
     # An hour at least: a younger file may be one that a writer is about to commit.
     retention_hours: int = Field(
         default=168,
-        ge=1,
+        ge=24,
         description="Files that no dataset version needs stay so long, for readers of the table itself.",
     )
