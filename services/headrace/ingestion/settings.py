@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     vacuum_hours: float = Field(
         default=24.0, gt=0, description="How often files that nobody needs any more are removed."
     )
-    # An hour at least: a younger file may be one that a writer is about to commit.
+    # A day at least: a younger file may be one that a writer is about to commit.
     retention_hours: int = Field(
         default=168,
         ge=24,
