@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,10 @@ def test_what_has_no_values_is_not_compared() -> None:
     assert population_stability_index(number([]), number([1.0])) is None
     assert kolmogorov_smirnov(number([1.0]), number([])) is None
     assert histogram(number([]), 10) == []
+    unseen = replace(number([]), count=3)
+    assert population_stability_index(number([1.0]), unseen) is None
+    assert kolmogorov_smirnov(unseen, number([1.0])) is None
+    assert histogram(unseen, 10) == []
 
 
 def test_constants_are_compared_too() -> None:

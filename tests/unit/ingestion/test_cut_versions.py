@@ -30,7 +30,7 @@ from headrace.ingestion.domain.quality import (
     Range,
     VersionVerdict,
 )
-from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Schema
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables, TableState, VersionRows
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
@@ -257,6 +257,32 @@ async def test_a_version_is_profiled_from_its_new_rows_alone() -> None:
     assert feature.moments is not None
     assert (feature.count, feature.moments.min, feature.moments.max) == (9, 1.0, 3.0)
     assert feature.moments.mean == pytest.approx((4 * 1 + 2 * 2 + 3 * 3) / 9)
+
+
+async def test_all_rows_are_profiled_where_an_attribute_became_a_feature() -> None:
+    state = world()
+    feature = SCHEMA.features[0]
+    before = replace(
+        SCHEMA, features=(Field("b", FieldType.BOOL),), attributes=(replace(feature, role=Role.IGNORED),)
+    )
+    state.dataset = replace(state.dataset, schema=before)
+    state.add_rows(4)
+    await state.use_case().commit("d")
+    moved = replace(before, features=(*before.features, feature), attributes=())
+    rule = QualityRule(Range("a", min=2), VersionVerdict.BLOCK)
+    state.dataset = replace(state.dataset, schema=moved, quality=(rule,))
+    state.add_rows(3)
+    version = await state.use_case().commit("d")
+    # The rows of before break the rule, and the new ones do not.
+    assert (version.verdict, version.findings[0].value) == (VersionVerdict.BLOCK, 1.0)
+    profile = state.profiles[2].field("a")
+    assert profile is not None
+    assert profile.moments is not None
+    assert profile.count == profile.moments.count == 7
+    state.rows_read = 0
+    state.add_rows(2)
+    await state.use_case().commit("d")
+    assert state.rows_read == 2
 
 
 @pytest.mark.parametrize("why", ["compacted", "cut before profiles were made"])

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -20,10 +21,11 @@ from headrace.ingestion.domain.profile import (
     Moments,
     Profile,
     extended,
+    is_extensible,
     quantiles,
     shares_up_to,
 )
-from headrace.ingestion.domain.schema import Field, FieldType, Schema
+from headrace.ingestion.domain.schema import Field, FieldType, Role, Schema
 
 SCHEMA = Schema(
     "id",
@@ -173,6 +175,37 @@ def test_a_field_that_came_later_is_null_in_rows_before() -> None:
     assert (grade.count, grade.null_count, grade.null_share) == (1, 2, 2 / 3)
     weight = field_of(second, "weight")
     assert (weight.count, weight.null_count) == (2, 1)
+
+
+AS_ATTRIBUTES = Schema(
+    "id", SCHEMA.features[:1], SCHEMA.label, tuple(replace(f, role=Role.IGNORED) for f in SCHEMA.features[1:])
+)
+
+
+def test_what_was_an_attribute_is_described_wholly_or_not_at_all() -> None:
+    batch = batch_of([(1.0, 5, "x", True)])
+    before = extended(None, AS_ATTRIBUTES, [batch])
+    assert is_extensible(before, AS_ATTRIBUTES)
+    assert not is_extensible(before, SCHEMA)
+    after = extended(before, SCHEMA, [batch])
+    grade, site = field_of(after, "grade"), field_of(after, "site")
+    assert (grade.count, grade.moments, grade.quantiles, grade.values) == (2, None, None, None)
+    assert (site.count, site.values) == (2, None)
+    assert not is_extensible(after, SCHEMA)
+    assert is_extensible(extended(None, SCHEMA, [batch]), SCHEMA)
+
+
+def test_an_attribute_that_was_null_everywhere_can_become_a_feature() -> None:
+    before = extended(None, AS_ATTRIBUTES, [batch_of([(1.0, None, None, True)])])
+    assert is_extensible(before, SCHEMA)
+    grade = field_of(extended(before, SCHEMA, [batch_of([(1.0, 5, "x", True)])]), "grade")
+    assert grade.moments is not None
+    assert (grade.count, grade.null_count, grade.moments.count) == (1, 1, 1)
+
+
+def test_a_sketch_of_no_numbers_has_no_quantiles_and_no_shares() -> None:
+    empty = replace(profiled(None), count=5)
+    assert (quantiles(empty, (0.5,)), shares_up_to(empty, [1.0])) == ([], [])
 
 
 def test_of_a_long_text_the_beginning_is_kept() -> None:

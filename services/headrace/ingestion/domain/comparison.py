@@ -8,7 +8,13 @@ from typing import Final
 
 import numpy as np
 
-from headrace.ingestion.domain.profile import FieldProfile, ValueCounts, quantiles, shares_up_to
+from headrace.ingestion.domain.profile import (
+    FieldProfile,
+    ValueCounts,
+    number_count,
+    quantiles,
+    shares_up_to,
+)
 
 _TENTHS: Final = [tenth / 10 for tenth in range(1, 10)]
 _HUNDREDTHS: Final = [hundredth / 100 for hundredth in range(101)]
@@ -38,7 +44,7 @@ def kolmogorov_smirnov(base: FieldProfile, other: FieldProfile) -> float | None:
 
     Each distribution is right within `profile.RANK_ERROR`.
     """
-    if not base.count or not other.count or base.quantiles is None or other.quantiles is None:
+    if not number_count(base.quantiles) or not number_count(other.quantiles):
         return None
     points = sorted({*quantiles(base, _HUNDREDTHS), *quantiles(other, _HUNDREDTHS)})
     distances = np.subtract(shares_up_to(base, points), shares_up_to(other, points))
@@ -50,7 +56,7 @@ def histogram(field: FieldProfile, bins: int, bounds: tuple[float, float] | None
 
     One bin where these are equal, or too near to each other to be told apart; none where there are no values.
     """
-    if field.moments is None or not field.count:
+    if field.moments is None or not field.moments.count:
         return []
     low, high = bounds or (field.moments.min, field.moments.max)
     steps = np.arange(1, bins) / bins
@@ -83,7 +89,7 @@ def _value_shares(base: FieldProfile, other: FieldProfile) -> tuple[list[float],
 
 
 def _tenths(base: FieldProfile, other: FieldProfile) -> tuple[list[float], list[float]] | None:
-    if base.quantiles is None or other.quantiles is None:
+    if not number_count(base.quantiles) or not number_count(other.quantiles):
         return None
     edges = sorted(set(quantiles(base, _TENTHS)))
 

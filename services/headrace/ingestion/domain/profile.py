@@ -136,6 +136,7 @@ def extended(base: Profile | None, schema: Schema, batches: Iterable[pa.RecordBa
     """The profile of `base`'s rows and those of the batches together.
 
     A batch may lack columns that its rows were written without: they are null. Holds one batch at a time.
+    Where `base` is not `is_extensible`, the fields that it does not describe stay without a description.
     """
     profiler = _Profiler(base, schema)
     for batch in batches:
@@ -143,25 +144,53 @@ def extended(base: Profile | None, schema: Schema, batches: Iterable[pa.RecordBa
     return profiler.profile()
 
 
+def is_extensible(base: Profile, schema: Schema) -> bool:
+    """Whether `base` describes all values of the fields that are looked at.
+
+    It does not those of a field that was an attribute and is a feature now.
+    """
+    looked_at = _looked_at(schema)
+    return all(_is_described(field) for field in base.fields if field.name in looked_at)
+
+
+def number_count(quantiles: bytes | None) -> int:
+    """How many numbers a serialized sketch is of."""
+    return int(kll_doubles_sketch.deserialize(quantiles).n) if quantiles else 0
+
+
 def quantiles(field: FieldProfile, ranks: Sequence[float]) -> list[float]:
     """The values below which these shares of the numbers lie; none where there are no numbers."""
-    if not field.quantiles or not field.count:
-        return []
-    return list(kll_doubles_sketch.deserialize(field.quantiles).get_quantiles(list(ranks)))
+    sketch = _sketch(field)
+    return list(sketch.get_quantiles(list(ranks))) if sketch else []
 
 
 def shares_up_to(field: FieldProfile, points: Sequence[float]) -> list[float]:
-    """For each of the rising points the share of the numbers that are not above it."""
-    assert field.quantiles is not None
-    sketch = kll_doubles_sketch.deserialize(field.quantiles)
-    return list(sketch.get_cdf(list(points), inclusive=True))[:-1]
+    """For each of the rising points the share of the numbers that are not above it; none as above."""
+    sketch = _sketch(field)
+    return list(sketch.get_cdf(list(points), inclusive=True))[:-1] if sketch else []
+
+
+def _sketch(field: FieldProfile) -> kll_doubles_sketch | None:
+    sketch = kll_doubles_sketch.deserialize(field.quantiles) if field.quantiles else None
+    # One that is empty refuses every question.
+    return None if sketch is None or sketch.is_empty() else sketch
+
+
+def _looked_at(schema: Schema) -> frozenset[str]:
+    return frozenset(field.name for field in (*schema.features, schema.label))
+
+
+def _is_described(field: FieldProfile) -> bool:
+    if field.type.is_number:
+        return number_count(field.quantiles) == field.count
+    return field.values is not None or not field.count
 
 
 class _Profiler:
     def __init__(self, base: Profile | None, schema: Schema) -> None:
         self._rows = base.row_count if base else 0
         known = {field.name: field for field in base.fields} if base else {}
-        looked_at = {field.name for field in (*schema.features, schema.label)}
+        looked_at = _looked_at(schema)
         self._fields = [
             _FieldProfiler(known.get(field.name), field, self._rows, values=field.name in looked_at)
             for field in schema.fields
@@ -187,6 +216,8 @@ class _FieldProfiler:
         self._moments: Moments | None = None
         self._quantiles: kll_doubles_sketch | None = None
         self._values: ValueCounts | None = None
+        # Never of a part of the rows only.
+        values = values and _is_described(base)
         if values and field.type.is_number:
             self._moments = base.moments or Moments()
             self._quantiles = (

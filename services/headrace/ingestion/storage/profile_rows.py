@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from headrace.ingestion.domain.profile import FieldProfile, Moments, Profile, ValueCounts
+from headrace.ingestion.domain.profile import FieldProfile, Moments, Profile, ValueCounts, number_count
 from headrace.ingestion.domain.schema import FieldType
 
 
@@ -35,7 +35,7 @@ def field_profile(row: asyncpg.Record) -> FieldProfile:
     """One row's field."""
     moments = None
     if row["mean"] is not None:
-        moments = Moments(row["count"], row["min"], row["max"], row["mean"], row["squares"])
+        moments = Moments(number_count(row["quantiles"]), row["min"], row["max"], row["mean"], row["squares"])
     return FieldProfile(
         row["name"],
         FieldType(row["type"]),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
-from headrace.ingestion.domain.profile import Profile, extended
+from headrace.ingestion.domain.profile import Profile, extended, is_extensible
 from headrace.ingestion.domain.quality import Finding, judge, references
 from headrace.ingestion.use_cases.ports import Catalogue, VersionRows
 
@@ -33,7 +33,7 @@ class ProfileVersions:
     async def __call__(self, dataset: Dataset, last: DatasetVersion | None, table_version: int) -> Profiled:
         """Profile the rows of a version to be, which comes after `last` and ends with `table_version`.
 
-        Only rows beyond `last` are read, unless it has no profile.
+        Only rows beyond `last` are read, unless its profile is missing, or lacks what is a feature since.
         """
         base = await self._catalogue.profile(dataset.name, last.version) if last else None
         profile = await asyncio.to_thread(self._profile, dataset, last, base, table_version)
@@ -43,7 +43,9 @@ class ProfileVersions:
     def _profile(
         self, dataset: Dataset, last: DatasetVersion | None, base: Profile | None, table_version: int
     ) -> Profile:
-        if last is not None and base is not None:
+        if base is not None and not is_extensible(base, dataset.schema):
+            logger.info("profiling all rows of %s: an attribute of before is a feature now", dataset.name)
+        elif last is not None and base is not None:
             try:
                 added = self._rows.added(dataset, last.table_version, table_version)
                 return extended(base, dataset.schema, added)
