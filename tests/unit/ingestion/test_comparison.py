@@ -81,6 +81,21 @@ def test_constants_are_compared_too() -> None:
     assert histogram(same, 10) == [1.0]
 
 
+@pytest.mark.parametrize("constant", [5.0, 0.0, -1.7e308])
+@pytest.mark.parametrize("others", [0, 5])
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_a_number_that_is_most_of_the_reference_can_move_either_way(
+    constant: float, others: int, direction: int
+) -> None:
+    tail = list(range(10, 10 + others))
+    moved = constant + direction * max(1.0, abs(constant) * 0.01)
+    base = number([constant] * (100 - others) + tail)
+    assert population_stability_index(base, base) == pytest.approx(0)
+    apart = population_stability_index(base, number([moved] * (100 - others) + tail))
+    assert apart is not None
+    assert apart > 5
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 10.0), (-1.7e308, 1.7e308), (5e-324, 1e-323)])
 def test_a_histogram_has_all_rows_in_its_bins(low: float, high: float) -> None:
     bins = histogram(number([low, low, high, high]), 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from typing import Final
 
 import numpy as np
@@ -27,8 +28,9 @@ _LEAST_SHARE: Final = 1e-4
 def population_stability_index(base: FieldProfile, other: FieldProfile) -> float | None:
     """The sum of (p - q) ln(p / q) over bins, with `base` as the reference; None where either has no values.
 
-    Bins are the reference's tenths of a number, or a field's most frequent values. Shares come from the
-    sketches: where nothing has changed at all, their error makes up to 0.02.
+    Bins are the reference's tenths of a number, in which one that fills several is a bin of its own, or a
+    field's most frequent values. Shares come from the sketches: where nothing has changed at all, their error
+    makes up to 0.02.
     """
     if not base.count or not other.count:
         return None
@@ -91,7 +93,10 @@ def _value_shares(base: FieldProfile, other: FieldProfile) -> tuple[list[float],
 def _tenths(base: FieldProfile, other: FieldProfile) -> tuple[list[float], list[float]] | None:
     if not number_count(base.quantiles) or not number_count(other.quantiles):
         return None
-    edges = sorted(set(quantiles(base, _TENTHS)))
+    tenths = quantiles(base, _TENTHS)
+    # A number that is many of the rows is a bin of its own: what moves below it has left it.
+    many = {number for number, count in Counter(tenths).items() if count > 1}
+    edges = sorted({*tenths, *(math.nextafter(number, -math.inf) for number in many)})
 
     def shares(field: FieldProfile) -> list[float]:
         ends = [0.0, *shares_up_to(field, edges), 1.0]
