@@ -208,8 +208,13 @@ def test_a_sketch_of_no_numbers_has_no_quantiles_and_no_shares() -> None:
     assert (quantiles(empty, (0.5,)), shares_up_to(empty, [1.0])) == ([], [])
 
 
-def test_of_a_long_text_the_beginning_is_kept() -> None:
-    batch = batch_of([(None, None, "x" * 100_000, None)])
+def test_long_texts_are_counted_by_their_beginning_and_a_digest() -> None:
+    texts = ["x" * 100_000, "x" * 100_001, "x" * 100_001, "x" * 64]
+    batch = batch_of([(None, None, text, None) for text in texts])
     counted = field_of(extended(None, SCHEMA, [batch]), "site").values
     assert counted is not None
-    assert counted.counts == {f'"{"x" * 63}…"': 1}
+    assert sorted(counted.counts.values()) == [1, 1, 2]
+    assert counted.counts[f'"{"x" * 64}"'] == 1
+    for text in counted.counts:
+        assert len(json.loads(text)) == 64
+        assert text.startswith(f'"{"x" * 47}')

@@ -76,6 +76,20 @@ def test_the_rarest_class_counts_also_where_no_row_has_it() -> None:
     assert (missing.verdict, missing.value) == (BLOCK, 0.0)
 
 
+def test_classes_with_long_names_are_told_apart() -> None:
+    classes = tuple("benign, as far as one section under the microscope can show it, " + n for n in "ab")
+    schema = Schema("id", SCHEMA.features, Field("y", FieldType.STRING, allowed_values=classes))
+    rules = [QualityRule(ClassBalance(0.25), BLOCK)]
+
+    def judged(*labels: str) -> Finding:
+        (finding,) = judge(rules, schema, extended(None, schema, [pa.record_batch({"y": labels})]), {})
+        return finding
+
+    assert judged(*classes, classes[0]).verdict is PASS
+    absent = judged(classes[0])
+    assert (absent.verdict, absent.value) == (BLOCK, 0.0)
+
+
 @pytest.mark.parametrize("method", DriftMethod)
 def test_drift_names_the_worst_feature(method: DriftMethod) -> None:
     base = profile(x=[float(n) for n in range(100)], z=[float(n) for n in range(100)])

@@ -12,6 +12,7 @@ Of the key, and of whatever is neither feature nor label, values are counted and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasketches import kll_doubles_sketch
 
-from headrace.ingestion.domain.schema import Field, FieldType, Schema
+from headrace.ingestion.domain.schema import Field, FieldType, Scalar, Schema
 
 QUANTILE_SIZE: Final = 200
 """The KLL sketch's `k`: about 5 kB, and ranks within `RANK_ERROR`."""
@@ -33,8 +34,10 @@ RANK_ERROR: Final = kll_doubles_sketch.get_normalized_rank_error(QUANTILE_SIZE, 
 """By how much the share of rows below a value may be wrong, with 99 % confidence."""
 EXACT_VALUES: Final = 500
 """Up to so many different values are counted exactly."""
-# Values are kept and sent, and a text may be a megabyte.
+# Values are kept and sent, and a text may be a megabyte. Of a longer one, its beginning is for people, and
+# a digest of all of it tells it from others that begin alike.
 _VALUE_CHARACTERS: Final = 64
+_DIGEST_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class ValueCounts:
-    """The most frequent values as JSON texts, at most `EXACT_VALUES`.
+    """The most frequent values by their `value_text`, at most `EXACT_VALUES`.
 
     A count, also that of a value that is left out, is too low by `error` at most: 0 while values are few.
     """
@@ -130,6 +133,14 @@ class Profile:
     def field(self, name: str) -> FieldProfile | None:
         """The field of that name."""
         return next((field for field in self.fields if field.name == name), None)
+
+
+def value_text(value: Scalar) -> str:
+    """What a value is counted as: its JSON; of a long string the beginning, an ellipsis and a digest."""
+    if isinstance(value, str) and len(value) > _VALUE_CHARACTERS:
+        digest = hashlib.blake2b(value.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+        value = f"{value[: _VALUE_CHARACTERS - len(digest) - 1]}…{digest}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def extended(base: Profile | None, schema: Schema, batches: Iterable[pa.RecordBatch]) -> Profile:
@@ -279,11 +290,5 @@ def _counts_of(column: pa.Array) -> Counter[str]:
     for value, count in zip(
         found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True
     ):
-        counts[_value_text(value)] += count
+        counts[value_text(value)] += count
     return counts
-
-
-def _value_text(value: object) -> str:
-    if isinstance(value, str) and len(value) > _VALUE_CHARACTERS:
-        value = value[: _VALUE_CHARACTERS - 1] + "…"
-    return json.dumps(value, ensure_ascii=False)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from headrace.errors import FieldViolation, InvalidArgument
 from headrace.ingestion.domain.comparison import kolmogorov_smirnov, population_stability_index
-from headrace.ingestion.domain.profile import FieldProfile, Profile
+from headrace.ingestion.domain.profile import FieldProfile, Profile, value_text
 from headrace.ingestion.domain.schema import Field, Schema
 
 
@@ -172,7 +171,7 @@ def _class_balance(check: ClassBalance, label: Field, profile: Profile) -> _Meas
     if counted is None or counted.error:
         # So many that the rarest has next to none.
         return _Measured(label.name, True, 0.0, f"{label.name} has too many classes to count")
-    absent = {json.dumps(value, ensure_ascii=False): 0 for value in label.allowed_values}
+    absent = {value_text(value): 0 for value in label.allowed_values}
     counts = {**absent, **counted.counts}
     rarest = min(counts, key=counts.__getitem__)
     share = counts[rarest] / field.count

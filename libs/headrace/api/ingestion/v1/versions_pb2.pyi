@@ -178,7 +178,7 @@ class ValueCount(google.protobuf.message.Message):
     VALUE_FIELD_NUMBER: builtins.int
     COUNT_FIELD_NUMBER: builtins.int
     value: builtins.str
-    """JSON; of a long string the beginning."""
+    """JSON; of a string of more than 64 characters the beginning, an ellipsis and a digest of all of it."""
     count: builtins.int
     def __init__(
         self,
