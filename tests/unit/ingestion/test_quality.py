@@ -67,6 +67,21 @@ def test_all_values_lie_in_a_range_or_one_that_does_not_is_named() -> None:
     assert (empty.verdict, empty.value) == (PASS, None)
 
 
+def test_a_bound_is_met_by_its_value_in_single_precision() -> None:
+    schema = Schema("id", (Field("x", FieldType.FLOAT32),), SCHEMA.label)
+    made = extended(None, schema, [pa.record_batch({"x": pa.array([0.1, 0.3], pa.float32())})])
+
+    def verdict(low: float, high: float) -> VersionVerdict:
+        (finding,) = judge([QualityRule(Range("x", low, high), BLOCK)], schema, made, {})
+        return finding.verdict
+
+    # Stored are 0.10000000149 and 0.30000001192.
+    assert verdict(0.1, 0.3) is PASS
+    assert verdict(0.1, 0.29999) is BLOCK
+    assert verdict(0.10001, 0.3) is BLOCK
+    assert verdict(-1e300, 1e300) is PASS
+
+
 def test_the_rarest_class_counts_also_where_no_row_has_it() -> None:
     assert found(ClassBalance(0.25), profile(y=[0, 0, 0, 1])).verdict is PASS
     rare = found(ClassBalance(0.3), profile(y=[0, 0, 0, 1]))

@@ -6,10 +6,12 @@ import enum
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from headrace.errors import FieldViolation, InvalidArgument
 from headrace.ingestion.domain.comparison import kolmogorov_smirnov, population_stability_index
 from headrace.ingestion.domain.profile import FieldProfile, Profile, value_text
-from headrace.ingestion.domain.schema import Field, Schema
+from headrace.ingestion.domain.schema import Field, FieldType, Schema
 
 
 class VersionVerdict(enum.IntEnum):
@@ -149,18 +151,27 @@ def _null_share(check: NullShare, profile: Profile) -> _Measured:
 def _range(check: Range, profile: Profile) -> _Measured:
     field = profile.field(check.field)
     moments = field.moments if field else None
-    if moments is None or not moments.count:
+    if field is None or moments is None or not moments.count:
         return _Measured(check.field, False, None, f"{check.field} has no values")
-    if check.min is not None and moments.min < check.min:
-        message = f"{check.field}: the smallest is {moments.min:.6g}, below {check.min:g}"
+    low, high = _stored(check.min, field.type), _stored(check.max, field.type)
+    if low is not None and moments.min < low:
+        message = f"{check.field}: the smallest is {moments.min:.6g}, below {low:g}"
         return _Measured(check.field, True, moments.min, message)
-    if check.max is not None and moments.max > check.max:
-        message = f"{check.field}: the largest is {moments.max:.6g}, above {check.max:g}"
+    if high is not None and moments.max > high:
+        message = f"{check.field}: the largest is {moments.max:.6g}, above {high:g}"
         return _Measured(check.field, True, moments.max, message)
     value = moments.max if check.max is not None else moments.min
     return _Measured(
         check.field, False, value, f"{check.field} lies in {moments.min:.6g} to {moments.max:.6g}"
     )
+
+
+def _stored(bound: float | None, field_type: FieldType) -> float | None:
+    """The bound as a column of that type would have it: a value that equals it is stored so."""
+    if bound is None or field_type is not FieldType.FLOAT32:
+        return bound
+    with np.errstate(over="ignore"):
+        return float(np.float32(bound))
 
 
 def _class_balance(check: ClassBalance, label: Field, profile: Profile) -> _Measured:
