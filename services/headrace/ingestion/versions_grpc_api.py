@@ -105,7 +105,7 @@ class DatasetVersionServicer(api_grpc.DatasetVersionServiceServicer):
             replayed_count=replayed.rows,
             result=api.ReplayResult(
                 content_hash=to_hex(replayed.content_hash),
-                same=replayed == Replayed(version.row_count, version.content_hash),
+                same=replayed.matches(version),
             ),
         )
 

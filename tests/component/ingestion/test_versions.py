@@ -230,6 +230,29 @@ async def test_a_replay_makes_the_same_hash_whatever_else_is_on_the_topic(ingest
     assert len(await ingestion.rows()) == 80
 
 
+async def test_a_replay_by_another_schema_does_not_say_that_the_data_differs(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    await ingestion.apply(process)
+    # 0.1 is no float32.
+    tenth = json.dumps({"id": "p0", "radius": 0.1, "malignant": 1}).encode()
+    await ingestion.publish([(b"p0", tenth, ingestion.headers(f"{ingestion.dataset}-tenth"))])
+    await eventually(ingestion.rows, lambda rows: len(rows) == 1)
+    first = await cut(ingestion, process, range(1, 4))
+    assert (await replay(ingestion, process, number(first.version))).result.same
+    wider = ingestion.schema()
+    wider.features[0].type = api.FIELD_TYPE_FLOAT64
+    async with ingestion.stub(process) as stub:
+        await stub.ApplyDataset(api.ApplyDatasetRequest(name=ingestion.dataset, schema=wider))
+        wider.features[0].unit = "mm"
+        await stub.ApplyDataset(api.ApplyDatasetRequest(name=ingestion.dataset, schema=wider))
+    # Cut by the schema of today, with rows of before.
+    second = await cut(ingestion, process, range(4, 6))
+    for version in (first, second):
+        with pytest.raises(FailedPrecondition) as caught:
+            await replay(ingestion, process, number(version.version))
+        assert caught.value.reason == "SCHEMA_CHANGED"
+
+
 async def test_a_version_that_breaks_a_rule_is_told_of_with_the_reason(ingestion: Ingestion) -> None:
     process = await ingestion.start_ready()
     rule = quality_pb2.QualityRule

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import cast
 
@@ -27,11 +27,12 @@ class FakeWorld:
     """A version's offsets by its sources, and a broker that has none of their events."""
 
     held: dict[SourcePartition, Sequence[int]]
+    values_changed: bool = False
     gone: bool = False
     asked: list[tuple[SourcePartition, int, int]] = field(default_factory=list)
 
     async def datasets(self, names: Sequence[str]) -> dict[str, Dataset]:
-        return {"d": DATASET}
+        return {"d": replace(DATASET, values_changed=self.values_changed)}
 
     def at(
         self, dataset: str, table_version: int, columns: Sequence[str], where: object
@@ -68,6 +69,14 @@ async def test_only_the_part_of_a_topic_that_a_version_holds_is_read() -> None:
     # Rows whose events are not there are not counted.
     assert await state.replay() == [Replayed(0, 0)]
     assert state.asked == [(HERE, 17, 42)]
+
+
+async def test_other_rows_prove_nothing_once_the_schema_makes_other_values() -> None:
+    state = FakeWorld({HERE: [41, 17, 30]}, values_changed=True)
+    with pytest.raises(FailedPrecondition) as caught:
+        await state.replay()
+    assert caught.value.reason == "SCHEMA_CHANGED"
+    assert "0 of 9 events of version 3 of d" in caught.value.message
 
 
 async def test_events_of_another_cluster_cannot_be_replayed() -> None:

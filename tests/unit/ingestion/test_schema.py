@@ -6,7 +6,15 @@ import pytest
 
 from headrace.errors import FailedPrecondition, InvalidArgument
 from headrace.ingestion import translation
-from headrace.ingestion.domain.schema import Field, FieldType, Role, Schema, check_evolution, check_schema
+from headrace.ingestion.domain.schema import (
+    Field,
+    FieldType,
+    Role,
+    Schema,
+    changes_values,
+    check_evolution,
+    check_schema,
+)
 
 RADIUS = Field("radius", FieldType.FLOAT32, min=0, max=10)
 GRADE = Field("grade", FieldType.INT8, allowed_values=(1, 2))
@@ -161,3 +169,26 @@ def test_a_pattern_can_be_removed_and_other_roles_given() -> None:
 def test_nullable_cannot_be_taken_back() -> None:
     with pytest.raises(FailedPrecondition, match="taken back"):
         check_evolution(with_radius(nullable=True), SCHEMA)
+
+
+def test_wider_floats_and_other_defaults_change_the_values_of_stored_events() -> None:
+    old = Schema(
+        "id",
+        (Field("x", FieldType.FLOAT32), Field("n", FieldType.INT8, default=1)),
+        Field("y", FieldType.INT8),
+    )
+    x, n = old.features
+    added = Field("z", FieldType.STRING, nullable=True)
+
+    def changes(*features: Field) -> bool:
+        new = replace(old, features=features)
+        check_evolution(old, new)
+        return changes_values(old, new)
+
+    assert not changes(x, n)
+    assert not changes(n, replace(x, nullable=True, description="a length"), added)
+    assert not changes(x, replace(n, type=FieldType.INT64))
+    assert changes(replace(x, type=FieldType.FLOAT64), n)
+    assert changes(x, replace(n, default=2))
+    assert changes(x, replace(n, default=None))
+    assert changes(x, n, replace(added, default="here"))

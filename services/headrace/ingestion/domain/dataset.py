@@ -14,7 +14,10 @@ from headrace.ingestion.domain.schema import Cut, Schema
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset as its owner declared it. `schema_version` grows by one with each schema change."""
+    """A dataset as its owner declared it. `schema_version` grows by one with each schema change.
+
+    `values_changed` says whether one of them lets events of stored rows make other values.
+    """
 
     name: str
     schema: Schema
@@ -24,6 +27,7 @@ class Dataset:
     update_time: datetime
     rejects: Rejects = field(default_factory=Rejects)
     quality: tuple[QualityRule, ...] = ()
+    values_changed: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -297,6 +297,20 @@ def check_evolution(old: Schema, new: Schema) -> None:
         )
 
 
+def changes_values(old: Schema, new: Schema) -> bool:
+    """Whether an event that made a row by `old` may make another one by `new`, though the change is safe.
+
+    It may where float64 keeps digits that float32 rounded away, and where the event lacks a field whose
+    default is another one now.
+    """
+    before = {field.name: field for field in old.fields}
+    for field in new.fields:
+        known = before.get(field.name, replace(field, default=None))
+        if field.default != known.default or (field.type.is_float and field.type is not known.type):
+            return True
+    return False
+
+
 def _incompatibilities(old: Schema, new: Schema) -> Iterator[FieldViolation]:
     if old.key != new.key:
         yield FieldViolation("schema.key", f'is "{old.key}" and cannot become "{new.key}"')

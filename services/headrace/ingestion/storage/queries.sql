@@ -1,25 +1,29 @@
 -- name: datasets_by_name
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
+    values_changed
 from datasets
 where name = any($1::text[]);
 
 -- name: list_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
+    values_changed
 from datasets
 where name > $1
 order by name
 limit $2;
 
 -- name: self_cutting_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
+    values_changed
 from datasets
 where cut_rows > 0 or cut_seconds > 0
 order by name;
 
 -- name: insert_dataset
 insert into datasets
-    (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+    (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
+     values_changed)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 on conflict (name) do nothing
 returning name;
 
@@ -27,7 +31,7 @@ returning name;
 -- update_time tells whether the row is still the one that was read.
 update datasets
 set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7,
-    quality = $9
+    quality = $9, values_changed = $10
 where name = $1 and update_time = $8
 returning name;
 

@@ -233,6 +233,7 @@ class PostgresRepository:
             dataset.create_time,
             dataset.update_time,
             _quality_json(dataset.quality),
+            dataset.values_changed,
         )
         return inserted is not None
 
@@ -249,6 +250,7 @@ class PostgresRepository:
             dataset.update_time,
             expected.update_time,
             _quality_json(dataset.quality),
+            dataset.values_changed,
         )
         return updated is not None
 
@@ -480,6 +482,7 @@ def _dataset(row: asyncpg.Record) -> Dataset:
             rule_from_message(json_format.ParseDict(rule, quality_pb2.QualityRule()))
             for rule in row["quality"]
         ),
+        values_changed=row["values_changed"],
     )
 
 

@@ -11,7 +11,7 @@ from headrace.errors import Aborted
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.quality import QualityRule, check_quality
 from headrace.ingestion.domain.rejects import Rejects
-from headrace.ingestion.domain.schema import Cut, Schema, check_evolution, check_schema
+from headrace.ingestion.domain.schema import Cut, Schema, changes_values, check_evolution, check_schema
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
 from headrace.runtime.clock import Clock
 
@@ -81,6 +81,7 @@ class ApplyDataset:
             quality=quality,
             schema_version=existing.schema_version + (existing.schema != schema),
             update_time=self._clock(),
+            values_changed=existing.values_changed or changes_values(existing.schema, schema),
         )
         async with self._catalogue.transaction() as repository:
             return changed if await repository.update_dataset(changed, existing) else None

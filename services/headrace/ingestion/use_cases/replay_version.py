@@ -3,8 +3,12 @@
 What makes the answer exact: which events a version holds is taken from its rows (cluster, topic, partition
 and offset of each), not judged a second time. Rejected events, duplicates that were dropped, events of other
 datasets and those behind the version are passed over for that reason alone, whatever they would be today.
-The events that are left are judged by the code that stored them, by the schema of today, under which every
-stored row is valid; and the content hash depends neither on the order of rows nor on columns that came later.
+The events that are left are judged by the code that stored them, and the content hash depends neither on the
+order of rows nor on columns that came later.
+
+They are judged by the schema of today, since earlier ones are not kept. Every stored row is valid under it,
+and most of what may change in it leaves values alone; but float64 keeps digits that float32 rounded away, and
+a default may be another. Equal hashes prove as much as ever then, and different ones nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +41,10 @@ class Replayed:
     rows: int
     content_hash: int
 
+    def matches(self, version: DatasetVersion) -> bool:
+        """Whether the rows are the version's."""
+        return (self.rows, self.content_hash) == (version.row_count, version.content_hash)
+
 
 class ReplayVersion:
     """The use case. It writes nothing. Of one partition at a time it holds the offsets, 8 bytes a row."""
@@ -53,7 +61,8 @@ class ReplayVersion:
     async def __call__(self, version: DatasetVersion) -> AsyncIterator[Replayed]:
         """Replay the version, and tell of each part; the last one is the result.
 
-        Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED or ROWS_GONE.
+        Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED or ROWS_GONE, and SCHEMA_CHANGED after the
+        last part where the rows are not the version's, and the schema may be why.
         """
         dataset = await require_dataset(self._catalogue, version.dataset)
         cluster = await self._topic.cluster()
@@ -77,6 +86,7 @@ class ReplayVersion:
                     digest = await asyncio.to_thread(hash_rows, rows, names)
                     replayed = Replayed(replayed.rows + rows.num_rows, combine(replayed.content_hash, digest))
                 yield replayed
+        _require_comparable(dataset, version, replayed)
 
     def _held(self, version: DatasetVersion, source: SourcePartition) -> Int64s:
         """The offsets of the version's rows from this partition, rising."""
@@ -105,3 +115,17 @@ class ReplayVersion:
         offsets = rows.column("_offset").to_numpy()
         places = np.minimum(np.searchsorted(held, offsets), len(held) - 1)
         return rows.filter(pa.array(held[places] == offsets))
+
+
+def _require_comparable(dataset: Dataset, version: DatasetVersion, replayed: Replayed) -> None:
+    """Say SCHEMA_CHANGED where the rows differ and the schema may be why."""
+    # The schema by which the version was cut says nothing of its rows: some may be older.
+    if replayed.matches(version) or not dataset.values_changed:
+        return
+    raise FailedPrecondition(
+        "SCHEMA_CHANGED",
+        f"{replayed.rows} of {version.row_count} events of version {version.version} of {dataset.name} make "
+        "rows by the schema of today, and these differ; but the schema has changed since the first ones were "
+        "stored, and float64 in place of float32, or another default, makes other values of the same events. "
+        "Export the version to have its rows as they were stored",
+    )

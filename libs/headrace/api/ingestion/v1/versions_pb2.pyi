@@ -528,7 +528,7 @@ class ReplayResult(google.protobuf.message.Message):
     content_hash: builtins.str
     """Of what was replayed, 64 hexadecimal digits."""
     same: builtins.bool
-    """Whether it is the version's."""
+    """Whether it is the version's. Where it is not, no change of the schema is the reason."""
     def __init__(
         self,
         *,

@@ -58,7 +58,9 @@ class DatasetVersionServiceStub:
     every row's event is still there and means the same.
     Errors: FAILED_PRECONDITION/TOPIC_EXPIRED where the topic no longer holds the first event,
     FAILED_PRECONDITION/SOURCE_UNREACHABLE where events came from another cluster or from no topic,
-    FAILED_PRECONDITION/ROWS_GONE.
+    FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
+    version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
+    judged by the schema of today, which makes other values of them. Export such a version to have its rows.
     """
 
 @typing.type_check_only
@@ -96,7 +98,9 @@ class DatasetVersionServiceAsyncStub(DatasetVersionServiceStub):
     every row's event is still there and means the same.
     Errors: FAILED_PRECONDITION/TOPIC_EXPIRED where the topic no longer holds the first event,
     FAILED_PRECONDITION/SOURCE_UNREACHABLE where events came from another cluster or from no topic,
-    FAILED_PRECONDITION/ROWS_GONE.
+    FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
+    version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
+    judged by the schema of today, which makes other values of them. Export such a version to have its rows.
     """
 
 class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
@@ -179,7 +183,9 @@ class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
         every row's event is still there and means the same.
         Errors: FAILED_PRECONDITION/TOPIC_EXPIRED where the topic no longer holds the first event,
         FAILED_PRECONDITION/SOURCE_UNREACHABLE where events came from another cluster or from no topic,
-        FAILED_PRECONDITION/ROWS_GONE.
+        FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
+        version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
+        judged by the schema of today, which makes other values of them. Export such a version to have its rows.
         """
 
 def add_DatasetVersionServiceServicer_to_server(servicer: DatasetVersionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
