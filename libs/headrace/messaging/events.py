@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -89,12 +89,7 @@ def record_size(key: bytes, headers: Iterable[tuple[str, bytes]], value: bytes) 
 
 def decode(headers: Iterable[tuple[str, bytes]], value: bytes | None, *, received: datetime) -> Event:
     """Read a record as an event; `received` stands in for an absent `ce_time`. Raises InvalidCloudEvent."""
-    texts: dict[str, str] = {}
-    for name, raw in headers:
-        try:
-            texts[name.lower()] = (raw or b"").decode()
-        except UnicodeDecodeError as error:
-            raise InvalidCloudEvent(name, "is not UTF-8") from error
+    texts = _texts(headers)
     if _is_structured(texts.get("content-type", "")):
         texts, value = _structured(texts, value or b"")
     for name in _REQUIRED:
@@ -118,6 +113,40 @@ def decode(headers: Iterable[tuple[str, bytes]], value: bytes | None, *, receive
             if name.startswith("ce_") and name not in _KNOWN and name != "ce_datacontenttype"
         },
     )
+
+
+def in_binary_mode(
+    headers: Sequence[tuple[str, bytes]], value: bytes
+) -> tuple[Sequence[tuple[str, bytes]], bytes]:
+    """A record's headers and value as they are in binary mode; those of a binary event as they came.
+
+    Attributes that are wrong, or missing but for the specversion, stay so. Raises InvalidCloudEvent where a
+    structured event cannot be read.
+    """
+    if not is_structured(headers):
+        return headers, value
+    texts, data = _structured(_texts(headers), value)
+    if not texts.get("ce_specversion"):
+        # Any JSON object could be read, such as a payload of which the headers say what it is not.
+        raise InvalidCloudEvent("ce_specversion", "is missing")
+    # Attributes among the headers of a structured event say nothing.
+    kept = [
+        (name, raw)
+        for name, raw in headers
+        if name.lower() not in texts and not name.lower().startswith("ce_")
+    ]
+    return [*kept, *((name, text.encode()) for name, text in texts.items())], data
+
+
+def _texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Headers by their names in lower case; of several the last one counts."""
+    texts: dict[str, str] = {}
+    for name, raw in headers:
+        try:
+            texts[name.lower()] = (raw or b"").decode()
+        except UnicodeDecodeError as error:
+            raise InvalidCloudEvent(name, "is not UTF-8") from error
+    return texts
 
 
 def is_structured(headers: Iterable[tuple[str, bytes]]) -> bool:

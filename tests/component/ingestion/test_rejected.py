@@ -143,6 +143,34 @@ async def test_a_corrected_replay_is_judged_by_what_was_corrected(ingestion: Ing
     assert (await get(ingestion, process, lost.id)).payload == lost.payload
 
 
+async def test_a_structured_event_is_corrected_like_others(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    await declare(ingestion, process)
+    elsewhere = f"{ingestion.dataset}-nowhere"
+    envelope = {
+        "specversion": "1.0",
+        "id": f"{ingestion.dataset}-structured",
+        "source": "tests",
+        "type": "headrace.ingestion.sample.v1",
+        "subject": elsewhere,
+        "data": json.loads(sample()),
+    }
+    headers = [("content-type", b"application/cloudevents+json")]
+    unread = [("ce_id", f"{ingestion.dataset}-unread".encode()), *headers]
+    await ingestion.publish([(b"p1", json.dumps(envelope).encode(), headers), (b"p1", b"{", unread)])
+    found = await rejected(ingestion, process, 2)
+    lost = next(entry for entry in found if entry.dataset == elsewhere)
+    broken = next(entry for entry in found if entry.dataset != elsewhere)
+    correct = {"attributes": {"subject": ingestion.dataset}}
+    with pytest.raises(InvalidArgument, match="a whole structured event") as refused:
+        await replay(ingestion, process, broken.id, **correct)
+    assert refused.value.reason == "INVALID_CORRECTION"
+    assert (await get(ingestion, process, broken.id)).state == api.REJECTED_STATE_PENDING
+    assert await replay(ingestion, process, lost.id, **correct) == 1
+    [row] = await eventually(ingestion.rows, bool)
+    assert (row["id"], row["_event_id"]) == ("p1", envelope["id"])
+
+
 async def test_a_replay_that_is_rejected_again_refers_to_the_one_it_came_from(ingestion: Ingestion) -> None:
     process = await ingestion.start_ready()
     await declare(ingestion, process)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 
+from headrace.errors import InvalidArgument
 from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict
 from headrace.ingestion.domain.replay import Correction, Replay, origin_of, replay
 from headrace.messaging.events import decode
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ENVELOPE = [
     ("ce_specversion", b"1.0"),
     ("ce_id", b"e1"),
@@ -16,11 +19,14 @@ ENVELOPE = [
     ("ce_type", b"headrace.ingestion.sample.v1"),
     ("ce_subject", b"known"),
     ("content-type", b"application/json"),
-    ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ("traceparent", TRACE.encode()),
 ]
 
 
-def rejection(headers: Sequence[tuple[str, bytes]] = ENVELOPE) -> Rejection:
+STRUCTURED = [("content-type", b"application/cloudevents+json"), ("ce_source", b"says nothing"), ("x", b"1")]
+
+
+def rejection(headers: Sequence[tuple[str, bytes]] = ENVELOPE, payload: bytes = b'{"x": -1}') -> Rejection:
     return Rejection(
         cluster="c",
         topic="t",
@@ -31,7 +37,7 @@ def rejection(headers: Sequence[tuple[str, bytes]] = ENVELOPE) -> Rejection:
         event_id="e1",
         traceparent="",
         key=b"\xff",
-        payload=b'{"x": -1}',
+        payload=payload,
         headers=headers,
         id=17,
     )
@@ -66,6 +72,60 @@ def test_an_event_without_a_usable_id_gets_the_same_at_each_replay(written: list
     first, second = (replay(rejection(headers), Correction(payload)) for payload in (None, b"{}"))
     assert first.headers == second.headers
     assert decode(first.headers, b"", received=datetime.now(UTC)).id == "c/t/1/2"
+
+
+def structured(**changes: object) -> Rejection:
+    attributes = {
+        "specversion": "1.0",
+        "id": "s1",
+        "source": "tests",
+        "type": "headrace.ingestion.sample.v1",
+        "subject": "unknown",
+        "traceparent": TRACE,
+        "data": {"x": -1},
+        **changes,
+    }
+    written = {name: value for name, value in attributes.items() if value is not None}
+    return rejection(STRUCTURED, json.dumps(written).encode())
+
+
+def test_a_structured_event_is_sent_in_binary_mode_so_that_corrections_count() -> None:
+    sent = replay(structured(), Correction(attributes={"subject": "known"}))
+    event = decode(sent.headers, sent.payload, received=datetime.now(UTC))
+    assert (event.id, event.source, event.subject, event.data) == ("s1", "tests", "known", b'{"x": -1}')
+    assert (event.traceparent, event.extensions) == (TRACE, {"replayof": "17"})
+    assert ("x", b"1") in sent.headers
+    corrected = replay(structured(), Correction(b'{"x": 1}'))
+    assert decode(corrected.headers, corrected.payload, received=datetime.now(UTC)).data == b'{"x": 1}'
+
+
+def test_what_a_structured_event_lacks_can_be_added() -> None:
+    sent = replay(structured(id=None, source=None), Correction(attributes={"source": "tests"}))
+    event = decode(sent.headers, sent.payload, received=datetime.now(UTC))
+    assert (event.id, event.source) == ("c/t/1/2", "tests")
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b'{"x": 1}', b'{"specversion": 1}'])
+def test_a_structured_event_that_cannot_be_read_is_corrected_as_a_whole(payload: bytes) -> None:
+    unread = rejection(STRUCTURED, payload)
+    with pytest.raises(InvalidArgument, match="cannot be read") as refused:
+        replay(unread, Correction(attributes={"subject": "known"}))
+    assert refused.value.reason == "INVALID_CORRECTION"
+    whole = structured().payload
+    sent = replay(unread, Correction(whole))
+    assert sent == Replay(b"\xff", [*STRUCTURED, ("ce_replayof", b"17")], whole)
+    assert decode(sent.headers, sent.payload, received=datetime.now(UTC)).id == "s1"
+
+
+def test_an_event_that_only_says_that_it_is_structured_is_made_a_binary_one() -> None:
+    mistaken = rejection([*ENVELOPE, STRUCTURED[0]])
+    sent = replay(
+        mistaken, Correction(attributes={"datacontenttype": "application/json", "subject": "known"})
+    )
+    event = decode(sent.headers, sent.payload, received=datetime.now(UTC))
+    assert (event.id, event.subject, event.data) == ("e1", "known", b'{"x": -1}')
+    with pytest.raises(InvalidArgument):
+        replay(rejection(), Correction(attributes={"datacontenttype": "application/cloudevents+json"}))
 
 
 def test_a_replay_of_a_replay_names_the_later_one() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from headrace.errors import InvalidArgument
 from headrace.ingestion.domain.rejection import Rejection
+from headrace.messaging.events import InvalidCloudEvent, in_binary_mode, is_structured
 
 REPLAY_OF: Final = "ce_replayof"
 """The header that says which rejected event a sample comes from."""
@@ -34,25 +36,44 @@ class Replay:
 def replay(rejection: Rejection, correction: Correction) -> Replay:
     """The event as it is sent again, corrected.
 
-    It keeps its id, so that copies of it are one event. One that had none gets the same at each replay.
+    It keeps its id, so that copies of it are one event. One that had none gets the same at each replay. A
+    structured event is sent in binary mode, where each attribute and the data can be corrected by itself. One
+    that cannot be read stays structured, and its payload is corrected as a whole.
+
+    Raises InvalidArgument INVALID_CORRECTION for attributes of an event that stays structured.
     """
-    changes = dict(_changes(rejection, correction))
-    kept = [(name, value) for name, value in rejection.headers if name.lower() not in changes]
-    payload = rejection.payload if correction.payload is None else correction.payload
-    return Replay(rejection.key, [*kept, *changes.items()], payload)
-
-
-def _changes(rejection: Rejection, correction: Correction) -> Iterator[tuple[str, bytes]]:
-    if not _has_id(rejection):
+    unreadable = ""
+    try:
+        headers, payload = in_binary_mode(rejection.headers, rejection.payload)
+    except InvalidCloudEvent as error:
+        headers, payload, unreadable = rejection.headers, rejection.payload, f" and cannot be read ({error})"
+    changes = {_header(name): text.encode() for name, text in correction.attributes.items()}
+    headers = _changed(headers, {**changes, REPLAY_OF: str(rejection.id).encode()})
+    if is_structured(headers):
+        if changes:
+            raise InvalidArgument(
+                "INVALID_CORRECTION",
+                f"a structured event's attributes stand in its payload{unreadable}; correct the payload to a "
+                "whole structured event, or make it a binary one, with another datacontenttype",
+            )
+    elif not _has_id(headers):
         place = f"{rejection.cluster}/{rejection.topic}/{rejection.partition}/{rejection.offset}"
-        yield "ce_id", place.encode()
-    for name, text in correction.attributes.items():
-        yield "content-type" if name == _CONTENT_TYPE else f"ce_{name}", text.encode()
-    yield REPLAY_OF, str(rejection.id).encode()
+        headers = _changed(headers, {"ce_id": place.encode()})
+    return Replay(rejection.key, headers, payload if correction.payload is None else correction.payload)
 
 
-def _has_id(rejection: Rejection) -> bool:
-    event_id = _last(rejection.headers, "ce_id")
+def _header(attribute: str) -> str:
+    return "content-type" if attribute == _CONTENT_TYPE else f"ce_{attribute}"
+
+
+def _changed(
+    headers: Sequence[tuple[str, bytes]], changes: Mapping[str, bytes]
+) -> Sequence[tuple[str, bytes]]:
+    return [*(header for header in headers if header[0].lower() not in changes), *changes.items()]
+
+
+def _has_id(headers: Sequence[tuple[str, bytes]]) -> bool:
+    event_id = _last(headers, "ce_id")
     try:
         return bool(event_id.decode())
     except UnicodeDecodeError:

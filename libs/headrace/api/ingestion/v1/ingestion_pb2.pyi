@@ -965,7 +965,7 @@ class Correction(google.protobuf.message.Message):
     PAYLOAD_FIELD_NUMBER: builtins.int
     ATTRIBUTES_FIELD_NUMBER: builtins.int
     payload: builtins.bytes
-    """The whole payload."""
+    """The whole payload: of a structured event its data, or the whole event where it cannot be read."""
     @property
     def attributes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """CloudEvents attributes by name, without "ce_". "subject" names the dataset; "datacontenttype" is the

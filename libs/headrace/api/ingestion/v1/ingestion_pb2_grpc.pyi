@@ -76,11 +76,14 @@ class IngestionServiceStub:
     other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
     original ones unless corrected, so ce_id too; an event without one gets CLUSTER/TOPIC/PARTITION/OFFSET.
     The header ce_replayof says which entry an event comes from. The entry itself keeps its bytes.
+    A structured event is sent in binary mode, so that it can be corrected in part; one that cannot be read
+    stays structured.
 
     Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
     FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
     service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
-    (of several events), NOT_FOUND/DATASET_NOT_FOUND (of a correction).
+    (of several events, or of attributes of an event that stays structured), NOT_FOUND/DATASET_NOT_FOUND
+    (of a correction).
 
     A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
     Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
@@ -146,11 +149,14 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
     original ones unless corrected, so ce_id too; an event without one gets CLUSTER/TOPIC/PARTITION/OFFSET.
     The header ce_replayof says which entry an event comes from. The entry itself keeps its bytes.
+    A structured event is sent in binary mode, so that it can be corrected in part; one that cannot be read
+    stays structured.
 
     Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
     FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
     service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
-    (of several events), NOT_FOUND/DATASET_NOT_FOUND (of a correction).
+    (of several events, or of attributes of an event that stays structured), NOT_FOUND/DATASET_NOT_FOUND
+    (of a correction).
 
     A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
     Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
@@ -279,11 +285,14 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
         original ones unless corrected, so ce_id too; an event without one gets CLUSTER/TOPIC/PARTITION/OFFSET.
         The header ce_replayof says which entry an event comes from. The entry itself keeps its bytes.
+        A structured event is sent in binary mode, so that it can be corrected in part; one that cannot be read
+        stays structured.
 
         Ids: all of them, or none where one is at fault. Errors: NOT_FOUND/REJECTED_NOT_FOUND,
         FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
         service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
-        (of several events), NOT_FOUND/DATASET_NOT_FOUND (of a correction).
+        (of several events, or of attributes of an event that stays structured), NOT_FOUND/DATASET_NOT_FOUND
+        (of a correction).
 
         A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
         Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
