@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
+import pyarrow as pa
 import pytest
 from prometheus_client import REGISTRY
 
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, TableCommit
+from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.rejects import Episode, Rejects, RejectShare
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.cut_versions import CutVersions
-from headrace.ingestion.use_cases.ports import Catalogue, PendingCount, SampleTables, TableState
+from headrace.ingestion.use_cases.ports import (
+    Catalogue,
+    PendingCount,
+    SampleTables,
+    TableState,
+    VersionRows,
+)
+from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.watch_rejects import SETTLED, WatchRejects
 from headrace.telemetry import names
 
@@ -98,6 +107,11 @@ class FakeWorld:
         self.versions.append(version)
         return True
 
+    async def profile(self, dataset: str, version: int) -> Profile | None:
+        return None
+
+    async def insert_profile(self, dataset: str, version: int, profile: Profile) -> None: ...
+
     async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None: ...
 
     # --- SampleTables
@@ -114,10 +128,19 @@ class FakeWorld:
         later = [commit for commit in self.commits if commit.commit_time > moment]
         return TableState(len(self.commits) - 1, later)
 
+    # --- VersionRows, which no share depends on
+
+    def added(self, dataset: Dataset, after: int, table_version: int) -> Iterator[pa.RecordBatch]:
+        return iter(())
+
+    def at(self, dataset: str, table_version: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return iter(())
+
     # --- use cases
 
     def versions_of(self) -> CutVersions:
-        return CutVersions(cast("Catalogue", self), cast("SampleTables", self), clock=self.clock)
+        profile = ProfileVersions(cast("Catalogue", self), cast("VersionRows", self))
+        return CutVersions(cast("Catalogue", self), cast("SampleTables", self), profile, clock=self.clock)
 
     def watch(self) -> WatchRejects:
         catalogue, tables = cast("Catalogue", self), cast("SampleTables", self)
