@@ -39,6 +39,7 @@ class FakeWorld:
 
     dataset: Dataset
     now: datetime = START
+    listed: bool = True
     rejected: list[datetime] = field(default_factory=list)
     commits: list[TableCommit] = field(default_factory=list)
     versions: list[DatasetVersion] = field(default_factory=list)
@@ -64,7 +65,7 @@ class FakeWorld:
     async def pending_counts(self, until: datetime) -> Sequence[PendingCount]:
         since = until - self.dataset.rejects.window
         count = sum(since < time <= until for time in self.rejected)
-        return [PendingCount(self.dataset, count, self.episode)]
+        return [PendingCount(self.dataset, count, self.episode)] if self.listed else []
 
     async def pending_count(self, dataset: str, since: datetime, at_most: int) -> int:
         return min(at_most, sum(time > since for time in self.rejected))
@@ -206,6 +207,43 @@ async def test_what_is_older_than_the_window_does_not_count() -> None:
     assert state.told == ["exceeded", "recovered"]
     # What was read of the table is not read again.
     assert state.read_since == [2]
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["nothing to look at", "no look succeeded"])
+async def test_commits_from_before_the_window_are_not_read_after_a_break(listed: bool) -> None:
+    state = world()
+    watch = state.watch()
+    state.store(1000)
+    state.reject(1)
+    state.later(SETTLED)
+    await look(watch)
+    state.rejected.clear()
+    state.listed = listed
+    if not listed:
+        await look(watch)
+        state.listed = True
+    for _ in range(3):
+        state.store(1000)
+        state.later(WINDOW)
+    state.reject(10)
+    state.store(90)
+    state.later(SETTLED + timedelta(seconds=1))
+    await look(watch)
+    assert state.shares == [RejectShare(10, 90)]
+    assert state.read_since == []
+
+
+async def test_what_was_read_of_a_dataset_is_forgotten_with_its_rejections() -> None:
+    state = world()
+    watch = state.watch()
+    state.reject(1)
+    state.later(SETTLED)
+    await look(watch)
+    state.listed = False
+    await look(watch)
+    state.listed = True
+    await look(watch)
+    assert state.read_since == []
 
 
 async def test_a_window_that_became_longer_reads_what_is_in_it() -> None:

@@ -52,8 +52,11 @@ class WatchRejects:
         self._read: dict[str, _Read] = {}
 
     async def pending(self) -> Sequence[PendingCount]:
-        """What there is to look at."""
-        return await self._catalogue.pending_counts(self._clock() - SETTLED)
+        """What there is to look at; what was read of everything else is forgotten."""
+        counts = await self._catalogue.pending_counts(self._clock() - SETTLED)
+        names = {counted.dataset.name for counted in counts}
+        self._read = {name: read for name, read in self._read.items() if name in names}
+        return counts
 
     async def look_at(self, counted: PendingCount) -> None:
         """Begin an episode, or end it, if its time has come."""
@@ -86,8 +89,8 @@ class WatchRejects:
 
     async def _stored_since(self, dataset: Dataset, moment: datetime) -> int:
         known = self._read.get(dataset.name)
-        if known is None or known.after > moment:
-            # Nothing is known yet, or the window has become longer.
+        if known is None or not known.after <= moment <= known.after + dataset.rejects.window:
+            # Nothing is known yet, the window has become longer, or the last look was before it.
             state = await asyncio.to_thread(self._tables.state_after, dataset, moment)
             commits = list(state.commits)
         else:
