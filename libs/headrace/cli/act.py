@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from headrace.cli.numbers import read_number
 from headrace.cli.output import Format, OutputOption, cell, console, show_document, show_rows
 from headrace.cli.session import DEFAULT_DATA, DataOption, run
 from headrace.errors import InvalidArgument
@@ -64,9 +65,8 @@ def submit(
     from headrace.cli.plain import plain
 
     async def command(client: HeadraceClient) -> None:
-        if version.isdecimal():
-            number = int(version)
-        else:
+        number = read_number(version)
+        if number is None:
             # A pipeline has the name of its dataset.
             number = (await client.ingestion.GetVersion(version_request(pipeline, version))).version
         job = await client.scheduling.SubmitJob(

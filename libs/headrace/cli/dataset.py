@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from headrace.cli.numbers import read_number
 from headrace.cli.output import (
     ExitCode,
     Format,
@@ -265,17 +266,17 @@ def version_request(dataset: str, version: str) -> ingestion.GetVersionRequest:
     """The request for a version by its number or its tag."""
     from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 
-    if version.isdecimal():
-        return ingestion.GetVersionRequest(dataset=dataset, version=int(version))
-    return ingestion.GetVersionRequest(dataset=dataset, tag=version)
+    number = read_number(version)
+    if number is None:
+        return ingestion.GetVersionRequest(dataset=dataset, tag=version)
+    return ingestion.GetVersionRequest(dataset=dataset, version=number)
 
 
 def _version_name(version: str) -> versions.VersionName:
     from headrace.api.ingestion.v1 import versions_pb2 as versions
 
-    if version.isdecimal():
-        return versions.VersionName(number=int(version))
-    return versions.VersionName(tag=version)
+    number = read_number(version)
+    return versions.VersionName(tag=version) if number is None else versions.VersionName(number=number)
 
 
 def _show_change(found: ingestion.DatasetVersion, sentence: str, output: Format) -> None:

@@ -14,6 +14,7 @@ from headrace.api.registry.v1 import registry_pb2 as registry
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.api.training.v1 import training_pb2 as training
 from headrace.cli.dataset import version_request
+from headrace.cli.numbers import read_number
 from headrace.cli.output import Column, field
 from headrace.cli.plain import Plain, plain
 from headrace.client import HeadraceClient
@@ -57,10 +58,11 @@ async def all_pages(
 
 def numbered(name: str, what: str) -> tuple[str, int]:
     """Split "model/3" into its name and number."""
-    owner, _, number = name.rpartition("/")
-    if not owner or not number.isdigit():
+    owner, _, digits = name.rpartition("/")
+    number = read_number(digits)
+    if not owner or number is None:
         raise InvalidArgument("INVALID_NAME", f"a {what} is named OWNER/NUMBER, such as breast-cancer/1")
-    return owner, int(number)
+    return owner, number
 
 
 async def _datasets(client: HeadraceClient, _scope: str) -> list[Row]:

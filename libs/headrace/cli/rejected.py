@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 import typer
 from rich.text import Text
 
+from headrace.cli.numbers import MAX_NUMBER
 from headrace.cli.output import (
     ExitCode,
     Format,
@@ -33,7 +34,10 @@ _BYTES = ("key", "payload", "headers")
 _HEX_COLUMNS = 16
 
 IdsArgument = Annotated[
-    list[int] | None, typer.Argument(help="Ids, as `headrace rejected list` shows them.", show_default=False)
+    list[int] | None,
+    typer.Argument(
+        help="Ids, as `headrace rejected list` shows them.", show_default=False, min=1, max=MAX_NUMBER
+    ),
 ]
 ReasonOption = Annotated[str, typer.Option(help="A reason's code, such as SCHEMA_VIOLATION.")]
 

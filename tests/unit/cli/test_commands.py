@@ -19,6 +19,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.api.training.v1 import training_pb2 as training
 from headrace.cli.look import _kinds
+from headrace.cli.output import ExitCode
 from headrace.embedded import commands
 from headrace.embedded.stack_file import PartState, PartStatus
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -215,6 +216,27 @@ def test_a_rejected_sample_is_described_by_what_the_list_shows(
     row = headrace("get", "rejected").stdout.splitlines()[2]
     assert row.split()[:3] == ["2", "0/7", "e-2"]
     assert json.loads(headrace("describe", "rejected", name, "-o", "json").stdout)["event_id"] == "e-2"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("dataset", "show", "small", "{}"),
+        ("dataset", "diff", "small", "1", "{}"),
+        ("describe", "version", "small/{}"),
+        ("describe", "model-version", "small/{}"),
+        ("submit", "small", "--version", "{}"),
+        ("rejected", "replay", "7", "{}"),
+        ("rejected", "discard", "{}", "--because", "no"),
+    ],
+)
+@pytest.mark.parametrize("number", [str(2**63), "1" * 5000])
+def test_a_number_that_no_service_can_be_asked_for_is_refused(
+    headrace: Headrace, services: Services, arguments: tuple[str, ...], number: str
+) -> None:
+    refused = headrace(*(argument.format(number) for argument in arguments))
+    assert refused.exit_code == ExitCode.USAGE, refused.output
+    assert not services.requests
 
 
 def rejected_event(**changes: Any) -> ingestion.RejectedSample:
