@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from headrace.cli.dataset import dataset_app
 from headrace.cli.output import (
@@ -198,6 +199,7 @@ def import_files(
                     traceparent=traceparent,
                     opened=partial(_expect, bar, task),
                     published=partial(bar.advance, task),
+                    began_anew=partial(_say_anew, bar, file.name),
                 )
                 count, before = count + imported.published, before + imported.before
             arrived = await _arrived(client, target, count, patience) if wait else {}
@@ -229,6 +231,14 @@ def import_files(
 
 def _expect(bar: Progress, task: TaskID, rows: int) -> None:
     bar.update(task, total=rows)
+
+
+def _say_anew(bar: Progress, file: str, rows: int) -> None:
+    sentence = (
+        f"{file} begins anew: {rows} of its rows had been published to a broker that is another one now, and "
+        "may have lost them; those that were stored then are stored a second time"
+    )
+    bar.console.print(Text(sentence), soft_wrap=True)
 
 
 async def _arrived(

@@ -193,6 +193,15 @@ class HeadraceClient:
         producer = await self._sample_producer()
         await _published(producer.publish_all(topic, keyed), self.kafka_bootstrap)
 
+    async def cluster_id(self) -> str:
+        """Id of the broker's cluster; the embedded broker is another one after each start.
+
+        Raises Unavailable BROKER_UNAVAILABLE.
+        """
+        from headrace.messaging.client import cluster_id
+
+        return await _published(cluster_id(self.kafka_bootstrap), self.kafka_bootstrap)
+
     async def feed_back(self, deployment: str, labels: Mapping[str, SupportsFloat | str]) -> int:
         """Publish true labels, by prediction id; return their number once the broker has them.
 

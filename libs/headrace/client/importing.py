@@ -3,7 +3,8 @@
 A row's event id is made of the file's content and the row's number, so that an import that is run again sends
 the same events, which ingestion knows from those that it stored lately. How far a file got is noted, too: an
 import that was cut off, however long ago, goes on where it was. Of the rows that were in flight then some are
-sent again, with the same ids.
+sent again, with the same ids. A broker that began anew may have lost what it had taken: what was noted of
+another one does not count, and the file is sent from its first row.
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ class Imported:
     before: int
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """The number of the last row that was published, and to which broker, by its cluster id."""
+
+    last_row: int
+    cluster: str
+
+
 class ImportLog:
     """How far files got, one small file for each in a folder.
 
@@ -47,19 +56,20 @@ class ImportLog:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def last_row(self, dataset: ingestion.Dataset, content: FileContent) -> int:
-        """The number of the last row that was published; 0 if none, or if it cannot be told."""
+    def noted(self, dataset: ingestion.Dataset, content: FileContent) -> Noted:
+        """How far a file got; row 0 if nothing of it was published, or if it cannot be told."""
         try:
-            return int(json.loads(self._file(dataset, content).read_text())["last_row"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
+            noted = json.loads(self._file(dataset, content).read_text())
+            return Noted(int(noted["last_row"]), str(noted.get("cluster", "")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return Noted(0, "")
 
-    def note(self, dataset: ingestion.Dataset, content: FileContent, name: str, last_row: int) -> None:
+    def note(self, dataset: ingestion.Dataset, content: FileContent, name: str, noted: Noted) -> None:
         """Remember that rows up to this one are published."""
         file = self._file(dataset, content)
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_suffix(".new")
-        fresh.write_text(json.dumps({"file": name, "last_row": last_row}))
+        fresh.write_text(json.dumps({"file": name, "last_row": noted.last_row, "cluster": noted.cluster}))
         os.replace(fresh, file)  # noqa: PTH105 - atomic
 
     def _file(self, dataset: ingestion.Dataset, content: FileContent) -> Path:
@@ -78,16 +88,22 @@ async def import_file(
     traceparent: str,
     opened: Callable[[int], None],
     published: Callable[[int], None],
+    began_anew: Callable[[int], None],
 ) -> Imported:
-    """Publish a file's rows, from behind the last one that was published, or `again` from the first.
+    """Publish a file's rows, from behind the last one that this broker has, or `again` from the first.
 
-    `opened` is told how many rows there are, about, and `published` how many more are. Raises Unavailable
+    `opened` is told how many rows there are, about, and `published` how many more are. `began_anew` is
+    told, before they are sent again, how many rows another broker had been sent. Raises Unavailable
     BROKER_UNAVAILABLE, InvalidArgument UNREADABLE_FILE, OVERSIZE_EVENT; rows before the fault are published.
     """
     async with file.on_disk() as path:
         content = await asyncio.to_thread(inspect, path)
         opened(content.rows)
-        last = 0 if again else log.last_row(dataset, content)
+        cluster = await client.cluster_id()
+        noted = Noted(0, "") if again else log.noted(dataset, content)
+        last = noted.last_row if noted.cluster == cluster else 0
+        if last < noted.last_row:
+            began_anew(noted.last_row)
         rows = read_rows(path, dataset.schema)
         count = before = 0
         async for batch in _batches(rows):
@@ -96,7 +112,8 @@ async def import_file(
             if fresh:
                 events = [(row.key, _event(dataset.name, content, row, traceparent)) for row in fresh]
                 await client.publish(topics.SAMPLES, events)
-                await asyncio.to_thread(log.note, dataset, content, file.name, fresh[-1].number)
+                reached = Noted(fresh[-1].number, cluster)
+                await asyncio.to_thread(log.note, dataset, content, file.name, reached)
                 count += len(fresh)
             published(len(batch))
         return Imported(count, before)

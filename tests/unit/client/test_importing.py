@@ -1,0 +1,92 @@
+"""How far an import got, and at which broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
+from headrace.client import HeadraceClient
+from headrace.client.data_files import find_files
+from headrace.client.importing import Imported, ImportLog, import_file
+from headrace.messaging.events import Event
+
+DATASET = ingestion.Dataset(name="d", schema=ingestion.Schema(key="id"))
+
+
+@dataclass
+class FakeClient:
+    """A broker that takes everything."""
+
+    cluster: str = "first"
+    sent: list[str] = field(default_factory=list)
+
+    async def cluster_id(self) -> str:
+        return self.cluster
+
+    async def publish(self, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
+        self.sent += [key for key, _ in keyed]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a"}\n{"id": "b"}\n')
+    return path
+
+
+def run(client: FakeClient, file: Path, *, again: bool = False) -> tuple[Imported, list[int]]:
+    """What it came to, and what was told of another broker, before anything was sent."""
+    told: list[int] = []
+    sent = len(client.sent)
+
+    def began_anew(rows: int) -> None:
+        assert len(client.sent) == sent
+        told.append(rows)
+
+    async def imported() -> Imported:
+        [found] = await find_files([str(file)])
+        return await import_file(
+            cast("HeadraceClient", client),
+            DATASET,
+            found,
+            ImportLog(file.parent / "imports"),
+            again=again,
+            traceparent="",
+            opened=lambda _: None,
+            published=lambda _: None,
+            began_anew=began_anew,
+        )
+
+    return asyncio.run(imported()), told
+
+
+def test_a_file_that_one_broker_has_is_not_sent_to_it_again(file: Path) -> None:
+    client = FakeClient()
+    assert run(client, file) == (Imported(2, 0), [])
+    assert run(client, file) == (Imported(0, 2), [])
+    assert run(client, file, again=True) == (Imported(2, 0), [])
+
+
+def test_a_file_begins_anew_where_the_broker_did(file: Path) -> None:
+    client = FakeClient()
+    run(client, file)
+    client.cluster = "second"
+    assert run(client, file) == (Imported(2, 0), [2])
+    assert client.sent == ["a", "b"] * 2
+    # It is told once: this broker has the rows.
+    assert run(client, file) == (Imported(0, 2), [])
+
+
+@pytest.mark.parametrize("written", ["", "{", "[]", "{}", '{"last_row": "x"}'])
+def test_progress_that_cannot_be_read_is_none(file: Path, written: str) -> None:
+    client = FakeClient()
+    run(client, file)
+    [noted] = (file.parent / "imports").iterdir()
+    noted.write_text(written)
+    assert run(client, file) == (Imported(2, 0), [])
