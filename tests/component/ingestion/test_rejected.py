@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from tests.support.ingestion import Headers, Ingestion, Process
@@ -192,6 +193,36 @@ async def test_a_replay_that_is_rejected_again_refers_to_the_one_it_came_from(in
         (second.id, first.id),
         (third.id, second.id),
     ]
+
+
+async def test_rejected_events_are_counted_when_they_are_stored(ingestion: Ingestion) -> None:
+    process = await ingestion.start_ready()
+    await declare(ingestion, process)
+    await ingestion.publish([bad(ingestion, number) for number in range(3)])
+    await rejected(ingestion, process, 3)
+    [first, *_] = await ingestion.rejected(process)
+    await replay(ingestion, process, first.id)
+    await rejected(ingestion, process, 4)
+    connection = await asyncpg.connect(ingestion.dsn, server_settings={"search_path": "ingestion"})
+    try:
+        async with connection.transaction():
+            # However many there are, they are not looked at.
+            await connection.execute("lock table rejected_samples in access exclusive mode")
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                assert (await described(ingestion, process)).rejected_count == 4
+        assert await process.stop() == 0
+        # As the release before left it.
+        await connection.execute(
+            "drop trigger count_rejected on rejected_samples; drop function count_rejected; "
+            "drop table rejected_counts; delete from schema_migrations where name like '%rejected_counts.sql'"
+        )
+    finally:
+        await connection.close()
+    later = await ingestion.start_ready()
+    assert (await described(ingestion, later)).rejected_count == 4
+    await ingestion.publish([bad(ingestion, 4)])
+    await rejected(ingestion, later, 5)
+    assert (await described(ingestion, later)).rejected_count == 5
 
 
 async def test_an_event_that_only_says_that_it_is_a_replay_is_rejected_like_others(

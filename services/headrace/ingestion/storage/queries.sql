@@ -135,7 +135,7 @@ select "offset" from rejected_samples
 where cluster = $1 and topic = $2 and partition = $3 and "offset" >= $4 and "offset" < $5;
 
 -- name: rejected_count
-select count(*) from rejected_samples where dataset = $1;
+select coalesce(max(count), 0) from rejected_counts where dataset = $1;
 
 -- name: list_rejected
 -- Sizes are summed before anything large is read. Who asks sees by the last row, which is one too many, that
