@@ -151,10 +151,9 @@ def _texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
 
 def is_structured(headers: Iterable[tuple[str, bytes]]) -> bool:
     """Whether the attributes are in the payload, by what the headers say."""
-    return any(
-        name.lower() == "content-type" and _is_structured((raw or b"").decode(errors="replace"))
-        for name, raw in headers
-    )
+    # Of several the last one counts, as in `decode`.
+    written = [raw or b"" for name, raw in headers if name.lower() == "content-type"]
+    return bool(written) and _is_structured(written[-1].decode(errors="replace"))
 
 
 def _is_structured(content_type: str) -> bool:

@@ -128,6 +128,12 @@ def test_an_event_that_only_says_that_it_is_structured_is_made_a_binary_one() ->
         replay(rejection(), Correction(attributes={"datacontenttype": "application/cloudevents+json"}))
 
 
+def test_of_several_content_types_the_last_one_says_how_an_event_is_corrected() -> None:
+    sent = replay(rejection([STRUCTURED[0], *ENVELOPE]), Correction(attributes={"subject": "other"}))
+    event = decode(sent.headers, sent.payload, received=datetime.now(UTC))
+    assert (event.id, event.subject, event.data) == ("e1", "other", b'{"x": -1}')
+
+
 def test_a_replay_of_a_replay_names_the_later_one() -> None:
     once = replay(rejection(), Correction())
     assert origin_of(once.headers) == 17
