@@ -199,7 +199,7 @@ def import_files(
                     traceparent=traceparent,
                     opened=partial(_expect, bar, task),
                     published=partial(bar.advance, task),
-                    began_anew=partial(_say_anew, bar, file.name),
+                    other_broker=partial(_say_other_broker, bar, file.name),
                 )
                 count, before = count + imported.published, before + imported.before
             arrived = await _arrived(client, target, count, patience) if wait else {}
@@ -233,10 +233,10 @@ def _expect(bar: Progress, task: TaskID, rows: int) -> None:
     bar.update(task, total=rows)
 
 
-def _say_anew(bar: Progress, file: str, rows: int) -> None:
+def _say_other_broker(bar: Progress, file: str, rows: int) -> None:
     sentence = (
-        f"{file} begins anew: {rows} of its rows had been published to a broker that is another one now, and "
-        "may have lost them; those that were stored then are stored a second time"
+        f"{file}: {rows} of its rows had been published to another broker than this one, and are gone if "
+        "they were not stored by then; --again sends all of them, and those that are stored would be stored twice"
     )
     bar.console.print(Text(sentence), soft_wrap=True)
 

@@ -3,8 +3,9 @@
 A row's event id is made of the file's content and the row's number, so that an import that is run again sends
 the same events, which ingestion knows from those that it stored lately. How far a file got is noted, too: an
 import that was cut off, however long ago, goes on where it was. Of the rows that were in flight then some are
-sent again, with the same ids. A broker that began anew may have lost what it had taken: what was noted of
-another one does not count, and the file is sent from its first row.
+sent again, with the same ids. A broker that is another one now may have lost what it had taken and nobody had
+stored. Whether it did is for people to find out: rows that are stored and sent to another broker are stored
+twice, since repetitions are known within one cluster only. So such an import goes on too, and says it.
 """
 
 from __future__ import annotations
@@ -88,26 +89,25 @@ async def import_file(
     traceparent: str,
     opened: Callable[[int], None],
     published: Callable[[int], None],
-    began_anew: Callable[[int], None],
+    other_broker: Callable[[int], None],
 ) -> Imported:
-    """Publish a file's rows, from behind the last one that this broker has, or `again` from the first.
+    """Publish a file's rows, from behind the last one that a broker has, or `again` from the first.
 
-    `opened` is told how many rows there are, about, and `published` how many more are. `began_anew` is
-    told, before they are sent again, how many rows another broker had been sent. Raises Unavailable
-    BROKER_UNAVAILABLE, InvalidArgument UNREADABLE_FILE, OVERSIZE_EVENT; rows before the fault are published.
+    `opened` is told how many rows there are, about, and `published` how many more are. `other_broker` is
+    told how many rows another broker than this one had been sent. Raises Unavailable BROKER_UNAVAILABLE,
+    InvalidArgument UNREADABLE_FILE, OVERSIZE_EVENT; rows before the fault are published.
     """
     async with file.on_disk() as path:
         content = await asyncio.to_thread(inspect, path)
         opened(content.rows)
         cluster = await client.cluster_id()
         noted = Noted(0, "") if again else log.noted(dataset, content)
-        last = noted.last_row if noted.cluster == cluster else 0
-        if last < noted.last_row:
-            began_anew(noted.last_row)
+        if noted.last_row and noted.cluster != cluster:
+            other_broker(noted.last_row)
         rows = read_rows(path, dataset.schema)
         count = before = 0
         async for batch in _batches(rows):
-            fresh = list(dropwhile(lambda row: row.number <= last, batch))
+            fresh = list(dropwhile(lambda row: row.number <= noted.last_row, batch))
             before += len(batch) - len(fresh)
             if fresh:
                 events = [(row.key, _event(dataset.name, content, row, traceparent)) for row in fresh]

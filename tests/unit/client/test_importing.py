@@ -41,11 +41,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def run(client: FakeClient, file: Path, *, again: bool = False) -> tuple[Imported, list[int]]:
-    """What it came to, and what was told of another broker, before anything was sent."""
+    """What it came to, and what was told of another broker, before anything was sent to this one."""
     told: list[int] = []
     sent = len(client.sent)
 
-    def began_anew(rows: int) -> None:
+    def other_broker(rows: int) -> None:
         assert len(client.sent) == sent
         told.append(rows)
 
@@ -60,7 +60,7 @@ def run(client: FakeClient, file: Path, *, again: bool = False) -> tuple[Importe
             traceparent="",
             opened=lambda _: None,
             published=lambda _: None,
-            began_anew=began_anew,
+            other_broker=other_broker,
         )
 
     return asyncio.run(imported()), told
@@ -73,13 +73,14 @@ def test_a_file_that_one_broker_has_is_not_sent_to_it_again(file: Path) -> None:
     assert run(client, file, again=True) == (Imported(2, 0), [])
 
 
-def test_a_file_begins_anew_where_the_broker_did(file: Path) -> None:
+def test_rows_that_another_broker_had_are_told_and_sent_only_if_that_is_wanted(file: Path) -> None:
     client = FakeClient()
     run(client, file)
     client.cluster = "second"
-    assert run(client, file) == (Imported(2, 0), [2])
-    assert client.sent == ["a", "b"] * 2
-    # It is told once: this broker has the rows.
+    assert run(client, file) == (Imported(0, 2), [2])
+    assert client.sent == ["a", "b"]
+    assert run(client, file, again=True) == (Imported(2, 0), [])
+    # Now this broker has them.
     assert run(client, file) == (Imported(0, 2), [])
 
 
