@@ -235,8 +235,8 @@ def _expect(bar: Progress, task: TaskID, rows: int) -> None:
 
 def _say_other_broker(bar: Progress, file: str, rows: int) -> None:
     sentence = (
-        f"{file}: {rows} of its rows had been published to another broker than this one, and are gone if "
-        "they were not stored by then; --again sends all of them, and those that are stored would be stored twice"
+        f"{file}: {rows} of its rows had been published to another broker than this one, and what was not "
+        "stored by then is gone; --again sends all of them, and those that are stored would be stored twice"
     )
     bar.console.print(Text(sentence), soft_wrap=True)
 
