@@ -22,7 +22,7 @@ from headrace.training.run import preprocessing as module
 from headrace.training.run.errors import UnusableDataset
 from headrace.training.run.export import OPSET
 from headrace.training.run.preprocessing import FittedFeature, Preprocessing, Preprocessor, fit
-from headrace.training.run.specification import Preparation
+from headrace.training.run.specification import Normalisation, Preparation
 
 NAN = float("nan")
 
@@ -175,6 +175,18 @@ def test_a_preparation_does_what_it_says(
 ) -> None:
     entry = fitted(Preparation.model_validate({"feature": "x", **wish}), *values)
     np.testing.assert_allclose(prepared(entry, *values), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalise", ["standard", "min_max", "robust"])
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e-4, 1.0, 1e6, 1e38])
+def test_a_logarithm_is_exact_at_any_scale(scale: float, normalise: Normalisation) -> None:
+    """Divided by the spread of values this small, a rounding of 1 + x would be as large as they are."""
+    rows = torch.linspace(-scale, scale, 50)[:, None]
+    document = fit([Preparation(feature="x", log=True, normalise=normalise)], [rows], 0)
+    preprocessor = Preprocessor(document).eval()
+    found = preprocessor(rows).numpy()
+    np.testing.assert_allclose(found, reference(document, rows.numpy()), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(exported(preprocessor, rows), found, rtol=1e-5, atol=1e-5)
 
 
 def test_a_value_that_training_did_not_see_is_no_category() -> None:

@@ -223,8 +223,20 @@ class _Squeeze(nn.Module):
         if self._clips:
             values = torch.minimum(torch.maximum(values, self.low), self.high)
         if self._logs:
-            values = torch.where(self.log, torch.sign(values) * torch.log1p(torch.abs(values)), values)
+            values = torch.where(self.log, torch.sign(values) * _log1p(torch.abs(values)), values)
         return values
+
+
+def _log1p(values: Tensor) -> Tensor:
+    """Return ln(1 + values), of no value below 0.
+
+    PyTorch's own is exported as Log(1 + x), which for small values is the rounding of the sum. This way, of
+    Kahan's, the rounding cancels out, and the exported graph computes the same.
+    """
+    above = 1 + values
+    rounded_off = above == 1
+    excess = torch.where(rounded_off, 1, above - 1)
+    return torch.where(rounded_off, values, torch.log(above) * (values / excess))
 
 
 class _Sample:
