@@ -13,6 +13,7 @@ from torch import Tensor
 from headrace.errors import FailedPrecondition
 
 UNUSABLE_VALUES = "UNUSABLE_VALUES"
+TEXTS = (pa.string(), pa.large_string())
 
 
 class Encoding(Protocol):
@@ -47,7 +48,7 @@ class Numbers:
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise FailedPrecondition(
                 UNUSABLE_VALUES,
-                f"{name} is {'text' if pa.types.is_string(kind) else kind}, and this recipe learns from "
+                f"{name} is {'text' if kind in TEXTS else kind}, and this recipe learns from "
                 "numbers; leave it out of the features, or send it as numbers",
             )
         if values.null_count and name not in self._nullable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,15 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyarrow import dataset as arrow
-from pyarrow import fs
+from pyarrow import fs, parquet
 
 from headrace.errors import InvalidArgument, NotFound, Unavailable
 from headrace.objects.store import delta_storage_options
 
 # Rows that Arrow decodes at a time: columns of so many stay in the processor's cache.
 DECODED_ROWS = 1 << 16
+# Where a text begins in its column.
+OFFSET_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,19 @@ class Table:
         """Number of rows."""
         return sum(map(len, self.parts))
 
+    def decoded_bytes(self, columns: Collection[str]) -> int:
+        """About how much memory all rows of these columns take in Arrow; a file without one counts nothing.
+
+        Parquet keeps a text that is there often once: if that is more, each counts as the largest one.
+        """
+        return sum(
+            _decoded_bytes(group.column(index), self._schema.field(name).type)
+            for file in self._files.values()
+            for group in map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            for index in range(group.num_columns)
+            if (name := group.column(index).path_in_schema) in columns
+        )
+
     def require(self, columns: Sequence[str]) -> None:
         """Raise InvalidArgument/UNKNOWN_COLUMN unless the table has all of these."""
         missing = [name for name in columns if name not in self.columns]
@@ -108,6 +123,15 @@ class Table:
         batches = [batch for part in self.parts for batch in self.scan(part, columns)]
         schema = pa.schema([self._schema.field(name) for name in columns])
         return pa.Table.from_batches(batches, schema)
+
+
+def _decoded_bytes(chunk: parquet.ColumnChunkMetaData, kind: pa.DataType) -> int:
+    if pa.types.is_primitive(kind):
+        return int(chunk.num_values * kind.bit_width // 8)
+    size = int(chunk.total_uncompressed_size)
+    if pa.types.is_string(kind) and chunk.statistics is not None and chunk.statistics.has_min_max:
+        size = max(size, chunk.num_values * (len(chunk.statistics.max.encode()) + OFFSET_BYTES))
+    return size
 
 
 def _local(uri: str) -> fs.FileSystem | None:

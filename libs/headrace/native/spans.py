@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ Bools: TypeAlias = npt.NDArray[np.bool_]
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Float64s: TypeAlias = npt.NDArray[np.float64]
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
+
+# What says where each string of a column of Arrow begins.
+OFFSETS: Final = {pa.string(): np.int32, pa.large_string(): np.int64}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,10 +41,16 @@ class Spans:
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray) -> Self:
-        """The bytes of a column of strings; those of a null are empty."""
+        """The bytes of a column of strings, large or not; those of a null are empty.
+
+        Raises TypeError for any other column.
+        """
+        width = OFFSETS.get(column.type)
+        if width is None:
+            raise TypeError(f"not a column of strings but of {column.type}")
         array = column.combine_chunks()
         _, offsets, data = array.buffers()
-        ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+        ends = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1].astype(np.int64)
         return cls(np.frombuffer(data or b"", np.uint8), ends[:-1], np.diff(ends))
 
     def __len__(self) -> int:

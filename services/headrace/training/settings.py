@@ -25,6 +25,6 @@ class Settings(BaseSettings):
     cpu: float = Field(default=0.0, ge=0, description="Cores offered; 0: those that there are.")
     memory_bytes: int = Field(default=0, ge=0, description="Memory offered; 0: all there is.")
     in_memory_bytes: int = Field(
-        default=IN_MEMORY_BYTES, ge=0, description="A version whose features take more is streamed."
+        default=IN_MEMORY_BYTES, ge=0, description="A version of which more is read is streamed."
     )
     gpu: int = Field(default=-1, ge=-1, description="GPUs offered; -1: those that the driver lists.")

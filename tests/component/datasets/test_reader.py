@@ -86,6 +86,19 @@ def test_a_column_that_older_files_lack_is_missing_there(table: Table) -> None:
     assert torch.equal(late[~late.isnan()].sort().values, torch.arange(240, ROWS).float())
 
 
+def test_how_much_memory_columns_take_is_known_before_they_are_read(table: Table) -> None:
+    columns = ["number", "half", "label"]
+    assert table.decoded_bytes(columns) == ROWS * (4 + 8 + 1)
+    assert table.decoded_bytes(["late"]) == (ROWS - 240) * 4
+
+
+@pytest.mark.parametrize("text", ["patient-{:06}", "the same in every row"])
+def test_text_is_counted_as_long_as_it_is_in_memory(tmp_path: Path, text: str) -> None:
+    deltalake.write_deltalake(str(tmp_path), pa.table({"text": [text.format(row) for row in range(10_000)]}))
+    table = Table.open(str(tmp_path), 0)
+    assert table.decoded_bytes(["text"]) == pytest.approx(table.read(["text"]).nbytes, rel=0.1)
+
+
 def test_without_a_shuffle_rows_are_in_the_tables_order(table: Table) -> None:
     expected = table.read(["number"]).column("number").to_pylist()
     assert numbers_of(list(reader(table))) == expected

@@ -20,6 +20,7 @@ from tests.support.training import KEY, LABEL, features
 
 from headrace.errors import InvalidArgument
 from headrace.objects import ObjectStore
+from headrace.training.run.data import HeldSplit, StreamedSplit, load
 from headrace.training.run.errors import Interrupted, TableNotFound, UnusableDataset
 from headrace.training.run.messages import Pipe
 from headrace.training.run.preprocessing import Preprocessing
@@ -157,6 +158,15 @@ def test_a_streamed_run_has_the_splits_of_one_in_memory(runs: Runs) -> None:
     assert streamed.metrics["test/accuracy"] > 0.93
 
 
+def test_what_is_read_besides_the_features_counts_too(runs: Runs) -> None:
+    spec = runs.spec("job")
+    feature_bytes = 569 * len(features()) * 4
+    large = load(spec.dataset, spec.shares, classified=True, in_memory_bytes=feature_bytes)
+    assert isinstance(large.train, StreamedSplit)
+    small = load(spec.dataset, spec.shares, classified=True, in_memory_bytes=2 * feature_bytes)
+    assert isinstance(small.train, HeldSplit)
+
+
 def test_full_batches_of_a_streamed_run_are_those_in_memory(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,8 +302,6 @@ def test_a_number_that_is_learned_is_answered_though_the_label_has_classes(runs:
 def test_normalisation_is_fitted_on_the_training_split_alone(runs: Runs, tmp_path: Path) -> None:
     spec = runs.spec("job", epochs=1)
     runs.run(spec)
-    from headrace.training.run.data import load
-
     data = load(spec.dataset, spec.shares, classified=True, in_memory_bytes=spec.in_memory_bytes)
     means = next(data.train.batches()).features.double().mean(dim=0).float().numpy().tobytes()
     assert means in runs.weights(spec)
@@ -302,8 +310,6 @@ def test_normalisation_is_fitted_on_the_training_split_alone(runs: Runs, tmp_pat
 def test_a_regression_comes_close_to_ordinary_least_squares(runs: Runs) -> None:
     """A network without hidden layers, trained long enough, is the linear model."""
     from sklearn.linear_model import LinearRegression
-
-    from headrace.training.run.data import load
 
     spec = runs.spec(
         "job",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,6 +48,19 @@ def test_spans_are_the_strings_they_were_made_of(texts: list[str | None], data: 
     indexes = data.draw(st.lists(st.integers(0, len(texts) - 1))) if texts else []
     taken = spans.take(np.array(indexes, np.int64)).to_arrow()
     assert taken.to_pylist() == [texts[index] for index in indexes]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_column_of_strings_of_either_kind_is_read_in_place(kind: pa.DataType) -> None:
+    column = pa.chunked_array([["left out", "a", None], ["", "\u00e9", "bc"]], kind).slice(1)
+    spans = Spans.from_arrow(column)
+    assert [spans[index] for index in range(len(spans))] == [b"a", b"", b"", "\u00e9".encode(), b"bc"]
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.int64()])
+def test_a_column_that_is_laid_out_otherwise_is_refused(kind: pa.DataType) -> None:
+    with pytest.raises(TypeError, match=f"of {kind}"):
+        Spans.from_arrow(pa.chunked_array([pa.array(["1"]).cast(kind)]))
 
 
 @UNHURRIED

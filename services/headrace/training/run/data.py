@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from headrace.training.run.specification import Dataset, Shares
 ORDER_COLUMNS = ("_topic", "_partition", "_offset")
 # Rows of a batch where the batches' size makes no difference to the result.
 SWEPT_ROWS = 1 << 14
-FLOAT_BYTES = 4
 
 
 class Rows(NamedTuple):
@@ -135,9 +135,9 @@ def load(
 ) -> Data:
     """Open a dataset version and split it by key; rows without a label are left out.
 
-    A table whose features take more than `in_memory_bytes` is streamed. Of a smaller one the rows' order does
-    not depend on its files. `classified`: labels are indices into the dataset's classes. A missing value of
-    the `nullable` features is NaN. Raises TableNotFound, UnusableDataset.
+    A table of which more than `in_memory_bytes` are read, keys included, is streamed. Of a smaller one the
+    rows' order does not depend on its files. `classified`: labels are indices into the dataset's classes. A
+    missing value of the `nullable` features is NaN. Raises TableNotFound, UnusableDataset.
     """
     features = [column.name for column in dataset.features]
     label: Encoding = (
@@ -149,7 +149,8 @@ def load(
     with explained():
         table = Table.open(dataset.table_uri, dataset.table_version)
         table.require([dataset.key, *features, dataset.label.name])
-        streamed = table.rows * len(features) * FLOAT_BYTES > in_memory_bytes
+        columns = _held_columns(table, dataset, encodings)
+        streamed = table.decoded_bytes(columns) > in_memory_bytes
         data = (_streamed if streamed else _held)(table, dataset, shares, encodings)
     if not len(data.train):
         raise UnusableDataset(
@@ -160,10 +161,10 @@ def load(
 
 
 def _held(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[Encoding, ...]) -> Data:
-    order = [name for name in ORDER_COLUMNS if name in table.columns]
-    rows = table.read(list(dict.fromkeys([dataset.key, *_columns(encodings), *order])))
+    rows = _with_wide_offsets(table.read(_held_columns(table, dataset, encodings)))
     rows = rows.filter(pc.is_valid(rows.column(dataset.label.name)))
-    rows = rows.sort_by([(name, "ascending") for name in (dataset.key, *order)]).combine_chunks()
+    order = [(name, "ascending") for name in (dataset.key, *_order_columns(table))]
+    rows = rows.sort_by(order).combine_chunks()
     if not len(rows):
         return Data(*(HeldSplit(name, Rows(torch.empty(0), torch.empty(0))) for name in splits.SPLITS))
     [batch] = rows.to_batches()
@@ -202,5 +203,19 @@ def _counts(table: Table, dataset: Dataset, shares: Shares) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _columns(encodings: tuple[Encoding, ...]) -> list[str]:
-    return [name for encoding in encodings for name in encoding.columns]
+def _held_columns(table: Table, dataset: Dataset, encodings: tuple[Encoding, ...]) -> list[str]:
+    encoded = [name for encoding in encodings for name in encoding.columns]
+    return list(dict.fromkeys([dataset.key, *encoded, *_order_columns(table)]))
+
+
+def _order_columns(table: Table) -> list[str]:
+    return [name for name in ORDER_COLUMNS if name in table.columns]
+
+
+def _with_wide_offsets(rows: pa.Table) -> pa.Table:
+    """Give text 64-bit offsets: with 32, more than 2 GiB of it do not fit into one batch."""
+    wide = [
+        field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
+        for field in rows.schema
+    ]
+    return rows.cast(pa.schema(wide))

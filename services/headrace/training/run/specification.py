@@ -10,7 +10,9 @@ from typing import Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 SPEC_FILE: Final = "spec.json"
-# What features may take in memory; a table that is larger is streamed. Loading takes a few times as much.
+# Higher wherever a release computes something else from the same specification, or keeps another state of it.
+COMPUTATION: Final = 2
+# What is read of a table that is held, keys included; more is streamed. Loading takes five times as much.
 IN_MEMORY_BYTES: Final = 128 << 20
 
 
@@ -107,6 +109,7 @@ class RunSpec(_Frozen):
                 "in_memory_bytes",
             },
         )
+        same["computation"] = COMPUTATION
         # Sorted: parameters come from a Protobuf map, whose order changes from one message to the next.
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
