@@ -34,6 +34,7 @@ from headrace.training.run.specification import (
     RunSpec,
     Shares,
 )
+from headrace.training.run.splits import assign
 from headrace.training.run.work import work
 
 EPOCHS = 24
@@ -199,6 +200,27 @@ def test_a_missing_value_that_nothing_stands_for_is_refused(
     dataset = spec.dataset.model_copy(update={"table_uri": uri})
     with pytest.raises(UnusableDataset, match="mean_radius has no value in 1 of 569 rows"):
         runs.run(spec.model_copy(update={"dataset": dataset}))
+
+
+def test_an_unusable_row_of_any_split_ends_a_streamed_run_before_it_is_trained(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """One of the test split has no value, or a label that is no class."""
+    rows = deltalake.DeltaTable(runs.table_uri).to_pyarrow_table()
+    spec = runs.streamed("job")
+    last = int(np.flatnonzero(assign(rows.column(KEY).combine_chunks(), spec.shares) == 2)[-1])
+    for name, kind, value, why in (
+        (features()[0], pa.float32(), None, "has no value in 1 of 569 rows"),
+        (LABEL, pa.int8(), 7, "1 of 569 labels are none of the classes"),
+    ):
+        column = rows.column(name).to_pylist()
+        column[last] = value
+        uri = str(tmp_path / f"without-{name}")
+        changed = rows.set_column(rows.column_names.index(name), name, pa.array(column, kind))
+        deltalake.write_deltalake(uri, changed)
+        dataset = spec.dataset.model_copy(update={"table_uri": uri})
+        with pytest.raises(UnusableDataset, match=why):
+            load(dataset, spec.shares, classified=True, in_memory_bytes=0)
 
 
 @pytest.mark.parametrize("in_memory_bytes", [0, IN_MEMORY_BYTES])

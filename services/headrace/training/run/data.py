@@ -183,7 +183,7 @@ def _streamed(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[E
         splits.InSplit(number, dataset.key, dataset.label.name, shares)
         for number, _ in enumerate(splits.SPLITS)
     ]
-    counts = _counts(table, dataset, shares)
+    counts = _counts(table, dataset, shares, encodings)
     return Data(
         *(
             StreamedSplit(name, count, table, encodings, selection)
@@ -192,20 +192,31 @@ def _streamed(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[E
     )
 
 
-def _counts(table: Table, dataset: Dataset, shares: Shares) -> list[int]:
-    """Rows with a label, by split."""
+def _counts(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[Encoding, ...]) -> list[int]:
+    """Rows with a label, by split.
+
+    All of them are encoded, so that one that cannot be ends the run before it is trained, not after.
+    """
     counts = np.zeros(len(splits.SPLITS), np.int64)
+    columns = list(dict.fromkeys([dataset.key, *_encoded_columns(encodings)]))
     for part in table.parts:
-        for batch in table.scan(part, [dataset.key, dataset.label.name]):
+        for batch in table.scan(part, columns):
             labelled = batch.filter(batch.column(dataset.label.name).is_valid())
+            if not len(labelled):
+                continue
+            for encoding in encodings:
+                encoding.encode(labelled)
             chosen = splits.assign(labelled.column(dataset.key), shares, few=0)
             counts += np.bincount(chosen, minlength=len(counts))
     return [int(count) for count in counts]
 
 
 def _held_columns(table: Table, dataset: Dataset, encodings: tuple[Encoding, ...]) -> list[str]:
-    encoded = [name for encoding in encodings for name in encoding.columns]
-    return list(dict.fromkeys([dataset.key, *encoded, *_order_columns(table)]))
+    return list(dict.fromkeys([dataset.key, *_encoded_columns(encodings), *_order_columns(table)]))
+
+
+def _encoded_columns(encodings: tuple[Encoding, ...]) -> list[str]:
+    return [name for encoding in encodings for name in encoding.columns]
 
 
 def _order_columns(table: Table) -> list[str]:
