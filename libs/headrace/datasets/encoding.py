@@ -17,7 +17,10 @@ TEXTS = (pa.string(), pa.large_string())
 
 
 class Encoding(Protocol):
-    """How some columns become one tensor, whose first dimension is the rows."""
+    """How some columns become one tensor, whose first dimension is the rows.
+
+    Values that it cannot take are UNUSABLE_VALUES: a wrong type, a missing one, one out of range or no class.
+    """
 
     @property
     def columns(self) -> Sequence[str]:
@@ -30,7 +33,8 @@ class Encoding(Protocol):
 class Numbers:
     """Numeric columns, side by side: [rows, columns] FP32. A value beyond its precision is rounded.
 
-    Of `nullable` ones a missing value is NaN; of the others it is refused.
+    One beyond its range, 3.4e38 either way, is refused. Of `nullable` columns a missing value is NaN; of the
+    others it is refused.
     """
 
     def __init__(self, columns: Sequence[str], nullable: Collection[str] = ()) -> None:
@@ -57,7 +61,18 @@ class Numbers:
                 f"{name} has no value in {values.null_count} of {len(values)} rows; say what stands for "
                 "a missing value, make the feature not nullable, or leave it out",
             )
-        return values if values.type == pa.float32() else values.cast(pa.float32(), safe=False)
+        if kind == pa.float32():
+            return values
+        rounded = values.cast(pa.float32(), safe=False)
+        # Whole numbers of 64 bits are within its range.
+        beyond = pc.sum(pc.is_inf(rounded)).as_py() if kind == pa.float64() else 0
+        if beyond:
+            raise FailedPrecondition(
+                UNUSABLE_VALUES,
+                f"{name} is beyond float32, which models learn from, in {beyond} of {len(values)} rows; send "
+                "it in a larger unit or as its logarithm, or leave it out",
+            )
+        return rounded
 
 
 class Classes:

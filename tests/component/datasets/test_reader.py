@@ -269,6 +269,21 @@ def test_what_is_no_number_is_refused(tmp_path: Path, values: object, what: str)
     assert caught.value.reason == "UNUSABLE_VALUES"
 
 
+@pytest.mark.parametrize("value", [3.4028236e38, -1e300])
+def test_a_number_beyond_float32_is_refused(value: float) -> None:
+    batch = pa.record_batch({"x": [1.0, None, value, 3.4028234e38]})
+    with pytest.raises(FailedPrecondition, match=r"x is beyond float32, .* in 1 of 4 rows") as caught:
+        Numbers(["x"], nullable=["x"]).encode(batch)
+    assert caught.value.reason == "UNUSABLE_VALUES"
+
+
+def test_numbers_up_to_the_ends_of_float32_are_taken() -> None:
+    ends = [3.4028234663852886e38, -3.4028234663852886e38, None]
+    encoded = Numbers(["x"], nullable=["x"]).encode(pa.record_batch({"x": pa.array(ends, pa.float64())}))
+    assert encoded[:2, 0].tolist() == ends[:2]
+    assert encoded[2].isnan()
+
+
 def test_a_column_that_does_not_exist_is_refused(table: Table) -> None:
     with pytest.raises(InvalidArgument, match="no column twice") as caught:
         Reader(table, [Numbers(["number", "twice"])], batch_rows=8)
