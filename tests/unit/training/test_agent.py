@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.reports import a_report
 from tests.support.waiting import eventually
 
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.training.domain.runs import Run, RunState
 from headrace.training.run.messages import Message, Progressed, Started
-from headrace.training.run.report import REPORT_FILE, Report, Signature
-from headrace.training.run.specification import Dataset, Label, Shares
+from headrace.training.run.report import REPORT_FILE
 from headrace.training.use_cases import agent as agents
 from headrace.training.use_cases.agent import TOLD, Agent
 from headrace.training.use_cases.ports import Ending, Listener
@@ -134,43 +134,6 @@ class World:
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(agents, "STORE_AGAIN_SECONDS", 0.01)
     return World(tmp_path)
-
-
-def a_report() -> Report:
-    dataset = Dataset(
-        name="d",
-        version=1,
-        table_uri="",
-        table_version=0,
-        content_hash="",
-        key="k",
-        features=(),
-        label=Label(name="y", type="int8"),
-    )
-    return Report(
-        model="p",
-        job="job",
-        run="job-1",
-        recipe="mlp",
-        parameters={},
-        dataset=dataset,
-        shares=Shares(train=1, validation=0, test=0),
-        rows={},
-        preparations=(),
-        normalise_label=False,
-        seed=1,
-        device="cpu",
-        epochs=1,
-        resumed_epoch=0,
-        stopped_early=False,
-        best_epoch=1,
-        training_seconds=0,
-        losses=(),
-        metrics={"test/accuracy": 1.0},
-        signature=Signature(inputs=(), outputs=(), features=(), classes=()),
-        code_version="",
-        torch_version="",
-    )
 
 
 async def test_a_run_that_succeeds_leaves_no_checkpoints(world: World) -> None:

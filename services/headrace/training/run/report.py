@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
 from headrace.training.run.specification import Dataset, Preparation, Shares
 
@@ -44,7 +45,10 @@ class EpochLoss(_Frozen):
 
 
 class Report(_Frozen):
-    """How the model was made, and how good it is. `metrics` are by "split/metric"."""
+    """How the model was made, and how good it is.
+
+    `metrics` are by "split/metric"; one that is not finite is left out: JSON has no word for it.
+    """
 
     model: str
     job: str
@@ -68,6 +72,12 @@ class Report(_Frozen):
     signature: Signature
     code_version: str
     torch_version: str
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _finite(cls, metrics: dict[str, float | None]) -> dict[str, float]:
+        # Earlier releases wrote null.
+        return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
 
     @staticmethod
     def exists(folder: Path) -> bool:

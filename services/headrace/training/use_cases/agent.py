@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -189,7 +188,7 @@ class Agent:
 
     async def _register(self, active: Active, task: scheduling_pb2.Task) -> None:
         folder = self._executor.folder(active.run.id)
-        metrics = {name: value for name, value in Report.read(folder).metrics.items() if math.isfinite(value)}
+        metrics = Report.read(folder).metrics
         await self._update(active, replace(active.run, state=RunState.REGISTERING, metrics=metrics))
         try:
             registered = await _unless(active.unwanted, self._registrar.register(task, active.run, folder))
