@@ -79,12 +79,14 @@ class RegistryRegistrar:
         if created.state != api.MODEL_VERSION_STATE_UPLOADING:
             # Judged already: whoever registered it died before it could say so.
             return created.version, _verdict(created)
-        for path in ARTIFACTS:
+        # A run of a release that prepared no features may have waited for this one.
+        artifacts = [path for path in ARTIFACTS if path != PREPROCESS_FILE or (folder / path).exists()]
+        for path in artifacts:
             await self._stub.UploadArtifact(
                 _parts(created.model, created.version, folder / path), timeout=UPLOAD_SECONDS
             )
         committed = await self._stub.CommitModelVersion(
-            api.CommitModelVersionRequest(model=created.model, version=created.version, artifacts=ARTIFACTS)
+            api.CommitModelVersionRequest(model=created.model, version=created.version, artifacts=artifacts)
         )
         return committed.version, _verdict(committed)
 

@@ -58,7 +58,8 @@ class Report(_Frozen):
     dataset: Dataset
     shares: Shares
     rows: dict[str, int]
-    preparations: tuple[Preparation, ...]
+    # A run that waits to be registered may be of a release that had none.
+    preparations: tuple[Preparation, ...] = ()
     normalise_label: bool
     seed: int
     device: str
