@@ -79,7 +79,7 @@ def test_what_a_pipeline_leaves_out_is_one_core_and_a_gibibyte() -> None:
     assert job_resources(0.1, 5, 2) == Resources(2, 100, 5)
 
 
-TYPES = {"area": "float32", "grade": "int8", "site": "string", "taken": "timestamp"}
+TYPES = {"area": "float32", "depth": "float64", "grade": "int8", "site": "string", "taken": "timestamp"}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,9 @@ TYPES = {"area": "float32", "grade": "int8", "site": "string", "taken": "timesta
         ({"feature": "area", "clip_min": 2.0, "clip_max": 1.0}, "clip_min"),
         ({"feature": "area", "clip_max": float("inf")}, "clip_max"),
         ({"feature": "area", "missing": "constant", "constant": float("nan")}, "constant"),
+        ({"feature": "area", "missing": "constant", "constant": 1e39}, "constant"),
+        ({"feature": "area", "clip_min": -3.41e38}, "clip_min"),
+        ({"feature": "area", "clip_max": 1e39}, "clip_max"),
         ({"feature": "area", "indicator": True}, "indicator"),
         ({"feature": "area", "encoded": True}, "encode"),
         ({"feature": "grade", "encoded": True, "missing": "mean"}, "missing"),
@@ -120,6 +123,7 @@ def test_sound_preparations_pass() -> None:
             "area", missing="median", indicator=True, clip_min=0.0, clip_max=9.0, log=True, normalised=True
         ),
         Preparation("grade", encoded=True, missing="constant", indicator=True),
+        Preparation("depth", clip_min=-3.4028234663852886e38, clip_max=3.4028234663852886e38),
     ]
     check_pipeline(replace(RULES, feature_types=TYPES, preparations=sound))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +10,7 @@ from headrace.errors import FieldViolation
 
 # Float32 holds every whole number up to 2^24: values that are encoded reach the model as float32.
 _ENCODABLE: Final = frozenset({"bool", "int8", "int16", "int32", "int64"})
+FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
 _NO_NUMBERS: Final = {
     "string": "text, and models take numbers; send each word as a whole number of its own",
     "timestamp": "a time, and models take numbers; send the seconds since a time that means something",
@@ -57,8 +57,11 @@ def _violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViola
         ("clip_min", wish.clip_min),
         ("clip_max", wish.clip_max),
     ):
-        if bound is not None and not math.isfinite(bound):
-            yield FieldViolation(f"{path}.{name}", "must be a finite number")
+        # Nor is NaN.
+        if bound is not None and not abs(bound) <= FLOAT32_MAX:
+            yield FieldViolation(
+                f"{path}.{name}", "must be a number of float32, which models take: at most 3.4e38 either way"
+            )
     if wish.clip_min is not None and wish.clip_max is not None and wish.clip_min > wish.clip_max:
         yield FieldViolation(f"{path}.clip_min", f"{wish.clip_min:g} is above clip_max, {wish.clip_max:g}")
     if wish.indicator and not wish.missing:

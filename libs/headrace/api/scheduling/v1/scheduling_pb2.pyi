@@ -264,7 +264,9 @@ class Preparation(google.protobuf.message.Message):
     feature: builtins.str
     missing: Global___MissingRule.ValueType
     constant: builtins.float
-    """What stands for a missing value, with MISSING_RULE_CONSTANT."""
+    """What stands for a missing value, with MISSING_RULE_CONSTANT. Like the bounds, a number of float32: at
+    most 3.4e38 either way.
+    """
     indicator: builtins.bool
     """Adds a column that is 1 where the value was missing, else 0."""
     clip_min: builtins.float
