@@ -296,6 +296,17 @@ def test_a_damaged_checkpoint_is_not_used(runs: Runs, damage: bytes) -> None:
     assert runs.run(spec).resumed_epoch == 0
 
 
+def test_a_checkpoint_of_a_gpu_is_resumed_without_one(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are saved as if they were on a GPU, on a machine where CUDA need not be available."""
+    spec = runs.spec("job")
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.serialization.location_tag", lambda _: "cuda:0")
+        with pytest.raises(Interrupted):
+            runs.run(spec, stop_after(4))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert runs.run(spec).resumed_epoch == 4
+
+
 def test_the_exported_model_answers_raw_rows_with_what_was_measured(runs: Runs) -> None:
     spec = runs.spec("job", epochs=60)
     report = runs.run(spec)

@@ -91,5 +91,7 @@ class Checkpoints:
             logger.warning("the checkpoint %s is damaged: starting anew", pointer.path)
             return None
         self._saved = pointer.path
-        # weights_only: a checkpoint holds tensors and plain values, and never code.
-        return Checkpoint(pointer.epoch, torch.load(io.BytesIO(data), weights_only=True), pointer.batches)
+        # weights_only: a checkpoint holds tensors and plain values, and never code. To the processor: the
+        # next attempt's node may have no GPU, and what takes a state over copies it to where it is used.
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return Checkpoint(pointer.epoch, state, pointer.batches)
