@@ -215,15 +215,26 @@ def test_the_document_can_be_read_back(tmp_path: Path) -> None:
     assert json.loads(text)["version"] == 1
 
 
-def test_quantiles_of_many_rows_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantiles_of_many_values_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """5,000 of 50,000: the median's standard error is 0.7 % of the range."""
-    monkeypatch.setattr(module, "SAMPLED_ROWS", 5_000)
+    monkeypatch.setattr(module, "SAMPLED_VALUES", 5_000)
     rows = torch.arange(50_000.0)[:, None]
     wish = Preparation(feature="x", normalise="robust")
     [entry] = fit([wish], rows.split(777), 3).features
     assert entry.centre / 50_000 == pytest.approx(0.5, abs=0.035)
     assert entry.spread / 50_000 == pytest.approx(0.5, abs=0.035)
     assert fit([wish], rows.split(777), 3).features == (entry,)
+
+
+def test_quantiles_of_few_values_in_many_rows_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAMPLED_VALUES", 10)
+    rows = torch.full((5_000, 2), NAN)
+    rows[::1_000, 0] = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
+    rows[:, 1] = 7
+    wishes = [Preparation(feature=name, missing="median", normalise="robust") for name in "xy"]
+    sparse, dense = fit(wishes, rows.split(777), 3).features
+    assert (sparse.fill, sparse.centre, sparse.spread) == (3, 3, 2)
+    assert (dense.fill, dense.centre) == (7, 7)
 
 
 def test_too_many_categories_are_refused() -> None:

@@ -1,8 +1,8 @@
 """Raw features to the columns that the network sees: fitted on the training split, part of the model.
 
 Missing values are NaN. What is fitted leaves them out, so that one pass suffices: what stands for them does
-not change it. Quantiles are those of a sample of the rows, drawn with the run's seed, and exact while the
-split has no more rows than the sample holds.
+not change it. Quantiles are those of a sample of each feature's values, drawn with the run's seed, and
+exact while the split has no more of them than the sample holds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headrace.training.run.report import PREPROCESS_FILE
 from headrace.training.run.scale import Moments
 from headrace.training.run.specification import Encoding, Preparation
 
-SAMPLED_ROWS: Final = 100_000
+SAMPLED_VALUES: Final = 100_000
 MAX_CATEGORIES: Final = 1_000
 FLOAT32: Final = torch.finfo(torch.float32)
 # What is divided by less is beyond float32.
@@ -84,10 +84,14 @@ class Preprocessing(_Frozen):
 def fit(preparations: Sequence[Preparation], batches: Iterable[Tensor], seed: int) -> Preprocessing:
     """Measure [rows, features] batches of the training split. Raises UnusableDataset."""
     encoded = [index for index, wish in enumerate(preparations) if wish.encode != "number"]
-    sampled = any(wish.missing == "median" or wish.normalise == "robust" for wish in preparations)
+    sampled = [
+        index
+        for index, wish in enumerate(preparations)
+        if wish.missing == "median" or wish.normalise == "robust"
+    ]
     squeeze = _Squeeze(preparations)
     raw, squeezed = Moments(), Moments()
-    sample = _Sample(seed)
+    sample = _Sample(seed, sampled)
     categories: dict[int, Tensor] = {index: torch.empty(0) for index in encoded}
     for batch in batches:
         raw.add(batch)
@@ -108,7 +112,10 @@ def fit(preparations: Sequence[Preparation], batches: Iterable[Tensor], seed: in
             raise UnusableDataset(
                 f"{wish.feature} has no value in any row of the training split; leave it out of the features"
             )
-    quantiles = sample.quantiles() if sampled else torch.zeros(len(QUARTILES), len(preparations))
+    # Of the other features they are not asked for.
+    quantiles = torch.zeros(len(QUARTILES), len(preparations), dtype=torch.float64)
+    if sampled:
+        quantiles[:, sampled] = sample.quantiles()
     low, median, high = quantiles[0], quantiles[1], quantiles[2]
     # All of it keeps the order of values, and so their quantiles.
     low_squeezed, median_squeezed, high_squeezed = (squeeze(row[None])[0] for row in (low, median, high))
@@ -240,27 +247,39 @@ def _log1p(values: Tensor) -> Tensor:
 
 
 class _Sample:
-    """A uniform sample of rows: those with the smallest of the numbers that were drawn for all."""
+    """A uniform sample of some columns' values: those with the smallest of the numbers drawn for the rows."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, columns: Sequence[int]) -> None:
+        self._columns = list(columns)
         self._generator = torch.Generator().manual_seed(seed)
-        self._draws = torch.empty(0, dtype=torch.float64)
-        self._rows: Tensor | None = None
+        self._draws: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._rows = 0
 
     def add(self, batch: Tensor) -> None:
-        """Add [rows, columns]."""
-        draws = torch.rand(len(batch), dtype=torch.float64, generator=self._generator)
-        rows = batch if self._rows is None else torch.cat([self._rows, batch])
-        draws = torch.cat([self._draws, draws])
-        if len(rows) > SAMPLED_ROWS:
-            draws, kept = draws.topk(SAMPLED_ROWS, largest=False)
-            rows = rows[kept]
-        self._rows, self._draws = rows, draws
+        """Add [rows, features]; NaN is no value."""
+        # A batch may be a whole split.
+        for rows in batch.split(SAMPLED_VALUES):
+            draws = torch.rand(len(rows), dtype=torch.float64, generator=self._generator)
+            values = rows[:, self._columns].T
+            self._values.append(values)
+            self._draws.append(draws.where(~values.isnan(), torch.inf))
+            self._rows += len(rows)
+            # Sorting out many rows at once takes less time.
+            if self._rows >= 2 * SAMPLED_VALUES:
+                self._sort_out()
 
     def quantiles(self) -> Tensor:
-        """Return [quartiles, columns], of the values that are not missing."""
-        assert self._rows is not None
+        """Return [quartiles, columns]; each column has a value."""
         # Column by column: PyTorch's quantile takes no more than 16 million values.
-        columns = self._rows.double().T
         quartiles = torch.tensor(QUARTILES, dtype=torch.float64)
-        return torch.stack([column.nanquantile(quartiles) for column in columns], dim=1)
+        return torch.stack([column.double().nanquantile(quartiles) for column in self._sort_out()], dim=1)
+
+    def _sort_out(self) -> Tensor:
+        """Keep no more than the sample, and return it: [columns, values]."""
+        draws, values = torch.cat(self._draws, dim=1), torch.cat(self._values, dim=1)
+        if self._rows > SAMPLED_VALUES:
+            draws, kept = draws.topk(SAMPLED_VALUES, dim=1, largest=False, sorted=False)
+            values = values.gather(1, kept)
+        self._draws, self._values, self._rows = [draws], [values], values.shape[1]
+        return values
