@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes
@@ -40,7 +41,7 @@ def patients() -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
 
 def least_squares(keys: list[str], x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Ordinary least squares' mean squared error on the platform's own test split, normalised as there."""
-    chosen = splits.assign(keys, Shares(train=0.8, validation=0.0, test=0.2))
+    chosen = splits.assign(pa.array(keys), Shares(train=0.8, validation=0.0, test=0.2))
     train, test = chosen == splits.SPLITS.index("train"), chosen == splits.SPLITS.index("test")
     x = (x - x[train].mean()) / x[train].std()
     y = (y - y[train].mean()) / y[train].std()
