@@ -33,7 +33,7 @@ class Settings(BaseSettings):
         le=MAX_PUBLISHED_BYTES,
         description="What is published of a rejected event is cut off here; the table keeps all of it.",
     )
-    batch_events: int = Field(default=50_000, gt=0, description="A batch has at most so many events.")
+    batch_events: int = Field(default=30_000, gt=0, description="A batch has at most so many events.")
     batch_bytes: int = Field(
         default=32 * 1024 * 1024, gt=0, description="A batch is closed when it has so many bytes."
     )
