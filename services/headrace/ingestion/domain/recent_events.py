@@ -139,12 +139,17 @@ def _hash_names(
 
 @compiled
 def _enter(hashes: UInt64s, first: int, end: int, slots: Slots) -> None:
-    mask = np.uint64(len(slots) - 1)
     for entry in range(first, end):
-        slot = hashes[entry, 0] & mask
-        while slots[slot] != _EMPTY:
-            slot = (slot + np.uint64(1)) & mask
-        slots[slot] = entry
+        _enter_one(hashes, entry, slots)
+
+
+@compiled
+def _enter_one(hashes: UInt64s, entry: int, slots: Slots) -> None:
+    mask = np.uint64(len(slots) - 1)
+    slot = hashes[entry, 0] & mask
+    while slots[slot] != _EMPTY:
+        slot = (slot + np.uint64(1)) & mask
+    slots[slot] = entry
 
 
 @compiled
@@ -158,17 +163,13 @@ def _find_repeated(
     slots: Slots,
     repeated: Bools,
 ) -> None:
-    mask = np.uint64(len(slots) - 1)
     for row in range(len(offsets)):
         own = offsets[row]
         repeated[row] = _is_known(
             known, known_offsets, known_slots, hashes, row, own - reach, own
         ) or _is_known(hashes, offsets, slots, hashes, row, own - reach, own)
         if not repeated[row]:
-            slot = hashes[row, 0] & mask
-            while slots[slot] != _EMPTY:
-                slot = (slot + np.uint64(1)) & mask
-            slots[slot] = row
+            _enter_one(hashes, row, slots)
 
 
 @compiled
