@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import psutil
 import pytest
 
 from headrace.embedded.parts import Part, PartFailed, free_port
+from headrace.embedded.parts.kafka import ApacheKafka
 from headrace.embedded.parts.process import is_free
 
 
@@ -85,3 +87,14 @@ def test_a_taken_port_is_not_free() -> None:
         taken.listen()
         assert not is_free("127.0.0.1", taken.getsockname()[1])
     assert is_free("127.0.0.1", free_port())
+
+
+@pytest.mark.broker
+@pytest.mark.skipif(os.environ.get("HEADRACE_TEST_BROKER") != "kafka", reason="formats Apache Kafka's log")
+async def test_kafkas_log_is_formatted_though_its_cluster_id_begins_with_a_hyphen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uuid.uuid4", lambda: uuid.UUID(bytes=b"\xfb" * 16))
+    broker = ApacheKafka(tmp_path, tmp_path, free_port(), free_port())
+    await broker.prepare()
+    assert "cluster.id=-" in (tmp_path / "log" / "meta.properties").read_text()

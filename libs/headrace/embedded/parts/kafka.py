@@ -64,8 +64,12 @@ class ApacheKafka(Part):
         self._properties.write_text(properties)
         if not (self.folder / "log" / "meta.properties").exists():
             cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            # One argument: an id may begin with a hyphen, and would be taken for an option by itself.
             await self.run_before(
-                *self._java("kafka.tools.StorageTool"), "format", "-t", cluster, "-c", str(self._properties)
+                *self._java("kafka.tools.StorageTool"),
+                "format",
+                f"--cluster-id={cluster}",
+                f"--config={self._properties}",
             )
 
     def command(self) -> Sequence[str]:
