@@ -11,6 +11,7 @@ from headrace.ingestion.cutter import Cutter
 from headrace.ingestion.grpc_api import IngestionServicer
 from headrace.ingestion.maintainer import Maintainer
 from headrace.ingestion.reject_watch import RejectWatch
+from headrace.ingestion.rejected_events import KafkaRejectedEvents
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.maintenance import DeltaMaintenance
@@ -62,7 +63,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
 
     store = ObjectStore.from_uri(platform.store_uri)
     tables = DeltaTables(lambda name: store.uri(f"datasets/{name}"), delta_storage_options())
-    catalogue = PostgresCatalogue(pool, max_published_bytes=settings.max_published_bytes)
+    catalogue = PostgresCatalogue(pool)
     rows = DeltaVersionRows(tables.uri, delta_storage_options())
     versions = CutVersions(catalogue, tables, ProfileVersions(catalogue, rows), clock=utc_now)
     cutter = Cutter(catalogue, versions, clock=utc_now, sweep_seconds=settings.sweep_seconds)
@@ -137,6 +138,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         StoreBatch(
             catalogue,
             tables,
+            KafkaRejectedEvents(producer, max_bytes=settings.max_published_bytes),
             clock=utc_now,
             max_event_bytes=settings.max_event_bytes,
             deduplicate_events=settings.deduplicate_events,

@@ -11,7 +11,7 @@ from headrace.postgres.outbox import MAX_EVENT_BYTES
 
 # Room for what says how an event was judged, whatever was cut off of the event itself.
 MIN_PUBLISHED_BYTES: Final = 16 * 1024
-# The outbox refuses a larger event for ever; the event about a rejected one has headers and a key besides.
+# A larger record would be refused for ever; the event about a rejected one has headers and a key besides.
 MAX_PUBLISHED_BYTES: Final = MAX_EVENT_BYTES - 100_000
 
 

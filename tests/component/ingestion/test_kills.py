@@ -52,6 +52,12 @@ async def assert_each_event_is_accounted_for_once(ingestion: Ingestion, process:
     rejected = await eventually(
         lambda: ingestion.rejected(process), lambda rejected: len(rejected) >= EVENTS - GOOD
     )
+    # Each is published, and however often, under one id.
+    published = {
+        headers["ce_id"]: events_pb2.SampleRejected.FromString(value).rejected
+        for headers, value in await ingestion.published(topics.REJECTED_SAMPLES, len(rejected))
+    }
+    assert sorted(published.values(), key=lambda item: item.id) == sorted(rejected, key=lambda item: item.id)
     expected = {f"{ingestion.dataset}-{number:06}" for number in range(EVENTS)}
     found = Counter([str(row["_event_id"]) for row in rows] + [item.event_id for item in rejected])
     assert found == Counter(expected)
@@ -84,6 +90,7 @@ async def assert_versions_hold_what_they_say(ingestion: Ingestion, process: Proc
     "fault",
     [
         "ingestion.after-reject-commit",
+        "ingestion.after-reject-publish",
         "ingestion.after-delta-commit",
         "ingestion.before-offset-commit",
         "ingestion.after-cut-commit",

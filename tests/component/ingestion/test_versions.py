@@ -165,7 +165,7 @@ async def test_a_pin_stays_until_it_is_taken_away(ingestion: Ingestion) -> None:
         assert (await stub.PinVersion(versions.PinVersionRequest(dataset=name, version=number(1)))).pinned
         assert (await stub.PinVersion(versions.PinVersionRequest(dataset=name, version=number(1)))).pinned
         async with connect(ingestion.dsn, schema="ingestion", application_name="test") as pool:
-            catalogue = PostgresCatalogue(pool, max_published_bytes=1 << 20)
+            catalogue = PostgresCatalogue(pool)
             assert [version.version for version in await catalogue.pinned_versions(name)] == [1]
         unpinned = await stub.UnpinVersion(versions.UnpinVersionRequest(dataset=name, version=number(1)))
         assert not unpinned.pinned

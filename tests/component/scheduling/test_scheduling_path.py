@@ -141,7 +141,9 @@ async def test_a_blocked_version_is_not_trained_on_and_its_job_says_why(
     assert trained.dataset_version == 2
     await node.wants(trained.id)
     # By job: events are in order within a job only, where the topic has several partitions.
-    events = await scheduling.job_events(lambda seen: {refused.id, trained.id} <= {event.id for event in seen})
+    events = await scheduling.job_events(
+        lambda seen: {refused.id, trained.id} <= {event.id for event in seen}
+    )
     assert next(event for event in events if event.id == refused.id).reason == "DATASET_VERSION_BLOCKED"
 
 

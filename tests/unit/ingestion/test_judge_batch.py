@@ -18,8 +18,8 @@ from headrace.ingestion.domain.columnar import Malformed
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.rejection import Reason, Verdict
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Schema
+from headrace.ingestion.rejected_events import rejected_event
 from headrace.ingestion.settings import MAX_PUBLISHED_BYTES, MIN_PUBLISHED_BYTES, Settings
-from headrace.ingestion.storage.repository import rejected_event
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge, Judged, parse_sample
 from headrace.ingestion.use_cases.ports import Place
@@ -218,7 +218,7 @@ def test_what_is_published_of_a_rejected_event_has_a_bound(payload: int, key: in
 
 
 @pytest.mark.parametrize("headers", [[], [(f"{number}", b"") for number in range(150_000)]])
-def test_the_largest_rejected_event_fits_into_the_outbox(headers: list[tuple[str, bytes]]) -> None:
+def test_an_event_about_the_largest_rejected_one_fits_into_a_record(headers: list[tuple[str, bytes]]) -> None:
     longest = "\N{PILE OF POO}" * 100_000
     attributes = {**ENVELOPE, "ce_subject": longest.encode(), "traceparent": longest.encode()}
     record = sent(0, b"x" * 10_000_000, [*attributes.items(), *headers], b"\xff" * 1_000_000)
@@ -233,6 +233,6 @@ def test_the_largest_rejected_event_fits_into_the_outbox(headers: list[tuple[str
 
 
 @pytest.mark.parametrize("bytes_", [MIN_PUBLISHED_BYTES - 1, MAX_PUBLISHED_BYTES + 1])
-def test_no_more_may_be_published_than_the_outbox_takes(bytes_: int) -> None:
+def test_no_more_may_be_published_than_a_record_takes(bytes_: int) -> None:
     with pytest.raises(ValidationError):
         Settings(max_published_bytes=bytes_)

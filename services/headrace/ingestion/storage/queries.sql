@@ -134,6 +134,13 @@ returning sequence, cluster, topic, partition, "offset", replay_of;
 select "offset" from rejected_samples
 where cluster = $1 and topic = $2 and partition = $3 and "offset" >= $4 and "offset" < $5;
 
+-- name: rejected_at
+select *, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size
+from rejected_samples
+where cluster = $1
+    and (topic, partition, "offset") in (select * from unnest($2::text[], $3::integer[], $4::bigint[]))
+order by sequence;
+
 -- name: rejected_count
 select coalesce(max(count), 0) from rejected_counts where dataset = $1;
 

@@ -48,7 +48,7 @@ from headrace.ingestion.use_cases.ports import (
     Span,
 )
 from headrace.messaging import topics
-from headrace.messaging.events import Event, protobuf_event
+from headrace.messaging.events import protobuf_event
 from headrace.postgres import Connection, Pool, outbox, transaction
 from headrace.postgres.queries import Queries, load_queries
 from headrace.rpc.convert import to_duration, to_timestamp
@@ -56,27 +56,22 @@ from headrace.runtime.ids import new_id
 
 SOURCE: Final = "headrace/ingestion"
 VERSION_COMMITTED: Final = "headrace.ingestion.dataset-version-committed.v1"
-SAMPLE_REJECTED: Final = "headrace.ingestion.sample-rejected.v1"
 REJECT_SHARE_EXCEEDED: Final = "headrace.ingestion.reject-share-exceeded.v1"
 REJECT_SHARE_RECOVERED: Final = "headrace.ingestion.reject-share-recovered.v1"
-# Of a rejected event's key, so much is the key of the event about it; the message holds all of it.
-_MAX_KEY_BYTES: Final = 4096
 
 
 class PostgresCatalogue:
     """Reads of what is committed, each its own statement, and transactions to change it."""
 
-    def __init__(self, pool: Pool, *, max_published_bytes: int) -> None:
-        """`max_published_bytes` bounds what of a rejected event is published; the table keeps all of it."""
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._queries = load_queries("headrace.ingestion.storage")
-        self._max_published_bytes = max_published_bytes
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Repository]:
         """Everything done on the repository, or nothing."""
         async with transaction(self._pool) as connection:
-            yield PostgresRepository(connection, self._queries, self._max_published_bytes)
+            yield PostgresRepository(connection, self._queries)
 
     async def datasets(self, names: Collection[str]) -> Mapping[str, Dataset]:
         """Those of the names that exist."""
@@ -144,6 +139,12 @@ class PostgresCatalogue:
             )
             places.update((source.topic, source.partition, row["offset"]) for row in rows)
         return places
+
+    async def rejected_at(self, cluster: str, places: Collection[Place]) -> Sequence[RejectedRow]:
+        """The entries of the events at those places, oldest first."""
+        columns = zip(*places, strict=True)
+        rows = await self._pool.fetch(self._queries["rejected_at"], cluster, *columns)
+        return [_rejected_row(row) for row in rows]
 
     async def rejected_count(self, dataset: str) -> int:
         """How many events of the dataset were rejected."""
@@ -215,10 +216,9 @@ class PostgresCatalogue:
 class PostgresRepository:
     """Changes within one transaction."""
 
-    def __init__(self, connection: Connection, queries: Queries, max_published_bytes: int) -> None:
+    def __init__(self, connection: Connection, queries: Queries) -> None:
         self._connection = connection
         self._queries = queries
-        self._max_published_bytes = max_published_bytes
 
     async def insert_dataset(self, dataset: Dataset) -> bool:
         """Answer whether it was inserted: False where the name exists."""
@@ -335,13 +335,6 @@ class PostgresRepository:
         )
         await outbox.enqueue(self._connection, topics.DATASET_VERSIONS, dataset.name, event)
 
-    async def publish_rejected(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
-        """Queue SampleRejected for each."""
-        keyed = (
-            rejected_event(rejection, reject_time, self._max_published_bytes) for rejection in rejections
-        )
-        await outbox.enqueue_all(self._connection, topics.REJECTED_SAMPLES, keyed)
-
     async def lock_pending(self, ids: Sequence[int]) -> Sequence[Rejection]:
         """Those of the entries that are PENDING, oldest first; they stay so until the transaction ends."""
         rows = await self._connection.fetch(self._queries["lock_pending"], ids)
@@ -409,22 +402,6 @@ class PostgresRepository:
             message, type=kind, source=SOURCE, subject=dataset.name, id=new_id(), time=time
         )
         await outbox.enqueue(self._connection, topics.INGESTION_ALERTS, dataset.name, event)
-
-
-def rejected_event(rejection: Rejection, reject_time: datetime, max_bytes: int) -> tuple[str, Event]:
-    """The event about a rejected one, and its key."""
-    rejected = translation.rejected_to_message(rejection, reject_time, max_bytes)
-    event = protobuf_event(
-        events_pb2.SampleRejected(rejected=rejected),
-        type=SAMPLE_REJECTED,
-        source=SOURCE,
-        subject=_text(rejection.dataset),
-        id=new_id(),
-        time=reject_time,
-        # The rejected event's own trace, not that of the batch that it happened to be in.
-        traceparent=_text(rejection.traceparent) or None,
-    )
-    return _text(rejection.key[:_MAX_KEY_BYTES].decode(errors="replace")), event
 
 
 def _schema_json(schema: Schema) -> dict[str, object]:

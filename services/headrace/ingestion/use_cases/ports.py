@@ -193,9 +193,6 @@ class Repository(Protocol):
     async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None:
         """Queue DatasetVersionCommitted."""
 
-    async def publish_rejected(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
-        """Queue SampleRejected for each."""
-
     async def lock_pending(self, ids: Sequence[int]) -> Sequence[Rejection]:
         """Those of the entries that are PENDING, oldest first; they stay so until the transaction ends."""
 
@@ -225,6 +222,13 @@ class Repository(Protocol):
         self, episode: Episode, dataset: Dataset, share: RejectShare, time: datetime
     ) -> None:
         """Queue RejectShareRecovered."""
+
+
+class RejectedEvents(Protocol):
+    """Tells others of rejected events."""
+
+    async def publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
+        """Publish SampleRejected for each, an entry's always with one event id, until the broker has all."""
 
 
 class Catalogue(Protocol):
@@ -265,6 +269,9 @@ class Catalogue(Protocol):
 
     async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
         """The events in the spans that were rejected already."""
+
+    async def rejected_at(self, cluster: str, places: Collection[Place]) -> Sequence[RejectedRow]:
+        """The entries of the events at those places, oldest first."""
 
     async def rejected_count(self, dataset: str) -> int:
         """How many events of the dataset were rejected."""

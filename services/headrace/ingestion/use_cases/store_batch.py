@@ -1,10 +1,10 @@
 """A batch of events into tables and the list of rejected events, each event exactly once.
 
-Order matters. Rejections first, then rows, then (by the caller) the offsets in Kafka. A crash anywhere
-leads to the same records being read again, and then:
+Order matters. Rejections first, then the events about them, then rows, then (by the caller) the offsets in
+Kafka. A crash anywhere leads to the same records being read again, and then:
 
 - an event that was rejected is known to be, and is not judged again (a schema that was widened since would
-  make a row of it);
+  make a row of it); the event about it may not have been published, and is published again, with its id;
 - a row that was stored stands below its table's transaction version, and is left out;
 - what repeats an event that was stored is found to do so again;
 - everything else is judged as if for the first time.
@@ -17,8 +17,11 @@ lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 
 import pyarrow as pa
 
@@ -28,7 +31,7 @@ from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.use_cases.deduplicate import Deduplicator
 from headrace.ingestion.use_cases.envelopes import open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
-from headrace.ingestion.use_cases.ports import Append, Catalogue, SampleTables, Span
+from headrace.ingestion.use_cases.ports import Append, Catalogue, Place, RejectedEvents, SampleTables, Span
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.telemetry import names, tracing
@@ -53,6 +56,7 @@ class StoreBatch:
         self,
         catalogue: Catalogue,
         tables: SampleTables,
+        rejected_events: RejectedEvents,
         *,
         clock: Clock,
         max_event_bytes: int,
@@ -60,10 +64,13 @@ class StoreBatch:
     ) -> None:
         self._catalogue = catalogue
         self._tables = tables
+        self._rejected_events = rejected_events
         self._clock = clock
         self._max_event_bytes = max_event_bytes
         self._judge = Judge()
         self._deduplicator = Deduplicator(tables, reach=deduplicate_events)
+        # Of the batch at hand, which may fail again and again: what was published needs not be again.
+        self._published: set[Place] = set()
 
     def forget(self) -> None:
         """Others may store events of the same partitions from here on."""
@@ -77,10 +84,14 @@ class StoreBatch:
         for name, some in judged.rows.items():
             rows[name], repeated[name] = await self._append(datasets[name], some, batch.spans)
         fault_point("ingestion.after-delta-commit")
+        self._published.clear()
         return Stored(rows, repeated, rejections)
 
     async def _judged(self, batch: Batch) -> tuple[Judged, Mapping[str, Dataset]]:
         rejected = await self._catalogue.rejected_places(batch.spans)
+        await self._publish_again(
+            batch.cluster, [place for place in rejected if place not in self._published]
+        )
         opened = await asyncio.to_thread(
             open_envelopes, batch.records, batch.attributes, rejected, self._max_event_bytes
         )
@@ -95,10 +106,21 @@ class StoreBatch:
         now = self._clock()
         async with self._catalogue.transaction() as repository:
             new = await repository.insert_rejected(rejections, now)
-            if new:
-                await repository.publish_rejected(new, now)
         fault_point("ingestion.after-reject-commit")
+        await self._publish(new, now)
+        fault_point("ingestion.after-reject-publish")
         return new
+
+    async def _publish_again(self, cluster: str, places: Collection[Place]) -> None:
+        if not places:
+            return
+        rows = await self._catalogue.rejected_at(cluster, places)
+        for reject_time, together in groupby(rows, key=attrgetter("reject_time")):
+            await self._publish([row.rejection for row in together], reject_time)
+
+    async def _publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
+        await self._rejected_events.publish(rejections, reject_time)
+        self._published.update((r.topic, r.partition, r.offset) for r in rejections)
 
     async def _append(self, dataset: Dataset, rows: pa.Table, spans: Sequence[Span]) -> tuple[int, int]:
         """How many rows were stored, and how many were left out as repetitions."""

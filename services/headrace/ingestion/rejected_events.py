@@ -1,0 +1,58 @@
+"""The events about rejected ones, on their topic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from headrace.events.ingestion.v1 import events_pb2
+from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.storage.repository import SOURCE
+from headrace.ingestion.translation import rejected_to_message
+from headrace.messaging.events import Event, protobuf_event
+from headrace.messaging.producer import Producer
+from headrace.messaging.topics import REJECTED_SAMPLES
+
+SAMPLE_REJECTED: Final = "headrace.ingestion.sample-rejected.v1"
+# Of a rejected event's key, so much is the key of the event about it; the message holds all of it.
+_MAX_KEY_BYTES: Final = 4096
+# Events that are made before they are sent: a batch may have been rejected as a whole.
+_AT_ONCE: Final = 1000
+
+
+class KafkaRejectedEvents:
+    """Publishes SampleRejected."""
+
+    def __init__(self, producer: Producer, *, max_bytes: int) -> None:
+        """`max_bytes` bounds what of a rejected event is published; the table keeps all of it."""
+        self._producer = producer
+        self._max_bytes = max_bytes
+
+    async def publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
+        """Publish one for each. Raises aiokafka's KafkaError where the broker refuses it."""
+        for start in range(0, len(rejections), _AT_ONCE):
+            await self._producer.publish_all(
+                REJECTED_SAMPLES,
+                [
+                    rejected_event(rejection, reject_time, self._max_bytes)
+                    for rejection in rejections[start : start + _AT_ONCE]
+                ],
+            )
+
+
+def rejected_event(rejection: Rejection, reject_time: datetime, max_bytes: int) -> tuple[str, Event]:
+    """The event about a rejected one, and its key."""
+    message = rejected_to_message(rejection, reject_time, max_bytes)
+    event = protobuf_event(
+        events_pb2.SampleRejected(rejected=message),
+        type=SAMPLE_REJECTED,
+        source=SOURCE,
+        subject=rejection.dataset,
+        # An entry's event, however often a crash makes it be published.
+        id=f"rejected-{rejection.id}",
+        time=reject_time,
+        # The rejected event's own trace, not that of the batch that it happened to be in.
+        traceparent=rejection.traceparent or None,
+    )
+    return rejection.key[:_MAX_KEY_BYTES].decode(errors="replace"), event

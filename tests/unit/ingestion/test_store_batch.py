@@ -1,0 +1,139 @@
+"""What is published of a batch's rejections, and when, whatever fails around it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import cast
+
+import pyarrow as pa
+import pytest
+from tests.support.records import Sent, records_of
+
+from headrace.ingestion.domain.dataset import Dataset, SourcePartition
+from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.use_cases.judge_batch import Batch
+from headrace.ingestion.use_cases.ports import Append, Catalogue, Place, RejectedRow, SampleTables, Span
+from headrace.ingestion.use_cases.store_batch import StoreBatch
+from headrace.messaging.attributes import read_attributes
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8, nullable=True))
+DATASET = Dataset("known", SCHEMA, Cut(), 1, NOW, NOW)
+HEADERS = [
+    ("ce_specversion", b"1.0"),
+    ("ce_source", b"tests"),
+    ("ce_type", b"headrace.ingestion.sample.v1"),
+    ("ce_subject", b"known"),
+    ("content-type", b"application/json"),
+]
+
+
+@dataclass
+class World:
+    """PostgreSQL, tables and topics, all of which may fail."""
+
+    kept: dict[Place, RejectedRow] = field(default_factory=dict)
+    published: list[int] = field(default_factory=list)
+    rows: int = 0
+    refuse_rows: int = 0
+    refuse_events: int = 0
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[World]:
+        yield self
+
+    async def insert_rejected(
+        self, rejections: Sequence[Rejection], reject_time: datetime
+    ) -> Sequence[Rejection]:
+        new = [replace(r, id=r.offset + 1) for r in rejections]
+        self.kept |= {(r.topic, r.partition, r.offset): RejectedRow(0, reject_time, r) for r in new}
+        return new
+
+    async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
+        return set(self.kept)
+
+    async def rejected_at(self, cluster: str, places: Collection[Place]) -> Sequence[RejectedRow]:
+        return [self.kept[place] for place in sorted(places)]
+
+    async def datasets(self, names: Collection[str]) -> Mapping[str, Dataset]:
+        return {DATASET.name: DATASET}
+
+    async def publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
+        if self.refuse_events:
+            self.refuse_events -= 1
+            raise ConnectionError("no broker")
+        self.published += [rejection.id for rejection in rejections]
+
+    def append(self, append: Append) -> int:
+        assert self.published, "rows before what was rejected beside them"
+        if self.refuse_rows:
+            self.refuse_rows -= 1
+            raise OSError("no store")
+        self.rows += append.rows.num_rows
+        return append.rows.num_rows
+
+    def stored_events(self, dataset: Dataset, spans: Sequence[Span]) -> pa.Table:
+        return pa.table({name: [] for name in ("_event_source", "_event_id", "_partition", "_offset")})
+
+
+def store_batch(world: World) -> StoreBatch:
+    return StoreBatch(
+        cast("Catalogue", world),
+        cast("SampleTables", world),
+        world,
+        clock=lambda: NOW,
+        max_event_bytes=1000,
+        deduplicate_events=0,
+    )
+
+
+def a_batch() -> Batch:
+    """Three events, of which the second is rejected."""
+    values = (b'{"id":"p","a":1}', b'{"id":"p","a":"no"}', b'{"id":"p","a":2}')
+    records = records_of(
+        Sent(offset, value, [*HEADERS, ("ce_id", b"%d" % offset)]) for offset, value in enumerate(values)
+    )
+    spans = [Span(SourcePartition("cluster", "t", 0), 0, 3)]
+    return Batch("cluster", records, read_attributes(records), spans)
+
+
+async def test_a_batch_that_failed_and_is_tried_again_publishes_its_rejections_once() -> None:
+    world = World(refuse_rows=2)
+    store = store_batch(world)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no store"):
+            await store(a_batch())
+    await store(a_batch())
+    assert (world.rows, world.published) == (2, [2])
+
+
+async def test_nothing_is_stored_while_nobody_can_hear_of_rejections() -> None:
+    world = World(refuse_events=2)
+    store = store_batch(world)
+    for _ in range(2):
+        with pytest.raises(ConnectionError, match="no broker"):
+            await store(a_batch())
+        assert world.rows == 0
+    await store(a_batch())
+    assert (world.rows, world.published) == (2, [2])
+
+
+async def test_what_somebody_else_rejected_and_may_not_have_published_is_published() -> None:
+    world = World(refuse_events=1)
+    with pytest.raises(ConnectionError, match="no broker"):
+        await store_batch(world)(a_batch())
+    assert (await store_batch(world)(a_batch())).rejections == ()
+    assert (world.rows, world.published) == (2, [2])
+
+
+async def test_a_batch_that_is_read_again_later_is_published_again() -> None:
+    # Its offsets may not have been taken: whoever reads it cannot know.
+    world = World()
+    store = store_batch(world)
+    await store(a_batch())
+    await store(a_batch())
+    assert world.published == [2, 2]
