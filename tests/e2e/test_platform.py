@@ -18,7 +18,7 @@ from tests.e2e.conftest import ROOT, Stack, unique
 
 from headrace.messaging.topics import SAMPLES
 
-pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(600)]
 
 DEADLINE = 120.0
 

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.conftest import ROOT, Stack
 from tests.e2e.test_platform import live, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(600)]
 
 # Addresses as the README has them, where a stack's usual ports are free.
 USUAL = {"kafka": "127.0.0.1:9092", "inference_protocol": "127.0.0.1:8080"}

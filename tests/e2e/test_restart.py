@@ -11,7 +11,7 @@ from tests.e2e.test_platform import live, pipeline, samples, until
 
 from headrace.embedded import commands
 
-pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(600)]
 
 
 def rows_of(stack: Stack, name: str) -> int:

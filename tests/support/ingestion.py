@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -25,19 +24,13 @@ from tests.support.waiting import PATIENCE_SECONDS, eventually
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
 from headrace.api.ingestion.v1 import versions_pb2_grpc
+from headrace.embedded.parts import free_port
 from headrace.events.ingestion.v1 import events_pb2
 from headrace.messaging import topics
 from headrace.objects.store import delta_storage_options
 from headrace.rpc.client import channel
 
 Headers = list[tuple[str, bytes]]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass

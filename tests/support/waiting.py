@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 30.0
+# Far more than anything takes: machines that run tests are busy.
+PATIENCE_SECONDS = 60.0
 POLL_SECONDS = 0.02
 
 

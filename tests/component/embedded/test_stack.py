@@ -22,7 +22,7 @@ from headrace.embedded.stack_file import PartState, Stack, StackState, holder
 from headrace.errors import FailedPrecondition, Internal, Unavailable
 from headrace.messaging.topics import load_topics
 
-pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(600)]
 
 BROKER = os.environ.get("HEADRACE_TEST_BROKER", "embedded")
 DEADLINE = 90.0

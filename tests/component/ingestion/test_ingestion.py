@@ -240,12 +240,13 @@ async def test_a_page_of_large_rejected_events_ends_early(ingestion: Ingestion) 
 
 async def test_rows_and_age_cut_versions_that_can_be_read_back(ingestion: Ingestion) -> None:
     process = await ingestion.start_ready()
-    await ingestion.apply(process, rows=10, seconds=1)
+    await ingestion.apply(process, rows=10)
     parent = f"00-{TRACE}-b7ad6b7169203331-01"
     first = (b"p0", sample(id="p0"), ingestion.headers("e0", traceparent=parent))
     await ingestion.publish([first, *(good(ingestion, number) for number in range(1, 12))])
     await eventually(lambda: ingestion.versions(process), bool)
     await eventually(ingestion.rows, lambda rows: len(rows) == 12)
+    await ingestion.apply(process, seconds=1)
     await ingestion.publish([good(ingestion, 12)])
     versions = await eventually(
         lambda: ingestion.versions(process), lambda versions: versions[-1].row_count == 13

@@ -4,10 +4,11 @@ import json
 import uuid
 
 import pytest
-from tests.support.ingestion import Headers, Ingestion, free_port
+from tests.support.ingestion import Headers, Ingestion
 from tests.support.otlp import collecting
 from tests.support.waiting import eventually
 
+from headrace.embedded.parts import free_port
 from headrace.messaging import topics
 
 pytestmark = pytest.mark.broker

@@ -16,6 +16,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
+from tests.support.waiting import PATIENCE_SECONDS
 
 from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2, scheduling_pb2_grpc
@@ -374,7 +375,7 @@ async def test_a_reader_that_leaves_ends_the_stream_at_the_server(stack: Stack) 
         if run.epoch == 2:
             break
     call.cancel()
-    await asyncio.wait_for(stack.training.watch_closed.wait(), 5)
+    await asyncio.wait_for(stack.training.watch_closed.wait(), PATIENCE_SECONDS)
 
 
 async def test_a_request_stream_is_validated_and_counted(stack: Stack) -> None:
@@ -400,11 +401,11 @@ async def test_a_bidirectional_stream_answers_each_request(stack: Stack) -> None
     for name in ("a", "b"):
         request = scheduling_pb2.AttachNodeRequest(node=name, capacity=scheduling_pb2.Resources(cpu=1))
         to_send.put_nowait(request)
-        response = await asyncio.wait_for(anext(responses), 5)
+        response = await asyncio.wait_for(anext(responses), PATIENCE_SECONDS)
         assert response.tasks[0].job == name
     to_send.put_nowait(scheduling_pb2.AttachNodeRequest(node="no capacity"))
     with pytest.raises(InvalidArgument) as caught:
-        await asyncio.wait_for(anext(responses), 5)
+        await asyncio.wait_for(anext(responses), PATIENCE_SECONDS)
     assert caught.value.fields[0].field == "capacity"
 
 
@@ -420,7 +421,7 @@ async def test_a_reader_that_is_cancelled_ends_a_bidirectional_stream(stack: Sta
             attached.set()
 
     attaching = asyncio.ensure_future(attach())
-    await asyncio.wait_for(attached.wait(), 5)
+    await asyncio.wait_for(attached.wait(), PATIENCE_SECONDS)
     attaching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attaching
@@ -433,10 +434,10 @@ async def test_a_stopping_server_ends_a_bidirectional_stream() -> None:
 
     async with channel_after_server() as (stack, stop):
         responses = aiter(stack.nodes.AttachNode(requests()))
-        await asyncio.wait_for(anext(responses), 5)
+        await asyncio.wait_for(anext(responses), PATIENCE_SECONDS)
         stopping = asyncio.ensure_future(stop())
         with pytest.raises(Unavailable):
-            await asyncio.wait_for(anext(responses), 10)
+            await asyncio.wait_for(anext(responses), PATIENCE_SECONDS)
         await stopping
 
 
@@ -458,11 +459,11 @@ async def test_a_stopping_server_ends_endless_streams_and_finishes_calls() -> No
                 first.set()
 
         watching = asyncio.ensure_future(watch())
-        await asyncio.wait_for(first.wait(), 5)
+        await asyncio.wait_for(first.wait(), PATIENCE_SECONDS)
         start = time.monotonic()
         stopping = asyncio.ensure_future(stop())
         with pytest.raises(Unavailable) as caught:
-            await asyncio.wait_for(watching, 10)
+            await asyncio.wait_for(watching, PATIENCE_SECONDS)
         release.set()
         assert (await call).id == "finished"
         await stopping
@@ -493,9 +494,9 @@ async def test_health_follows_the_runner(stack: Stack) -> None:
     watched = aiter(stub.Watch(request))
     assert (await anext(watched)).status == serving.NOT_SERVING
     stack.health.set_ready("all", ready=True)
-    assert (await asyncio.wait_for(anext(watched), 5)).status == serving.SERVING
+    assert (await asyncio.wait_for(anext(watched), PATIENCE_SECONDS)).status == serving.SERVING
     stack.health.drain()
-    assert (await asyncio.wait_for(anext(watched), 5)).status == serving.NOT_SERVING
+    assert (await asyncio.wait_for(anext(watched), PATIENCE_SECONDS)).status == serving.NOT_SERVING
     with pytest.raises(NotFound):
         await stub.Check(health_pb2.HealthCheckRequest(service="elsewhere"))
 

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.support.spans import recorded_spans
+from tests.support.waiting import PATIENCE_SECONDS
 
 from headrace.api.scheduling.v1 import scheduling_pb2, scheduling_pb2_grpc
 from headrace.errors import DeadlineExceeded, Internal, NotFound
@@ -74,7 +75,7 @@ Stub = scheduling_pb2_grpc.SchedulingServiceStub
 
 async def finished(spans: InMemorySpanExporter, count: int) -> dict[tuple[str, SpanKind], ReadableSpan]:
     """Wait for the server's span, which ends after the answer has left."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while len(spans.get_finished_spans()) < count:
             await asyncio.sleep(0.01)
     return {(span.name, span.kind): span for span in spans.get_finished_spans()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support.scheduling import GIBIBYTE, Process, Scheduling, Stub, a_spec
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace import errors
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
@@ -182,7 +182,7 @@ async def test_watching_shows_every_state_until_the_end(
     node.set(job.id, 1, "RUNNING")
     await eventually(lambda: asyncio.sleep(0, list(seen)), lambda seen: pb.JOB_STATE_RUNNING in seen)
     node.set(job.id, 1, "SUCCEEDED", model_version=1)
-    await asyncio.wait_for(watching, 10)
+    await asyncio.wait_for(watching, PATIENCE_SECONDS)
     assert seen == [
         pb.JOB_STATE_QUEUED,
         pb.JOB_STATE_PLACED,

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaConsumer
 from tests.support.training import Training
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace import errors
 from headrace.api.registry.v1 import registry_pb2
@@ -34,7 +34,7 @@ async def told(bootstrap: str, run: str, state: int) -> list[training_pb2.Run]:
         topics.RUNS, bootstrap_servers=bootstrap, auto_offset_reset="earliest", group_id=None
     )
     found: list[training_pb2.Run] = []
-    async with consumer, asyncio.timeout(30):
+    async with consumer, asyncio.timeout(PATIENCE_SECONDS):
         while not found or found[-1].state != state:
             record = await consumer.getone()
             changed = events_pb2.RunChanged.FromString(record.value).run
@@ -287,7 +287,7 @@ async def test_a_killed_agent_takes_its_run_along_and_resumes_it(training: Train
     assert training.node.pid is not None
     os.kill(training.node.pid, signal.SIGKILL)
     await training.node.killed()
-    _, alive = await asyncio.to_thread(psutil.wait_procs, orphans, 10)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, orphans, PATIENCE_SECONDS)
     assert alive == []
 
     await training.node.start()
