@@ -4,6 +4,7 @@
 #   make test-kills [COUNT=20]           the tests that kill processes at their worst moments, so often each
 #   make test-chaos [EVENTS=1000000] [FAULTS=100]   ingestion while its processes are killed and paused at random
 #   make up | down                       start the stack and leave it running | stop it
+#   make fuzz [SECONDS=60]               bytes that break a decoder, searched for by coverage, so long for each of them
 #   make lint | format | protos | lock | clean
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
@@ -12,6 +13,7 @@ BROKER ?= embedded
 COUNT ?= 20
 EVENTS ?= 1000000
 FAULTS ?= 100
+SECONDS ?= 60
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 UV := .cache/uv/bin/uv
@@ -19,7 +21,7 @@ COMPILE := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-
 	--python-version 3.11 --python-platform x86_64-manylinux_2_35
 SERVICES := ingestion scheduling training registry inference
 
-.PHONY: help setup demo test test-kills test-chaos lint format protos lock up down clean
+.PHONY: help setup demo test test-kills test-chaos fuzz lint format protos lock up down clean
 
 help:
 	@sed -n '1,/^\.DEFAULT_GOAL/ s/^# \{0,1\}//p' Makefile
@@ -64,6 +66,11 @@ test-kills: setup
 test-chaos: setup
 	HEADRACE_TEST_BROKER=$(BROKER) HEADRACE_CHAOS_EVENTS=$(EVENTS) HEADRACE_CHAOS_FAULTS=$(FAULTS) \
 		$(BIN)/python -m pytest -s tests/component/ingestion/test_chaos.py
+
+fuzz: setup
+	@for target in records json envelopes; do \
+		$(BIN)/python -m tests.fuzz.decoders $$target -max_total_time=$(SECONDS) -timeout=60 || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

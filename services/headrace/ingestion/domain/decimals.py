@@ -93,7 +93,7 @@ def _eisel_lemire(digits: np.uint64, power: int) -> tuple[bool, float]:
         mantissa >>= one
         exponent += 1
     # Exact: 53 bits, and the result is a normal double.
-    return True, math.ldexp(np.float64(mantissa), exponent - 1075)
+    return True, math.ldexp(np.float64(mantissa), int(exponent) - 1075)
 
 
 @compiled
