@@ -39,12 +39,20 @@ class World:
     kept: dict[Place, RejectedRow] = field(default_factory=dict)
     published: list[int] = field(default_factory=list)
     rows: int = 0
+    declared: Dataset = DATASET
+    apply_next: Dataset | None = None
+    """Is applied as soon as the datasets were read."""
+    reject_next: Sequence[Rejection] = ()
+    """Are rejected by somebody else as soon as the datasets were read."""
     refuse_rows: int = 0
     refuse_events: int = 0
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[World]:
         yield self
+
+    async def hold_schema_versions(self, names: Collection[str]) -> Mapping[str, int]:
+        return dict.fromkeys(names, self.declared.schema_version)
 
     async def insert_rejected(
         self, rejections: Sequence[Rejection], reject_time: datetime
@@ -60,7 +68,12 @@ class World:
         return [self.kept[place] for place in sorted(places)]
 
     async def datasets(self, names: Collection[str]) -> Mapping[str, Dataset]:
-        return {DATASET.name: DATASET}
+        declared = self.declared
+        if self.apply_next:
+            self.declared, self.apply_next = self.apply_next, None
+        await self.insert_rejected(self.reject_next, NOW)
+        self.reject_next = ()
+        return {declared.name: declared}
 
     async def publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
         if self.refuse_events:
@@ -137,3 +150,24 @@ async def test_a_batch_that_is_read_again_later_is_published_again() -> None:
     await store(a_batch())
     await store(a_batch())
     assert world.published == [2, 2]
+
+
+async def test_an_event_is_judged_anew_where_its_schema_changed_before_the_rejection_stood() -> None:
+    relaxed = replace(SCHEMA, features=(Field("a", FieldType.STRING),))
+    world = World(apply_next=replace(DATASET, schema=relaxed, schema_version=2))
+    stored = await store_batch(world)(a_batch())
+    # By the new schema, it is the two others that are no rows.
+    assert [rejection.offset for rejection in stored.rejections] == [0, 2]
+    assert list(world.kept) == [("t", 0, 0), ("t", 0, 2)]
+    assert (world.rows, world.published) == (1, [1, 3])
+
+
+async def test_what_another_instance_rejects_meanwhile_is_no_row_here() -> None:
+    # It was paused, judged by a schema that has changed since, and woke up in between.
+    [rejection] = (await store_batch(World())(a_batch())).rejections
+    relaxed = replace(SCHEMA, features=(Field("a", FieldType.STRING),))
+    world = World(declared=replace(DATASET, schema=relaxed, schema_version=2), reject_next=[rejection])
+    stored = await store_batch(world)(a_batch())
+    assert [rejection.offset for rejection in stored.rejections] == [0, 2]
+    assert world.rows == 0
+    assert sorted(world.published) == [1, 2, 3]

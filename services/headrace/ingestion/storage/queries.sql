@@ -19,6 +19,17 @@ from datasets
 where cut_rows > 0 or cut_seconds > 0
 order by name;
 
+-- name: lock_schema
+select pg_advisory_xact_lock(hashtext('headrace.ingestion.schema'), hashtext($1));
+
+-- name: hold_schemas
+-- Also of names that no dataset has yet. In one order: others hold some of them too.
+select pg_advisory_xact_lock_shared(hashtext('headrace.ingestion.schema'), hash)
+from (select distinct hashtext(name) as hash from unnest($1::text[]) as given (name) order by hash) as ordered;
+
+-- name: schema_versions
+select name, schema_version from datasets where name = any($1::text[]);
+
 -- name: insert_dataset
 insert into datasets
     (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
@@ -130,9 +141,12 @@ order by given.number
 on conflict do nothing
 returning sequence, cluster, topic, partition, "offset", replay_of;
 
--- name: rejected_offsets
-select "offset" from rejected_samples
-where cluster = $1 and topic = $2 and partition = $3 and "offset" >= $4 and "offset" < $5;
+-- name: rejected_places
+select topic, partition, "offset"
+from rejected_samples
+join unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::bigint[])
+    as span (cluster, topic, partition, first, next) using (cluster, topic, partition)
+where "offset" >= first and "offset" < next;
 
 -- name: rejected_at
 select *, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size

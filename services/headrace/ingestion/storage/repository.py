@@ -126,19 +126,15 @@ class PostgresCatalogue:
 
     async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
         """The events in the spans that were rejected already."""
-        places: set[Place] = set()
-        for span in spans:
-            source = span.source
-            rows = await self._pool.fetch(
-                self._queries["rejected_offsets"],
-                source.cluster,
-                source.topic,
-                source.partition,
-                span.start,
-                span.end,
-            )
-            places.update((source.topic, source.partition, row["offset"]) for row in rows)
-        return places
+        rows = await self._pool.fetch(
+            self._queries["rejected_places"],
+            [span.source.cluster for span in spans],
+            [span.source.topic for span in spans],
+            [span.source.partition for span in spans],
+            [span.start for span in spans],
+            [span.end for span in spans],
+        )
+        return {(row["topic"], row["partition"], row["offset"]) for row in rows}
 
     async def rejected_at(self, cluster: str, places: Collection[Place]) -> Sequence[RejectedRow]:
         """The entries of the events at those places, oldest first."""
@@ -222,6 +218,7 @@ class PostgresRepository:
 
     async def insert_dataset(self, dataset: Dataset) -> bool:
         """Answer whether it was inserted: False where the name exists."""
+        await self._connection.execute(self._queries["lock_schema"], dataset.name)
         inserted = await self._connection.fetchval(
             self._queries["insert_dataset"],
             dataset.name,
@@ -239,6 +236,7 @@ class PostgresRepository:
 
     async def update_dataset(self, dataset: Dataset, expected: Dataset) -> bool:
         """Answer whether it was updated: False where it changed since `expected` was read."""
+        await self._connection.execute(self._queries["lock_schema"], dataset.name)
         updated = await self._connection.fetchval(
             self._queries["update_dataset"],
             dataset.name,
@@ -290,6 +288,16 @@ class PostgresRepository:
     async def set_pinned(self, dataset: str, version: int, *, pinned: bool) -> None:
         """Keep the version's rows whatever retention says, or no longer."""
         await self._connection.execute(self._queries["set_pinned"], dataset, version, pinned)
+
+    async def hold_schema_versions(self, names: Collection[str]) -> Mapping[str, int]:
+        """The datasets' schema versions, which stay so until the transaction ends; 0 where there is none."""
+        versions = dict.fromkeys(names, 0)
+        # No dataset has another name, ever.
+        possible = [name for name in names if DATASET_PATTERN.match(name)]
+        if possible:
+            await self._connection.execute(self._queries["hold_schemas"], possible)
+            versions |= dict(await self._connection.fetch(self._queries["schema_versions"], possible))
+        return versions
 
     async def insert_rejected(
         self, rejections: Sequence[Rejection], reject_time: datetime

@@ -182,6 +182,9 @@ class Repository(Protocol):
     async def set_pinned(self, dataset: str, version: int, *, pinned: bool) -> None:
         """Keep the version's rows whatever retention says, or no longer."""
 
+    async def hold_schema_versions(self, names: Collection[str]) -> Mapping[str, int]:
+        """The datasets' schema versions, which stay so until the transaction ends; 0 where there is none."""
+
     async def insert_rejected(
         self, rejections: Sequence[Rejection], reject_time: datetime
     ) -> Sequence[Rejection]:

@@ -9,6 +9,11 @@ Kafka. A crash anywhere leads to the same records being read again, and then:
 - what repeats an event that was stored is found to do so again;
 - everything else is judged as if for the first time.
 
+Two instances may have the same records for a while: one that was paused does not know yet that its
+partitions went to another. Rows are fenced by the table's transaction version, and rejections by the schema
+that they were judged by, which must be the one that is applied until they stand; and what was rejected is
+read after the schemas were. So what became a rejection here is no row there, by a newer schema.
+
 Were rows stored first, a crash before the rejections would leave events that are below the table's
 transaction version and yet in neither place; valid by a schema that was widened meanwhile, they would be
 lost.
@@ -29,7 +34,7 @@ from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.use_cases.deduplicate import Deduplicator
-from headrace.ingestion.use_cases.envelopes import open_envelopes
+from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
 from headrace.ingestion.use_cases.ports import Append, Catalogue, Place, RejectedEvents, SampleTables, Span
 from headrace.runtime.clock import Clock
@@ -47,6 +52,15 @@ class Stored:
     rows: Mapping[str, int]
     repeated: Mapping[str, int]
     rejections: Sequence[Rejection]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judged:
+    """`versions`: of the schemas by which events were rejected; 0 where there was none."""
+
+    outcome: Judged
+    datasets: Mapping[str, Dataset]
+    versions: Mapping[str, int]
 
 
 class StoreBatch:
@@ -78,34 +92,51 @@ class StoreBatch:
 
     async def __call__(self, batch: Batch) -> Stored:
         """Store the batch. Raises whatever the database or the store raises: call again."""
-        judged, datasets = await self._judged(batch)
-        rejections = await self._reject(judged.rejections)
+        judged = await self._judged(batch)
+        while (rejections := await self._reject(judged)) is None:
+            judged = await self._judged(batch)
         rows, repeated = {}, {}
-        for name, some in judged.rows.items():
-            rows[name], repeated[name] = await self._append(datasets[name], some, batch.spans)
+        for name, some in judged.outcome.rows.items():
+            rows[name], repeated[name] = await self._append(judged.datasets[name], some, batch.spans)
         fault_point("ingestion.after-delta-commit")
         self._published.clear()
         return Stored(rows, repeated, rejections)
 
-    async def _judged(self, batch: Batch) -> tuple[Judged, Mapping[str, Dataset]]:
+    async def _judged(self, batch: Batch) -> _Judged:
         rejected = await self._catalogue.rejected_places(batch.spans)
+        opened, datasets = await self._open(batch, rejected)
+        while (latest := await self._catalogue.rejected_places(batch.spans)) != rejected:
+            rejected = latest
+            opened, datasets = await self._open(batch, rejected)
         await self._publish_again(
             batch.cluster, [place for place in rejected if place not in self._published]
         )
+        outcome = await asyncio.to_thread(self._judge.judge, batch.cluster, opened, datasets)
+        rejecting = {rejection.dataset for rejection in outcome.rejections}
+        versions = {
+            name: datasets[name].schema_version if name in datasets else 0
+            for name in opened.datasets()
+            if name in rejecting
+        }
+        return _Judged(outcome, datasets, versions)
+
+    async def _open(self, batch: Batch, rejected: Collection[Place]) -> tuple[Opened, Mapping[str, Dataset]]:
         opened = await asyncio.to_thread(
             open_envelopes, batch.records, batch.attributes, rejected, self._max_event_bytes
         )
         # Read for each batch: a sample that is sent after ApplyDataset answered meets what was applied,
         # whichever instance answered and whichever reads the sample.
-        datasets = await self._catalogue.datasets(opened.datasets())
-        return await asyncio.to_thread(self._judge.judge, batch.cluster, opened, datasets), datasets
+        return opened, await self._catalogue.datasets(opened.datasets())
 
-    async def _reject(self, rejections: Sequence[Rejection]) -> Sequence[Rejection]:
-        if not rejections:
+    async def _reject(self, judged: _Judged) -> Sequence[Rejection] | None:
+        """Those that are new; None where a schema changed since, and nothing was stored."""
+        if not judged.outcome.rejections:
             return ()
         now = self._clock()
         async with self._catalogue.transaction() as repository:
-            new = await repository.insert_rejected(rejections, now)
+            if await repository.hold_schema_versions(judged.versions.keys()) != judged.versions:
+                return None
+            new = await repository.insert_rejected(judged.outcome.rejections, now)
         fault_point("ingestion.after-reject-commit")
         await self._publish(new, now)
         fault_point("ingestion.after-reject-publish")
