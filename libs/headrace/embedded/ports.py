@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Final, Protocol
 
-from headrace.embedded.parts.process import PORTS, is_free
+from headrace.embedded.parts.process import PORTS, claim_port
 
 PORTS_FILE: Final = "ports.json"
 
@@ -21,11 +21,7 @@ class PortSource(Protocol):
 
 
 class Ports:
-    """Hands out ports, and keeps other stacks on this machine from choosing them before they are bound.
-
-    A claim is an abstract Unix socket with the port in its name: like the port it belongs to the network
-    namespace, two processes cannot hold it at once, and it is gone when its process is.
-    """
+    """Hands out ports, and keeps other stacks on this machine from choosing them before they are bound."""
 
     def __init__(self, file: Path, host: str) -> None:
         self._file = file
@@ -38,7 +34,9 @@ class Ports:
         """The port of `name`: that of the last start, else the usual one, else any that is free."""
         preferred = [port for port in (self._remembered.get(name), usual) if port is not None]
         for port in (*preferred, *random.sample(PORTS, 500)):
-            if self._claim(port):
+            claim = claim_port(port, self._host)
+            if claim is not None:
+                self._claims.append(claim)
                 self._taken[name] = port
                 return port
         raise OSError(f"no free port for {name} on {self._host}")
@@ -51,20 +49,6 @@ class Ports:
         """Let other stacks have the ports."""
         while self._claims:
             self._claims.pop().close()
-
-    def _claim(self, port: int) -> bool:
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            claim.bind(f"\0headrace-port-{port}")
-        except OSError:
-            claim.close()
-            return False
-        # Loopback too: whoever listens on all addresses has it, and some parts stay there.
-        if not (is_free("127.0.0.1", port) and is_free(self._host, port)):
-            claim.close()
-            return False
-        self._claims.append(claim)
-        return True
 
 
 class RememberedPorts:

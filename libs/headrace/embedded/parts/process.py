@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,9 @@ MAX_LOG_BYTES = 16 << 20
 # Ports that are looked for: below those that the kernel gives to outgoing connections, so that none of them
 # takes a port between its choice and its use, or while its part restarts.
 PORTS = range(20_000, 32_000)
+# Of the ports that were asked for one by one, so many are held: each is in use long before it is let go.
+MAX_CLAIMS = 256
+_claims: deque[int] = deque()
 
 
 class PartFailed(Exception):  # noqa: N818 - what happened, not what to call it
@@ -211,11 +215,34 @@ def tail(log: Path, lines: int = TAIL_LINES) -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port that is free on loopback."""
+    """A TCP port that is free on loopback, and that nobody else here gets before it is used."""
     for port in random.sample(PORTS, 200):
-        if is_free("127.0.0.1", port):
+        claim = claim_port(port)
+        if claim is not None:
+            if len(_claims) == MAX_CLAIMS:
+                os.close(_claims.popleft())
+            # Only a number, since nobody ends this one: it goes with the process.
+            _claims.append(claim.detach())
             return port
     raise OSError("no free port on 127.0.0.1")
+
+
+def claim_port(port: int, host: str = "127.0.0.1") -> socket.socket | None:
+    """What holds a free port until it is closed, against all that claim ports; None where it is not free.
+
+    It is an abstract Unix socket with the port in its name: like the port it belongs to the network
+    namespace, two processes cannot hold it at once, and it is gone when its process is.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        claim.bind(f"\0headrace-port-{port}")
+        # Loopback too: whoever listens on all addresses has it, and some parts stay there.
+        if is_free("127.0.0.1", port) and is_free(host, port):
+            return claim
+    except OSError:
+        pass
+    claim.close()
+    return None
 
 
 def is_free(host: str, port: int) -> bool:
