@@ -13,6 +13,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from headrace.embedded.parts import Part, free_port
 from headrace.embedded.parts.kafka import ApacheKafka
@@ -22,6 +23,10 @@ from headrace.embedded.parts.tansu import Tansu
 # A shell without job control starts what it puts in the background with SIGINT ignored, and processes inherit
 # that: tests that interrupt what they started would wait in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Nothing is judged by how long it takes, on machines that may be busy.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 class Background:
