@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.waiting import eventually
 
 from headrace.embedded.parts import Part, PartFailed, free_port
 from headrace.embedded.parts.kafka import ApacheKafka
@@ -54,6 +55,20 @@ async def test_a_stopped_part_is_gone(tmp_path: Path) -> None:
     assert pid is not None
     await part.stop()
     assert not psutil.pid_exists(pid)
+
+
+async def test_a_preparation_that_is_cancelled_leaves_nothing_of_what_it_started(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    part = Sleeper(tmp_path, tmp_path)
+    preparing = asyncio.create_task(
+        part.run_before("sh", "-c", f"sleep 600 & echo $! > {started}.new; mv {started}.new {started}; wait")
+    )
+    await eventually(lambda: asyncio.to_thread(started.exists), bool)
+    preparing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await preparing
+    pid = int(started.read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 async def test_a_part_dies_with_its_supervisor(tmp_path: Path) -> None:

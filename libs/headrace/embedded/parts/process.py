@@ -12,11 +12,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from headrace.runtime.children import bound_to_parent
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+KILL_POLLS = 100
 TAIL_LINES = 15
 # A log that is larger when its part starts is set aside, as `<name>.log.1`.
 MAX_LOG_BYTES = 16 << 20
@@ -138,8 +141,7 @@ class Part:
         try:
             code = await process.wait()
         except asyncio.CancelledError:
-            _signal_group(process.pid, signal.SIGKILL)
-            await process.wait()
+            await _end_group(process)
             raise
         if code != 0:
             raise self.failed(f"cannot start: {Path(command[0]).name} ended with exit code {code}")
@@ -175,8 +177,7 @@ class Part:
             except TimeoutError:
                 logger.warning("%s did not stop within %.0f s", self.name, self.stop_seconds)
         # Whatever it started is in its group, and must not outlive it.
-        _signal_group(process.pid, signal.SIGKILL)
-        await process.wait()
+        await _end_group(process)
 
     def kill(self) -> None:
         """Kill it at once, as a crash would."""
@@ -269,6 +270,28 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
     except (ProcessLookupError, PermissionError):
         return
+
+
+async def _end_group(leader: asyncio.subprocess.Process) -> None:
+    """Kill a program with everything that it started, and wait until all of it is gone."""
+    _signal_group(leader.pid, signal.SIGKILL)
+    await leader.wait()
+    # A killed process needs a moment for its memory, and is there until then.
+    for _ in range(KILL_POLLS):
+        if not _has_members(leader.pid):
+            break
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _has_members(group: int) -> bool:
+    """Whether a process of the group lives; one that is dead and not reaped does not."""
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (psutil.Error, ProcessLookupError):
+            continue
+    return False
 
 
 async def tcp_answers(host: str, port: int) -> bool:
