@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from headrace.embedded.daemon import exit_code, send, spawn, wait
@@ -127,12 +129,37 @@ def _start(options: StackOptions, on_progress: Progress, *, tied: bool) -> tuple
     (data / STACK_FILE).unlink(missing_ok=True)
     (data / FAILURE_FILE).unlink(missing_ok=True)
     (data / "logs").mkdir(exist_ok=True)
-    pid = spawn(options, data / "logs" / "supervisor.log", tied=tied)
+    started: int | None = None
     try:
-        return _follow_new(pid, data, on_progress), True
+        with uninterrupted():
+            started = spawn(options, data / "logs" / "supervisor.log", tied=tied)
+        return _follow_new(started, data, on_progress), True
     except KeyboardInterrupt:
-        _stop(data, pid)
+        if started is not None:
+            _stop(data, started)
         raise
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C, and what else raises KeyboardInterrupt, to the end of the block."""
+    came: list[int] = []
+    handlers = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if (handler := signal.getsignal(number)) is signal.default_int_handler
+        # Elsewhere nothing is interrupted, and no handler can be set.
+        and threading.current_thread() is threading.main_thread()
+    }
+    for number in handlers:
+        signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _follow_new(pid: int, data: Path, on_progress: Progress) -> Stack:
