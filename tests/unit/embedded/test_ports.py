@@ -28,7 +28,7 @@ def test_the_usual_port_is_taken_where_it_is_free(tmp_path: Path) -> None:
 
 def test_a_port_in_use_is_not_taken(tmp_path: Path) -> None:
     with socket.socket() as other:
-        other.bind((HOST, free_port()))
+        other.bind((HOST, an_unclaimed_port(tmp_path)))
         other.listen()
         usual = other.getsockname()[1]
         ports = Ports(tmp_path / "ports.json", HOST)
