@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.ingestion.domain.avro import AvroReader, Unreadable
+from headrace.ingestion.domain.flat_avro import flat_reader
 from headrace.ingestion.domain.flat_json import FlatJsonReader, Kind, ReadRows
 from headrace.ingestion.domain.schema import (
     FLOAT32_OVERFLOW,
@@ -53,6 +55,9 @@ class Malformed:
 
 Fault = Violation | Malformed
 
+Parse = Callable[[int], dict[str, object] | Malformed]
+"""The sample at an index, by the authority on its format."""
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -79,7 +84,8 @@ class ColumnReader:
         self._rows = RowValidator(schema)
         self._stored = stored_schema(schema)
         self._parsed = pa.schema([(field.name, _parsed_type(field)) for field in self._fields])
-        self._flat = FlatJsonReader([(field.name, _kind(field)) for field in self._fields])
+        self._kinds = [(field.name, _kind(field)) for field in self._fields]
+        self._flat = FlatJsonReader(self._kinds)
         self._defaults = [
             (index, pa.scalar(check_of(field)(field.default), self._parsed.field(index).type))
             for index, field in enumerate(self._fields)
@@ -88,11 +94,26 @@ class ColumnReader:
 
     def read_json(self, payloads: Spans) -> Columns:
         """Turn JSON objects into columns."""
-        rows = self._flat.read(payloads)
+        return self._checked(self._flat.read(payloads), lambda index: parse_object(payloads[index]))
+
+    def read_avro(self, payloads: Spans, writer: AvroReader) -> Columns:
+        """Turn Avro records into columns, by the schema of who wrote them."""
+
+        def parse(index: int) -> dict[str, object] | Malformed:
+            record = writer.read(payloads[index])
+            return Malformed("avro", record.message) if isinstance(record, Unreadable) else record
+
+        flat = flat_reader(writer.fields, self._kinds)
+        if flat is None:
+            return self._read_row_by_row(parse, np.arange(len(payloads)))
+        return self._checked(flat.read(payloads), parse)
+
+    def _checked(self, rows: ReadRows, parse: Parse) -> Columns:
+        """What was read by column, where it breaks no rule, and all other rows one by one."""
         read = np.flatnonzero(rows.read)
         parsed = pa.table(self._filled(rows), schema=self._parsed)
         doubtful = _doubtful_rows(parsed, self._fields)
-        if doubtful is None and len(read) == len(payloads):
+        if doubtful is None and len(read) == len(rows.read):
             return Columns(self._narrow(parsed), read, ())
         again = np.flatnonzero(~rows.read)
         if doubtful is not None:
@@ -100,7 +121,7 @@ class ColumnReader:
             parsed = parsed.filter(pc.invert(doubtful))
             again = np.concatenate([again, read[doubts]])
             read = read[~doubts]
-        others = self._read_row_by_row(payloads, again)
+        others = self._read_row_by_row(parse, again)
         return Columns(
             pa.concat_tables([self._narrow(parsed), others.table]),
             np.concatenate([read, others.accepted]),
@@ -130,12 +151,12 @@ class ColumnReader:
             columns.append(column if column.type == stored.type else column.cast(stored.type, safe=False))
         return pa.table(columns, schema=self._stored)
 
-    def _read_row_by_row(self, payloads: Spans, indexes: Int64s) -> Columns:
+    def _read_row_by_row(self, parse: Parse, indexes: Int64s) -> Columns:
         read: list[int] = []
         samples: list[dict[str, object]] = []
         faults: list[tuple[int, Fault]] = []
         for index in map(int, indexes):
-            sample = parse_object(payloads[index])
+            sample = parse(index)
             if isinstance(sample, Malformed):
                 faults.append((index, sample))
             else:

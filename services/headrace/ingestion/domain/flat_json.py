@@ -31,8 +31,8 @@ _E, _SMALL_E, _PLUS, _N, _T, _F, _U, _L, _R, _A, _S = (ord(c) for c in "Ee+ntful
 _NOT_ASCII: Final = 0x80
 _NO_FIELD: Final = -1
 _NOWHERE: Final = -1
-# In the place of a value's length.
-_NULL, _MISSING = -1, -2
+NULL, MISSING = -1, -2
+"""In the place of a value's length."""
 
 
 class Kind(enum.IntEnum):
@@ -59,7 +59,7 @@ class ReadRows:
 
     def missing(self, field: int) -> Bools | None:
         """Where a field that is null was not there at all; None if nowhere."""
-        found = self.lengths[field] == _MISSING
+        found = self.lengths[field] == MISSING
         return found if found.any() else None
 
 
@@ -77,7 +77,7 @@ class FlatJsonReader:
         """
         fields, rows = len(self._kinds), len(payloads)
         values = np.zeros((fields, rows), np.uint64)
-        lengths = np.full((fields, rows), _MISSING, np.int64)
+        lengths = np.full((fields, rows), MISSING, np.int64)
         read = np.zeros(rows, np.bool_)
         names = self._names
         _read_rows(
@@ -98,13 +98,13 @@ class FlatJsonReader:
             values = np.ascontiguousarray(values[:, read])
             lengths = np.ascontiguousarray(lengths[:, read])
         columns = [
-            _column(Kind(kind), payloads.buffer, values[field], lengths[field])
+            column_of(Kind(kind), payloads.buffer, values[field], lengths[field])
             for field, kind in enumerate(self._kinds)
         ]
         return ReadRows(columns, read, lengths)
 
 
-def _column(kind: Kind, buffer: Bytes, values: UInt64s, lengths: Int64s) -> pa.Array:
+def column_of(kind: Kind, buffer: Bytes, values: UInt64s, lengths: Int64s) -> pa.Array:
     """Numbers are bits in `values`; of strings those are the starts. A negative length is null."""
     if kind is Kind.STRING:
         return Spans(buffer, values.view(np.int64), lengths).to_arrow()
@@ -219,9 +219,9 @@ def _is_name(buffer: Bytes, position: int, end: int, names: Bytes, start: int, l
 def _read_value(buffer: Bytes, position: int, end: int, kind: int) -> tuple[int, np.uint64, int]:
     """The position behind a value that is no double, or -1; its bits, or a string's start; -1 for null."""
     if position >= end:
-        return _NOWHERE, np.uint64(0), _NULL
+        return _NOWHERE, np.uint64(0), NULL
     if buffer[position] == _N:
-        return _read_word(buffer, position, end, (_N, _U, _L, _L)), np.uint64(0), _NULL
+        return _read_word(buffer, position, end, (_N, _U, _L, _L)), np.uint64(0), NULL
     if kind == _STRING:
         start = position + 1
         behind = _read_string(buffer, position, end)
