@@ -18,7 +18,12 @@ ROOT = Path(__file__).parents[2]
 SERVICES = {"ingestion", "scheduling", "training", "registry", "inference"}
 # Who reads or writes topics beside the services.
 OTHERS = {"producers", "operators", "console", "triton"}
-CONTENT_TYPES = {"application/protobuf", "application/json", "application/cloudevents+json"}
+CONTENT_TYPES = {
+    "application/avro",
+    "application/cloudevents+json",
+    "application/json",
+    "application/protobuf",
+}
 TOPICS = load_topics()
 CONSTANTS = {
     name: value

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from opentelemetry import trace
 
 # They say at INFO what we say ourselves.
-_QUIET = ("aiokafka", "asyncio", "grpc", "opentelemetry")
+_QUIET = ("aiokafka", "asyncio", "grpc", "httpx", "opentelemetry")
 # While a broker is away, its client says so a hundred times a second.
 _REPEAT_SECONDS = 30.0
 

@@ -12,6 +12,7 @@ from headrace.ingestion.grpc_api import IngestionServicer
 from headrace.ingestion.maintainer import Maintainer
 from headrace.ingestion.reject_watch import RejectWatch
 from headrace.ingestion.rejected_events import KafkaRejectedEvents
+from headrace.ingestion.schema_registry import schema_registry
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.maintenance import DeltaMaintenance
@@ -65,6 +66,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     tables = DeltaTables(lambda name: store.uri(f"datasets/{name}"), delta_storage_options())
     catalogue = PostgresCatalogue(pool)
     rows = DeltaVersionRows(tables.uri, delta_storage_options())
+    registry = await runner.enter(schema_registry(settings))
     versions = CutVersions(catalogue, tables, ProfileVersions(catalogue, rows), clock=utc_now)
     cutter = Cutter(catalogue, versions, clock=utc_now, sweep_seconds=settings.sweep_seconds)
     runner.spawn(cutter.run, "version cutter")
@@ -111,6 +113,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             rows,
             KafkaTopicReader(platform.kafka_bootstrap, client_id=client_id),
             max_event_bytes=settings.max_event_bytes,
+            registry=registry,
         ),
     )
     bindings = [
@@ -142,6 +145,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             clock=utc_now,
             max_event_bytes=settings.max_event_bytes,
             deduplicate_events=settings.deduplicate_events,
+            registry=registry,
         ),
         cluster_id=partial(cluster_id, platform.kafka_bootstrap),
         stored=cutter.touched,

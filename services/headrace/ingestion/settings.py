@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import Field
+from pydantic import AnyHttpUrl, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from headrace.postgres.outbox import MAX_EVENT_BYTES
@@ -52,6 +52,15 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(
         default=5.0, gt=0, description="Longest pause before a batch that failed is tried again."
     )
+    schema_registry_url: AnyHttpUrl | None = Field(
+        default=None, description="A Confluent-compatible schema registry, for Avro. None: Avro is rejected."
+    )
+    schema_registry_user: str = Field(default="", description="Or an API key. Empty: no credentials.")
+    schema_registry_password: SecretStr = Field(default=SecretStr(""), description="Or an API key's secret.")
+    schema_registry_seconds: float = Field(
+        default=5.0, gt=0, description="How long an answer of the registry is waited for."
+    )
+    schema_registry_kept: int = Field(default=1000, gt=0, description="So many schemas are kept in memory.")
     sweep_seconds: float = Field(
         default=10.0, gt=0, description="How often all datasets are looked at for versions that are due."
     )

@@ -12,8 +12,9 @@ from headrace.ingestion.domain.content_hash import hash_rows
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.recent_events import RecentEvents, name_hashes
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
-from headrace.ingestion.use_cases.envelopes import SAMPLE_TYPE, open_envelopes
+from headrace.ingestion.use_cases.envelopes import AVRO_TYPE, JSON_TYPE, SAMPLE_TYPE, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge
+from headrace.ingestion.use_cases.ports import RegisteredSchema
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.record_batch import RecordBatch
 from headrace.messaging.record_columns import decode
@@ -26,8 +27,21 @@ _DATASET: Final = Dataset(
 )
 
 
+_SCHEMA_ID: Final = 1
+_WRITER: Final = RegisteredSchema(
+    "AVRO",
+    '{"type": "record", "name": "Sample", "fields": ['
+    '{"name": "key", "type": "string"}, {"name": "value", "type": "double"}]}',
+)
+# By content type: the same sample as JSON, and as Avro in its frame.
+_SAMPLES: Final = {
+    JSON_TYPE: b'{"key": "k", "value": 0.0}',
+    AVRO_TYPE: bytes([0, 0, 0, 0, _SCHEMA_ID, 2]) + b"k" + bytes(8),
+}
+
+
 def warm_up() -> None:
-    """Take a made-up sample all the way to a row.
+    """Take a made-up sample of each format that is compiled all the way to a row.
 
     That compiles each function, which takes ten seconds, or loads it from the cache on disk, a part of one.
     """
@@ -40,20 +54,22 @@ def warm_up() -> None:
         "ce_time": "1970-01-01T00:00:00Z",
     }
     builder = DefaultRecordBatchBuilder(_MAGIC, 0, False, -1, -1, -1, _ROOM)
-    builder.append(
-        offset=0,
-        timestamp=0,
-        key=b"k",
-        value=b'{"key": "k", "value": 0.5}',
-        headers=[(name, text.encode()) for name, text in headers.items()],
-    )
+    for offset, (content_type, payload) in enumerate(_SAMPLES.items()):
+        texts = {**headers, "content-type": content_type}
+        builder.append(
+            offset=offset,
+            timestamp=0,
+            key=b"k",
+            value=payload,
+            headers=[(name, text.encode()) for name, text in texts.items()],
+        )
     records = decode("warm-up", [RecordBatch("warm-up", 0, 0, memoryview(bytes(builder.build())))])
     opened = open_envelopes(records, read_attributes(records), (), _ROOM)
-    judged = Judge().judge("warm-up", opened, {_DATASET.name: _DATASET})
+    judged = Judge().judge("warm-up", opened, {_DATASET.name: _DATASET}, {_SCHEMA_ID: _WRITER})
     rows = judged.rows[_DATASET.name]
     hash_rows(rows, ["key", "value"])
     names = name_hashes(rows.column("_event_source"), rows.column("_event_id"))
-    recent, offsets = RecentEvents(1), np.zeros(1, np.int64)
+    recent, offsets = RecentEvents(1), np.zeros(len(_SAMPLES), np.int64)
     recent.repeated(names, offsets)
     recent.add(names, offsets)
 

@@ -60,6 +60,7 @@ class FakeWorld:
             cast("VersionRows", self),
             cast("TopicReader", self),
             max_event_bytes=1000,
+            registry=None,
         )
         return [replayed async for replayed in replay(version)]
 

@@ -101,6 +101,7 @@ def store_batch(world: World) -> StoreBatch:
         clock=lambda: NOW,
         max_event_bytes=1000,
         deduplicate_events=0,
+        registry=None,
     )
 
 

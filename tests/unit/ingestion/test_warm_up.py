@@ -5,20 +5,34 @@ from typing import cast
 
 import pyarrow as pa
 from numba.core.dispatcher import Dispatcher
+from tests.support.avro import framed, text, varint
 from tests.support.records import Sent, batch_of
 
-from headrace.ingestion.domain import content_hash, decimals, flat_json, recent_events
+from headrace.ingestion.domain import content_hash, decimals, flat_avro, flat_json, recent_events
+from headrace.ingestion.domain.avro import AvroReader
+from headrace.ingestion.domain.columnar import ColumnReader
 from headrace.ingestion.domain.dataset import Dataset, SourcePartition
+from headrace.ingestion.domain.framing import unframed
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.deduplicate import Deduplicator
 from headrace.ingestion.use_cases.envelopes import open_envelopes
 from headrace.ingestion.use_cases.ports import SampleTables, Span
 from headrace.ingestion.warm_up import warm_up
 from headrace.messaging import attributes, record_columns
-from headrace.native import spans, xxh64
+from headrace.native import Spans, spans, xxh64
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-MODULES = (attributes, content_hash, decimals, flat_json, recent_events, record_columns, spans, xxh64)
+MODULES = (
+    attributes,
+    content_hash,
+    decimals,
+    flat_avro,
+    flat_json,
+    recent_events,
+    record_columns,
+    spans,
+    xxh64,
+)
 
 
 def compiled() -> dict[str, int]:
@@ -37,6 +51,14 @@ def test_a_batch_finds_everything_compiled() -> None:
     headers = [("ce_id", b"1"), ("ce_time", b"2026-01-01T00:00:00Z"), ("traceparent", b"x")]
     records = record_columns.decode("t", [batch_of(*(Sent(offset, headers=headers) for offset in range(3)))])
     open_envelopes(records, attributes.read_attributes(records), (), 1000)
+    schema = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8, nullable=True))
+    writer = AvroReader(
+        '{"type": "record", "name": "R", "fields": [{"name": "id", "type": "string"}, '
+        '{"name": "a", "type": ["null", "float"]}]}',
+        schema,
+    )
+    payloads = unframed(Spans.of([framed(1, text(b"p") + varint(1) + bytes(4))] * 2))
+    assert ColumnReader(schema).read_avro(payloads, writer).table.num_rows == 2
     deduplicator = Deduplicator(cast("SampleTables", None), reach=10)
     rows = pa.table(
         {
@@ -50,3 +72,4 @@ def test_a_batch_finds_everything_compiled() -> None:
     deduplicator.fresh(dataset, rows, [Span(SourcePartition("c", "t", 0), 0, 2)]).remember()
     assert compiled() == before
     assert before["headrace.messaging.record_columns._decode"] == 1
+    assert before["headrace.ingestion.domain.flat_avro._read_rows"] == 1

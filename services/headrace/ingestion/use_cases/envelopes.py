@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from headrace.ingestion.domain.framing import UNFRAMED, schema_ids
 from headrace.ingestion.domain.rejection import Reason, Verdict
 from headrace.ingestion.use_cases.ports import Place
 from headrace.messaging.attributes import Attributes
@@ -27,6 +28,9 @@ from headrace.native import Bools, Int64s, Spans
 SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"
 JSON_TYPE: Final = "application/json"
 PROTOBUF_TYPE: Final = "application/protobuf"
+AVRO_TYPE: Final = "application/avro"
+# What else producers call it: IANA's name, and that of Avro's own protocol over HTTP.
+_AVRO_TYPES: Final = (AVRO_TYPE, "application/vnd.apache.avro", "avro/binary")
 TIME_TYPE: Final = pa.timestamp("us", "UTC")
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
@@ -75,6 +79,16 @@ class Opened:
     def datasets(self) -> Collection[str]:
         """The datasets that the samples name."""
         return {samples.dataset for samples in self.samples}
+
+    def schema_ids(self) -> Collection[int]:
+        """The ids of the schemas by which Avro payloads were written."""
+        return {
+            schema_id
+            for samples in self.samples
+            if samples.media_type == AVRO_TYPE
+            for schema_id in np.unique(schema_ids(samples.payloads)).tolist()
+            if schema_id != UNFRAMED
+        }
 
 
 def open_envelopes(
@@ -209,10 +223,10 @@ def _expect_sample(event: Event) -> None:
         raise InvalidCloudEvent("ce_type", f'is "{event.type}"; this topic takes "{SAMPLE_TYPE}"')
     if not event.subject:
         raise InvalidCloudEvent("ce_subject", "is missing; it names the sample's dataset")
-    if _media_type(event) not in (JSON_TYPE, PROTOBUF_TYPE):
+    if _media_type(event) not in (JSON_TYPE, PROTOBUF_TYPE, AVRO_TYPE):
         raise InvalidCloudEvent(
             "content-type",
-            f'is "{event.content_type}"; send {JSON_TYPE} or {PROTOBUF_TYPE}',
+            f'is "{event.content_type}"; send {JSON_TYPE}, {PROTOBUF_TYPE} or {AVRO_TYPE}',
         )
 
 
@@ -220,7 +234,8 @@ def _media_type(event: Event) -> str:
     content_type = event.content_type
     if content_type == JSON_TYPE or not content_type:
         return JSON_TYPE
-    return media_type(content_type)
+    found = media_type(content_type)
+    return AVRO_TYPE if found in _AVRO_TYPES else found
 
 
 def _received(record: Record) -> datetime:

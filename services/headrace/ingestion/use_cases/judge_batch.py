@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -13,12 +14,15 @@ import pyarrow.compute as pc
 from google.protobuf.message import DecodeError
 
 from headrace.events.ingestion.v1.events_pb2 import Sample
+from headrace.ingestion.domain.avro import AvroReader, UnusableSchema
 from headrace.ingestion.domain.columnar import ColumnReader, Columns, Malformed
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.framing import UNFRAMED, schema_ids, unframed
 from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict, verdict_of
+from headrace.ingestion.domain.schema import Schema
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
-from headrace.ingestion.use_cases.envelopes import JSON_TYPE, Opened, Samples
-from headrace.ingestion.use_cases.ports import Span
+from headrace.ingestion.use_cases.envelopes import AVRO_TYPE, JSON_TYPE, Opened, Samples
+from headrace.ingestion.use_cases.ports import RegisteredSchema, Span
 from headrace.messaging.attributes import Attributes
 from headrace.messaging.record_batch import Record
 from headrace.messaging.record_columns import Records
@@ -26,6 +30,8 @@ from headrace.messaging.record_columns import Records
 # Characters that a rejection keeps of what its event wrote into attributes, and of a sentence about it.
 _WORD: Final = 256
 _SENTENCE: Final = 1024
+# Prepared ones; each has some kilobytes.
+_WRITERS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,16 +58,26 @@ class Judge:
     def __init__(self) -> None:
         # Prepared once for each schema, not for each batch.
         self._readers: dict[tuple[str, int], ColumnReader] = {}
+        self._writer = lru_cache(maxsize=_WRITERS)(_writer)
 
-    def judge(self, cluster: str, opened: Opened, datasets: Mapping[str, Dataset]) -> Judged:
-        """Turn every event into a row or a rejection."""
+    def judge(
+        self,
+        cluster: str,
+        opened: Opened,
+        datasets: Mapping[str, Dataset],
+        schemas: Mapping[int, RegisteredSchema] | None = None,
+    ) -> Judged:
+        """Turn every event into a row or a rejection.
+
+        `schemas` are those of `opened.schema_ids()` that the registry knows; None: there is no registry.
+        """
         judged = Judged(
             rejections=[
                 _rejection(cluster, opened.records.record(index), verdict)
                 for index, verdict in opened.refused
             ]
         )
-        # Those of one dataset in both formats are one commit.
+        # Those of one dataset in all formats are one commit.
         tables: defaultdict[str, list[pa.Table]] = defaultdict(list)
         for samples in opened.samples:
             dataset = datasets.get(samples.dataset)
@@ -80,14 +96,17 @@ class Judge:
                 tables[dataset.name].append(
                     _collect(cluster, dataset, opened.records, samples, columns, judged)
                 )
+            elif samples.media_type == AVRO_TYPE:
+                tables[dataset.name] += self._judge_avro(
+                    cluster, dataset, opened.records, samples, schemas, judged
+                )
             else:
                 tables[dataset.name].append(
                     self._judge_protobuf(cluster, dataset, opened.records, samples, judged)
                 )
         for name, parts in tables.items():
-            rows = pa.concat_tables(parts)
-            if rows.num_rows:
-                judged.rows[name] = rows
+            if any(part.num_rows for part in parts):
+                judged.rows[name] = pa.concat_tables(parts)
         return judged
 
     def _judge_protobuf(
@@ -105,12 +124,71 @@ class Judge:
         columns = self._reader(dataset).read_samples(parsed)
         return _collect(cluster, dataset, records, samples.take(np.array(sound, np.int64)), columns, judged)
 
+    def _judge_avro(
+        self,
+        cluster: str,
+        dataset: Dataset,
+        records: Records,
+        samples: Samples,
+        schemas: Mapping[int, RegisteredSchema] | None,
+        judged: Judged,
+    ) -> Sequence[pa.Table]:
+        """A table for each schema by which some of them were written."""
+        ids = schema_ids(samples.payloads)
+        known = np.isin(ids, list(schemas or ()))
+        for index in map(int, np.flatnonzero(~known)):
+            verdict = _unknown(int(ids[index]), has_registry=schemas is not None)
+            judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict))
+        tables = []
+        for schema_id in np.unique(ids[known]).tolist():
+            some = samples.take(np.flatnonzero(ids == schema_id))
+            assert schemas is not None
+            writer = self._writer(schemas[schema_id], dataset.schema)
+            if isinstance(writer, UnusableSchema):
+                verdict = _unusable(schema_id, writer)
+                judged.rejections += [
+                    _rejection_of(cluster, records, some, index, verdict) for index in range(len(some))
+                ]
+            else:
+                columns = self._reader(dataset).read_avro(unframed(some.payloads), writer)
+                tables.append(_collect(cluster, dataset, records, some, columns, judged))
+        return tables
+
     def _reader(self, dataset: Dataset) -> ColumnReader:
         key = (dataset.name, dataset.schema_version)
         reader = self._readers.get(key)
         if reader is None:
             reader = self._readers[key] = ColumnReader(dataset.schema)
         return reader
+
+
+def _writer(registered: RegisteredSchema, schema: Schema) -> AvroReader | UnusableSchema:
+    if registered.format != "AVRO":
+        return UnusableSchema("avro", f"is one of {registered.format}, and the event says that it is Avro")
+    if registered.references:
+        named = ", ".join(registered.references)
+        return UnusableSchema("references", f"refers to {named}; register it as one schema that has them all")
+    try:
+        return AvroReader(registered.definition, schema)
+    except UnusableSchema as error:
+        return error
+
+
+def _unknown(schema_id: int, *, has_registry: bool) -> Verdict:
+    if schema_id == UNFRAMED:
+        message = (
+            "an Avro payload begins with a zero byte and its schema's id in four bytes; this one does not"
+        )
+        return Verdict(Reason.MALFORMED_PAYLOAD, message, rule="framing")
+    if not has_registry:
+        message = "no schema registry is set, which Avro needs: HEADRACE_INGESTION_SCHEMA_REGISTRY_URL"
+        return Verdict(Reason.SCHEMA_UNKNOWN, message, rule="registry")
+    message = f"the schema registry knows no schema {schema_id}; register it there, and replay the event"
+    return Verdict(Reason.SCHEMA_UNKNOWN, message, rule="schema_id")
+
+
+def _unusable(schema_id: int, error: UnusableSchema) -> Verdict:
+    return Verdict(Reason.SCHEMA_UNUSABLE, f"schema {schema_id} {error.message}", rule=error.rule)
 
 
 def parse_sample(data: bytes) -> dict[str, object] | Malformed:

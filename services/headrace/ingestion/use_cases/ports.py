@@ -125,6 +125,26 @@ class TopicReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class RegisteredSchema:
+    """A schema as its registry has it. `format` is AVRO, PROTOBUF or JSON; `references` are what it needs."""
+
+    format: str
+    definition: str
+    references: Sequence[str] = ()
+
+
+class SchemaRegistry(Protocol):
+    """Schemas by the ids that payloads carry."""
+
+    async def schemas(self, ids: Collection[int]) -> Mapping[int, RegisteredSchema]:
+        """Those of the ids that the registry knows.
+
+        Raises Unavailable SCHEMA_REGISTRY_UNAVAILABLE where it does not answer for all of them: what it
+        knows is not decided then.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class Merge:
     """A table had `files`; `merged` of them, `size` bytes in all, became one: 0 where they were too few."""
 

@@ -14,7 +14,7 @@ a default may be another. Equal hashes prove as much as ever then, and different
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,10 +25,17 @@ from headrace.errors import FailedPrecondition
 from headrace.ingestion.domain.content_hash import combine, hash_rows
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourcePartition
 from headrace.ingestion.use_cases.cut_versions import require_dataset
-from headrace.ingestion.use_cases.envelopes import open_envelopes
+from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge
-from headrace.ingestion.use_cases.ports import Catalogue, TopicReader, VersionRows
+from headrace.ingestion.use_cases.ports import (
+    Catalogue,
+    RegisteredSchema,
+    SchemaRegistry,
+    TopicReader,
+    VersionRows,
+)
 from headrace.ingestion.use_cases.read_version import rows_of
+from headrace.ingestion.use_cases.schemas import schemas_of
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.record_columns import Records
 from headrace.native import Int64s
@@ -50,19 +57,27 @@ class ReplayVersion:
     """The use case. It writes nothing. Of one partition at a time it holds the offsets, 8 bytes a row."""
 
     def __init__(
-        self, catalogue: Catalogue, rows: VersionRows, topic: TopicReader, *, max_event_bytes: int
+        self,
+        catalogue: Catalogue,
+        rows: VersionRows,
+        topic: TopicReader,
+        *,
+        max_event_bytes: int,
+        registry: SchemaRegistry | None,
     ) -> None:
         self._catalogue = catalogue
         self._rows = rows
         self._topic = topic
         self._max_event_bytes = max_event_bytes
+        self._registry = registry
         self._judge = Judge()
 
     async def __call__(self, version: DatasetVersion) -> AsyncIterator[Replayed]:
         """Replay the version, and tell of each part; the last one is the result.
 
         Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED or ROWS_GONE, and SCHEMA_CHANGED after the
-        last part where the rows are not the version's, and the schema may be why.
+        last part where the rows are not the version's, and the schema may be why; Unavailable
+        SCHEMA_REGISTRY_UNAVAILABLE.
         """
         dataset = await require_dataset(self._catalogue, version.dataset)
         cluster = await self._topic.cluster()
@@ -80,7 +95,9 @@ class ReplayVersion:
                     "export the version instead",
                 )
             async for records in self._topic.read(offset.source, int(held[0]), int(held[-1]) + 1):
-                rows = await asyncio.to_thread(self._rows_of, dataset, offset.source, records, held)
+                opened = await asyncio.to_thread(self._open, dataset, records)
+                schemas = await schemas_of(opened, self._registry)
+                rows = await asyncio.to_thread(self._rows_of, dataset, offset.source, opened, schemas, held)
                 names = [field.name for field in dataset.schema.fields]
                 if rows is not None:
                     digest = await asyncio.to_thread(hash_rows, rows, names)
@@ -100,15 +117,22 @@ class ReplayVersion:
         held: Int64s = np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
         return held
 
-    def _rows_of(
-        self, dataset: Dataset, source: SourcePartition, records: Records, held: Int64s
-    ) -> pa.Table | None:
-        """The rows that the records make, of those that the version holds."""
+    def _open(self, dataset: Dataset, records: Records) -> Opened:
+        """The records that are samples of the dataset."""
         opened = open_envelopes(records, read_attributes(records), (), self._max_event_bytes)
         own = [samples for samples in opened.samples if samples.dataset == dataset.name]
-        judged = self._judge.judge(
-            source.cluster, replace(opened, samples=own, refused=()), {dataset.name: dataset}
-        )
+        return replace(opened, samples=own, refused=())
+
+    def _rows_of(
+        self,
+        dataset: Dataset,
+        source: SourcePartition,
+        opened: Opened,
+        schemas: Mapping[int, RegisteredSchema] | None,
+        held: Int64s,
+    ) -> pa.Table | None:
+        """The rows that the samples make, of those that the version holds."""
+        judged = self._judge.judge(source.cluster, opened, {dataset.name: dataset}, schemas)
         rows = judged.rows.get(dataset.name)
         if rows is None:
             return None

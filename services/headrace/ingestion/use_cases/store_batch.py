@@ -36,7 +36,16 @@ from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.use_cases.deduplicate import Deduplicator
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
-from headrace.ingestion.use_cases.ports import Append, Catalogue, Place, RejectedEvents, SampleTables, Span
+from headrace.ingestion.use_cases.ports import (
+    Append,
+    Catalogue,
+    Place,
+    RejectedEvents,
+    SampleTables,
+    SchemaRegistry,
+    Span,
+)
+from headrace.ingestion.use_cases.schemas import schemas_of
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.telemetry import names, tracing
@@ -75,12 +84,14 @@ class StoreBatch:
         clock: Clock,
         max_event_bytes: int,
         deduplicate_events: int,
+        registry: SchemaRegistry | None,
     ) -> None:
         self._catalogue = catalogue
         self._tables = tables
         self._rejected_events = rejected_events
         self._clock = clock
         self._max_event_bytes = max_event_bytes
+        self._registry = registry
         self._judge = Judge()
         self._deduplicator = Deduplicator(tables, reach=deduplicate_events)
         # Of the batch at hand, which may fail again and again: what was published needs not be again.
@@ -91,7 +102,7 @@ class StoreBatch:
         self._deduplicator.forget()
 
     async def __call__(self, batch: Batch) -> Stored:
-        """Store the batch. Raises whatever the database or the store raises: call again."""
+        """Store the batch. Raises whatever the database, the store or the registry raises: call again."""
         judged = await self._judged(batch)
         while (rejections := await self._reject(judged)) is None:
             judged = await self._judged(batch)
@@ -111,7 +122,8 @@ class StoreBatch:
         await self._publish_again(
             batch.cluster, [place for place in rejected if place not in self._published]
         )
-        outcome = await asyncio.to_thread(self._judge.judge, batch.cluster, opened, datasets)
+        schemas = await schemas_of(opened, self._registry)
+        outcome = await asyncio.to_thread(self._judge.judge, batch.cluster, opened, datasets, schemas)
         rejecting = {rejection.dataset for rejection in outcome.rejections}
         versions = {
             name: datasets[name].schema_version if name in datasets else 0

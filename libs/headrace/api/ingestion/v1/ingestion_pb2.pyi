@@ -503,7 +503,10 @@ class RejectedSample(google.protobuf.message.Message):
     """Empty where the event names no dataset."""
     event_id: builtins.str
     reason: builtins.str
-    """Stable code: MALFORMED_PAYLOAD, INVALID_CLOUDEVENT, UNKNOWN_DATASET, SCHEMA_VIOLATION, OVERSIZE_EVENT."""
+    """Stable code: MALFORMED_PAYLOAD, INVALID_CLOUDEVENT, UNKNOWN_DATASET, SCHEMA_VIOLATION, OVERSIZE_EVENT,
+    SCHEMA_UNKNOWN (the schema registry knows no schema of the payload's id, or there is no registry),
+    SCHEMA_UNUSABLE (by the payload's schema no sample can be read).
+    """
     field: builtins.str
     """The field and the rule that it broke; empty where the whole event is at fault."""
     rule: builtins.str

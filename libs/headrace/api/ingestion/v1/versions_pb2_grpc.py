@@ -149,6 +149,7 @@ class DatasetVersionServiceServicer(object):
         FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
         version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
         judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+        UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,6 +61,7 @@ class DatasetVersionServiceStub:
     FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
     version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
     judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+    UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
     """
 
 @typing.type_check_only
@@ -101,6 +102,7 @@ class DatasetVersionServiceAsyncStub(DatasetVersionServiceStub):
     FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
     version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
     judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+    UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
     """
 
 class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
@@ -186,6 +188,7 @@ class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
         FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
         version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
         judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+        UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
         """
 
 def add_DatasetVersionServiceServicer_to_server(servicer: DatasetVersionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,137 @@
+"""Avro events over a broker, with the schemas of their writers in a real registry."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import fastavro
+import pytest
+from tests.conftest import Background
+from tests.support.avro import framed
+from tests.support.faulty_http import Fault, faulty_http
+from tests.support.ingestion import Headers, Ingestion, Process
+from tests.support.schema_registry import NEEDED, Apicurio, Registry
+from tests.support.waiting import eventually
+
+from headrace.api.ingestion.v1 import ingestion_pb2 as api
+
+# The first time, the registry is fetched.
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
+
+FIRST = {
+    "type": "record",
+    "name": "Scan",
+    "namespace": "tests",
+    "fields": [
+        {"name": "id", "type": "string"},
+        {"name": "radius", "type": "double"},
+        {"name": "malignant", "type": "int"},
+    ],
+}
+# Its writer learns to grade, and keeps notes that are nobody's business.
+SECOND = {
+    **FIRST,
+    "fields": [
+        *FIRST["fields"],
+        {"name": "grade", "type": ["null", "int"], "default": None},
+        {"name": "notes", "type": {"type": "array", "items": "string"}, "default": []},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def registry(background: Background, session_folder: Path) -> Iterator[Registry]:
+    if given := os.environ.get("HEADRACE_TEST_SCHEMA_REGISTRY"):
+        yield Registry(given)
+        return
+    if missing := [program for program in NEEDED if shutil.which(program) is None]:
+        pytest.skip(f"the schema registry needs {' and '.join(missing)}")
+    part = Apicurio(session_folder / "schema-registry", session_folder / "logs")
+    background.start(part)
+    yield Registry(part.url)
+    background.stop(part)
+
+
+def event(
+    ingestion: Ingestion, name: str, schema_id: int, schema: Mapping[str, object], **values: object
+) -> tuple[bytes, bytes, Headers]:
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, schema, {"id": name, "radius": 1.5, "malignant": 0, **values})
+    headers = ingestion.headers(f"{ingestion.dataset}-{name}", content__type="application/vnd.apache.avro")
+    return name.encode(), framed(schema_id, stream.getvalue()), headers
+
+
+async def start(ingestion: Ingestion, url: str) -> Process:
+    process = await ingestion.start_ready(
+        HEADRACE_INGESTION_SCHEMA_REGISTRY_URL=url, HEADRACE_INGESTION_RETRY_SECONDS="0.5"
+    )
+    await ingestion.apply(process)
+    return process
+
+
+async def test_a_writers_schema_grows_and_an_outage_of_the_registry_rejects_nothing(
+    ingestion: Ingestion, registry: Registry
+) -> None:
+    async with faulty_http(registry.port) as proxy:
+        process = await start(ingestion, registry.through(proxy.port))
+        first = await registry.register(ingestion.dataset, FIRST)
+        await ingestion.publish([event(ingestion, "a", first, FIRST)])
+        await eventually(ingestion.rows, lambda rows: len(rows) == 1)
+
+        await proxy.fail(Fault.ERROR)
+        second = await registry.register(ingestion.dataset, SECOND)
+        assert second != first
+        unknown = second + 1_000_000
+        await ingestion.publish(
+            [
+                event(ingestion, "b", second, SECOND, grade=3, notes=["x", "y"]),
+                event(ingestion, "c", unknown, FIRST),
+                event(ingestion, "d", second, SECOND, grade=None, notes=[], radius=-1.0),
+                event(ingestion, "e", first, FIRST, radius=2.5),
+            ]
+        )
+        why = await eventually(process.why_unready, lambda why: "schema registry answers 500" in why)
+        assert "HEADRACE_INGESTION_SCHEMA_REGISTRY_URL" in why
+        await proxy.fail(Fault.SILENCE)
+        await eventually(process.why_unready, lambda why: "schema registry does not answer" in why)
+        assert len(await ingestion.rows()) == 1
+        assert await ingestion.rejected(process) == []
+
+        proxy.heal()
+        rows = await eventually(ingestion.rows, lambda rows: len(rows) == 3)
+        await eventually(process.is_ready, bool)
+        assert [(row["id"], row["radius"], row["grade"], row["malignant"]) for row in rows] == [
+            ("a", 1.5, None, 0),
+            ("b", 1.5, 3, 0),
+            ("e", 2.5, None, 0),
+        ]
+        rejected = {sample.event_id[-1]: sample for sample in await ingestion.rejected(process)}
+        assert {name: (sample.reason, sample.rule) for name, sample in rejected.items()} == {
+            "c": ("SCHEMA_UNKNOWN", "schema_id"),
+            "d": ("SCHEMA_VIOLATION", "min"),
+        }
+        assert str(unknown) in rejected["c"].message
+        assert await process.stop() == 0
+
+
+async def test_what_was_rejected_without_a_registry_is_replayed_with_one(
+    ingestion: Ingestion, registry: Registry
+) -> None:
+    process = await ingestion.start_ready()
+    await ingestion.apply(process)
+    first = await registry.register(ingestion.dataset, FIRST)
+    await ingestion.publish([event(ingestion, "a", first, FIRST)])
+    [sample] = await eventually(lambda: ingestion.rejected(process), lambda rejected: len(rejected) == 1)
+    assert (sample.reason, sample.rule) == ("SCHEMA_UNKNOWN", "registry")
+    assert await process.stop() == 0
+
+    process = await start(ingestion, registry.url)
+    async with ingestion.stub(process) as stub:
+        await stub.ReplayRejected(api.ReplayRejectedRequest(ids=[sample.id]))
+    [row] = await eventually(ingestion.rows, lambda rows: len(rows) == 1)
+    assert (row["id"], row["_event_id"]) == ("a", sample.event_id)
+    assert await process.stop() == 0
