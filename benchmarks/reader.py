@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from headrace.datasets import Classes, Numbers, Reader, Selection, Shuffle, Table
-from headrace.training.run.specification import Shares
-from headrace.training.run.splits import InSplit
+from headrace.splits import ByKey, Shares
+from headrace.training.run.data import InSplit
 
 FEATURES = [f"x{index}" for index in range(30)]
 BATCH_ROWS = 4096
@@ -131,7 +131,7 @@ def sides(folder: Path, rows: int) -> dict[str, Callable[[int], Batches]]:
             table, encodings, batch_rows=BATCH_ROWS, selection=selection, shuffle=Shuffle(epoch)
         )
 
-    training = InSplit(0, "key", "label", SHARES)
+    training = InSplit(0, ByKey("key", SHARES, few=0), "label")
     return {
         "reader": reader,
         "reader, split": lambda epoch: reader(epoch, training),

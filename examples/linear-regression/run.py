@@ -18,14 +18,14 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes
 
+from headrace import splits
 from headrace.api.inference.v1 import inference_pb2 as inference
 from headrace.api.registry.v1 import registry_pb2 as registry
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.api.training.v1 import training_pb2 as training
 from headrace.client import HeadraceClient, pipeline_file
 from headrace.errors import HeadraceError
-from headrace.training.run import splits
-from headrace.training.run.specification import Shares
+from headrace.splits import Shares
 
 NAME = "linear-regression"
 PIPELINE = Path(__file__).with_name("pipeline.yaml")

@@ -73,6 +73,8 @@ def show(
         )
         if output is Format.TABLE:
             profiles.show_version(found)
+            if found.HasField("split_counts"):
+                profiles.show_splits(found.split_counts)
             profiles.show_profile(profile)
         else:
             show_document({"version": plain(found), "profile": plain(profile)}, output)

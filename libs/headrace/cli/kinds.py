@@ -234,6 +234,14 @@ def _verdict(row: Row) -> str:
     return "-" if row["verdict"] == "UNSPECIFIED" else str(row["verdict"]).lower()
 
 
+def _split_rows(row: Row) -> str:
+    counts = row["split_counts"]
+    splits = counts["counts"] if isinstance(counts, dict) else None
+    if not isinstance(splits, list):
+        return "-"
+    return "/".join(str(item["row_count"]) for item in splits if isinstance(item, dict))
+
+
 def _traffic(row: Row) -> str:
     traffic = row["traffic"]
     if not isinstance(traffic, list) or not traffic:
@@ -284,6 +292,7 @@ KINDS = (
             field("rows", "row_count", right=True),
             field("table version", "table_version", right=True),
             Column("content hash", lambda row: str(row["content_hash"])[:12]),
+            Column("train/val/test", _split_rows),
             Column("verdict", _verdict),
             field("tags", "tags"),
             field("pinned", "pinned"),

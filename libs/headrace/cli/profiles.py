@@ -46,6 +46,34 @@ def show_version(version: ingestion.DatasetVersion) -> None:
         console.print(Text.assemble((f"{verdict:<6}", style), f"{finding.rule}  {finding.message}"))
 
 
+def show_splits(counts: ingestion.SplitCounts) -> None:
+    """A row for each split, with its rows of each class."""
+    by_time = counts.split.by == ingestion.SPLIT_BY_TIME
+    begins = {}
+    if counts.HasField("validation_begin_time"):
+        begins["validation"] = str(counts.validation_begin_time.ToDatetime())
+    if counts.HasField("test_begin_time"):
+        begins["test"] = str(counts.test_begin_time.ToDatetime())
+    classes = [item.value for item in counts.counts[0].classes]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("by time" if by_time else "by key")
+    for heading in ("rows", "share", "no label", *classes):
+        table.add_column(heading, justify="right", overflow="fold")
+    if by_time:
+        table.add_column("from (UTC)")
+    total = sum(count.row_count for count in counts.counts)
+    for count in counts.counts:
+        table.add_row(
+            count.split,
+            str(count.row_count),
+            f"{count.row_count / total:.1%}" if total else "-",
+            str(count.unlabelled_count),
+            *(str(item.row_count) for item in count.classes),
+            *([begins.get(count.split, "-")] if by_time else []),
+        )
+    console.print(table)
+
+
 def show_profile(profile: versions.Profile) -> None:
     """A row for each field."""
     table = _table("field", "type", "nulls", "min", "median", "max", "mean ± deviation", "distribution")

@@ -22,7 +22,7 @@ spec:
     features:
       mean_radius: {missing: median, indicator: true, clip: {min: 0, max: 40}, log: true, normalise: robust}
       grade: {encode: one_hot, missing: {constant: 0}}
-    split: {train: 0.7, validation: 0.15, test: 0.15}
+    split: {train: 0.7, validation: 0.15, test: 0.15, by: key}      # or time
   training:
     recipe: mlp
     parameters: {hidden: [64, 32]}
@@ -87,6 +87,7 @@ ENCODINGS: Final = {
 # What may be said of all features at once, and of each.
 PREPARATIONS: Final = ("normalise", "missing", "indicator", "clip", "log")
 DEFAULT_SPLIT: Final = scheduling.Split(train=0.7, validation=0.15, test=0.15)
+SPLITS_BY: Final = {"key": ingestion.SPLIT_BY_KEY, "time": ingestion.SPLIT_BY_TIME}
 SPLITS: Final = {name: name for name in ("train", "validation", "test")}
 
 
@@ -299,10 +300,11 @@ def _preprocess(
     if "split" not in entries:
         training.split.CopyFrom(DEFAULT_SPLIT)
         return
-    shares = document.mapping(entries["split"], tuple(SPLITS), ("train",))
+    shares = document.mapping(entries["split"], (*SPLITS, "by"), ("train",))
     training.split.train = document.number(shares.get("train"))
     training.split.validation = document.number(shares.get("validation"))
     training.split.test = document.number(shares.get("test"))
+    training.split.by = document.choice(shares.get("by"), SPLITS_BY, ingestion.SPLIT_BY_UNSPECIFIED)
     total = training.split.train + training.split.validation + training.split.test
     if shares and abs(total - 1) > 1e-6:
         document.fail(entries["split"], f"the shares must sum to 1, not to {total:g}")

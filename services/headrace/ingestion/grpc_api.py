@@ -15,6 +15,7 @@ from headrace.errors import InvalidArgument
 from headrace.ingestion import translation
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
 from headrace.ingestion.quality_translation import rule_from_message, rule_to_message
+from headrace.ingestion.split_translation import split_from_message, split_to_message
 from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions, require_dataset
@@ -67,7 +68,10 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         cut = translation.cut_from_message(request.cut)
         rejects = translation.rejects_from_message(request.rejects)
         quality = [rule_from_message(rule) for rule in request.quality]
-        return await self._dataset(await self._apply_dataset(request.name, schema, cut, rejects, quality))
+        split = split_from_message(request.split) if request.HasField("split") else None
+        return await self._dataset(
+            await self._apply_dataset(request.name, schema, cut, rejects, quality, split)
+        )
 
     async def GetDataset(  # noqa: D102
         self, request: api.GetDatasetRequest, context: _Context
@@ -189,6 +193,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             cut_held=await self._versions.is_held(dataset),
             reject_alert_time=to_timestamp(episode.begin_time if episode else None),
             quality=map(rule_to_message, dataset.quality),
+            split=split_to_message(dataset.split) if dataset.split else None,
         )
 
     def _version(self, version: DatasetVersion) -> api.DatasetVersion:

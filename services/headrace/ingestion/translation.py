@@ -15,6 +15,7 @@ from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.replay import Correction
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Scalar, Schema
 from headrace.ingestion.quality_translation import finding_to_message, verdict_to_message
+from headrace.ingestion.split_translation import split_counts_to_message
 from headrace.ingestion.use_cases.ports import RejectedRow
 from headrace.ingestion.use_cases.validate_samples import Judgement, Unjudged
 from headrace.rpc.convert import from_duration, to_duration, to_timestamp
@@ -209,6 +210,7 @@ def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVe
         pinned=version.pinned,
         verdict=verdict_to_message(version.verdict),
         findings=map(finding_to_message, version.findings),
+        split_counts=split_counts_to_message(version.split_counts) if version.split_counts else None,
     )
 
 

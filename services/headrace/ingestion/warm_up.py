@@ -18,6 +18,7 @@ from headrace.ingestion.use_cases.ports import RegisteredSchema
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.record_batch import RecordBatch
 from headrace.messaging.record_columns import decode
+from headrace.splits import Shares, assign
 
 _MAGIC: Final = 2
 _ROOM: Final = 4096
@@ -72,6 +73,8 @@ def warm_up() -> None:
     recent, offsets = RecentEvents(1), np.zeros(len(_SAMPLES), np.int64)
     recent.repeated(names, offsets)
     recent.add(names, offsets)
+    # Of cuts, whose loop must not wait either.
+    assign(rows.column("key").combine_chunks(), Shares(1, 0, 0), few=0)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ class GrpcPeers:
                     cut=spec.dataset.cut if spec.dataset.HasField("cut") else None,
                     rejects=spec.dataset.rejects if spec.dataset.HasField("rejects") else None,
                     quality=spec.dataset.quality,
+                    split=_split(spec.training.split) if spec.training.HasField("split") else None,
                 )
             )
 
@@ -102,6 +103,12 @@ async def connect_peers(targets: Targets) -> AsyncIterator[GrpcPeers]:
         )
 
 
+def _split(split: pb.Split) -> ingestion_pb2.Split:
+    return ingestion_pb2.Split(
+        train=split.train, validation=split.validation, test=split.test, by=split.by
+    )
+
+
 @contextmanager
 def _errors_of(service: str, target: str, path: Callable[[str], str]) -> Iterator[None]:
     try:
@@ -129,6 +136,8 @@ def _same(field: str) -> str:
     return field
 
 
-_DATASET_PATHS: Final = _prefixed(dict.fromkeys(("schema", "cut", "rejects", "quality"), "spec.dataset."))
+_DATASET_PATHS: Final = _prefixed(
+    {**dict.fromkeys(("schema", "cut", "rejects", "quality"), "spec.dataset."), "split": "spec.training."}
+)
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
 _DEPLOYMENT_PATHS: Final = _prefixed({"rollout": "spec.deployment.", "name": "spec.deployment."})

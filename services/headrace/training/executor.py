@@ -20,6 +20,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.objects import ObjectStore
 from headrace.runtime.children import bound_to_parent
+from headrace.splits import By, Shares
 from headrace.training.domain.runs import Run, exit_text
 from headrace.training.run import messages
 from headrace.training.run.specification import (
@@ -31,7 +32,6 @@ from headrace.training.run.specification import (
     Normalisation,
     Preparation,
     RunSpec,
-    Shares,
 )
 from headrace.training.use_cases.ports import Ending, Listener
 
@@ -43,6 +43,7 @@ WATCH_SECONDS = 1.0
 # Environment of the run beside the agent's own; the names are those of `headrace.training.run.__main__`.
 PIPE_VARIABLE = "HEADRACE_RUN_PIPE"
 TRACE_VARIABLE = "TRACEPARENT"
+SPLITS_BY: Mapping[int, By] = {ingestion_pb2.SPLIT_BY_TIME: "time"}
 NORMALISATIONS: Mapping[int, Normalisation] = {
     scheduling_pb2.NORMALISATION_STANDARD: "standard",
     scheduling_pb2.NORMALISATION_MIN_MAX: "min_max",
@@ -234,7 +235,10 @@ def specification(task: scheduling_pb2.Task, run: Run, store_uri: str, in_memory
             ),
         ),
         shares=Shares(
-            train=training.split.train, validation=training.split.validation, test=training.split.test
+            train=training.split.train,
+            validation=training.split.validation,
+            test=training.split.test,
+            by=SPLITS_BY.get(training.split.by, "key"),
         ),
         preparations=_preparations(schema, training),
         normalise_label=training.normalise_label == scheduling_pb2.NORMALISATION_STANDARD,

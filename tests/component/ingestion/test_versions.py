@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from datetime import datetime
 
 import asyncpg
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pytest
 from tests.support.ingestion import Ingestion, Process
 from tests.support.waiting import eventually
 
+from headrace import splits
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import quality_pb2
 from headrace.api.ingestion.v1 import versions_pb2 as versions
@@ -35,8 +38,13 @@ def sample(number: int) -> bytes:
     return json.dumps(fields).encode()
 
 
-async def publish(ingestion: Ingestion, numbers: range) -> None:
-    headers = [ingestion.headers(f"{ingestion.dataset}-{number}") for number in numbers]
+async def publish(ingestion: Ingestion, numbers: range, times: Mapping[int, str] | None = None) -> None:
+    headers = [
+        ingestion.headers(
+            f"{ingestion.dataset}-{number}", **({"ce_time": times[number]} if times is not None else {})
+        )
+        for number in numbers
+    ]
     await ingestion.publish(
         [(f"p{n}".encode(), sample(n), header) for n, header in zip(numbers, headers, strict=True)]
     )
@@ -89,6 +97,55 @@ async def test_each_version_has_the_profile_of_all_its_rows(ingestion: Ingestion
     assert radius_diff.ks == pytest.approx(0.5, abs=0.05)
     assert radius_diff.psi > 0.25
     assert both.fields[3].psi == pytest.approx(0)
+
+
+@pytest.mark.parametrize("by", [api.SPLIT_BY_KEY, api.SPLIT_BY_TIME])
+async def test_each_version_has_its_rows_by_split_and_class(
+    ingestion: Ingestion, by: api.SplitBy.ValueType
+) -> None:
+    process = await ingestion.start_ready()
+    split = api.Split(train=0.5, validation=0.25, test=0.25, by=by)
+    request = api.ApplyDatasetRequest(name=ingestion.dataset, schema=ingestion.schema(), split=split)
+    async with ingestion.stub(process) as stub:
+        assert (await stub.ApplyDataset(request)).split == split
+        # Nothing changed.
+        assert (await stub.ApplyDataset(request)).schema_version == 1
+        request.split.test = 0.5
+        with pytest.raises(InvalidArgument) as refused:
+            await stub.ApplyDataset(request)
+    assert (refused.value.reason, refused.value.fields[0].field) == ("INVALID_SPLIT", "split")
+    times = {number: f"2026-01-{1 + number // 10:02}T00:00:00Z" for number in range(120)}
+    await publish(ingestion, range(80), times)
+    await eventually(ingestion.rows, lambda rows: len(rows) == 80)
+    async with ingestion.stub(process) as stub:
+        await stub.CommitVersion(api.CommitVersionRequest(dataset=ingestion.dataset))
+    await publish(ingestion, range(80, 120), times)
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 120)
+    async with ingestion.stub(process) as stub:
+        version = await stub.CommitVersion(api.CommitVersionRequest(dataset=ingestion.dataset))
+        assert version == await stub.GetVersion(api.GetVersionRequest(dataset=ingestion.dataset, version=2))
+    counts = version.split_counts
+    assert counts.split == split
+    if by == api.SPLIT_BY_TIME:
+        # Ten rows of each day: six days, three, three.
+        assert [count.row_count for count in counts.counts] == [60, 30, 30]
+        assert [[item.row_count for item in count.classes] for count in counts.counts] == [
+            [30, 30],
+            [15, 15],
+            [15, 15],
+        ]
+        assert counts.validation_begin_time.ToDatetime() == datetime(2026, 1, 7)  # noqa: DTZ001 - as it is
+        assert counts.test_begin_time.ToDatetime() == datetime(2026, 1, 10)  # noqa: DTZ001 - as it is
+    else:
+        chosen = splits.assign(pa.array([row["id"] for row in rows]), splits.Shares(0.5, 0.25, 0.25)).tolist()
+        found = [
+            (count.row_count, {item.value: item.row_count for item in count.classes})
+            for count in counts.counts
+        ]
+        labels = [[row["malignant"] for row, n in zip(rows, chosen, strict=True) if n == k] for k in range(3)]
+        assert found == [
+            (len(group), {"0": group.count(0), "1": group.count(1)}) for group in labels
+        ]
 
 
 async def test_a_version_from_before_profiles_has_none_and_the_next_has_one_of_all_rows(

@@ -20,6 +20,7 @@ from tests.support.training import KEY, LABEL, features
 
 from headrace.errors import InvalidArgument
 from headrace.objects import ObjectStore
+from headrace.splits import SPLITS, TIME_COLUMN, Shares, assign
 from headrace.training.run.data import HeldSplit, StreamedSplit, load
 from headrace.training.run.errors import Interrupted, TableNotFound, UnusableDataset
 from headrace.training.run.messages import Pipe
@@ -32,9 +33,7 @@ from headrace.training.run.specification import (
     Label,
     Preparation,
     RunSpec,
-    Shares,
 )
-from headrace.training.run.splits import assign
 from headrace.training.run.work import work
 
 EPOCHS = 24
@@ -157,6 +156,35 @@ def test_a_streamed_run_has_the_splits_of_one_in_memory(runs: Runs) -> None:
     held, streamed = runs.run(runs.spec("held")), runs.run(runs.streamed("streamed"))
     assert streamed.rows == held.rows
     assert streamed.metrics["test/accuracy"] > 0.93
+
+
+@pytest.mark.parametrize("in_memory_bytes", [0, IN_MEMORY_BYTES])
+def test_a_run_by_time_tests_on_the_latest_rows(runs: Runs, tmp_path: Path, in_memory_bytes: int) -> None:
+    """The rows are in an order of their own; of those without a label, which are the latest, none counts."""
+    rows = deltalake.DeltaTable(runs.table_uri).to_pyarrow_table()
+    days = np.random.default_rng(1).permutation(len(rows))
+    labelled = days < 500
+    spec = runs.spec("job")
+    timed = rows.append_column(TIME_COLUMN, pa.array(days * 86_400_000_000, pa.timestamp("us", "UTC")))
+    label = pa.array(rows.column(LABEL).to_pylist(), pa.int8(), mask=~labelled)
+    timed = timed.set_column(timed.column_names.index(LABEL), LABEL, label)
+    uri = str(tmp_path / "timed")
+    deltalake.write_deltalake(uri, timed)
+    dataset = spec.dataset.model_copy(update={"table_uri": uri})
+    data = load(
+        dataset, Shares(0.6, 0.2, 0.2, "time"), classified=True, in_memory_bytes=in_memory_bytes
+    )
+    assert [len(split) for split in data.splits()] == [300, 100, 100]
+    first = np.asarray(rows.column(features()[0]), np.float32)
+    for split, (begin, end) in zip(data.splits(), ((0, 300), (300, 400), (400, 500)), strict=True):
+        found = np.concatenate([batch.features[:, 0].numpy() for batch in split.batches()])
+        expected = first[(days >= begin) & (days < end)]
+        np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+    without = rows.drop_columns([TIME_COLUMN]) if TIME_COLUMN in rows.column_names else rows
+    deltalake.write_deltalake(str(tmp_path / "untimed"), without)
+    untimed = spec.dataset.model_copy(update={"table_uri": str(tmp_path / "untimed")})
+    with pytest.raises(UnusableDataset, match="no column _event_time"):
+        load(untimed, Shares(0.6, 0.2, 0.2, "time"), classified=True, in_memory_bytes=in_memory_bytes)
 
 
 def test_what_is_read_besides_the_features_counts_too(runs: Runs) -> None:

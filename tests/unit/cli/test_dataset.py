@@ -59,17 +59,44 @@ def label_field() -> versions.FieldProfile:
     return versions.FieldProfile(name="sick", type=ingestion.FIELD_TYPE_INT8, count=100, top_values=top)
 
 
+def split_counts(by: ingestion.SplitBy.ValueType) -> ingestion.SplitCounts:
+    def count(name: str, zeros: int, ones: int, unlabelled: int = 0) -> ingestion.SplitCount:
+        classes = [
+            ingestion.ClassCount(value="0", row_count=zeros),
+            ingestion.ClassCount(value="1", row_count=ones),
+        ]
+        rows = zeros + ones + unlabelled
+        return ingestion.SplitCount(
+            split=name, row_count=rows, unlabelled_count=unlabelled, classes=classes
+        )
+
+    return ingestion.SplitCounts(
+        split=ingestion.Split(train=0.7, validation=0.15, test=0.15, by=by),
+        counts=[count("train", 60, 40, 40), count("validation", 10, 20), count("test", 30, 0)],
+        validation_begin_time=to_timestamp(datetime(2026, 1, 2, tzinfo=UTC)),
+    )
+
+
 def test_versions_are_listed_with_what_they_are(services: Services, headrace: Headrace) -> None:
     services.answers["ListVersions"] = lambda _: ingestion.ListVersionsResponse(
-        versions=[version(2, tags=["golden"], pinned=True, verdict=quality.VERDICT_WARN), version(1)]
+        versions=[
+            version(
+                2,
+                tags=["golden"],
+                pinned=True,
+                verdict=quality.VERDICT_WARN,
+                split_counts=split_counts(ingestion.SPLIT_BY_KEY),
+            ),
+            version(1),
+        ]
     )
     result = headrace("dataset", "versions", "small")
     assert result.exit_code == 0, result.output
     heading, newest, oldest = result.stdout.splitlines()
     assert heading.split()[:3] == ["dataset", "version", "rows"]
     assert newest.split()[:3] == ["small", "2", "200"]
-    assert newest.split()[5:8] == ["warn", "golden", "yes"]
-    assert oldest.split()[5:8] == ["-", "-", "no"]
+    assert newest.split()[5:9] == ["140/30/30", "warn", "golden", "yes"]
+    assert oldest.split()[5:9] == ["-", "-", "-", "no"]
     assert headrace("get", "versions", "small").stdout == result.stdout
 
 
@@ -96,6 +123,22 @@ def test_a_profile_is_a_table_with_histograms(services: Services, headrace: Head
     document = json.loads(headrace("dataset", "show", "small", "2", "-o", "json").stdout)
     assert document["version"]["version"] == 2
     assert document["profile"]["fields"][0]["numbers"]["mean"] == 4.5
+
+
+def test_a_versions_splits_are_a_table(services: Services, headrace: Headrace) -> None:
+    services.answers["GetProfile"] = lambda _: versions.Profile(row_count=200)
+    services.answers["GetVersion"] = lambda _: version(2, split_counts=split_counts(ingestion.SPLIT_BY_TIME))
+    result = headrace("dataset", "show", "small", "2")
+    assert result.exit_code == 0, result.output
+    _, heading, train, validation, test, _ = result.stdout.splitlines()
+    assert heading.split() == ["by", "time", "rows", "share", "no", "label", "0", "1", "from", "(UTC)"]
+    assert train.split() == ["train", "140", "70.0%", "40", "60", "40", "-"]
+    assert validation.split() == ["validation", "30", "15.0%", "0", "10", "20", "2026-01-02", "00:00:00"]
+    assert test.split() == ["test", "30", "15.0%", "0", "30", "0", "-"]
+    services.answers["GetVersion"] = lambda _: version(2, split_counts=split_counts(ingestion.SPLIT_BY_KEY))
+    assert "by key" in headrace("dataset", "show", "small", "2").stdout
+    document = json.loads(headrace("dataset", "show", "small", "2", "-o", "json").stdout)
+    assert document["version"]["split_counts"]["counts"][0]["classes"][1] == {"value": "1", "row_count": 40}
 
 
 def test_a_dataset_without_a_version_shows_what_is_missing(services: Services, headrace: Headrace) -> None:

@@ -114,6 +114,14 @@ def test_every_part_of_a_complete_file_arrives() -> None:
     assert spec.retrain_on_dataset_version
 
 
+def test_a_split_may_be_by_time() -> None:
+    text = COMPLETE.replace("test: 0.15}", "test: 0.15, by: time}")
+    training = pipeline_file.parse(text).request.spec.training
+    assert training.split == scheduling.Split(
+        train=0.7, validation=0.15, test=0.15, by=ingestion.SPLIT_BY_TIME
+    )
+
+
 RULES = SMALL.replace(
     "    label:",
     """\

@@ -34,6 +34,7 @@ from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Schema
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables, TableState, VersionRows
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
+from headrace.splits import TIME_COLUMN, Shares, assign
 from headrace.telemetry import names
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
@@ -42,10 +43,16 @@ SOURCE = SourcePartition("c", "t", 0)
 
 
 def batch_of(commit: TableCommit) -> pa.RecordBatch:
-    """Its rows: in each the feature is the commit's number, and every second one is labelled 1."""
-    numbers = [float(commit.table_version)] * commit.rows
-    labels = [row % 2 for row in range(commit.rows)]
-    return pa.record_batch({"a": pa.array(numbers, pa.float32()), "y": pa.array(labels, pa.int8())})
+    """Its rows: in each the feature and the time are the commit's number, and every second one is labelled 1."""
+    number = commit.table_version
+    return pa.record_batch(
+        {
+            "id": pa.array([f"{number}-{row}" for row in range(commit.rows)]),
+            "a": pa.array([float(number)] * commit.rows, pa.float32()),
+            "y": pa.array([row % 2 for row in range(commit.rows)], pa.int8()),
+            TIME_COLUMN: pa.array([number] * commit.rows, pa.timestamp("us", "UTC")),
+        }
+    )
 
 
 @dataclass
@@ -297,6 +304,46 @@ async def test_where_new_rows_cannot_be_told_all_are_profiled(why: str) -> None:
         state.profiles.clear()
     version = await state.use_case().commit("d")
     assert state.profiles[2].row_count == version.row_count == 7
+
+
+async def test_splits_by_key_are_counted_from_new_rows_alone_until_the_rule_changes() -> None:
+    state = world()
+    shares = Shares(0.5, 0.25, 0.25)
+    state.dataset = replace(state.dataset, split=shares)
+    state.add_rows(40)
+    await state.use_case().commit("d")
+    state.add_rows(20)
+    state.rows_read = 0
+    version = await state.use_case().commit("d")
+    assert state.rows_read == 20
+    keys = pa.array([f"{number}-{row}" for number, rows in ((1, 40), (2, 20)) for row in range(rows)])
+    expected = [assign(keys, shares).tolist().count(number) for number in range(3)]
+    assert version.split_counts is not None
+    assert [count.rows for count in version.split_counts.splits] == expected
+    state.dataset = replace(state.dataset, split=Shares(1, 0, 0))
+    state.add_rows(1)
+    changed = (await state.use_case().commit("d")).split_counts
+    assert changed is not None
+    assert [count.rows for count in changed.splits] == [61, 0, 0]
+    assert state.profiles[3].row_count == 61
+
+
+async def test_splits_by_time_move_on_with_each_version() -> None:
+    state = world()
+    state.dataset = replace(state.dataset, split=Shares(0.5, 0.25, 0.25, "time"))
+    for _ in range(4):
+        state.add_rows(10)
+    counts = (await state.use_case().commit("d")).split_counts
+    assert counts is not None
+    assert [count.rows for count in counts.splits] == [20, 10, 10]
+    for _ in range(4):
+        state.add_rows(10)
+    counts = (await state.use_case().commit("d")).split_counts
+    assert counts is not None
+    assert [count.rows for count in counts.splits] == [40, 20, 20]
+    epoch = datetime.fromtimestamp(0, UTC)
+    assert counts.validation_begins == epoch + timedelta(microseconds=5)
+    assert counts.test_begins == epoch + timedelta(microseconds=7)
 
 
 async def test_a_version_is_judged_before_it_is_told_of() -> None:

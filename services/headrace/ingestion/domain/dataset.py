@@ -10,13 +10,16 @@ from headrace.ingestion.domain.content_hash import combine
 from headrace.ingestion.domain.quality import Finding, QualityRule, VersionVerdict
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.schema import Cut, Schema
+from headrace.ingestion.domain.split_counts import SplitCounts
+from headrace.splits import Shares
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """A dataset as its owner declared it. `schema_version` grows by one with each schema change.
 
-    `values_changed` says whether one of them lets events of stored rows make other values.
+    `values_changed` says whether one of them lets events of stored rows make other values. `split` is how
+    versions' rows are counted; None: they are not.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Dataset:
     rejects: Rejects = field(default_factory=Rejects)
     quality: tuple[QualityRule, ...] = ()
     values_changed: bool = False
+    split: Shares | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,6 +96,7 @@ class DatasetVersion:
     findings: tuple[Finding, ...] = ()
     tags: tuple[str, ...] = ()
     pinned: bool = False
+    split_counts: SplitCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)

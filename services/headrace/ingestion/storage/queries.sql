@@ -1,12 +1,12 @@
 -- name: datasets_by_name
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed
+    values_changed, split
 from datasets
 where name = any($1::text[]);
 
 -- name: list_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed
+    values_changed, split
 from datasets
 where name > $1
 order by name
@@ -14,7 +14,7 @@ limit $2;
 
 -- name: self_cutting_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed
+    values_changed, split
 from datasets
 where cut_rows > 0 or cut_seconds > 0
 order by name;
@@ -33,8 +33,8 @@ select name, schema_version from datasets where name = any($1::text[]);
 -- name: insert_dataset
 insert into datasets
     (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-     values_changed)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+     values_changed, split)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 on conflict (name) do nothing
 returning name;
 
@@ -42,15 +42,15 @@ returning name;
 -- update_time tells whether the row is still the one that was read.
 update datasets
 set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7,
-    quality = $9, values_changed = $10
+    quality = $9, values_changed = $10, split = $11
 where name = $1 and update_time = $8
 returning name;
 
 -- name: insert_version
 insert into dataset_versions
     (dataset, version, table_version, schema_version, row_count, content_hash, sources, traceparent, create_time,
-     verdict, findings)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+     verdict, findings, split_counts)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 on conflict (dataset, version) do nothing
 returning version;
 

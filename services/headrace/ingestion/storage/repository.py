@@ -37,6 +37,12 @@ from headrace.ingestion.quality_translation import (
     rule_from_message,
     rule_to_message,
 )
+from headrace.ingestion.split_translation import (
+    split_counts_from_message,
+    split_counts_to_message,
+    split_from_message,
+    split_to_message,
+)
 from headrace.ingestion.storage.profile_rows import field_profile, profile_columns
 from headrace.ingestion.use_cases.ports import (
     PendingCount,
@@ -53,6 +59,7 @@ from headrace.postgres import Connection, Pool, outbox, transaction
 from headrace.postgres.queries import Queries, load_queries
 from headrace.rpc.convert import to_duration, to_timestamp
 from headrace.runtime.ids import new_id
+from headrace.splits import Shares
 
 SOURCE: Final = "headrace/ingestion"
 VERSION_COMMITTED: Final = "headrace.ingestion.dataset-version-committed.v1"
@@ -231,6 +238,7 @@ class PostgresRepository:
             dataset.update_time,
             _quality_json(dataset.quality),
             dataset.values_changed,
+            _split_json(dataset.split),
         )
         return inserted is not None
 
@@ -249,6 +257,7 @@ class PostgresRepository:
             expected.update_time,
             _quality_json(dataset.quality),
             dataset.values_changed,
+            _split_json(dataset.split),
         )
         return updated is not None
 
@@ -267,6 +276,7 @@ class PostgresRepository:
             version.create_time,
             version.verdict,
             [_message_json(finding_to_message(finding)) for finding in version.findings],
+            _message_json(split_counts_to_message(version.split_counts)) if version.split_counts else None,
         )
         return inserted is not None
 
@@ -420,6 +430,10 @@ def _quality_json(rules: Sequence[QualityRule]) -> list[dict[str, object]]:
     return [_message_json(rule_to_message(rule)) for rule in rules]
 
 
+def _split_json(split: Shares | None) -> dict[str, object] | None:
+    return _message_json(split_to_message(split)) if split else None
+
+
 def _message_json(message: Message) -> dict[str, object]:
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
@@ -468,6 +482,7 @@ def _dataset(row: asyncpg.Record) -> Dataset:
             for rule in row["quality"]
         ),
         values_changed=row["values_changed"],
+        split=split_from_message(json_format.ParseDict(row["split"], api.Split())) if row["split"] else None,
     )
 
 
@@ -492,6 +507,9 @@ def _version(row: asyncpg.Record) -> DatasetVersion:
         ),
         tags=tuple(row["tags"] or ()),
         pinned=row["pinned"],
+        split_counts=split_counts_from_message(json_format.ParseDict(row["split_counts"], api.SplitCounts()))
+        if row["split_counts"]
+        else None,
     )
 
 

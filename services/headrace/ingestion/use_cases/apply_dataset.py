@@ -12,8 +12,10 @@ from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.quality import QualityRule, check_quality
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.schema import Cut, Schema, changes_values, check_evolution, check_schema
+from headrace.ingestion.domain.split_counts import check_split
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
 from headrace.runtime.clock import Clock
+from headrace.splits import Shares
 
 _ATTEMPTS: Final = 5
 
@@ -27,22 +29,29 @@ class ApplyDataset:
         self._clock = clock
 
     async def __call__(
-        self, name: str, schema: Schema, cut: Cut, rejects: Rejects, quality: Sequence[QualityRule] = ()
+        self,
+        name: str,
+        schema: Schema,
+        cut: Cut,
+        rejects: Rejects,
+        quality: Sequence[QualityRule] = (),
+        split: Shares | None = None,
     ) -> Dataset:
         """Make the dataset be so.
 
-        Raises InvalidArgument INVALID_SCHEMA or INVALID_QUALITY, FailedPrecondition INCOMPATIBLE_SCHEMA
-        or TABLE_MISMATCH.
+        Raises InvalidArgument INVALID_SCHEMA, INVALID_QUALITY or INVALID_SPLIT, FailedPrecondition
+        INCOMPATIBLE_SCHEMA or TABLE_MISMATCH.
         """
         check_schema(schema)
         check_quality(quality, schema)
+        check_split(split)
         rules = tuple(quality)
         for _ in range(_ATTEMPTS):
             existing = (await self._catalogue.datasets([name])).get(name)
             dataset = (
-                await self._create(name, schema, cut, rejects, rules)
+                await self._create(name, schema, cut, rejects, rules, split)
                 if existing is None
-                else await self._change(existing, schema, cut, rejects, rules)
+                else await self._change(existing, schema, cut, rejects, rules, split)
             )
             if dataset is not None:
                 # Writers bring a table up to their schema themselves; done here, a mistake in the store's
@@ -52,10 +61,16 @@ class ApplyDataset:
         raise Aborted("DATASET_CONFLICT", f"{name} is being changed by others; try again")
 
     async def _create(
-        self, name: str, schema: Schema, cut: Cut, rejects: Rejects, quality: tuple[QualityRule, ...]
+        self,
+        name: str,
+        schema: Schema,
+        cut: Cut,
+        rejects: Rejects,
+        quality: tuple[QualityRule, ...],
+        split: Shares | None,
     ) -> Dataset | None:
         now = self._clock()
-        dataset = Dataset(name, schema, cut, 1, now, now, rejects, quality)
+        dataset = Dataset(name, schema, cut, 1, now, now, rejects, quality, split=split)
         # The table first: a dataset whose table cannot be made would take in events and store none.
         await asyncio.to_thread(self._tables.ensure, dataset)
         async with self._catalogue.transaction() as repository:
@@ -68,9 +83,10 @@ class ApplyDataset:
         cut: Cut,
         rejects: Rejects,
         quality: tuple[QualityRule, ...],
+        split: Shares | None,
     ) -> Dataset | None:
-        declared = (existing.schema, existing.cut, existing.rejects, existing.quality)
-        if declared == (schema, cut, rejects, quality):
+        declared = (existing.schema, existing.cut, existing.rejects, existing.quality, existing.split)
+        if declared == (schema, cut, rejects, quality, split):
             return existing
         check_evolution(existing.schema, schema)
         changed = replace(
@@ -79,6 +95,7 @@ class ApplyDataset:
             cut=cut,
             rejects=rejects,
             quality=quality,
+            split=split,
             schema_version=existing.schema_version + (existing.schema != schema),
             update_time=self._clock(),
             values_changed=existing.values_changed or changes_values(existing.schema, schema),

@@ -139,7 +139,9 @@ class CutVersions:
             # Before anything is stored: no version is there without its profile and its verdict.
             profiled = await self._profile(dataset, last, uncut.table_version)
             verdict = verdict_of(profiled.findings)
-            version = replace(version, verdict=verdict, findings=profiled.findings)
+            version = replace(
+                version, verdict=verdict, findings=profiled.findings, split_counts=profiled.split_counts
+            )
             async with self._catalogue.transaction() as repository:
                 if not await repository.insert_version(version):
                     return None

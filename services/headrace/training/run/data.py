@@ -11,13 +11,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.datasets import Classes, Encoding, Numbers, Reader, Shuffle, Table
-from headrace.training.run import splits
+from headrace.splits import (
+    SPLITS,
+    TIME_COLUMN,
+    ByKey,
+    ByTime,
+    Shares,
+    Splitter,
+    begins_of,
+    microseconds,
+)
 from headrace.training.run.errors import UnusableDataset, explained
 from headrace.training.run.order import HeldOrder, Order, StreamedOrder
-from headrace.training.run.specification import Dataset, Shares
+from headrace.training.run.specification import Dataset
 
 # Of two samples with one key, their place in the topic decides the order; tables without are fine.
 ORDER_COLUMNS = ("_topic", "_partition", "_offset")
@@ -30,6 +40,23 @@ class Rows(NamedTuple):
 
     features: Tensor
     labels: Tensor
+
+
+class InSplit:
+    """Rows of one split that have a label: what a reader of the table selects."""
+
+    def __init__(self, number: int, splitter: Splitter, label: str) -> None:
+        self.columns = (splitter.column, label)
+        self._number = number
+        self._splitter = splitter
+
+    def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Whether each row is one of them."""
+        values, label = (batch.column(name) for name in self.columns)
+        chosen: NDArray[np.bool_] = self._splitter.assign(values) == self._number
+        if label.null_count:
+            chosen &= label.is_valid().to_numpy(zero_copy_only=False)
+        return chosen
 
 
 class Split(Protocol):
@@ -85,7 +112,7 @@ class StreamedSplit:
     count: int
     table: Table
     encodings: tuple[Encoding, ...]
-    selection: splits.InSplit
+    selection: InSplit
 
     def __len__(self) -> int:
         return self.count
@@ -133,7 +160,7 @@ def load(
     in_memory_bytes: int,
     nullable: Collection[str] = (),
 ) -> Data:
-    """Open a dataset version and split it by key; rows without a label are left out.
+    """Open a dataset version and split it; rows without a label are left out.
 
     A table of which more than `in_memory_bytes` are read, keys included, is streamed. Of a smaller one the
     rows' order does not depend on its files. `classified`: labels are indices into the dataset's classes. A
@@ -151,7 +178,8 @@ def load(
         table.require([dataset.key, *features, dataset.label.name])
         columns = _held_columns(table, dataset, encodings)
         streamed = table.decoded_bytes(columns) > in_memory_bytes
-        data = (_streamed if streamed else _held)(table, dataset, shares, encodings)
+        splitter = _splitter(table, dataset, shares, streamed=streamed)
+        data = (_streamed if streamed else _held)(table, dataset, splitter, encodings)
     if not len(data.train):
         raise UnusableDataset(
             f"of the {sum(map(len, data.splits()))} rows with a label none is in the training split; "
@@ -160,45 +188,61 @@ def load(
     return data
 
 
-def _held(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[Encoding, ...]) -> Data:
-    rows = _with_wide_offsets(table.read(_held_columns(table, dataset, encodings)))
+def _splitter(table: Table, dataset: Dataset, shares: Shares, *, streamed: bool) -> Splitter:
+    if shares.by == "key":
+        # Of many rows a few come at a time.
+        return ByKey(dataset.key, shares, few=0) if streamed else ByKey(dataset.key, shares)
+    columns = [TIME_COLUMN, dataset.label.name]
+    table.require(columns)
+
+    def times() -> Iterator[NDArray[np.int64]]:
+        for part in table.parts:
+            for batch in table.scan(part, columns):
+                time, label = (batch.column(name) for name in columns)
+                yield microseconds(time.filter(label.is_valid()))
+
+    return ByTime(begins_of(times, shares))
+
+
+def _held(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]) -> Data:
+    columns = dict.fromkeys([*_held_columns(table, dataset, encodings), splitter.column])
+    rows = _with_wide_offsets(table.read(list(columns)))
     rows = rows.filter(pc.is_valid(rows.column(dataset.label.name)))
     order = [(name, "ascending") for name in (dataset.key, *_order_columns(table))]
     rows = rows.sort_by(order).combine_chunks()
     if not len(rows):
-        return Data(*(HeldSplit(name, Rows(torch.empty(0), torch.empty(0))) for name in splits.SPLITS))
+        return Data(*(HeldSplit(name, Rows(torch.empty(0), torch.empty(0))) for name in SPLITS))
     [batch] = rows.to_batches()
     encoded = [encoding.encode(batch) for encoding in encodings]
-    chosen = torch.from_numpy(splits.assign(batch.column(dataset.key), shares))
+    chosen = torch.from_numpy(splitter.assign(batch.column(splitter.column)))
     return Data(
         *(
             HeldSplit(name, Rows(*(tensor[chosen == number] for tensor in encoded)))
-            for number, name in enumerate(splits.SPLITS)
+            for number, name in enumerate(SPLITS)
         )
     )
 
 
-def _streamed(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[Encoding, ...]) -> Data:
-    selections = [
-        splits.InSplit(number, dataset.key, dataset.label.name, shares)
-        for number, _ in enumerate(splits.SPLITS)
-    ]
-    counts = _counts(table, dataset, shares, encodings)
+def _streamed(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]) -> Data:
+    selections = [InSplit(number, splitter, dataset.label.name) for number, _ in enumerate(SPLITS)]
+    counts = _counts(table, dataset, splitter, encodings)
     return Data(
         *(
             StreamedSplit(name, count, table, encodings, selection)
-            for name, count, selection in zip(splits.SPLITS, counts, selections, strict=True)
+            for name, count, selection in zip(SPLITS, counts, selections, strict=True)
         )
     )
 
 
-def _counts(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[Encoding, ...]) -> list[int]:
+def _counts(
+    table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]
+) -> list[int]:
     """Rows with a label, by split.
 
     All of them are encoded, so that one that cannot be ends the run before it is trained, not after.
     """
-    counts = np.zeros(len(splits.SPLITS), np.int64)
-    columns = list(dict.fromkeys([dataset.key, *_encoded_columns(encodings)]))
+    counts = np.zeros(len(SPLITS), np.int64)
+    columns = list(dict.fromkeys([splitter.column, *_encoded_columns(encodings)]))
     for part in table.parts:
         for batch in table.scan(part, columns):
             labelled = batch.filter(batch.column(dataset.label.name).is_valid())
@@ -206,7 +250,7 @@ def _counts(table: Table, dataset: Dataset, shares: Shares, encodings: tuple[Enc
                 continue
             for encoding in encodings:
                 encoding.encode(labelled)
-            chosen = splits.assign(labelled.column(dataset.key), shares, few=0)
+            chosen = splitter.assign(labelled.column(splitter.column))
             counts += np.bincount(chosen, minlength=len(counts))
     return [int(count) for count in counts]
 

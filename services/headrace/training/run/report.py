@@ -8,7 +8,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
-from headrace.training.run.specification import Dataset, Preparation, Shares
+from headrace.splits import Shares
+from headrace.training.run.specification import Dataset, Preparation
 
 REPORT_FILE: Final = "report.json"
 MODEL_FILE: Final = "model.onnx"

@@ -9,6 +9,8 @@ from typing import Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from headrace.splits import Shares
+
 SPEC_FILE: Final = "spec.json"
 # Higher wherever a release computes something else from the same specification, or keeps another state of it.
 COMPUTATION: Final = 2
@@ -18,14 +20,6 @@ IN_MEMORY_BYTES: Final = 128 << 20
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Shares(_Frozen):
-    """Shares of the rows, by the keys' hashes; they sum to 1."""
-
-    train: float
-    validation: float
-    test: float
 
 
 Normalisation: TypeAlias = Literal["none", "standard", "min_max", "robust"]

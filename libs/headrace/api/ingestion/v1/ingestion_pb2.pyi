@@ -83,6 +83,34 @@ FIELD_ROLE_TIME: FieldRole.ValueType  # 4
 """When the sample was true: it becomes the row's event time, in the place of ce_time. A timestamp; one at most."""
 Global___FieldRole: typing_extensions.TypeAlias = FieldRole
 
+class _SplitBy:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _SplitByEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_SplitBy.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SPLIT_BY_UNSPECIFIED: _SplitBy.ValueType  # 0
+    """As SPLIT_BY_KEY."""
+    SPLIT_BY_KEY: _SplitBy.ValueType  # 1
+    """A stable hash of the key: a sample never moves between splits."""
+    SPLIT_BY_TIME: _SplitBy.ValueType  # 2
+    """The event time: of each version's rows with a label the earliest train and the latest test. Rows of one
+    moment stay together.
+    """
+
+class SplitBy(_SplitBy, metaclass=_SplitByEnumTypeWrapper):
+    """What decides a row's split."""
+
+SPLIT_BY_UNSPECIFIED: SplitBy.ValueType  # 0
+"""As SPLIT_BY_KEY."""
+SPLIT_BY_KEY: SplitBy.ValueType  # 1
+"""A stable hash of the key: a sample never moves between splits."""
+SPLIT_BY_TIME: SplitBy.ValueType  # 2
+"""The event time: of each version's rows with a label the earliest train and the latest test. Rows of one
+moment stay together.
+"""
+Global___SplitBy: typing_extensions.TypeAlias = SplitBy
+
 class _RejectedState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -192,7 +220,7 @@ class Schema(google.protobuf.message.Message):
     LABEL_FIELD_NUMBER: builtins.int
     ATTRIBUTES_FIELD_NUMBER: builtins.int
     key: builtins.str
-    """The string field that names the sample's entity; it decides the sample's split."""
+    """The string field that names the sample's entity; rows are split by it, unless by time."""
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Field]:
         """In the order in which models receive them."""
@@ -282,6 +310,122 @@ class Rejects(google.protobuf.message.Message):
 Global___Rejects: typing_extensions.TypeAlias = Rejects
 
 @typing.final
+class Split(google.protobuf.message.Message):
+    """Shares of the rows for training, validation and test; they sum to 1."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRAIN_FIELD_NUMBER: builtins.int
+    VALIDATION_FIELD_NUMBER: builtins.int
+    TEST_FIELD_NUMBER: builtins.int
+    BY_FIELD_NUMBER: builtins.int
+    train: builtins.float
+    validation: builtins.float
+    test: builtins.float
+    by: Global___SplitBy.ValueType
+    def __init__(
+        self,
+        *,
+        train: builtins.float = ...,
+        validation: builtins.float = ...,
+        test: builtins.float = ...,
+        by: Global___SplitBy.ValueType = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["by", b"by", "test", b"test", "train", b"train", "validation", b"validation"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Split: typing_extensions.TypeAlias = Split
+
+@typing.final
+class SplitCounts(google.protobuf.message.Message):
+    """How a version's rows are split."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPLIT_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
+    VALIDATION_BEGIN_TIME_FIELD_NUMBER: builtins.int
+    TEST_BEGIN_TIME_FIELD_NUMBER: builtins.int
+    @property
+    def split(self) -> Global___Split:
+        """By this rule, the dataset's when the version was cut."""
+
+    @property
+    def counts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SplitCount]:
+        """train, validation and test."""
+
+    @property
+    def validation_begin_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """By time: the first moments of these splits; unset where they have no rows."""
+
+    @property
+    def test_begin_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        split: Global___Split | None = ...,
+        counts: collections.abc.Iterable[Global___SplitCount] | None = ...,
+        validation_begin_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        test_begin_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["split", b"split", "test_begin_time", b"test_begin_time", "validation_begin_time", b"validation_begin_time"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["counts", b"counts", "split", b"split", "test_begin_time", b"test_begin_time", "validation_begin_time", b"validation_begin_time"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SplitCounts: typing_extensions.TypeAlias = SplitCounts
+
+@typing.final
+class SplitCount(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPLIT_FIELD_NUMBER: builtins.int
+    ROW_COUNT_FIELD_NUMBER: builtins.int
+    UNLABELLED_COUNT_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
+    split: builtins.str
+    """train, validation or test."""
+    row_count: builtins.int
+    unlabelled_count: builtins.int
+    """Rows without a label, which no job trains on."""
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ClassCount]:
+        """Of a label with allowed values, each of them."""
+
+    def __init__(
+        self,
+        *,
+        split: builtins.str = ...,
+        row_count: builtins.int = ...,
+        unlabelled_count: builtins.int = ...,
+        classes: collections.abc.Iterable[Global___ClassCount] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["classes", b"classes", "row_count", b"row_count", "split", b"split", "unlabelled_count", b"unlabelled_count"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SplitCount: typing_extensions.TypeAlias = SplitCount
+
+@typing.final
+class ClassCount(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: builtins.int
+    ROW_COUNT_FIELD_NUMBER: builtins.int
+    value: builtins.str
+    """A JSON value."""
+    row_count: builtins.int
+    def __init__(
+        self,
+        *,
+        value: builtins.str = ...,
+        row_count: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["row_count", b"row_count", "value", b"value"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ClassCount: typing_extensions.TypeAlias = ClassCount
+
+@typing.final
 class Dataset(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -299,6 +443,7 @@ class Dataset(google.protobuf.message.Message):
     CUT_HELD_FIELD_NUMBER: builtins.int
     REJECT_ALERT_TIME_FIELD_NUMBER: builtins.int
     QUALITY_FIELD_NUMBER: builtins.int
+    SPLIT_FIELD_NUMBER: builtins.int
     name: builtins.str
     schema_version: builtins.int
     """Grows by one with each accepted schema change."""
@@ -327,6 +472,8 @@ class Dataset(google.protobuf.message.Message):
 
     @property
     def quality(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityRule]: ...
+    @property
+    def split(self) -> Global___Split: ...
     def __init__(
         self,
         *,
@@ -344,10 +491,11 @@ class Dataset(google.protobuf.message.Message):
         cut_held: builtins.bool = ...,
         reject_alert_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
+        split: Global___Split | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "reject_alert_time", b"reject_alert_time", "rejects", b"rejects", "schema", b"schema", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "reject_alert_time", b"reject_alert_time", "rejects", b"rejects", "schema", b"schema", "split", b"split", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "quality", b"quality", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "table_uri", b"table_uri", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "quality", b"quality", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "split", b"split", "table_uri", b"table_uri", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Dataset: typing_extensions.TypeAlias = Dataset
@@ -400,6 +548,7 @@ class DatasetVersion(google.protobuf.message.Message):
     PINNED_FIELD_NUMBER: builtins.int
     VERDICT_FIELD_NUMBER: builtins.int
     FINDINGS_FIELD_NUMBER: builtins.int
+    SPLIT_COUNTS_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     version: builtins.int
     """1, 2, 3, ..."""
@@ -428,6 +577,10 @@ class DatasetVersion(google.protobuf.message.Message):
     def findings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityFinding]:
         """In the order of the rules."""
 
+    @property
+    def split_counts(self) -> Global___SplitCounts:
+        """Unset where the dataset said nothing of a split when the version was cut."""
+
     def __init__(
         self,
         *,
@@ -445,10 +598,11 @@ class DatasetVersion(google.protobuf.message.Message):
         pinned: builtins.bool = ...,
         verdict: headrace.api.ingestion.v1.quality_pb2.Verdict.ValueType = ...,
         findings: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityFinding] | None = ...,
+        split_counts: Global___SplitCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "split_counts", b"split_counts"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["content_hash", b"content_hash", "create_time", b"create_time", "dataset", b"dataset", "findings", b"findings", "pinned", b"pinned", "row_count", b"row_count", "schema_version", b"schema_version", "sources", b"sources", "table_uri", b"table_uri", "table_version", b"table_version", "tags", b"tags", "traceparent", b"traceparent", "verdict", b"verdict", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["content_hash", b"content_hash", "create_time", b"create_time", "dataset", b"dataset", "findings", b"findings", "pinned", b"pinned", "row_count", b"row_count", "schema_version", b"schema_version", "sources", b"sources", "split_counts", b"split_counts", "table_uri", b"table_uri", "table_version", b"table_version", "tags", b"tags", "traceparent", b"traceparent", "verdict", b"verdict", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___DatasetVersion: typing_extensions.TypeAlias = DatasetVersion
@@ -567,6 +721,7 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     CUT_FIELD_NUMBER: builtins.int
     REJECTS_FIELD_NUMBER: builtins.int
     QUALITY_FIELD_NUMBER: builtins.int
+    SPLIT_FIELD_NUMBER: builtins.int
     name: builtins.str
     @property
     def schema(self) -> Global___Schema: ...
@@ -578,6 +733,10 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     def quality(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityRule]:
         """What versions that are cut from now on have to keep."""
 
+    @property
+    def split(self) -> Global___Split:
+        """By what the rows of versions that are cut from now on are counted; absent: they are not."""
+
     def __init__(
         self,
         *,
@@ -586,10 +745,11 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
         cut: Global___Cut | None = ...,
         rejects: Global___Rejects | None = ...,
         quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
+        split: Global___Split | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema", "split", b"split"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "schema", b"schema"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "schema", b"schema", "split", b"split"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDatasetRequest: typing_extensions.TypeAlias = ApplyDatasetRequest

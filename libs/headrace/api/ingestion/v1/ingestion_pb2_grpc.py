@@ -114,6 +114,7 @@ class IngestionServiceServicer(object):
         rewrites the table once.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
+        INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.

@@ -38,6 +38,7 @@ class IngestionServiceStub:
     rewrites the table once.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
+    INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
@@ -111,6 +112,7 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     rewrites the table once.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
+    INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
@@ -187,6 +189,7 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         rewrites the table once.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
+        INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.

@@ -219,7 +219,7 @@ class TrainingSpec(google.protobuf.message.Message):
 
     @property
     def split(self) -> Global___Split:
-        """Shares of the rows by a stable hash of the key; they sum to 1."""
+        """Shares of the rows by a stable hash of the key, or by time; they sum to 1. Part of the dataset, too."""
 
     @property
     def preparations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Preparation]:
@@ -311,17 +311,20 @@ class Split(google.protobuf.message.Message):
     TRAIN_FIELD_NUMBER: builtins.int
     VALIDATION_FIELD_NUMBER: builtins.int
     TEST_FIELD_NUMBER: builtins.int
+    BY_FIELD_NUMBER: builtins.int
     train: builtins.float
     validation: builtins.float
     test: builtins.float
+    by: headrace.api.ingestion.v1.ingestion_pb2.SplitBy.ValueType
     def __init__(
         self,
         *,
         train: builtins.float = ...,
         validation: builtins.float = ...,
         test: builtins.float = ...,
+        by: headrace.api.ingestion.v1.ingestion_pb2.SplitBy.ValueType = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["test", b"test", "train", b"train", "validation", b"validation"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["by", b"by", "test", b"test", "train", b"train", "validation", b"validation"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Split: typing_extensions.TypeAlias = Split

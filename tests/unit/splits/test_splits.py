@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from headrace.training.run import splits
-from headrace.training.run.specification import Shares
-from headrace.training.run.splits import InSplit, place
+from headrace import splits
+from headrace.splits import NEVER, ByTime, Shares, begins_of, microseconds, place
 
 SHARES = Shares(train=0.7, validation=0.15, test=0.15)
 GOLDEN = {"patient-1": 0.4485146818919713, "": 0.8931675160897388, "Ünïcode ✓": 0.530574701649926}
@@ -56,16 +58,40 @@ def test_shares_are_met_nearly() -> None:
     np.testing.assert_allclose(counts / 100_000, [0.7, 0.15, 0.15], atol=0.005)
 
 
-def test_a_splits_rows_have_its_keys_and_a_label() -> None:
-    keys = [f"key-{number}" for number in range(40)]
-    labels = [None if number % 4 == 0 else number for number in range(40)]
-    batch = pa.record_batch({"k": pa.array(keys), "y": pa.array(labels, pa.int8())})
-    found = [InSplit(number, "k", "y", SHARES).mask(batch).tolist() for number in range(3)]
-    expected = [
-        [
-            split == number and label is not None
-            for split, label in zip(assign(keys, SHARES), labels, strict=True)
-        ]
-        for number in range(3)
-    ]
-    assert found == expected
+def times_of(*chunks: list[int]) -> Callable[[], Iterator[NDArray[np.int64]]]:
+    return lambda: (np.array(chunk, np.int64) for chunk in chunks)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.integers(-(10**17), 10**17) | st.integers(0, 5)), max_size=4),
+    st.integers(1, 100),
+    st.integers(0, 100),
+)
+def test_by_time_splits_begin_where_sorting_says(chunks: list[list[int]], train: int, both: int) -> None:
+    both = max(train, both)
+    shares = Shares(train / 100, (both - train) / 100, (100 - both) / 100, "time")
+    ordered = [*sorted(time for chunk in chunks for time in chunk), NEVER]
+    ranks = [min(round(end * (len(ordered) - 1)), len(ordered) - 1) for end in (train / 100, both / 100)]
+    assert begins_of(times_of(*chunks), shares) == tuple(ordered[rank] for rank in ranks)
+
+
+def test_by_time_the_earliest_train_and_rows_of_a_moment_stay_together() -> None:
+    shares = Shares(0.5, 0.25, 0.25, "time")
+    begins = begins_of(times_of([60, 10, 20, 20], [20, 30, 50, 40]), shares)
+    assert begins == (30, 50)
+    times = pa.array([10, 20, 29, 30, 49, 50, 60, None], pa.timestamp("us", "UTC")).drop_null()
+    assert ByTime(begins).assign(times).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert begins_of(times_of([7] * 9), shares) == (7, 7)
+    assert begins_of(times_of(), shares) == (NEVER, NEVER)
+
+
+def test_by_time_a_share_of_zero_gets_nothing() -> None:
+    assert begins_of(times_of([1, 2, 3, 4]), Shares(1, 0, 0, "time")) == (NEVER, NEVER)
+    assert begins_of(times_of([1, 2, 3, 4]), Shares(0.5, 0.5, 0, "time")) == (3, NEVER)
+    assert begins_of(times_of([1, 2, 3, 4]), Shares(0.5, 0, 0.5, "time")) == (3, 3)
+
+
+def test_by_time_only_moments_count_not_their_unit() -> None:
+    moments = pa.array([1, 2, 3], pa.timestamp("s", "UTC"))
+    assert microseconds(moments).tolist() == [1_000_000, 2_000_000, 3_000_000]
