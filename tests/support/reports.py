@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from headrace.training.run.report import Report, Signature
 from headrace.splits import Shares
+from headrace.training.run.report import Report, Signature
 from headrace.training.run.specification import Dataset, Label
 
 

@@ -7,6 +7,7 @@ they are where not, for the validation to say. A JSON line is sent as it is.
 
 from __future__ import annotations
 
+import base64
 import csv
 import glob
 import gzip
@@ -171,7 +172,7 @@ def read_rows(path: Path, schema: ingestion.Schema) -> Iterator[Row]:
         elif form in CSV:
             yield from _csv_rows(path, schema)
         else:
-            yield from _parquet_rows(path, schema.key)
+            yield from _parquet_rows(path, schema)
 
 
 def form_of(path: Path) -> str:
@@ -274,19 +275,35 @@ def _number(text: str, *, integer: bool) -> object:
     return number if math.isfinite(number) else text
 
 
-def _parquet_rows(path: Path, key: str) -> Iterator[Row]:
+def _parquet_rows(path: Path, schema: ingestion.Schema) -> Iterator[Row]:
     import pyarrow.parquet as pq
+
+    key = schema.key
+    tensors = {
+        field.name
+        for field in (*schema.features, *schema.attributes)
+        if field.type == ingestion.FIELD_TYPE_TENSOR
+    }
 
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_BATCH_ROWS):
             for values in batch.to_pylist():
                 number += 1
-                sample = {name: _plain(value) for name, value in values.items() if not _is_missing(value)}
+                sample = {
+                    name: _base64(value) if name in tensors else _plain(value)
+                    for name, value in values.items()
+                    if not _is_missing(value)
+                }
                 # Keys are text; files often have them as numbers.
                 if isinstance(sample.get(key), int):
                     sample[key] = str(sample[key])
                 yield Row(number, orjson.dumps(sample), str(sample.get(key, "")))
+
+
+def _base64(value: object) -> object:
+    """A tensor's bytes as JSON has them."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else _plain(value)
 
 
 def _is_missing(value: object) -> bool:

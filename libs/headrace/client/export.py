@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from headrace.errors import AlreadyExists, InvalidArgument
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.csv
 
     from headrace.client.client import HeadraceClient
 
@@ -106,8 +108,47 @@ def _parquet(path: Path, schema: pa.Schema) -> _Writer:
 def _csv(path: Path, schema: pa.Schema) -> _Writer:
     from pyarrow import csv
 
-    writer: _Writer = csv.CSVWriter(path, schema)
-    return writer
+    return _CsvWriter(csv.CSVWriter(path, _in_text(schema)))
+
+
+def _in_text(schema: pa.Schema) -> pa.Schema:
+    """The schema with texts in the place of bytes, which CSV cannot have."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [field.with_type(pa.string()) if pa.types.is_binary(field.type) else field for field in schema]
+    )
+
+
+class _CsvWriter:
+    """CSV with tensors in base64."""
+
+    def __init__(self, writer: pyarrow.csv.CSVWriter) -> None:
+        self._writer = writer
+
+    def __enter__(self) -> Self:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.__exit__(*error)
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        import pyarrow as pa
+
+        columns = [
+            pa.array([None if value is None else _base64(value) for value in column.to_pylist()], pa.string())
+            if pa.types.is_binary(column.type)
+            else column
+            for column in batch.columns
+        ]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_in_text(batch.schema)))
+
+
+def _base64(value: object) -> str:
+    """A tensor's bytes as text."""
+    assert isinstance(value, bytes)
+    return base64.b64encode(value).decode()
 
 
 class _JsonLines:
@@ -126,7 +167,7 @@ class _JsonLines:
         import orjson
 
         self._file.writelines(
-            orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in batch.to_pylist()
+            orjson.dumps(row, default=_base64, option=orjson.OPT_APPEND_NEWLINE) for row in batch.to_pylist()
         )
 
 

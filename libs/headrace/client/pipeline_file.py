@@ -10,6 +10,7 @@ spec:
       mean_radius: {type: float32, min: 0, nullable: true, unit: mm, description: of the nucleus}
       grade: {type: int8, nullable: true}
       site: {type: string, pattern: "^[A-Z]{3}$", default: UNK}
+      image: {type: tensor, dtype: uint8, shape: [8, 8], format: png}     # or raw, the default, or jpeg
     label: {name: malignant, type: int8, classes: [0, 1]}
     attributes:                   # stored, and given to no model
       sex: {type: string, role: protected, values: [f, m]}
@@ -66,6 +67,16 @@ ROLES: Final = {
     name.removeprefix("FIELD_ROLE_").lower(): number
     for name, number in ingestion.FieldRole.items()
     if number != ingestion.FIELD_ROLE_UNSPECIFIED
+}
+DTYPES: Final = {
+    name.removeprefix("TENSOR_DTYPE_").lower(): number
+    for name, number in ingestion.TensorDtype.items()
+    if number != ingestion.TENSOR_DTYPE_UNSPECIFIED
+}
+FORMATS: Final = {
+    name.removeprefix("TENSOR_FORMAT_").lower(): number
+    for name, number in ingestion.TensorFormat.items()
+    if number != ingestion.TENSOR_FORMAT_UNSPECIFIED
 }
 NORMALISATIONS: Final = {
     "none": scheduling.NORMALISATION_NONE,
@@ -264,7 +275,18 @@ def _label(document: Document, place: Place) -> ingestion.Field:
     return _field(document, document.text(entries.get("name")), entries, entries.get("classes"))
 
 
-_RULES: Final = ("type", "nullable", "min", "max", "pattern", "default", "unit", "description")
+_TENSOR: Final = ("dtype", "shape", "format")
+_RULES: Final = (
+    "type",
+    "nullable",
+    "min",
+    "max",
+    "pattern",
+    "default",
+    "unit",
+    "description",
+    *_TENSOR,
+)
 
 
 def _field(
@@ -280,6 +302,12 @@ def _field(
         description=document.text(entries.get("description")),
         role=document.choice(entries.get("role"), ROLES, ingestion.FIELD_ROLE_UNSPECIFIED),
     )
+    if not entries.keys().isdisjoint(_TENSOR):
+        field.tensor.dtype = document.choice(entries.get("dtype"), DTYPES, ingestion.TENSOR_DTYPE_UNSPECIFIED)
+        field.tensor.shape.extend(document.integer(size) for size in document.items(entries.get("shape")))
+        field.tensor.format = document.choice(
+            entries.get("format"), FORMATS, ingestion.TENSOR_FORMAT_UNSPECIFIED
+        )
     if "default" in entries:
         field.default_value = json.dumps(document.plain(entries["default"]))
     if "min" in entries:

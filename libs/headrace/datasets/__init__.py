@@ -9,9 +9,21 @@
 Needs PyTorch, pyarrow and deltalake, and Numba where keys are hashed.
 """
 
-from headrace.datasets.encoding import Classes, Encoding, Numbers
+from headrace.datasets.encoding import Classes, Encoding, Flat, Numbers, Tensors
 from headrace.datasets.plan import Shard, Shuffle
 from headrace.datasets.reader import Reader, Selection
 from headrace.datasets.table import Part, Table
 
-__all__ = ["Classes", "Encoding", "Numbers", "Part", "Reader", "Selection", "Shard", "Shuffle", "Table"]
+__all__ = [
+    "Classes",
+    "Encoding",
+    "Flat",
+    "Numbers",
+    "Part",
+    "Reader",
+    "Selection",
+    "Shard",
+    "Shuffle",
+    "Table",
+    "Tensors",
+]

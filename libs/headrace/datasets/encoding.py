@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from headrace.errors import FailedPrecondition
+from headrace.tensors import TensorFault, TensorType
 
 UNUSABLE_VALUES = "UNUSABLE_VALUES"
 TEXTS = (pa.string(), pa.large_string())
@@ -73,6 +77,76 @@ class Numbers:
                 "it in a larger unit or as its logarithm, or leave it out",
             )
         return rounded
+
+
+class Tensors:
+    """One column of tensors: [rows, *shape] of their own type of numbers. A missing one is refused."""
+
+    def __init__(self, column: str, tensor: TensorType) -> None:
+        self.columns = (column,)
+        self._tensor = tensor
+
+    def encode(self, batch: pa.RecordBatch) -> Tensor:
+        """Decode them one by one, into one block of memory."""
+        name, values = self.columns[0], batch.column(self.columns[0])
+        if not pa.types.is_binary(values.type) and not pa.types.is_large_binary(values.type):
+            raise FailedPrecondition(UNUSABLE_VALUES, f"{name} is {values.type}, and not a tensor's bytes")
+        if values.null_count:
+            raise FailedPrecondition(
+                UNUSABLE_VALUES, f"{name} has no value in {values.null_count} of {len(values)} rows"
+            )
+        decoded = np.empty((len(values), *self._tensor.shape), self._tensor.dtype)
+        for row, value in enumerate(values):
+            try:
+                decoded[row] = self._tensor.decode(value.as_py())
+            except TensorFault as fault:
+                raise FailedPrecondition(
+                    UNUSABLE_VALUES, f"{name} in one of {len(values)} rows {fault.message}"
+                ) from fault
+        return torch.from_numpy(decoded)
+
+
+class Flat:
+    """Numbers and tensors side by side, each tensor's values in a row: [rows, columns] FP32.
+
+    Of `nullable` columns a missing value is NaN, a missing tensor as many of them.
+    """
+
+    def __init__(
+        self, columns: Sequence[tuple[str, TensorType | None]], nullable: Collection[str] = ()
+    ) -> None:
+        self.columns = tuple(name for name, _ in columns)
+        self._nullable = frozenset(nullable)
+        self._parts: list[Numbers | tuple[str, TensorType]] = []
+        for is_tensor, group in itertools.groupby(columns, lambda column: column[1] is not None):
+            if not is_tensor:
+                self._parts.append(Numbers([name for name, _ in group], nullable))
+            else:
+                self._parts += [(name, tensor) for name, tensor in group if tensor is not None]
+
+    def encode(self, batch: pa.RecordBatch) -> Tensor:
+        """Encode each, and put them together."""
+        parts = [
+            part.encode(batch) if isinstance(part, Numbers) else self._flattened(batch, *part)
+            for part in self._parts
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _flattened(self, batch: pa.RecordBatch, name: str, tensor: TensorType) -> Tensor:
+        present = batch.column(name).is_valid()
+        if name in self._nullable and not pc.all(present).as_py():
+            values = torch.full((len(batch), tensor.values), math.nan)
+            some = batch.filter(present)
+            if len(some):
+                kept = torch.from_numpy(present.to_numpy(zero_copy_only=False))
+                values[kept] = self._flattened(some, name, tensor)
+            return values
+        flat = Tensors(name, tensor).encode(batch).reshape(len(batch), -1).float()
+        if not flat.isfinite().all():
+            raise FailedPrecondition(
+                UNUSABLE_VALUES, f"{name} has values beyond float32, which models learn from"
+            )
+        return flat
 
 
 class Classes:

@@ -19,7 +19,7 @@ Float64s: TypeAlias = npt.NDArray[np.float64]
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
 
 # What says where each string of a column of Arrow begins.
-OFFSETS: Final = {pa.string(): np.int32, pa.large_string(): np.int64}
+OFFSETS: Final = {pa.string(): np.int32, pa.large_string(): np.int64, pa.binary(): np.int32}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,13 +41,13 @@ class Spans:
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray) -> Self:
-        """The bytes of a column of strings, large or not; those of a null are empty.
+        """The bytes of a column of strings, large or not, or of bytes; those of a null are empty.
 
         Raises TypeError for any other column.
         """
         width = OFFSETS.get(column.type)
         if width is None:
-            raise TypeError(f"not a column of strings but of {column.type}")
+            raise TypeError(f"not a column of strings or bytes but of {column.type}")
         array = column.combine_chunks()
         _, offsets, data = array.buffers()
         ends = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1].astype(np.int64)

@@ -19,6 +19,7 @@ from headrace.ingestion.split_translation import split_counts_to_message
 from headrace.ingestion.use_cases.ports import RejectedRow
 from headrace.ingestion.use_cases.validate_samples import Judgement, Unjudged
 from headrace.rpc.convert import from_duration, to_duration, to_timestamp
+from headrace.rpc.tensors import from_tensor_type, to_tensor_type
 
 _TYPES: Final = {
     api.FIELD_TYPE_BOOL: FieldType.BOOL,
@@ -30,6 +31,7 @@ _TYPES: Final = {
     api.FIELD_TYPE_FLOAT64: FieldType.FLOAT64,
     api.FIELD_TYPE_STRING: FieldType.STRING,
     api.FIELD_TYPE_TIMESTAMP: FieldType.TIMESTAMP,
+    api.FIELD_TYPE_TENSOR: FieldType.TENSOR,
 }
 _ROLES: Final = {
     api.FIELD_ROLE_UNSPECIFIED: None,
@@ -82,6 +84,7 @@ def _field_from_message(message: api.Field, path: str) -> Field:
         unit=message.unit,
         description=message.description,
         role=_ROLES[message.role],
+        tensor=from_tensor_type(message.tensor) if message.HasField("tensor") else None,
     )
 
 
@@ -137,6 +140,7 @@ def _field_to_message(field: Field) -> api.Field:
         unit=field.unit,
         description=field.description,
         role=_ROLE_NUMBERS[field.role],
+        tensor=to_tensor_type(field.tensor) if field.tensor else None,
     )
 
 

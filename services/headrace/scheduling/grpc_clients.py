@@ -104,9 +104,7 @@ async def connect_peers(targets: Targets) -> AsyncIterator[GrpcPeers]:
 
 
 def _split(split: pb.Split) -> ingestion_pb2.Split:
-    return ingestion_pb2.Split(
-        train=split.train, validation=split.validation, test=split.test, by=split.by
-    )
+    return ingestion_pb2.Split(train=split.train, validation=split.validation, test=split.test, by=split.by)
 
 
 @contextmanager

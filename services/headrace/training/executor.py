@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.objects import ObjectStore
+from headrace.rpc.tensors import from_tensor_type
 from headrace.runtime.children import bound_to_parent
 from headrace.splits import By, Shares
 from headrace.training.domain.runs import Run, exit_text
@@ -227,7 +228,7 @@ def specification(task: scheduling_pb2.Task, run: Run, store_uri: str, in_memory
             table_version=version.table_version,
             content_hash=version.content_hash,
             key=schema.key,
-            features=tuple(Column(name=field.name, type=_type(field)) for field in schema.features),
+            features=tuple(map(_column, schema.features)),
             label=Label(
                 name=schema.label.name,
                 type=_type(schema.label),
@@ -256,6 +257,14 @@ def _preparations(
     wishes = {wish.feature: wish for wish in training.preparations}
     plain = scheduling_pb2.Preparation(normalise=training.normalise)
     return tuple(_preparation(field.name, wishes.get(field.name, plain)) for field in schema.features)
+
+
+def _column(field: ingestion_pb2.Field) -> Column:
+    return Column(
+        name=field.name,
+        type=_type(field),
+        tensor=from_tensor_type(field.tensor) if field.HasField("tensor") else None,
+    )
 
 
 def _preparation(feature: str, wish: scheduling_pb2.Preparation) -> Preparation:

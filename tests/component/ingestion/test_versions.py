@@ -143,9 +143,7 @@ async def test_each_version_has_its_rows_by_split_and_class(
             for count in counts.counts
         ]
         labels = [[row["malignant"] for row, n in zip(rows, chosen, strict=True) if n == k] for k in range(3)]
-        assert found == [
-            (len(group), {"0": group.count(0), "1": group.count(1)}) for group in labels
-        ]
+        assert found == [(len(group), {"0": group.count(0), "1": group.count(1)}) for group in labels]
 
 
 async def test_a_version_from_before_profiles_has_none_and_the_next_has_one_of_all_rows(

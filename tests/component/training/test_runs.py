@@ -20,7 +20,7 @@ from tests.support.training import KEY, LABEL, features
 
 from headrace.errors import InvalidArgument
 from headrace.objects import ObjectStore
-from headrace.splits import SPLITS, TIME_COLUMN, Shares, assign
+from headrace.splits import TIME_COLUMN, Shares, assign
 from headrace.training.run.data import HeldSplit, StreamedSplit, load
 from headrace.training.run.errors import Interrupted, TableNotFound, UnusableDataset
 from headrace.training.run.messages import Pipe
@@ -171,20 +171,15 @@ def test_a_run_by_time_tests_on_the_latest_rows(runs: Runs, tmp_path: Path, in_m
     uri = str(tmp_path / "timed")
     deltalake.write_deltalake(uri, timed)
     dataset = spec.dataset.model_copy(update={"table_uri": uri})
-    data = load(
-        dataset, Shares(0.6, 0.2, 0.2, "time"), classified=True, in_memory_bytes=in_memory_bytes
-    )
+    data = load(dataset, Shares(0.6, 0.2, 0.2, "time"), classified=True, in_memory_bytes=in_memory_bytes)
     assert [len(split) for split in data.splits()] == [300, 100, 100]
     first = np.asarray(rows.column(features()[0]), np.float32)
     for split, (begin, end) in zip(data.splits(), ((0, 300), (300, 400), (400, 500)), strict=True):
         found = np.concatenate([batch.features[:, 0].numpy() for batch in split.batches()])
         expected = first[(days >= begin) & (days < end)]
         np.testing.assert_array_equal(np.sort(found), np.sort(expected))
-    without = rows.drop_columns([TIME_COLUMN]) if TIME_COLUMN in rows.column_names else rows
-    deltalake.write_deltalake(str(tmp_path / "untimed"), without)
-    untimed = spec.dataset.model_copy(update={"table_uri": str(tmp_path / "untimed")})
     with pytest.raises(UnusableDataset, match="no column _event_time"):
-        load(untimed, Shares(0.6, 0.2, 0.2, "time"), classified=True, in_memory_bytes=in_memory_bytes)
+        load(spec.dataset, Shares(0.6, 0.2, 0.2, "time"), classified=True, in_memory_bytes=in_memory_bytes)
 
 
 def test_what_is_read_besides_the_features_counts_too(runs: Runs) -> None:

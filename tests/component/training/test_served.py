@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
-import tritonclient.grpc.aio as triton
+from tests.support.serving import answered
 
-from headrace.embedded.parts import free_port
-from headrace.embedded.parts.triton import Triton, TritonPorts
-from headrace.inference.domain.deployments import ServedVersion, Tensor
-from headrace.inference.triton.repository import ModelRepository
-from headrace.inference.triton.server import triton_server
-from headrace.objects import ObjectStore
 from headrace.recipes import MlpParameters
 from headrace.training.run.export import Classifier, export
 from headrace.training.run.model import Normalised, build_mlp
@@ -23,7 +15,6 @@ from headrace.training.run.preprocessing import Preprocessor, fit
 from headrace.training.run.scale import Scale
 from headrace.training.run.specification import Column, Dataset, Label, Preparation
 
-TRITON_ENVIRONMENT = Path(__file__).parents[3] / ".venv-triton"
 PREPARATIONS = (
     Preparation(feature="area", missing="median", indicator=True, log=True, normalise="robust"),
     Preparation(feature="age", clip_min=0, clip_max=90, normalise="min_max"),
@@ -60,46 +51,7 @@ async def test_triton_prepares_raw_rows_as_training_did(kafka_bootstrap: str, tm
     file = tmp_path / "model.onnx"
     signature = export(model, DATASET, train, file, classified=True)
 
-    store = ObjectStore.from_uri((tmp_path / "store").as_uri())
-    await store.put("model.onnx", file.read_bytes())
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    inputs, outputs = (
-        tuple(Tensor(tensor.name, tensor.datatype, tensor.shape) for tensor in tensors)
-        for tensors in (signature.inputs, signature.outputs)
-    )
-    served = ServedVersion(
-        model="prepared",
-        version=1,
-        uri=store.uri("model.onnx"),
-        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-        inputs=inputs,
-        outputs=outputs,
-        classes=signature.classes,
-        signature=b"",
-        traceparent="",
-    )
-    server = Triton(
-        tmp_path / "triton",
-        tmp_path,
-        TritonPorts(free_port(), free_port(), free_port()),
-        environment_folder=TRITON_ENVIRONMENT,
-        model_repository=repository,
-        kafka_bootstrap=kafka_bootstrap,
-    )
-    address = f"127.0.0.1:{server.ports.grpc}"
-    await server.start()
-    try:
-        async with (
-            triton_server(address, ModelRepository(repository, store)) as control,
-            triton.InferenceServerClient(address) as client,
-        ):
-            await control.load("prepared", [served])
-            request = triton.InferInput("features", list(asked.shape), "FP32")
-            request.set_data_from_numpy(asked.numpy())
-            answer = await client.infer("prepared", [request])
-    finally:
-        await asyncio.shield(server.stop())
+    answer = await answered(kafka_bootstrap, tmp_path, file.read_bytes(), signature, asked.numpy())
     with torch.no_grad():
         probabilities, labels = Classifier(model, (0, 1))(asked)
     assert asked.isnan().any()

@@ -66,9 +66,7 @@ def split_counts(by: ingestion.SplitBy.ValueType) -> ingestion.SplitCounts:
             ingestion.ClassCount(value="1", row_count=ones),
         ]
         rows = zeros + ones + unlabelled
-        return ingestion.SplitCount(
-            split=name, row_count=rows, unlabelled_count=unlabelled, classes=classes
-        )
+        return ingestion.SplitCount(split=name, row_count=rows, unlabelled_count=unlabelled, classes=classes)
 
     return ingestion.SplitCounts(
         split=ingestion.Split(train=0.7, validation=0.15, test=0.15, by=by),
@@ -258,6 +256,23 @@ def test_rows_are_written_in_the_format_that_the_name_says(
     assert (again.exit_code, "FILE_EXISTS" in again.stderr) == (6, True)
     assert headrace("dataset", "export", "small", "1", "--to", str(path), "--force").exit_code == 0
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_tensors_are_written_as_base64(
+    services: Services, headrace: Headrace, tmp_path: Path, name: str
+) -> None:
+    batch = pa.record_batch({"id": ["a", "b"], "t": pa.array([b"\x00\xff", None], pa.binary())})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    answer = versions.ReadVersionResponse(row_count=2, arrow_stream=sink.getvalue().to_pybytes())
+    services.answers["ReadVersion"] = lambda _: [answer]
+    result = headrace("dataset", "export", "small", "1", "--to", str(tmp_path / name))
+    assert result.exit_code == 0, result.output
+    first, second = (tmp_path / name).read_text().splitlines()[-2:]
+    assert "AP8=" in first
+    assert second in ('{"id":"b","t":null}', '"b",')
 
 
 def test_an_export_that_breaks_off_leaves_the_old_file(

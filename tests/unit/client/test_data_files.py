@@ -65,6 +65,19 @@ def test_cells_are_read_as_the_schemas_types_where_they_can_be(tmp_path: Path) -
     assert b'"count":2,' in rows[0].json
 
 
+def test_a_tensors_bytes_become_base64(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    columns = {"id": ["a", "b"], "t": pa.array([b"\x00\xff", None], pa.binary())}
+    pq.write_table(pa.table(columns), file)
+    schema = ingestion.Schema(
+        key="id", features=[ingestion.Field(name="t", type=ingestion.FIELD_TYPE_TENSOR)]
+    )
+    assert [json.loads(row.json) for row in read_rows(file, schema)] == [
+        {"id": "a", "t": "AP8="},
+        {"id": "b"},
+    ]
+
+
 def test_parquets_values_become_json_and_nulls_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -114,6 +114,22 @@ def test_every_part_of_a_complete_file_arrives() -> None:
     assert spec.retrain_on_dataset_version
 
 
+def test_a_feature_may_be_a_tensor() -> None:
+    text = COMPLETE.replace(
+        "site: string", "site: {type: tensor, dtype: uint8, shape: [8, 8, 3], format: jpeg}"
+    )
+    _, site, _ = pipeline_file.parse(text).request.spec.dataset.schema.features
+    assert site == ingestion.Field(
+        name="site",
+        type=ingestion.FIELD_TYPE_TENSOR,
+        tensor=ingestion.TensorType(
+            dtype=ingestion.TENSOR_DTYPE_UINT8, shape=[8, 8, 3], format=ingestion.TENSOR_FORMAT_JPEG
+        ),
+    )
+    error = broken(("site: string", "site: {type: tensor, dtype: uint9, shape: [8]}"), COMPLETE)
+    assert "must be one of uint8, int8" in error.message
+
+
 def test_a_split_may_be_by_time() -> None:
     text = COMPLETE.replace("test: 0.15}", "test: 0.15, by: time}")
     training = pipeline_file.parse(text).request.spec.training

@@ -43,7 +43,7 @@ SOURCE = SourcePartition("c", "t", 0)
 
 
 def batch_of(commit: TableCommit) -> pa.RecordBatch:
-    """Its rows: in each the feature and the time are the commit's number, and every second one is labelled 1."""
+    """Its rows: feature and time are the commit's number, and every second one is labelled 1."""
     number = commit.table_version
     return pa.record_batch(
         {

@@ -15,6 +15,7 @@ from headrace.ingestion.domain.schema import (
     check_evolution,
     check_schema,
 )
+from headrace.tensors import TensorType
 
 RADIUS = Field("radius", FieldType.FLOAT32, min=0, max=10)
 GRADE = Field("grade", FieldType.INT8, allowed_values=(1, 2))
@@ -39,6 +40,35 @@ def with_radius(**changes: object) -> Schema:
 @pytest.mark.parametrize("schema", [SCHEMA, RICH, with_radius(role=Role.PROTECTED, default=0, unit="mm")])
 def test_a_sensible_schema_passes(schema: Schema) -> None:
     check_schema(schema)
+
+
+def test_a_tensor_has_a_type_and_keeps_it() -> None:
+    image = Field("image", FieldType.TENSOR, tensor=TensorType("uint8", (8, 8), "png"))
+    schema = replace(SCHEMA, features=(image,))
+    check_schema(schema)
+    assert translation.schema_from_message(translation.schema_to_message(schema)) == schema
+    for wrong, path in (
+        (replace(SCHEMA, features=(replace(image, tensor=None),)), "schema.features.image.tensor"),
+        (
+            replace(SCHEMA, features=(replace(image, type=FieldType.STRING),)),
+            "schema.features.image.tensor",
+        ),
+        (replace(SCHEMA, features=(replace(image, min=1),)), "schema.features.image.min"),
+        (replace(SCHEMA, features=(replace(image, default="AA=="),)), "schema.features.image.default_value"),
+        (
+            replace(SCHEMA, features=(replace(image, tensor=TensorType("uint8", ())),)),
+            "schema.features.image.tensor",
+        ),
+        (replace(SCHEMA, label=image), "schema.label.type"),
+    ):
+        with pytest.raises(InvalidArgument) as refused:
+            check_schema(wrong)
+        assert refused.value.fields[0].field == path
+    other = replace(image, tensor=TensorType("uint8", (16, 16), "png"))
+    with pytest.raises(FailedPrecondition) as incompatible:
+        check_evolution(schema, replace(SCHEMA, features=(other,)))
+    assert incompatible.value.fields[0].field == "schema.features.image.tensor"
+    assert "png uint8[8, 8] and cannot become png uint8[16, 16]" in incompatible.value.message
 
 
 def test_a_schema_survives_translation() -> None:

@@ -28,7 +28,7 @@ from headrace.ingestion.domain.schema import (
     Schema,
     integer_range,
 )
-from headrace.ingestion.domain.validation import Row, RowValidator, Violation, check_of
+from headrace.ingestion.domain.validation import Check, Row, RowValidator, Violation, check_of
 from headrace.native import Int64s, Spans
 
 STORED_TYPES: Final[dict[FieldType, pa.DataType]] = {
@@ -41,6 +41,7 @@ STORED_TYPES: Final[dict[FieldType, pa.DataType]] = {
     FieldType.FLOAT64: pa.float64(),
     FieldType.STRING: pa.string(),
     FieldType.TIMESTAMP: pa.timestamp("us", "UTC"),
+    FieldType.TENSOR: pa.binary(),
 }
 """How a field's values are stored."""
 
@@ -85,6 +86,9 @@ class ColumnReader:
         self._stored = stored_schema(schema)
         self._parsed = pa.schema([(field.name, _parsed_type(field)) for field in self._fields])
         self._kinds = [(field.name, _kind(field)) for field in self._fields]
+        self._tensors = [
+            (index, check_of(field)) for index, field in enumerate(self._fields) if field.tensor is not None
+        ]
         self._flat = FlatJsonReader(self._kinds)
         self._defaults = [
             (index, pa.scalar(check_of(field)(field.default), self._parsed.field(index).type))
@@ -111,8 +115,10 @@ class ColumnReader:
     def _checked(self, rows: ReadRows, parse: Parse) -> Columns:
         """What was read by column, where it breaks no rule, and all other rows one by one."""
         read = np.flatnonzero(rows.read)
-        parsed = pa.table(self._filled(rows), schema=self._parsed)
-        doubtful = _doubtful_rows(parsed, self._fields)
+        columns = self._filled(rows)
+        unreadable = [_decode(columns, index, check) for index, check in self._tensors]
+        parsed = pa.table(columns, schema=self._parsed)
+        doubtful = _doubtful_rows(parsed, self._fields, unreadable)
         if doubtful is None and len(read) == len(rows.read):
             return Columns(self._narrow(parsed), read, ())
         again = np.flatnonzero(~rows.read)
@@ -132,7 +138,7 @@ class ColumnReader:
         """Turn samples that are parsed already into columns."""
         return self._read_rows(range(len(samples)), samples)
 
-    def _filled(self, rows: ReadRows) -> Sequence[pa.Array]:
+    def _filled(self, rows: ReadRows) -> list[pa.Array]:
         """The columns with defaults in the place of what is missing."""
         columns = list(rows.columns)
         for index, default in self._defaults:
@@ -239,12 +245,26 @@ def _kind(field: Field) -> Kind:
     return Kind.BOOL if field.type is FieldType.BOOL else Kind.STRING
 
 
-def _doubtful_rows(table: pa.Table, fields: Sequence[Field]) -> pa.Array | None:
+def _decode(columns: list[pa.Array], index: int, check: Check) -> pa.ChunkedArray:
+    """Put bytes in the place of a column's texts, and null where they are no tensor; a mask of those."""
+    values = [None if text is None else check(text) for text in columns[index].to_pylist()]
+    faulty = [isinstance(value, Violation) for value in values]
+    kept = [None if fault else value for value, fault in zip(values, faulty, strict=True)]
+    columns[index] = pa.array(kept, pa.binary())
+    return pa.chunked_array([pa.array(faulty, pa.bool_())])
+
+
+def _doubtful_rows(
+    table: pa.Table, fields: Sequence[Field], unreadable: Sequence[pa.ChunkedArray]
+) -> pa.Array | None:
     """A mask of the rows that break a rule, or None where none does."""
     masks = [
-        mask
-        for index, field in enumerate(fields)
-        for mask in _doubts(table.column(field.name), field, is_key=index == 0)
+        *(mask for mask in unreadable if pc.any(mask).as_py()),
+        *(
+            mask
+            for index, field in enumerate(fields)
+            for mask in _doubts(table.column(field.name), field, is_key=index == 0)
+        ),
     ]
     if not masks:
         return None

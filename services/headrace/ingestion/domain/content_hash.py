@@ -30,10 +30,11 @@ def hash_rows(table: pa.Table, fields: Sequence[str]) -> int:
     A row's canonical words, each 8 little-endian bytes: XXH64 with seed 0 of the names of the columns that
     are not null in it, joined by a zero byte and padded with zero bytes to whole words; then their values in
     the order of the names, numbers first: integers and bools as one word, floats as IEEE double, strings as a
-    word with their length and then their UTF-8, padded too. So neither a nullable column that is added later
-    nor a wider type of the same numbers changes the hash of a row that is already there.
+    word with their length and then their UTF-8, padded too; a tensor is hashed like a string, by its bytes as
+    they came. So neither a nullable column that is added later nor a wider type of the same numbers changes
+    the hash of a row that is already there.
     """
-    names = sorted(fields, key=lambda name: (pa.types.is_string(table.schema.field(name).type), name))
+    names = sorted(fields, key=lambda name: (_is_text(table, name), name))
     if not table.num_rows:
         return 0
     presence = _presence(table, names)
@@ -70,10 +71,15 @@ def _presence(table: pa.Table, names: Sequence[str]) -> npt.NDArray[np.bool_] | 
     return np.column_stack([pc.is_valid(table.column(name)).to_numpy() for name in names])
 
 
+def _is_text(table: pa.Table, name: str) -> bool:
+    kind = table.schema.field(name).type
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
+
+
 def _hash_group(table: pa.Table, names: Sequence[str]) -> int:
     """The hash of rows in which exactly the columns `names` are not null."""
-    numbers = [name for name in names if not pa.types.is_string(table.schema.field(name).type)]
-    texts = [name for name in names if pa.types.is_string(table.schema.field(name).type)]
+    numbers = [name for name in names if not _is_text(table, name)]
+    texts = [name for name in names if _is_text(table, name)]
     rows = table.num_rows
     words = np.empty((len(numbers), rows), np.uint64)
     for index, name in enumerate(numbers):

@@ -194,7 +194,8 @@ def _looked_at(schema: Schema) -> frozenset[str]:
 def _is_described(field: FieldProfile) -> bool:
     if field.type.is_number:
         return number_count(field.quantiles) == field.count
-    return field.values is not None or not field.count
+    # Of a tensor there is no more to say.
+    return field.values is not None or not field.count or field.type is FieldType.TENSOR
 
 
 class _Profiler:

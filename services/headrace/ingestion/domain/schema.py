@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import re2
 
 from headrace.errors import FailedPrecondition, FieldViolation, InvalidArgument
+from headrace.tensors import TensorType
 
 Scalar = bool | int | float | str
 """A field's value, as Python sees it. Integers and floats are told apart, and a bool is no integer."""
@@ -35,6 +36,7 @@ class FieldType(enum.Enum):
     FLOAT64 = "float64"
     STRING = "string"
     TIMESTAMP = "timestamp"
+    TENSOR = "tensor"
 
     @property
     def is_integer(self) -> bool:
@@ -92,7 +94,8 @@ class Field:
 
     `min` and `max` are inclusive and for numbers only; empty `allowed_values` allow any. `pattern` is for
     strings: RE2's syntax, in linear time whatever it says, and found anywhere in the value unless anchored.
-    `default` takes the place of a value that is missing, but not of a null.
+    `default` takes the place of a value that is missing, but not of a null. `tensor` is a tensor's, and only
+    a tensor's.
     """
 
     name: str
@@ -107,6 +110,7 @@ class Field:
     description: str = ""
     role: Role | None = None
     """None: what its place says, a feature or the label."""
+    tensor: TensorType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,8 @@ def _violations(schema: Schema) -> Iterator[FieldViolation]:
             yield FieldViolation(path, f'the name "{field.name}" is taken by another field')
         seen.add(field.name)
         yield from _field_violations(path, field)
+    if schema.label.type is FieldType.TENSOR:
+        yield FieldViolation("schema.label.type", "no model answers with a tensor: make it a feature")
     yield from _role_violations(schema)
 
 
@@ -200,6 +206,7 @@ def _role_violations(schema: Schema) -> Iterator[FieldViolation]:
 
 
 def _field_violations(path: str, field: Field) -> Iterator[FieldViolation]:
+    yield from _tensor_violations(path, field)
     for bound_name, bound in (("min", field.min), ("max", field.max)):
         if bound is None:
             continue
@@ -220,6 +227,15 @@ def _field_violations(path: str, field: Field) -> Iterator[FieldViolation]:
         yield from _value_violations(where, field.default, field)
         if field.allowed_values and field.default not in field.allowed_values:
             yield FieldViolation(where, f"{field.default!r} is not among the allowed values")
+
+
+def _tensor_violations(path: str, field: Field) -> Iterator[FieldViolation]:
+    if (field.tensor is not None) is not (field.type is FieldType.TENSOR):
+        yield FieldViolation(
+            f"{path}.tensor", "a tensor has numbers of a type and a shape, and only a tensor"
+        )
+    elif field.tensor is not None and field.tensor.fault():
+        yield FieldViolation(f"{path}.tensor", field.tensor.fault())
 
 
 def _pattern_fault(field: Field) -> str:
@@ -337,6 +353,8 @@ def _narrowings(path: str, old: Field, new: Field) -> Iterator[FieldViolation]:
     if old.type is not new.type and new.type not in WIDER.get(old.type, ()):
         yield FieldViolation(f"{path}.type", f"is {old.type.value} and cannot become {new.type.value}")
         return
+    if old.tensor != new.tensor:
+        yield FieldViolation(f"{path}.tensor", f"is {old.tensor} and cannot become {new.tensor}")
     if old.nullable and not new.nullable:
         yield FieldViolation(f"{path}.nullable", "cannot be taken back")
     if new.min is not None and (old.min is None or new.min > old.min):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import enum
 import math
 from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ from headrace.ingestion.domain.schema import (
     compiled_pattern,
     integer_range,
 )
+from headrace.tensors import TensorFault, TensorType
 
 
 class Rule(enum.Enum):
@@ -36,6 +39,10 @@ class Rule(enum.Enum):
     MAX = "max"
     ALLOWED_VALUES = "allowed_values"
     PATTERN = "pattern"
+    BASE64 = "base64"
+    SIZE = "size"
+    DECODES = "decodes"
+    SHAPE = "shape"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +54,13 @@ class Violation:
     message: str
 
 
-Row = tuple[Scalar | None, ...]
-"""A valid sample's values in the order of `Schema.fields`; a timestamp's are microseconds since the epoch."""
+Value = Scalar | bytes
+"""A valid value: a timestamp's is microseconds since the epoch, a tensor's its bytes as they came."""
 
-Check = Callable[[object], "Scalar | Violation"]
+Row = tuple[Value | None, ...]
+"""A valid sample's values in the order of `Schema.fields`."""
+
+Check = Callable[[object], Value | Violation]
 _SHOWN_CHARACTERS: Final = 80
 
 
@@ -65,7 +75,7 @@ class RowValidator:
 
     def validate(self, sample: Mapping[str, object]) -> Row | Violation:
         """The sample's values, or the first rule that it breaks."""
-        values: list[Scalar | None] = []
+        values: list[Value | None] = []
         for field, check in self._checks:
             value = sample.get(field.name, field.default)
             if value is None:
@@ -98,6 +108,8 @@ def check_of(field: Field) -> Check:
         base = _check_pattern(field) if field.pattern else _check_string(field)
     elif field.type is FieldType.TIMESTAMP:
         base = _check_timestamp(field)
+    elif field.tensor is not None:
+        base = _check_tensor(field, field.tensor)
     elif field.type.is_integer:
         base = _check_integer(field)
     else:
@@ -106,14 +118,14 @@ def check_of(field: Field) -> Check:
 
 
 def _check_bool(field: Field) -> Check:
-    def check(value: object) -> Scalar | Violation:
+    def check(value: object) -> Value | Violation:
         return value if isinstance(value, bool) else _wrong_type(field, value)
 
     return check
 
 
 def _check_string(field: Field) -> Check:
-    def check(value: object) -> Scalar | Violation:
+    def check(value: object) -> Value | Violation:
         return value if isinstance(value, str) else _wrong_type(field, value)
 
     return check
@@ -122,7 +134,7 @@ def _check_string(field: Field) -> Check:
 def _check_pattern(field: Field) -> Check:
     matches = compiled_pattern(field.pattern)
 
-    def check(value: object) -> Scalar | Violation:
+    def check(value: object) -> Value | Violation:
         if not isinstance(value, str):
             return _wrong_type(field, value)
         if matches(value):
@@ -140,7 +152,7 @@ _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 def _check_timestamp(field: Field) -> Check:
-    def check(value: object) -> Scalar | Violation:
+    def check(value: object) -> Value | Violation:
         if not isinstance(value, str):
             return _wrong_type(field, value)
         try:
@@ -159,10 +171,28 @@ def _check_timestamp(field: Field) -> Check:
     return check
 
 
+def _check_tensor(field: Field, tensor: TensorType) -> Check:
+    def check(value: object) -> Value | Violation:
+        if isinstance(value, str):
+            try:
+                value = base64.b64decode(value, validate=True)
+            except (binascii.Error, ValueError):
+                return Violation(field.name, Rule.BASE64, f'"{field.name}" is no base64 of a tensor\'s bytes')
+        if not isinstance(value, bytes):
+            return _wrong_type(field, value)
+        try:
+            tensor.decode(value)
+        except TensorFault as fault:
+            return Violation(field.name, Rule(fault.rule), f'"{field.name}" {fault.message}')
+        return value
+
+    return check
+
+
 def _check_integer(field: Field) -> Check:
     low, high = integer_range(field.type)
 
-    def check(value: object) -> Scalar | Violation:
+    def check(value: object) -> Value | Violation:
         # A bool is an int to Python, and 1.0 is a float to JSON: neither is meant by an integer field.
         if not isinstance(value, int) or isinstance(value, bool):
             return _wrong_type(field, value)
@@ -180,7 +210,7 @@ def _check_integer(field: Field) -> Check:
 def _check_float(field: Field) -> Check:
     narrow = field.type is FieldType.FLOAT32
 
-    def check(value: object) -> Scalar | Violation:
+    def check(value: object) -> Value | Violation:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return _wrong_type(field, value)
         number = float(value)
@@ -209,7 +239,7 @@ def _out_of_bounds(field: Field, value: float) -> Violation | None:
 def _check_allowed(field: Field, base: Check) -> Check:
     allowed = frozenset(field.allowed_values)
 
-    def check(value: object) -> Scalar | Violation:
+    def check(value: object) -> Value | Violation:
         checked = base(value)
         if isinstance(checked, Violation) or checked in allowed:
             return checked
@@ -244,6 +274,8 @@ def _described(value: object) -> str:
             return f"the number {_shown(value)}"
         case str():
             return f"the string {_shown(value)}"
+        case bytes():
+            return f"{len(value)} bytes"
         case list():
             # Arrays and objects nest as deep as a sender likes: they are named, never printed.
             return "an array"

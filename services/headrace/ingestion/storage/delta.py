@@ -326,10 +326,16 @@ _REWRITE_ROWS: Final = 50_000
 
 def _writer_properties(schema: Schema) -> deltalake.WriterProperties:
     dictionary = deltalake.ColumnProperties(dictionary_enabled=True)
+    # Nobody looks for a tensor by its bytes, and the log would hold two of each file.
+    tensor = deltalake.ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
+    tensors = [field.name for field in schema.fields if field.type is FieldType.TENSOR]
     return deltalake.WriterProperties(
         compression="SNAPPY",
         default_column_properties=deltalake.ColumnProperties(dictionary_enabled=False),
-        column_properties=dict.fromkeys(repeating_columns(schema), dictionary),
+        column_properties={
+            **dict.fromkeys(repeating_columns(schema), dictionary),
+            **dict.fromkeys(tensors, tensor),
+        },
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.datasets import Classes, Encoding, Numbers, Reader, Shuffle, Table
+from headrace.datasets import Classes, Encoding, Flat, Numbers, Reader, Shuffle, Table
 from headrace.splits import (
     SPLITS,
     TIME_COLUMN,
@@ -31,8 +31,15 @@ from headrace.training.run.specification import Dataset
 
 # Of two samples with one key, their place in the topic decides the order; tables without are fine.
 ORDER_COLUMNS = ("_topic", "_partition", "_offset")
-# Rows of a batch where the batches' size makes no difference to the result.
+# Values of a row that the network sees: each has its own preparation, and its own name in the signature.
+MAX_INPUTS = 1 << 14
+FLOAT32_BYTES = 4
+# Rows of a batch where the batches' size makes no difference to the result, and of a window that is shuffled;
+# fewer where they are wide.
 SWEPT_ROWS = 1 << 14
+SWEPT_VALUES = 1 << 24
+WINDOW_ROWS = 1 << 17
+WINDOW_VALUES = 1 << 27
 
 
 class Rows(NamedTuple):
@@ -113,6 +120,7 @@ class StreamedSplit:
     table: Table
     encodings: tuple[Encoding, ...]
     selection: InSplit
+    width: int
 
     def __len__(self) -> int:
         return self.count
@@ -124,14 +132,18 @@ class StreamedSplit:
     def batches(self) -> Iterator[Rows]:
         """Read all rows."""
         with explained():
-            for batch in self._reader(SWEPT_ROWS, None):
+            for batch in self._reader(self._swept_rows(), None):
                 yield Rows(*batch)
 
     def order(self, batch_rows: int, seed: int) -> StreamedOrder:
         """Read them in an order of their own for each epoch."""
         if batch_rows >= self.count:
-            return StreamedOrder(self._reader(SWEPT_ROWS, None))
-        return StreamedOrder(self._reader(batch_rows, Shuffle(seed)))
+            return StreamedOrder(self._reader(self._swept_rows(), None))
+        window_rows = min(WINDOW_ROWS, WINDOW_VALUES // self.width)
+        return StreamedOrder(self._reader(batch_rows, Shuffle(seed, window_rows)))
+
+    def _swept_rows(self) -> int:
+        return min(SWEPT_ROWS, SWEPT_VALUES // self.width)
 
     def _reader(self, batch_rows: int, shuffle: Shuffle | None) -> Reader:
         return Reader(
@@ -167,17 +179,26 @@ def load(
     missing value of the `nullable` features is NaN. Raises TableNotFound, UnusableDataset.
     """
     features = [column.name for column in dataset.features]
+    if dataset.width > MAX_INPUTS:
+        raise UnusableDataset(
+            f"the features are {dataset.width} values with each tensor's, and {MAX_INPUTS} are the most; "
+            "declare smaller tensors, or leave some out"
+        )
     label: Encoding = (
         Classes(dataset.label.name, [json.loads(text) for text in dataset.label.classes])
         if classified
         else Numbers([dataset.label.name])
     )
-    encodings = (Numbers(features, nullable), label)
+    columns = [(column.name, column.tensor) for column in dataset.features]
+    encodings = (Flat(columns, nullable), label)
     with explained():
         table = Table.open(dataset.table_uri, dataset.table_version)
         table.require([dataset.key, *features, dataset.label.name])
-        columns = _held_columns(table, dataset, encodings)
-        streamed = table.decoded_bytes(columns) > in_memory_bytes
+        held = _held_columns(table, dataset, encodings)
+        # Of a tensor, what it becomes takes more than what is read.
+        tensors = sum(column.tensor.values for column in dataset.features if column.tensor)
+        size = table.decoded_bytes(held) + table.rows * tensors * FLOAT32_BYTES
+        streamed = size > in_memory_bytes
         splitter = _splitter(table, dataset, shares, streamed=streamed)
         data = (_streamed if streamed else _held)(table, dataset, splitter, encodings)
     if not len(data.train):
@@ -228,15 +249,13 @@ def _streamed(table: Table, dataset: Dataset, splitter: Splitter, encodings: tup
     counts = _counts(table, dataset, splitter, encodings)
     return Data(
         *(
-            StreamedSplit(name, count, table, encodings, selection)
+            StreamedSplit(name, count, table, encodings, selection, dataset.width)
             for name, count, selection in zip(SPLITS, counts, selections, strict=True)
         )
     )
 
 
-def _counts(
-    table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]
-) -> list[int]:
+def _counts(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]) -> list[int]:
     """Rows with a label, by split.
 
     All of them are encoded, so that one that cannot be ends the run before it is trained, not after.
@@ -268,9 +287,7 @@ def _order_columns(table: Table) -> list[str]:
 
 
 def _with_wide_offsets(rows: pa.Table) -> pa.Table:
-    """Give text 64-bit offsets: with 32, more than 2 GiB of it do not fit into one batch."""
-    wide = [
-        field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
-        for field in rows.schema
-    ]
+    """Give texts and bytes 64-bit offsets: with 32, more than 2 GiB of it do not fit into one batch."""
+    large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    wide = [field.with_type(large.get(field.type, field.type)) for field in rows.schema]
     return rows.cast(pa.schema(wide))

@@ -58,9 +58,8 @@ def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path, *, c
     `classified`: the model tells the label's classes apart. One that was trained on a number answers with a
     number, also where the label has classes.
     """
-    columns = len(dataset.features)
-    features = tuple(column.name for column in dataset.features)
-    inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, columns)),)
+    features = dataset.inputs()
+    inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, len(features))),)
     module: nn.Module
     outputs: tuple[TensorSpec, ...]
     if classified:

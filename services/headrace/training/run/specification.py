@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -10,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from headrace.splits import Shares
+from headrace.tensors import TensorType
 
 SPEC_FILE: Final = "spec.json"
 # Higher wherever a release computes something else from the same specification, or keeps another state of it.
@@ -42,10 +44,23 @@ class Preparation(_Frozen):
 
 
 class Column(_Frozen):
-    """A column of the table. `type` is the schema's word: float32, int8, string, ..."""
+    """A column of the table. `type` is the schema's word: float32, int8, string, tensor, ..."""
 
     name: str
     type: str
+    tensor: TensorType | None = None
+
+    @property
+    def width(self) -> int:
+        """How many values the model receives of it."""
+        return self.tensor.values if self.tensor else 1
+
+    def names(self) -> tuple[str, ...]:
+        """Name what the model receives of it: a tensor's values one by one, image[0,0] first."""
+        if self.tensor is None:
+            return (self.name,)
+        places = itertools.product(*map(range, self.tensor.shape))
+        return tuple(f"{self.name}[{','.join(map(str, place))}]" for place in places)
 
 
 class Label(Column):
@@ -65,6 +80,15 @@ class Dataset(_Frozen):
     key: str
     features: tuple[Column, ...]
     label: Label
+
+    @property
+    def width(self) -> int:
+        """How many values the model receives of a row."""
+        return sum(column.width for column in self.features)
+
+    def inputs(self) -> tuple[str, ...]:
+        """Name the values that the model receives, in their order."""
+        return tuple(name for column in self.features for name in column.names())
 
 
 class RunSpec(_Frozen):
@@ -87,6 +111,14 @@ class RunSpec(_Frozen):
     in_memory_bytes: int = IN_MEMORY_BYTES
     cpu: float = 1.0
     gpu: int = 0
+
+    def input_preparations(self) -> tuple[Preparation, ...]:
+        """Return one for each of the model's inputs, in their order."""
+        return tuple(
+            wish.model_copy(update={"feature": name})
+            for column, wish in zip(self.dataset.features, self.preparations, strict=True)
+            for name in column.names()
+        )
 
     def fingerprint(self) -> str:
         """Identify what is computed: a checkpoint is of use only to a run with the same fingerprint."""

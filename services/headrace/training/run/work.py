@@ -46,7 +46,9 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
         rows = {split.name: len(split) for split in data.splits()}
         print(f"rows: {rows}; device: {device}", flush=True)
     task: Task = Classification(len(spec.dataset.label.classes)) if classified else Regression()
-    preprocessing = fit(spec.preparations, (rows.features for rows in data.train.batches()), spec.seed)
+    preprocessing = fit(
+        spec.input_preparations(), (rows.features for rows in data.train.batches()), spec.seed
+    )
     preprocessing.write(folder)
     preprocessor = Preprocessor(preprocessing)
     label = task.label_scale(data.train, normalise=spec.normalise_label)

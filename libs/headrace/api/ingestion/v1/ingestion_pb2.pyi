@@ -39,6 +39,8 @@ class _FieldTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     FIELD_TYPE_STRING: _FieldType.ValueType  # 8
     FIELD_TYPE_TIMESTAMP: _FieldType.ValueType  # 9
     """An RFC 3339 time with a zone, written as a string; attributes only. Stored in microseconds."""
+    FIELD_TYPE_TENSOR: _FieldType.ValueType  # 30
+    """Numbers in a shape, as bytes: base64 in JSON, bytes_value in Protobuf. Features and attributes only."""
 
 class FieldType(_FieldType, metaclass=_FieldTypeEnumTypeWrapper): ...
 
@@ -53,7 +55,61 @@ FIELD_TYPE_FLOAT64: FieldType.ValueType  # 7
 FIELD_TYPE_STRING: FieldType.ValueType  # 8
 FIELD_TYPE_TIMESTAMP: FieldType.ValueType  # 9
 """An RFC 3339 time with a zone, written as a string; attributes only. Stored in microseconds."""
+FIELD_TYPE_TENSOR: FieldType.ValueType  # 30
+"""Numbers in a shape, as bytes: base64 in JSON, bytes_value in Protobuf. Features and attributes only."""
 Global___FieldType: typing_extensions.TypeAlias = FieldType
+
+class _TensorDtype:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _TensorDtypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TensorDtype.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TENSOR_DTYPE_UNSPECIFIED: _TensorDtype.ValueType  # 0
+    TENSOR_DTYPE_UINT8: _TensorDtype.ValueType  # 1
+    TENSOR_DTYPE_INT8: _TensorDtype.ValueType  # 2
+    TENSOR_DTYPE_INT16: _TensorDtype.ValueType  # 3
+    TENSOR_DTYPE_INT32: _TensorDtype.ValueType  # 4
+    TENSOR_DTYPE_INT64: _TensorDtype.ValueType  # 5
+    TENSOR_DTYPE_FLOAT16: _TensorDtype.ValueType  # 6
+    TENSOR_DTYPE_FLOAT32: _TensorDtype.ValueType  # 7
+    TENSOR_DTYPE_FLOAT64: _TensorDtype.ValueType  # 8
+
+class TensorDtype(_TensorDtype, metaclass=_TensorDtypeEnumTypeWrapper): ...
+
+TENSOR_DTYPE_UNSPECIFIED: TensorDtype.ValueType  # 0
+TENSOR_DTYPE_UINT8: TensorDtype.ValueType  # 1
+TENSOR_DTYPE_INT8: TensorDtype.ValueType  # 2
+TENSOR_DTYPE_INT16: TensorDtype.ValueType  # 3
+TENSOR_DTYPE_INT32: TensorDtype.ValueType  # 4
+TENSOR_DTYPE_INT64: TensorDtype.ValueType  # 5
+TENSOR_DTYPE_FLOAT16: TensorDtype.ValueType  # 6
+TENSOR_DTYPE_FLOAT32: TensorDtype.ValueType  # 7
+TENSOR_DTYPE_FLOAT64: TensorDtype.ValueType  # 8
+Global___TensorDtype: typing_extensions.TypeAlias = TensorDtype
+
+class _TensorFormat:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _TensorFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TensorFormat.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TENSOR_FORMAT_UNSPECIFIED: _TensorFormat.ValueType  # 0
+    """As TENSOR_FORMAT_RAW."""
+    TENSOR_FORMAT_RAW: _TensorFormat.ValueType  # 1
+    """The numbers one after the other, little-endian, the last dimension's first (row-major)."""
+    TENSOR_FORMAT_PNG: _TensorFormat.ValueType  # 2
+    TENSOR_FORMAT_JPEG: _TensorFormat.ValueType  # 3
+
+class TensorFormat(_TensorFormat, metaclass=_TensorFormatEnumTypeWrapper): ...
+
+TENSOR_FORMAT_UNSPECIFIED: TensorFormat.ValueType  # 0
+"""As TENSOR_FORMAT_RAW."""
+TENSOR_FORMAT_RAW: TensorFormat.ValueType  # 1
+"""The numbers one after the other, little-endian, the last dimension's first (row-major)."""
+TENSOR_FORMAT_PNG: TensorFormat.ValueType  # 2
+TENSOR_FORMAT_JPEG: TensorFormat.ValueType  # 3
+Global___TensorFormat: typing_extensions.TypeAlias = TensorFormat
 
 class _FieldRole:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -138,6 +194,33 @@ REJECTED_STATE_DISCARDED: RejectedState.ValueType  # 3
 Global___RejectedState: typing_extensions.TypeAlias = RejectedState
 
 @typing.final
+class TensorType(google.protobuf.message.Message):
+    """What a tensor's bytes must be; 64 MiB of numbers at most."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DTYPE_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    dtype: Global___TensorDtype.ValueType
+    format: Global___TensorFormat.ValueType
+    @property
+    def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """An image has uint8 numbers, [height, width], or [height, width, channels] with 1, 3 or 4 channels."""
+
+    def __init__(
+        self,
+        *,
+        dtype: Global___TensorDtype.ValueType = ...,
+        shape: collections.abc.Iterable[builtins.int] | None = ...,
+        format: Global___TensorFormat.ValueType = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dtype", b"dtype", "format", b"format", "shape", b"shape"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___TensorType: typing_extensions.TypeAlias = TensorType
+
+@typing.final
 class Field(google.protobuf.message.Message):
     """One column of a dataset."""
 
@@ -154,6 +237,7 @@ class Field(google.protobuf.message.Message):
     UNIT_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
     ROLE_FIELD_NUMBER: builtins.int
+    TENSOR_FIELD_NUMBER: builtins.int
     name: builtins.str
     type: Global___FieldType.ValueType
     nullable: builtins.bool
@@ -175,6 +259,10 @@ class Field(google.protobuf.message.Message):
     def allowed_values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The only values accepted, written as JSON values ("0", "\\"benign\\""). Empty: any."""
 
+    @property
+    def tensor(self) -> Global___TensorType:
+        """Of a tensor, and only of one."""
+
     def __init__(
         self,
         *,
@@ -189,10 +277,11 @@ class Field(google.protobuf.message.Message):
         unit: builtins.str = ...,
         description: builtins.str = ...,
         role: Global___FieldRole.ValueType = ...,
+        tensor: Global___TensorType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "default_value", b"default_value", "max", b"max", "min", b"min"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "default_value", b"default_value", "max", b"max", "min", b"min", "tensor", b"tensor"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "allowed_values", b"allowed_values", "default_value", b"default_value", "description", b"description", "max", b"max", "min", b"min", "name", b"name", "nullable", b"nullable", "pattern", b"pattern", "role", b"role", "type", b"type", "unit", b"unit"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "allowed_values", b"allowed_values", "default_value", b"default_value", "description", b"description", "max", b"max", "min", b"min", "name", b"name", "nullable", b"nullable", "pattern", b"pattern", "role", b"role", "tensor", b"tensor", "type", b"type", "unit", b"unit"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__default_value: typing_extensions.TypeAlias = typing.Literal["default_value"]
     _WhichOneofArgType__default_value: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value"]

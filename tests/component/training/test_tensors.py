@@ -1,0 +1,164 @@
+"""Tensors as features: scikit-learn's digits, from a table to an answer."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import deltalake
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+from tests.support.serving import answered
+
+from headrace.datasets import Flat, Reader, Table, Tensors
+from headrace.errors import FailedPrecondition
+from headrace.splits import Shares
+from headrace.tensors import Format, TensorType
+from headrace.training.run.data import load
+from headrace.training.run.errors import UnusableDataset
+from headrace.training.run.messages import Pipe
+from headrace.training.run.report import MODEL_FILE, Report
+from headrace.training.run.specification import Column, Dataset, Label, Preparation, RunSpec
+from headrace.training.run.work import work
+
+Images = NDArray[np.uint8]
+# What a request may have.
+ASKED_ROWS = 64
+
+
+def digits() -> tuple[Images, NDArray[np.int8]]:
+    """1,797 images of 8 x 8 and which digit each is."""
+    bunch = load_digits()
+    return bunch.images.astype(np.uint8), bunch.target.astype(np.int8)
+
+
+def encoded(image: Images, form: Format) -> bytes:
+    if form == "raw":
+        return image.tobytes()
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form)
+    return file.getvalue()
+
+
+def write_digits(uri: str, form: Format, missing: tuple[int, ...] = ()) -> None:
+    images, labels = digits()
+    values = [None if row in missing else encoded(image, form) for row, image in enumerate(images)]
+    table = pa.table(
+        {
+            "id": [f"digit-{row}" for row in range(len(labels))],
+            "image": pa.array(values, pa.binary()),
+            "digit": pa.array(labels, pa.int8()),
+        }
+    )
+    for part in (table[:1000], table[1000:]):
+        deltalake.write_deltalake(uri, part, mode="append")
+
+
+def dataset_of(uri: str, tensor: TensorType) -> Dataset:
+    return Dataset(
+        name="digits",
+        version=1,
+        table_uri=uri,
+        table_version=1,
+        content_hash="",
+        key="id",
+        features=(Column(name="image", type="tensor", tensor=tensor),),
+        label=Label(name="digit", type="int8", classes=tuple(map(str, range(10)))),
+    )
+
+
+@pytest.mark.parametrize("form", ["raw", "png"])
+def test_tensors_are_read_in_their_type_and_shape(tmp_path: Path, form: Format) -> None:
+    write_digits(str(tmp_path), form)
+    images, labels = digits()
+    tensor = TensorType("uint8", (8, 8), form)
+    table = Table.open(str(tmp_path), 1)
+    [(read, flat)] = Reader(
+        table, [Tensors("image", tensor), Flat([("digit", None), ("image", tensor)])], batch_rows=2000
+    )
+    assert (read.dtype, read.shape) == (torch.uint8, (len(labels), 8, 8))
+    # Files come in an order of their own.
+    order = np.lexsort(read.reshape(len(labels), -1).numpy().T)
+    expected = np.lexsort(images.reshape(len(labels), -1).T)
+    np.testing.assert_array_equal(read.numpy()[order], images[expected])
+    assert flat.dtype == torch.float32
+    np.testing.assert_array_equal(flat[:, 1:].numpy(), read.reshape(len(labels), -1).numpy())
+    assert sorted(flat[:, 0].tolist()) == sorted(labels.tolist())
+
+
+def test_a_missing_tensor_is_refused_or_not_a_number() -> None:
+    tensor = TensorType("uint8", (2,))
+    batch = pa.record_batch({"t": pa.array([b"\1\2", None], pa.binary())})
+    with pytest.raises(FailedPrecondition, match="t has no value in 1 of 2 rows"):
+        Flat([("t", tensor)]).encode(batch)
+    found = Flat([("t", tensor)], nullable=["t"]).encode(batch)
+    assert found[0].tolist() == [1, 2]
+    assert found[1].isnan().all()
+
+
+def test_what_is_no_such_tensor_is_refused() -> None:
+    text = pa.record_batch({"t": ["a"]})
+    with pytest.raises(FailedPrecondition, match="t is string, and not a tensor's bytes"):
+        Tensors("t", TensorType("uint8", (2,))).encode(text)
+    short = pa.record_batch({"t": pa.array([b"\1"], pa.binary())})
+    with pytest.raises(FailedPrecondition, match=r"t in one of 1 rows has 1 bytes, and uint8\[2\] has 2"):
+        Tensors("t", TensorType("uint8", (2,))).encode(short)
+    large = pa.record_batch({"t": pa.array([np.array([1e300], "<f8").tobytes()], pa.binary())})
+    with pytest.raises(FailedPrecondition, match="beyond float32"):
+        Flat([("t", TensorType("float64", (1,)))]).encode(large)
+
+
+def test_more_values_than_a_network_of_columns_can_have_are_refused(tmp_path: Path) -> None:
+    dataset = dataset_of(str(tmp_path), TensorType("uint8", (224, 224, 3), "jpeg"))
+    with pytest.raises(UnusableDataset, match="150528 values"):
+        load(dataset, Shares(1, 0, 0), classified=True, in_memory_bytes=0)
+
+
+def test_streamed_tensors_are_those_that_are_held(tmp_path: Path) -> None:
+    write_digits(str(tmp_path), "png")
+    dataset = dataset_of(str(tmp_path), TensorType("uint8", (8, 8), "png"))
+    shares = Shares(0.7, 0.15, 0.15)
+    held, streamed = (load(dataset, shares, classified=True, in_memory_bytes=size) for size in (128 << 20, 0))
+    for one, other in zip(held.splits(), streamed.splits(), strict=True):
+        [(pixels, _)] = one.batches()
+        [(same, _)] = other.batches()
+        assert torch.equal(pixels.sort(dim=0).values, same.sort(dim=0).values)
+
+
+async def test_digits_are_learned_and_served(kafka_bootstrap: str, store_uri: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / "table")
+    write_digits(uri, "png")
+    dataset = dataset_of(uri, TensorType("uint8", (8, 8), "png"))
+    assert dataset.inputs()[:2] == ("image[0,0]", "image[0,1]")
+    spec = RunSpec(
+        run="digits-1",
+        job="digits",
+        attempt=1,
+        pipeline="digits",
+        node="n",
+        recipe="mlp",
+        parameters={"hidden": [32], "epochs": 8, "learning_rate": 0.01},
+        dataset=dataset,
+        shares=Shares(0.7, 0.15, 0.15),
+        preparations=(Preparation(feature="image", normalise="min_max"),),
+        normalise_label=False,
+        seed=1,
+        store_uri=store_uri,
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    work(spec, folder, Pipe(None), lambda: False)
+    report = Report.read(folder)
+    assert report.metrics["test/accuracy"] > 0.9
+    assert report.signature.inputs[0].shape == (-1, 64)
+    images, labels = (values[:ASKED_ROWS] for values in digits())
+    raw = images.reshape(ASKED_ROWS, -1).astype(np.float32)
+    model = (folder / MODEL_FILE).read_bytes()
+    answer = await answered(kafka_bootstrap, tmp_path, model, report.signature, raw)
+    found = answer.as_numpy("label").reshape(-1)
+    assert np.mean(found == labels) > 0.9
