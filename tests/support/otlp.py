@@ -30,10 +30,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[mi
 
     endpoint: str = ""
     spans: list[CollectedSpan] = field(default_factory=list)
+    requests: list[bytes] = field(default_factory=list)
+    """All that was exported, as it came."""
 
     async def Export(
         self, request: trace_service_pb2.ExportTraceServiceRequest, context: object
     ) -> trace_service_pb2.ExportTraceServiceResponse:
+        self.requests.append(request.SerializeToString())
         for resource_spans in request.resource_spans:
             attributes = {item.key: item.value.string_value for item in resource_spans.resource.attributes}
             for scope_spans in resource_spans.scope_spans:

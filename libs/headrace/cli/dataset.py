@@ -190,6 +190,9 @@ def export(
     version: VersionArgument,
     to: Annotated[Path, typer.Option("--to", help="The file: .parquet, .csv or .jsonl.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="Write what is stored encrypted as it came. It is logged.")
+    ] = False,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
     """Write a version's rows to a file."""
@@ -205,6 +208,7 @@ def export(
                 _version_name(version),
                 to,
                 overwrite=force,
+                reveal=reveal,
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )
         console.print(Text(f"{written} rows written to {to}"), soft_wrap=True)

@@ -99,15 +99,19 @@ async def _rejected_one(client: HeadraceClient, name: str) -> Row:
     return plain(await find_rejected(client, name))
 
 
-async def find_rejected(client: HeadraceClient, name: str) -> ingestion.RejectedSample:
+async def find_rejected(
+    client: HeadraceClient, name: str, *, reveal: bool = False
+) -> ingestion.RejectedSample:
     """A rejected event by its id; of the newest ones, also by its event id or its place on the topic."""
     if _ID.fullmatch(name):
         # An event id may be a number, too.
         with suppress(NotFound):
-            return await client.ingestion.GetRejected(ingestion.GetRejectedRequest(id=int(name)))
+            return await client.ingestion.GetRejected(
+                ingestion.GetRejectedRequest(id=int(name), reveal=reveal)
+            )
     for row in await _rejected(client, ""):
         if name in (row["event_id"], _position(row), f"{row['topic']}/{_position(row)}"):
-            found = ingestion.GetRejectedRequest(id=int(str(row["id"])))
+            found = ingestion.GetRejectedRequest(id=int(str(row["id"])), reveal=reveal)
             return await client.ingestion.GetRejected(found)
     raise NotFound("REJECTED_NOT_FOUND", f"no rejected event {name!r}; `headrace rejected list` lists them")
 

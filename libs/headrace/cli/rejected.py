@@ -95,6 +95,10 @@ def list_(
 @rejected_app.command()
 def show(
     name: Annotated[str, typer.Argument(help="Its id, event id, or PARTITION/OFFSET.")],
+    reveal: Annotated[
+        bool,
+        typer.Option("--reveal", help="Show bytes that are kept encrypted. It is logged."),
+    ] = False,
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
@@ -103,12 +107,19 @@ def show(
     from headrace.cli.plain import plain
 
     async def command(client: HeadraceClient) -> None:
-        found = await find_rejected(client, name)
+        found = await find_rejected(client, name, reveal=reveal)
         row = plain(found)
         if output is not Format.TABLE:
             show_document(row, output)
             return
         show_document({field: value for field, value in row.items() if field not in _BYTES}, output)
+        if found.sealed_by:
+            console.print(
+                "Its key, headers and payload are encrypted, for they may hold personal data; "
+                "add --reveal to see them.",
+                soft_wrap=True,
+            )
+            return
         _show_bytes("key", found.key)
         console.print("headers:")
         for header in sorted(found.headers):

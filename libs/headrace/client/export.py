@@ -33,12 +33,15 @@ class _Writer(Protocol):
 
 
 async def read_version(
-    client: HeadraceClient, dataset: str, version: versions.VersionName
+    client: HeadraceClient, dataset: str, version: versions.VersionName, *, reveal: bool = False
 ) -> AsyncIterator[tuple[pa.RecordBatch, int]]:
-    """The version's rows in batches, in any order, each with the number of rows in all."""
+    """The version's rows in batches, in any order, each with the number of rows in all.
+
+    `reveal`: what is stored encrypted as it came.
+    """
     import pyarrow as pa
 
-    request = versions.ReadVersionRequest(dataset=dataset, version=version)
+    request = versions.ReadVersionRequest(dataset=dataset, version=version, reveal=reveal)
     async for answer in client.dataset_versions.ReadVersion(request):
         for batch in pa.ipc.open_stream(answer.arrow_stream):
             yield batch, answer.row_count
@@ -51,6 +54,7 @@ async def export_version(
     path: Path,
     *,
     overwrite: bool = False,
+    reveal: bool = False,
     progress: Progress | None = None,
 ) -> int:
     """Write the version's rows to a .parquet, .csv or .jsonl file, and return their number.
@@ -68,7 +72,9 @@ async def export_version(
         raise AlreadyExists("FILE_EXISTS", f"{path} is there already; use force (--force) to replace it")
     part = path.with_name(f"{path.name}.part")
     try:
-        written = await _write(read_version(client, dataset, version), open_writer, part, progress)
+        written = await _write(
+            read_version(client, dataset, version, reveal=reveal), open_writer, part, progress
+        )
         await asyncio.to_thread(part.replace, path)
     except OSError as error:
         raise InvalidArgument("FILE_NOT_WRITABLE", f"{path} cannot be written: {error}") from error

@@ -260,7 +260,7 @@ def _role(column: Column, *, has_time: bool) -> tuple[str, str]:
     if column.name in _PROTECTED_NAMES:
         return "protected", "by its name"
     if _PERSONAL_NAME.fullmatch(column.name):
-        return "personal", "by its name"
+        return "personal", "by its name; dropped, unless you add a treatment"
     if column.type == "timestamp" and not has_time:
         return "time", "the first time in the file"
     return "ignored", "text: no recipe learns from it" if column.type == "string" else "a time"

@@ -15,6 +15,7 @@ spec:
     attributes:                   # stored, and given to no model
       sex: {type: string, role: protected, values: [f, m]}
       taken: {type: timestamp, role: time, nullable: true}
+      email: {type: string, role: personal, treatment: pseudonymise}   # or drop (the default), encrypt
     cut: {rows: 500, seconds: 30}
     rejects: {alert_share: 0.05, window: 10m, hold_cut: true}
     quality: [{rule: null_share, field: site, max: 0.01, action: block}]
@@ -77,6 +78,11 @@ FORMATS: Final = {
     name.removeprefix("TENSOR_FORMAT_").lower(): number
     for name, number in ingestion.TensorFormat.items()
     if number != ingestion.TENSOR_FORMAT_UNSPECIFIED
+}
+TREATMENTS: Final = {
+    name.removeprefix("FIELD_TREATMENT_").lower(): number
+    for name, number in ingestion.FieldTreatment.items()
+    if number != ingestion.FIELD_TREATMENT_UNSPECIFIED
 }
 NORMALISATIONS: Final = {
     "none": scheduling.NORMALISATION_NONE,
@@ -266,8 +272,11 @@ def _feature(document: Document, name: str, place: Place) -> ingestion.Field:
 
 
 def _attribute(document: Document, name: str, place: Place) -> ingestion.Field:
-    entries = document.mapping(place, (*_RULES, "values", "role"), ("type", "role"))
-    return _field(document, name, entries, entries.get("values"))
+    entries = document.mapping(place, (*_RULES, "values", "role", "treatment"), ("type", "role"))
+    field = _field(document, name, entries, entries.get("values"))
+    dropped = ingestion.FIELD_TREATMENT_UNSPECIFIED
+    field.treatment = document.choice(entries.get("treatment"), TREATMENTS, dropped)
+    return field
 
 
 def _label(document: Document, place: Place) -> ingestion.Field:

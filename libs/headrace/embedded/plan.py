@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from headrace.embedded import privacy_keys
 from headrace.embedded.options import EMBEDDED, KAFKA, StackOptions
 from headrace.embedded.parts.envoy import Envoy
 from headrace.embedded.parts.kafka import ApacheKafka
@@ -201,6 +202,8 @@ class Plan:
 
     def _service_settings(self, name: str) -> Mapping[str, str]:
         match name:
+            case "ingestion":
+                return {"privacy_keys_file": str(self.options.data / privacy_keys.FILE)}
             case "scheduling":
                 others = ("ingestion", "registry", "inference")
                 return {f"{other}_target": self._target(other) for other in others}

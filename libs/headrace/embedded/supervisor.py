@@ -25,6 +25,7 @@ from headrace.embedded.options import StackOptions
 from headrace.embedded.parts.process import PartFailed
 from headrace.embedded.plan import Plan
 from headrace.embedded.ports import PORTS_FILE, Ports
+from headrace.embedded.privacy_keys import ensure_keys
 from headrace.embedded.stack_file import (
     EXIT_FAILED,
     EXIT_IN_USE,
@@ -83,6 +84,7 @@ async def serve(options: StackOptions, *, tied: bool) -> int:
     plan = Plan(options, ports)
     ports.remember()
     plan.logs.mkdir(exist_ok=True)
+    ensure_keys(options.data)
     nodes = {node.name: node for node in plan.nodes()}
     record = StackRecord(plan, nodes)
     supervisor = Supervisor(list(nodes.values()), record.part_changed)

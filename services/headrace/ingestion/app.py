@@ -13,6 +13,7 @@ from headrace.ingestion.maintainer import Maintainer
 from headrace.ingestion.reject_watch import RejectWatch
 from headrace.ingestion.rejected_events import KafkaRejectedEvents
 from headrace.ingestion.schema_registry import schema_registry
+from headrace.ingestion.secrets import key_ring
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.maintenance import DeltaMaintenance
@@ -27,6 +28,7 @@ from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.read_version import ReadVersion
 from headrace.ingestion.use_cases.replay_version import ReplayVersion
 from headrace.ingestion.use_cases.resolve_rejected import DiscardRejected, ReplayRejected
+from headrace.ingestion.use_cases.show_rejected import ShowRejected
 from headrace.ingestion.use_cases.store_batch import StoreBatch
 from headrace.ingestion.use_cases.validate_samples import ValidateSamples
 from headrace.ingestion.use_cases.versions import Versions
@@ -62,6 +64,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     )
     runner.spawn(Relay(pool, producer).run, "outbox relay")
 
+    keys = key_ring(settings)
     store = ObjectStore.from_uri(platform.store_uri)
     tables = DeltaTables(lambda name: store.uri(f"datasets/{name}"), delta_storage_options())
     catalogue = PostgresCatalogue(pool)
@@ -95,25 +98,27 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     servicer = IngestionServicer(
         catalogue,
         tables,
-        apply_dataset=ApplyDataset(catalogue, tables, clock=utc_now),
+        apply_dataset=ApplyDataset(catalogue, tables, clock=utc_now, keys=keys),
         append_samples=AppendSamples(
             catalogue, producer, clock=utc_now, max_event_bytes=settings.max_event_bytes
         ),
         validate_samples=ValidateSamples(catalogue),
         versions=versions,
-        replay_rejected=ReplayRejected(catalogue, clock=utc_now, max_bytes=MAX_EVENT_BYTES),
+        replay_rejected=ReplayRejected(catalogue, clock=utc_now, max_bytes=MAX_EVENT_BYTES, keys=keys),
         discard_rejected=DiscardRejected(catalogue, clock=utc_now),
+        show_rejected=ShowRejected(catalogue, keys),
     )
     version_servicer = DatasetVersionServicer(
         Versions(catalogue),
         tables,
-        read=ReadVersion(catalogue, rows),
+        read=ReadVersion(catalogue, rows, keys),
         replay=ReplayVersion(
             catalogue,
             rows,
             KafkaTopicReader(platform.kafka_bootstrap, client_id=client_id),
             max_event_bytes=settings.max_event_bytes,
             registry=registry,
+            keys=keys,
         ),
     )
     bindings = [
@@ -146,6 +151,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             max_event_bytes=settings.max_event_bytes,
             deduplicate_events=settings.deduplicate_events,
             registry=registry,
+            keys=keys,
         ),
         cluster_id=partial(cluster_id, platform.kafka_bootstrap),
         stored=cutter.touched,

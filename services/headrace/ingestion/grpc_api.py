@@ -24,8 +24,8 @@ from headrace.ingestion.use_cases.resolve_rejected import (
     Cursor,
     DiscardRejected,
     ReplayRejected,
-    not_found,
 )
+from headrace.ingestion.use_cases.show_rejected import ShowRejected
 from headrace.ingestion.use_cases.validate_samples import ValidateSamples
 from headrace.ingestion.use_cases.versions import Versions
 from headrace.rpc import options, paging
@@ -51,6 +51,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         versions: CutVersions,
         replay_rejected: ReplayRejected,
         discard_rejected: DiscardRejected,
+        show_rejected: ShowRejected,
     ) -> None:
         self._catalogue = catalogue
         self._tables = tables
@@ -60,6 +61,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         self._versions = versions
         self._replay_rejected = replay_rejected
         self._discard_rejected = discard_rejected
+        self._show_rejected = show_rejected
 
     async def ApplyDataset(  # noqa: D102
         self, request: api.ApplyDatasetRequest, context: _Context
@@ -143,9 +145,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
     async def GetRejected(  # noqa: D102
         self, request: api.GetRejectedRequest, context: _Context
     ) -> api.RejectedSample:
-        row = await self._catalogue.rejected(request.id)
-        if row is None:
-            raise not_found(request.id)
+        row = await self._show_rejected(request.id, reveal=request.reveal)
         return translation.rejected_row_to_message(row)
 
     async def ReplayRejected(  # noqa: D102

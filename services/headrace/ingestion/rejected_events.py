@@ -55,4 +55,6 @@ def rejected_event(rejection: Rejection, reject_time: datetime, max_bytes: int) 
         # The rejected event's own trace, not that of the batch that it happened to be in.
         traceparent=rejection.traceparent or None,
     )
-    return rejection.key[:_MAX_KEY_BYTES].decode(errors="replace"), event
+    # A sealed event's own key is sealed, too.
+    key = event.id if rejection.sealed_by else rejection.key[:_MAX_KEY_BYTES].decode(errors="replace")
+    return key, event

@@ -49,6 +49,14 @@ class Settings(BaseSettings):
             "at most so many offsets before. 0: never."
         ),
     )
+    privacy_keys_file: str = Field(
+        default="",
+        description="File with the keys of personal data: a line ID=BASE64 each, the newest last.",
+    )
+    privacy_keys: SecretStr = Field(
+        default=SecretStr(""),
+        description="The same keys, separated by commas, in the place of a file.",
+    )
     retry_seconds: float = Field(
         default=5.0, gt=0, description="Longest pause before a batch that failed is tried again."
     )

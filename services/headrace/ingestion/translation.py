@@ -13,7 +13,7 @@ from headrace.ingestion.domain.dataset import DatasetVersion
 from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.replay import Correction
-from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Scalar, Schema
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Scalar, Schema, Treatment
 from headrace.ingestion.quality_translation import finding_to_message, verdict_to_message
 from headrace.ingestion.split_translation import split_counts_to_message
 from headrace.ingestion.use_cases.ports import RejectedRow
@@ -40,6 +40,12 @@ _ROLES: Final = {
     api.FIELD_ROLE_IGNORED: Role.IGNORED,
     api.FIELD_ROLE_TIME: Role.TIME,
 }
+_TREATMENTS: Final = {
+    api.FIELD_TREATMENT_UNSPECIFIED: None,
+    api.FIELD_TREATMENT_DROP: Treatment.DROP,
+    api.FIELD_TREATMENT_PSEUDONYMISE: Treatment.PSEUDONYMISE,
+    api.FIELD_TREATMENT_ENCRYPT: Treatment.ENCRYPT,
+}
 _STATES: Final = {
     State.PENDING: api.REJECTED_STATE_PENDING,
     State.REPLAYED: api.REJECTED_STATE_REPLAYED,
@@ -49,6 +55,7 @@ _STATES_BY_NUMBER: Final = {number: state for state, number in _STATES.items()}
 # Protobuf's own cost of a bytes field: its number, and its length in up to five bytes.
 _FIELD_BYTES: Final = 6
 _TYPE_NUMBERS: Final = {field_type: number for number, field_type in _TYPES.items()}
+_TREATMENT_NUMBERS: Final = {treatment: number for number, treatment in _TREATMENTS.items()}
 _ROLE_NUMBERS: Final = {role: number for number, role in _ROLES.items()}
 
 
@@ -85,6 +92,7 @@ def _field_from_message(message: api.Field, path: str) -> Field:
         description=message.description,
         role=_ROLES[message.role],
         tensor=from_tensor_type(message.tensor) if message.HasField("tensor") else None,
+        treatment=_TREATMENTS[message.treatment],
     )
 
 
@@ -141,6 +149,7 @@ def _field_to_message(field: Field) -> api.Field:
         description=field.description,
         role=_ROLE_NUMBERS[field.role],
         tensor=to_tensor_type(field.tensor) if field.tensor else None,
+        treatment=_TREATMENT_NUMBERS[field.treatment],
     )
 
 
@@ -245,6 +254,7 @@ def rejected_to_message(
         id=rejection.id,
         state=api.REJECTED_STATE_PENDING,
         replay_of=rejection.replay_of,
+        sealed_by=rejection.sealed_by,
     )
     if max_bytes is not None and message.ByteSize() > max_bytes:
         _shorten(message, max_bytes)
@@ -280,7 +290,9 @@ def _shorten(message: api.RejectedSample, max_bytes: int) -> None:
         message.headers.clear()
     message.key = b""
     message.key = key[: _room(message, max_bytes)]
-    message.payload = payload[: _room(message, max_bytes)]
+    if not message.sealed_by:
+        # The beginning of what is encrypted is of no use.
+        message.payload = payload[: _room(message, max_bytes)]
 
 
 def _room(message: api.RejectedSample, max_bytes: int) -> int:

@@ -85,7 +85,8 @@ class DatasetVersionServicer(api_grpc.DatasetVersionServiceServicer):
         self, request: api.ReadVersionRequest, context: _Context
     ) -> AsyncIterator[api.ReadVersionResponse]:
         version = await self._versions.find(request.dataset, _name(request.version))
-        async with aclosing(self._read(version)) as batches:
+        read = self._read.revealed if request.reveal else self._read
+        async with aclosing(read(version)) as batches:
             async for batch in batches:
                 for part in _parts(batch):
                     yield api.ReadVersionResponse(

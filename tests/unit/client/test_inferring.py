@@ -61,7 +61,8 @@ def test_columns_get_narrow_types_roles_and_reasons(tmp_path: Path) -> None:
         "  label: {name: malignant, type: int8, classes: [0, 1]}  # a guess: the last column of numbers\n"
         "  attributes:  # stored, and given to no model\n"
         "    sex: {type: string, role: protected}  # by its name\n"
-        "    email: {type: string, nullable: true, role: personal}  # by its name\n"
+        "    email: {type: string, nullable: true, role: personal}"
+        "  # by its name; dropped, unless you add a treatment\n"
         "    taken: {type: timestamp, role: time}  # the first time in the file\n"
         "    site: {type: string, role: ignored}  # text: no recipe learns from it\n"
     )

@@ -73,8 +73,12 @@ class Columns:
 
 
 def stored_schema(schema: Schema) -> pa.Schema:
-    """The Arrow schema of a dataset's own columns."""
-    return pa.schema([(field.name, STORED_TYPES[field.type]) for field in schema.fields])
+    """The Arrow schema of a dataset's own columns in its table."""
+    return _arrow_schema(schema.stored_fields)
+
+
+def _arrow_schema(fields: Sequence[Field]) -> pa.Schema:
+    return pa.schema([(field.name, STORED_TYPES[field.type]) for field in fields])
 
 
 class ColumnReader:
@@ -83,7 +87,8 @@ class ColumnReader:
     def __init__(self, schema: Schema) -> None:
         self._fields = schema.fields
         self._rows = RowValidator(schema)
-        self._stored = stored_schema(schema)
+        # Personal values as they came: whoever stores them treats them (`treatment`).
+        self._stored = _arrow_schema(self._fields)
         self._parsed = pa.schema([(field.name, _parsed_type(field)) for field in self._fields])
         self._kinds = [(field.name, _kind(field)) for field in self._fields]
         self._tensors = [

@@ -205,7 +205,7 @@ class _Profiler:
         looked_at = _looked_at(schema)
         self._fields = [
             _FieldProfiler(known.get(field.name), field, self._rows, values=field.name in looked_at)
-            for field in schema.fields
+            for field in schema.stored_fields
         ]
 
     def add(self, batch: pa.RecordBatch) -> None:

@@ -51,6 +51,7 @@ class Rejection:
     """One rejected event with its original bytes, and where it stands in the source.
 
     `id` and `replay_of`, the entry whose replay it is, are given to it when it is kept; 0: none.
+    `sealed_by`: the key with which the bytes are encrypted (see `sealing`); "": they are as they came.
     """
 
     cluster: str
@@ -66,3 +67,4 @@ class Rejection:
     headers: Sequence[tuple[str, bytes]]
     id: int = 0
     replay_of: int = 0
+    sealed_by: str = ""

@@ -88,6 +88,16 @@ class Role(enum.Enum):
     """When the sample was true: the row's event time."""
 
 
+class Treatment(enum.Enum):
+    """How a personal field is stored."""
+
+    DROP = "drop"
+    """Not at all."""
+    PSEUDONYMISE = "pseudonymise"
+    """As a keyed hash: equal values stay equal."""
+    ENCRYPT = "encrypt"
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One column of a dataset.
@@ -111,6 +121,19 @@ class Field:
     role: Role | None = None
     """None: what its place says, a feature or the label."""
     tensor: TensorType | None = None
+    treatment: Treatment | None = None
+    """Of a personal field. None: it is dropped, since that alone cannot be a mistake."""
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether its values are somebody's own."""
+        return self.role is Role.PERSONAL
+
+    @property
+    def treated(self) -> Treatment:
+        """How a personal field is stored."""
+        assert self.is_personal
+        return self.treatment or Treatment.DROP
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +152,20 @@ class Schema:
     def fields(self) -> tuple[Field, ...]:
         """All columns: key, features, label, attributes."""
         return (Field(self.key, FieldType.STRING), *self.features, self.label, *self.attributes)
+
+    @property
+    def personal(self) -> tuple[Field, ...]:
+        """The fields whose values are never stored, shown or told as they came."""
+        return tuple(field for field in self.attributes if field.is_personal)
+
+    @property
+    def stored_fields(self) -> tuple[Field, ...]:
+        """The table's columns: `fields`, but of the personal ones those that are stored, as texts."""
+        return tuple(
+            Field(field.name, FieldType.STRING, nullable=True) if field.is_personal else field
+            for field in self.fields
+            if not _is_dropped(field)
+        )
 
     @property
     def time(self) -> Field | None:
@@ -168,6 +205,9 @@ def _violations(schema: Schema) -> Iterator[FieldViolation]:
     if schema.label.type is FieldType.TENSOR:
         yield FieldViolation("schema.label.type", "no model answers with a tensor: make it a feature")
     yield from _role_violations(schema)
+    for path, field in _paths(schema):
+        if field.treatment is not None and not field.is_personal:
+            yield FieldViolation(f"{path}.treatment", "only what is personal is treated: give it that role")
 
 
 def _paths(schema: Schema) -> Iterator[tuple[str, Field]]:
@@ -300,7 +340,8 @@ def check_evolution(old: Schema, new: Schema) -> None:
     Safe are: more nullable fields, rules that accept more (nullable, wider bounds, more allowed values, no
     pattern, a wider type of the same numbers), another order of the features, other defaults, units and
     descriptions, and other roles: a feature may become an attribute and the other way round. What is
-    personal stays so.
+    personal stays so, and how it is stored stays, too, unless it is dropped from now on: a column holds
+    values of one kind.
     """
     violations = list(_incompatibilities(old, new))
     if violations:
@@ -316,15 +357,21 @@ def check_evolution(old: Schema, new: Schema) -> None:
 def changes_values(old: Schema, new: Schema) -> bool:
     """Whether an event that made a row by `old` may make another one by `new`, though the change is safe.
 
-    It may where float64 keeps digits that float32 rounded away, and where the event lacks a field whose
-    default is another one now.
+    It may where float64 keeps digits that float32 rounded away, where the event lacks a field whose default
+    is another one now, and where a field is dropped that was stored.
     """
     before = {field.name: field for field in old.fields}
     for field in new.fields:
         known = before.get(field.name, replace(field, default=None))
         if field.default != known.default or (field.type.is_float and field.type is not known.type):
             return True
+        if _is_dropped(field) and field.name in before and not _is_dropped(known):
+            return True
     return False
+
+
+def _is_dropped(field: Field) -> bool:
+    return field.is_personal and field.treated is Treatment.DROP
 
 
 def _incompatibilities(old: Schema, new: Schema) -> Iterator[FieldViolation]:
@@ -342,11 +389,22 @@ def _incompatibilities(old: Schema, new: Schema) -> Iterator[FieldViolation]:
         else:
             path, changed = after[name]
             yield from _narrowings(path, field, changed)
-            if field.role is Role.PERSONAL and changed.role is not Role.PERSONAL:
-                yield FieldViolation(f"{path}.role", "is personal and must stay so")
+            yield from _uncoverings(path, field, changed)
     for name, (path, field) in after.items():
         if name not in before and not field.nullable:
             yield FieldViolation(path, "a field that is added must be nullable")
+
+
+def _uncoverings(path: str, old: Field, new: Field) -> Iterator[FieldViolation]:
+    if old.is_personal and not new.is_personal:
+        yield FieldViolation(f"{path}.role", "is personal and must stay so")
+    elif new.is_personal and not _is_dropped(new):
+        if not old.is_personal:
+            yield FieldViolation(f"{path}.treatment", "stored rows hold it in clear: it can only be dropped")
+        elif old.treated is not new.treated:
+            yield FieldViolation(
+                f"{path}.treatment", f"is {old.treated.value} and can only become {Treatment.DROP.value}"
+            )
 
 
 def _narrowings(path: str, old: Field, new: Field) -> Iterator[FieldViolation]:

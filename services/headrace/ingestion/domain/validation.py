@@ -72,6 +72,8 @@ class RowValidator:
         self._names = frozenset(field.name for field in self._fields)
         self._checks = [(field, check_of(field)) for field in self._fields]
         self._key = schema.key
+        # Whose values are somebody's own may stand in a wrong field, and messages go everywhere.
+        self._quotes = not schema.personal
 
     def validate(self, sample: Mapping[str, object]) -> Row | Violation:
         """The sample's values, or the first rule that it breaks."""
@@ -85,7 +87,7 @@ class RowValidator:
                 continue
             checked = check(value)
             if isinstance(checked, Violation):
-                return checked
+                return checked if self._quotes else _unquoted(field, checked)
             values.append(checked)
         if values[0] == "":
             return Violation(self._key, Rule.NOT_EMPTY, f'the key "{self._key}" is empty')
@@ -93,6 +95,26 @@ class RowValidator:
             if name not in self._names:
                 return Violation(name, Rule.UNKNOWN_FIELD, f"{_shown(name)} is no field of the dataset")
         return tuple(values)
+
+
+def _unquoted(field: Field, violation: Violation) -> Violation:
+    """The same without the value."""
+    match violation.rule:
+        case Rule.TYPE_RANGE:
+            what = f"is beyond {field.type.value}"
+        case Rule.FINITE:
+            what = "is not a finite number"
+        case Rule.MIN:
+            what = f"is below the minimum {field.min:g}"
+        case Rule.MAX:
+            what = f"is above the maximum {field.max:g}"
+        case Rule.ALLOWED_VALUES:
+            what = "is none of the allowed values"
+        case Rule.PATTERN:
+            what = f"does not match {_shown(field.pattern)}"
+        case _:
+            what = f"is not {_article(field.type)}"
+    return Violation(violation.field, violation.rule, f'"{field.name}" {what}')
 
 
 def _missing(field: Field, *, present: bool) -> Violation:

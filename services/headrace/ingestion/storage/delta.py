@@ -225,7 +225,7 @@ class DeltaTables:
         if not rows.num_rows:
             return 0
         self._align(table, append.dataset)
-        names = [field.name for field in append.dataset.schema.fields]
+        names = [field.name for field in append.dataset.schema.stored_fields]
         properties = deltalake.CommitProperties(
             custom_metadata={
                 ROWS_ADDED: str(rows.num_rows),
@@ -347,7 +347,7 @@ def repeating_columns(schema: Schema) -> list[str]:
     """
     repeating = [
         field.name
-        for field in schema.fields
+        for field in schema.stored_fields
         if field.allowed_values or (field.type in _FEW_VALUES and field.name != schema.key)
     ]
     return [*repeating, *_CONSTANT]

@@ -120,20 +120,25 @@ limit $3;
 -- name: table_versions
 select table_version from dataset_versions where dataset = $1 order by table_version;
 
+-- name: holds_personal_data
+select exists (
+    select from datasets where schema -> 'attributes' @> '[{"role": "FIELD_ROLE_PERSONAL"}]'
+);
+
 -- name: insert_rejected
 -- Answers those that were not there yet. One that says it is a replay is one if that entry was replayed and
 -- has its event id, or had none of use; a copy of a replay that was rejected is there.
 insert into rejected_samples
     (cluster, topic, partition, "offset", dataset, event_id, traceparent, reason, field, rule, message,
-     key, payload, headers, reject_time, replay_of)
+     key, payload, headers, reject_time, replay_of, sealed_by)
 select given.cluster, given.topic, given.partition, given."offset", given.dataset, given.event_id,
     given.traceparent, given.reason, given.field, given.rule, given.message,
-    given.key, given.payload, given.headers::jsonb, $15, origin.sequence
+    given.key, given.payload, given.headers::jsonb, $15, origin.sequence, given.sealed_by
 from unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[],
-    $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $16::bigint[])
+    $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $16::bigint[], $17::text[])
     with ordinality
     as given (cluster, topic, partition, "offset", dataset, event_id, traceparent, reason, field, rule, message,
-        key, payload, headers, replay_of, number)
+        key, payload, headers, replay_of, sealed_by, number)
 left join rejected_samples as origin on origin.sequence = given.replay_of and origin.state = 'REPLAYED'
     and (origin.event_id in ('', given.event_id)
         or given.event_id = concat_ws('/', origin.cluster, origin.topic, origin.partition, origin."offset"))

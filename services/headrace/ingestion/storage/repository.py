@@ -131,6 +131,11 @@ class PostgresCatalogue:
         rows = await self._pool.fetch(self._queries["table_versions"], dataset)
         return [row["table_version"] for row in rows]
 
+    async def holds_personal_data(self) -> bool:
+        """Whether some dataset has a personal field."""
+        found: bool = await self._pool.fetchval(self._queries["holds_personal_data"])
+        return found
+
     async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
         """The events in the spans that were rejected already."""
         rows = await self._pool.fetch(
@@ -331,6 +336,7 @@ class PostgresRepository:
             [_headers_json(r.headers) for r in rejections],
             reject_time,
             [origin_of(r.headers) for r in rejections],
+            [r.sealed_by for r in rejections],
         )
         given = {(r.cluster, r.topic, r.partition, r.offset): r for r in rejections}
         return [
@@ -539,6 +545,7 @@ def _rejection(row: asyncpg.Record) -> Rejection:
         headers=[(name, base64.b64decode(value)) for name, value in row["headers"]],
         id=row["sequence"],
         replay_of=row["replay_of"] or 0,
+        sealed_by=row["sealed_by"],
     )
 
 

@@ -35,7 +35,7 @@ class DeltaVersionRows:
         Raises FileNotFoundError where a file is gone, which compaction may have replaced.
         """
         files = pyarrow.fs.PyFileSystem(DeltaStorageHandler(self._uri_of(dataset.name), self._options))
-        names = {field.name for field in dataset.schema.fields}
+        names = {field.name for field in dataset.schema.stored_fields}
         for _, actions in read_actions(self._uri_of(dataset.name), self._options, after, table_version):
             for path in _sample_files(actions):
                 with files.open_input_file(path) as source, pq.ParquetFile(source) as file:

@@ -9,6 +9,7 @@ from typing import Final
 
 from headrace.errors import Aborted
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.quality import QualityRule, check_quality
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.schema import Cut, Schema, changes_values, check_evolution, check_schema
@@ -23,10 +24,18 @@ _ATTEMPTS: Final = 5
 class ApplyDataset:
     """The use case. Applying the same again changes nothing."""
 
-    def __init__(self, catalogue: Catalogue, tables: SampleTables, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        tables: SampleTables,
+        *,
+        clock: Clock,
+        keys: KeyRing = NO_KEYS,
+    ) -> None:
         self._catalogue = catalogue
         self._tables = tables
         self._clock = clock
+        self._keys = keys
 
     async def __call__(
         self,
@@ -40,11 +49,14 @@ class ApplyDataset:
         """Make the dataset be so.
 
         Raises InvalidArgument INVALID_SCHEMA, INVALID_QUALITY or INVALID_SPLIT, FailedPrecondition
-        INCOMPATIBLE_SCHEMA or TABLE_MISMATCH.
+        INCOMPATIBLE_SCHEMA, TABLE_MISMATCH or PRIVACY_KEY_MISSING.
         """
         check_schema(schema)
         check_quality(quality, schema)
         check_split(split)
+        if schema.personal:
+            # Also where all of it is dropped: what is rejected is kept, encrypted.
+            self._keys.newest(f"{name}, which has personal fields,")
         rules = tuple(quality)
         for _ in range(_ATTEMPTS):
             existing = (await self._catalogue.datasets([name])).get(name)

@@ -18,9 +18,11 @@ from headrace.ingestion.domain.avro import AvroReader, UnusableSchema
 from headrace.ingestion.domain.columnar import ColumnReader, Columns, Malformed
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.framing import UNFRAMED, schema_ids, unframed
+from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict, verdict_of
 from headrace.ingestion.domain.schema import Schema
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
+from headrace.ingestion.domain.treatment import Treatments
 from headrace.ingestion.use_cases.envelopes import AVRO_TYPE, JSON_TYPE, Opened, Samples
 from headrace.ingestion.use_cases.ports import RegisteredSchema, Span
 from headrace.messaging.attributes import Attributes
@@ -55,9 +57,12 @@ class Judged:
 class Judge:
     """Judges opened batches. Pure computation, to be called in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: KeyRing = NO_KEYS) -> None:
+        """`keys`: what personal fields are covered with."""
+        self._keys = keys
         # Prepared once for each schema, not for each batch.
         self._readers: dict[tuple[str, int], ColumnReader] = {}
+        self._treatments: dict[tuple[str, int], Treatments] = {}
         self._writer = lru_cache(maxsize=_WRITERS)(_writer)
 
     def judge(
@@ -67,9 +72,10 @@ class Judge:
         datasets: Mapping[str, Dataset],
         schemas: Mapping[int, RegisteredSchema] | None = None,
     ) -> Judged:
-        """Turn every event into a row or a rejection.
+        """Turn every event into a row, its personal fields treated, or a rejection with all that it has.
 
         `schemas` are those of `opened.schema_ids()` that the registry knows; None: there is no registry.
+        Raises FailedPrecondition PRIVACY_KEY_MISSING: nothing is stored in clear because there is no key.
         """
         judged = Judged(
             rejections=[
@@ -106,7 +112,7 @@ class Judge:
                 )
         for name, parts in tables.items():
             if any(part.num_rows for part in parts):
-                judged.rows[name] = pa.concat_tables(parts)
+                judged.rows[name] = self._treated(datasets[name], pa.concat_tables(parts))
         return judged
 
     def _judge_protobuf(
@@ -153,6 +159,15 @@ class Judge:
                 columns = self._reader(dataset).read_avro(unframed(some.payloads), writer)
                 tables.append(_collect(cluster, dataset, records, some, columns, judged))
         return tables
+
+    def _treated(self, dataset: Dataset, rows: pa.Table) -> pa.Table:
+        if not dataset.schema.personal:
+            return rows
+        key = (dataset.name, dataset.schema_version)
+        treatments = self._treatments.get(key)
+        if treatments is None:
+            treatments = self._treatments[key] = Treatments(dataset.name, dataset.schema, self._keys)
+        return treatments.apply(rows)
 
     def _reader(self, dataset: Dataset) -> ColumnReader:
         key = (dataset.name, dataset.schema_version)

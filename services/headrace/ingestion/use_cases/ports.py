@@ -290,6 +290,9 @@ class Catalogue(Protocol):
     async def table_versions(self, dataset: str) -> Sequence[int]:
         """The table versions that the dataset's versions stand on, ascending."""
 
+    async def holds_personal_data(self) -> bool:
+        """Whether some dataset has a personal field."""
+
     async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
         """The events in the spans that were rejected already."""
 

@@ -62,7 +62,7 @@ class ProfileVersions:
             except FileNotFoundError as error:
                 # Compaction wrote its rows elsewhere before they were cut.
                 logger.info("profiling all rows of %s, not just the new ones: %s", dataset.name, error)
-        names = [field.name for field in dataset.schema.fields]
+        names = [field.name for field in dataset.schema.stored_fields]
         rows = self._rows.at(dataset.name, table_version, names)
         return self._extended(dataset, None, None, rows, table_version)
 

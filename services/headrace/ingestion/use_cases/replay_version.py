@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from headrace.errors import FailedPrecondition
 from headrace.ingestion.domain.content_hash import combine, hash_rows
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourcePartition
+from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge
@@ -64,20 +65,22 @@ class ReplayVersion:
         *,
         max_event_bytes: int,
         registry: SchemaRegistry | None,
+        keys: KeyRing = NO_KEYS,
     ) -> None:
         self._catalogue = catalogue
         self._rows = rows
         self._topic = topic
         self._max_event_bytes = max_event_bytes
         self._registry = registry
-        self._judge = Judge()
+        self._keys = keys
+        self._judge = Judge(keys)
 
     async def __call__(self, version: DatasetVersion) -> AsyncIterator[Replayed]:
         """Replay the version, and tell of each part; the last one is the result.
 
-        Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED or ROWS_GONE, and SCHEMA_CHANGED after the
-        last part where the rows are not the version's, and the schema may be why; Unavailable
-        SCHEMA_REGISTRY_UNAVAILABLE.
+        Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED, ROWS_GONE or PRIVACY_KEY_MISSING; and
+        where the rows are not the version's, after the last part SCHEMA_CHANGED or PRIVACY_KEY_CHANGED where
+        that may be why; Unavailable SCHEMA_REGISTRY_UNAVAILABLE.
         """
         dataset = await require_dataset(self._catalogue, version.dataset)
         cluster = await self._topic.cluster()
@@ -98,12 +101,26 @@ class ReplayVersion:
                 opened = await asyncio.to_thread(self._open, dataset, records)
                 schemas = await schemas_of(opened, self._registry)
                 rows = await asyncio.to_thread(self._rows_of, dataset, offset.source, opened, schemas, held)
-                names = [field.name for field in dataset.schema.fields]
+                names = [field.name for field in dataset.schema.stored_fields]
                 if rows is not None:
                     digest = await asyncio.to_thread(hash_rows, rows, names)
                     replayed = Replayed(replayed.rows + rows.num_rows, combine(replayed.content_hash, digest))
                 yield replayed
-        _require_comparable(dataset, version, replayed)
+        self._require_comparable(dataset, version, replayed)
+
+    def _require_comparable(self, dataset: Dataset, version: DatasetVersion, replayed: Replayed) -> None:
+        """Say why the rows may differ, where they do and there is a reason beside the data."""
+        if replayed.matches(version):
+            return
+        # The schema by which the version was cut says nothing of its rows: some may be older.
+        if dataset.values_changed:
+            raise _schema_changed(dataset, version, replayed)
+        if len(self._keys.keys) > 1 and dataset.schema.personal:
+            raise FailedPrecondition(
+                "PRIVACY_KEY_CHANGED",
+                f"the events of version {version.version} of {dataset.name} make other rows now; but personal"
+                " fields are covered with the newest key, and earlier rows may have been with another one",
+            )
 
     def _held(self, version: DatasetVersion, source: SourcePartition) -> Int64s:
         """The offsets of the version's rows from this partition, rising."""
@@ -141,12 +158,8 @@ class ReplayVersion:
         return rows.filter(pa.array(held[places] == offsets))
 
 
-def _require_comparable(dataset: Dataset, version: DatasetVersion, replayed: Replayed) -> None:
-    """Say SCHEMA_CHANGED where the rows differ and the schema may be why."""
-    # The schema by which the version was cut says nothing of its rows: some may be older.
-    if replayed.matches(version) or not dataset.values_changed:
-        return
-    raise FailedPrecondition(
+def _schema_changed(dataset: Dataset, version: DatasetVersion, replayed: Replayed) -> FailedPrecondition:
+    return FailedPrecondition(
         "SCHEMA_CHANGED",
         f"{replayed.rows} of {version.row_count} events of version {version.version} of {dataset.name} make "
         "rows by the schema of today, and these differ; but the schema has changed since the first ones were "

@@ -8,8 +8,10 @@ from typing import Final
 
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
 from headrace.ingestion import metrics
+from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.rejection import State
 from headrace.ingestion.domain.replay import Correction, Replay, replay
+from headrace.ingestion.domain.sealing import unsealed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.ports import Catalogue, RejectedFilter, Repository, Resolution
 from headrace.messaging.events import record_size
@@ -49,9 +51,17 @@ class ReplayRejected:
     twice: both copies have one id, by which rows are known, and name one entry, by which rejections are.
     """
 
-    def __init__(self, catalogue: Catalogue, *, clock: Clock, max_bytes: int) -> None:
-        """`max_bytes`: the largest event that can be queued."""
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        clock: Clock,
+        max_bytes: int,
+        keys: KeyRing = NO_KEYS,
+    ) -> None:
+        """`max_bytes`: the largest event that can be queued. `keys` open what is sealed."""
         self._catalogue = catalogue
+        self._keys = keys
         self._clock = clock
         self._max_bytes = max_bytes
 
@@ -59,7 +69,7 @@ class ReplayRejected:
         """Replay all of them, or none. A correction is for one entry.
 
         Raises NotFound REJECTED_NOT_FOUND or DATASET_NOT_FOUND, FailedPrecondition NOT_PENDING or
-        REPLAY_OVERSIZE, InvalidArgument INVALID_CORRECTION.
+        REPLAY_OVERSIZE or PRIVACY_KEY_MISSING, InvalidArgument INVALID_CORRECTION.
         """
         await self._check(ids, correction)
         sizes = await self._catalogue.rejected_sizes(ids)
@@ -104,7 +114,7 @@ class ReplayRejected:
         replays: dict[int, Replay] = {}
         oversize = []
         for rejection in await repository.lock_pending(ids):
-            event = replay(rejection, correction)
+            event = replay(unsealed(rejection, self._keys), correction)
             if record_size(event.key, event.headers, event.payload) > self._max_bytes:
                 oversize.append(rejection.id)
             else:

@@ -32,6 +32,7 @@ import pyarrow as pa
 
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.use_cases.deduplicate import Deduplicator
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
@@ -46,6 +47,7 @@ from headrace.ingestion.use_cases.ports import (
     Span,
 )
 from headrace.ingestion.use_cases.schemas import schemas_of
+from headrace.ingestion.use_cases.seal_rejected import SealRejected
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.telemetry import names, tracing
@@ -85,6 +87,7 @@ class StoreBatch:
         max_event_bytes: int,
         deduplicate_events: int,
         registry: SchemaRegistry | None,
+        keys: KeyRing = NO_KEYS,
     ) -> None:
         self._catalogue = catalogue
         self._tables = tables
@@ -92,7 +95,8 @@ class StoreBatch:
         self._clock = clock
         self._max_event_bytes = max_event_bytes
         self._registry = registry
-        self._judge = Judge()
+        self._judge = Judge(keys)
+        self._seal = SealRejected(catalogue, keys)
         self._deduplicator = Deduplicator(tables, reach=deduplicate_events)
         # Of the batch at hand, which may fail again and again: what was published needs not be again.
         self._published: set[Place] = set()
@@ -144,11 +148,12 @@ class StoreBatch:
         """Those that are new; None where a schema changed since, and nothing was stored."""
         if not judged.outcome.rejections:
             return ()
+        rejections = await self._seal(judged.outcome.rejections, judged.datasets)
         now = self._clock()
         async with self._catalogue.transaction() as repository:
             if await repository.hold_schema_versions(judged.versions.keys()) != judged.versions:
                 return None
-            new = await repository.insert_rejected(judged.outcome.rejections, now)
+            new = await repository.insert_rejected(rejections, now)
         fault_point("ingestion.after-reject-commit")
         await self._publish(new, now)
         fault_point("ingestion.after-reject-publish")

@@ -139,6 +139,34 @@ FIELD_ROLE_TIME: FieldRole.ValueType  # 4
 """When the sample was true: it becomes the row's event time, in the place of ce_time. A timestamp; one at most."""
 Global___FieldRole: typing_extensions.TypeAlias = FieldRole
 
+class _FieldTreatment:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _FieldTreatmentEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_FieldTreatment.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    FIELD_TREATMENT_UNSPECIFIED: _FieldTreatment.ValueType  # 0
+    """Dropped."""
+    FIELD_TREATMENT_DROP: _FieldTreatment.ValueType  # 1
+    """Not at all: neither in the table nor in a profile."""
+    FIELD_TREATMENT_PSEUDONYMISE: _FieldTreatment.ValueType  # 2
+    """As text, a keyed hash (HMAC-SHA-256) of the value: equal values are equal, within the field and key."""
+    FIELD_TREATMENT_ENCRYPT: _FieldTreatment.ValueType  # 3
+    """As text, encrypted (AES-256-GCM)."""
+
+class FieldTreatment(_FieldTreatment, metaclass=_FieldTreatmentEnumTypeWrapper):
+    """How a personal field is stored."""
+
+FIELD_TREATMENT_UNSPECIFIED: FieldTreatment.ValueType  # 0
+"""Dropped."""
+FIELD_TREATMENT_DROP: FieldTreatment.ValueType  # 1
+"""Not at all: neither in the table nor in a profile."""
+FIELD_TREATMENT_PSEUDONYMISE: FieldTreatment.ValueType  # 2
+"""As text, a keyed hash (HMAC-SHA-256) of the value: equal values are equal, within the field and key."""
+FIELD_TREATMENT_ENCRYPT: FieldTreatment.ValueType  # 3
+"""As text, encrypted (AES-256-GCM)."""
+Global___FieldTreatment: typing_extensions.TypeAlias = FieldTreatment
+
 class _SplitBy:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -237,6 +265,7 @@ class Field(google.protobuf.message.Message):
     UNIT_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
     ROLE_FIELD_NUMBER: builtins.int
+    TREATMENT_FIELD_NUMBER: builtins.int
     TENSOR_FIELD_NUMBER: builtins.int
     name: builtins.str
     type: Global___FieldType.ValueType
@@ -255,6 +284,10 @@ class Field(google.protobuf.message.Message):
     """What a number counts ("mm", "EUR"); for people."""
     description: builtins.str
     role: Global___FieldRole.ValueType
+    treatment: Global___FieldTreatment.ValueType
+    """Of a personal field. It can only change to DROP, and a field that becomes personal later can only be dropped.
+    A value that is pseudonymised or encrypted is stored as KEY-ID.BASE64URL.
+    """
     @property
     def allowed_values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The only values accepted, written as JSON values ("0", "\\"benign\\""). Empty: any."""
@@ -277,11 +310,12 @@ class Field(google.protobuf.message.Message):
         unit: builtins.str = ...,
         description: builtins.str = ...,
         role: Global___FieldRole.ValueType = ...,
+        treatment: Global___FieldTreatment.ValueType = ...,
         tensor: Global___TensorType | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "default_value", b"default_value", "max", b"max", "min", b"min", "tensor", b"tensor"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "allowed_values", b"allowed_values", "default_value", b"default_value", "description", b"description", "max", b"max", "min", b"min", "name", b"name", "nullable", b"nullable", "pattern", b"pattern", "role", b"role", "tensor", b"tensor", "type", b"type", "unit", b"unit"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_min", b"_min", "allowed_values", b"allowed_values", "default_value", b"default_value", "description", b"description", "max", b"max", "min", b"min", "name", b"name", "nullable", b"nullable", "pattern", b"pattern", "role", b"role", "tensor", b"tensor", "treatment", b"treatment", "type", b"type", "unit", b"unit"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__default_value: typing_extensions.TypeAlias = typing.Literal["default_value"]
     _WhichOneofArgType__default_value: typing_extensions.TypeAlias = typing.Literal["_default_value", b"_default_value"]
@@ -739,6 +773,7 @@ class RejectedSample(google.protobuf.message.Message):
     RESOLVE_TIME_FIELD_NUMBER: builtins.int
     DISCARD_REASON_FIELD_NUMBER: builtins.int
     REPLAY_OF_FIELD_NUMBER: builtins.int
+    SEALED_BY_FIELD_NUMBER: builtins.int
     topic: builtins.str
     partition: builtins.int
     offset: builtins.int
@@ -764,6 +799,11 @@ class RejectedSample(google.protobuf.message.Message):
     """Why it was discarded."""
     replay_of: builtins.int
     """The entry whose replay this one is; 0 where it is none's."""
+    sealed_by: builtins.str
+    """The id of the key with which key, headers and payload are encrypted, together, as the payload; empty: they are
+    as they came. Events of a dataset with personal fields are, and where there is such a dataset those of none.
+    GetRejected reveals them.
+    """
     @property
     def headers(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.bytes]: ...
     @property
@@ -793,10 +833,11 @@ class RejectedSample(google.protobuf.message.Message):
         resolve_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         discard_reason: builtins.str = ...,
         replay_of: builtins.int = ...,
+        sealed_by: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["reject_time", b"reject_time", "resolve_time", b"resolve_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "discard_reason", b"discard_reason", "event_id", b"event_id", "field", b"field", "headers", b"headers", "id", b"id", "key", b"key", "message", b"message", "offset", b"offset", "partition", b"partition", "payload", b"payload", "reason", b"reason", "reject_time", b"reject_time", "replay_of", b"replay_of", "resolve_time", b"resolve_time", "rule", b"rule", "state", b"state", "topic", b"topic"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "discard_reason", b"discard_reason", "event_id", b"event_id", "field", b"field", "headers", b"headers", "id", b"id", "key", b"key", "message", b"message", "offset", b"offset", "partition", b"partition", "payload", b"payload", "reason", b"reason", "reject_time", b"reject_time", "replay_of", b"replay_of", "resolve_time", b"resolve_time", "rule", b"rule", "sealed_by", b"sealed_by", "state", b"state", "topic", b"topic"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___RejectedSample: typing_extensions.TypeAlias = RejectedSample
@@ -1159,13 +1200,17 @@ class GetRejectedRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
+    REVEAL_FIELD_NUMBER: builtins.int
     id: builtins.int
+    reveal: builtins.bool
+    """Answer the original bytes where they are encrypted. The service writes into its log that it did."""
     def __init__(
         self,
         *,
         id: builtins.int = ...,
+        reveal: builtins.bool = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["id", b"id"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["id", b"id", "reveal", b"reveal"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___GetRejectedRequest: typing_extensions.TypeAlias = GetRejectedRequest

@@ -117,6 +117,7 @@ class IngestionServiceServicer(object):
         INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+        FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
         ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -187,7 +188,8 @@ class IngestionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetRejected(self, request, context):
-        """Errors: NOT_FOUND/REJECTED_NOT_FOUND.
+        """Errors: NOT_FOUND/REJECTED_NOT_FOUND; of what is to be revealed FAILED_PRECONDITION/PRIVACY_KEY_MISSING
+        where the service has not its key, DATA_LOSS/SEAL_BROKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,7 +207,7 @@ class IngestionServiceServicer(object):
         FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
         service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
         (of several events, or of attributes of an event that stays structured), NOT_FOUND/DATASET_NOT_FOUND
-        (of a correction).
+        (of a correction), FAILED_PRECONDITION/PRIVACY_KEY_MISSING (it is encrypted, and the service has not the key).
 
         A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
         Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.

@@ -41,6 +41,7 @@ class IngestionServiceStub:
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+    FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
     ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
     """
     GetDataset: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetDatasetRequest, headrace.api.ingestion.v1.ingestion_pb2.Dataset]
@@ -71,7 +72,9 @@ class IngestionServiceStub:
     ListRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]
     """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
     GetRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.RejectedSample]
-    """Errors: NOT_FOUND/REJECTED_NOT_FOUND."""
+    """Errors: NOT_FOUND/REJECTED_NOT_FOUND; of what is to be revealed FAILED_PRECONDITION/PRIVACY_KEY_MISSING
+    where the service has not its key, DATA_LOSS/SEAL_BROKEN.
+    """
     ReplayRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedResponse]
     """Sends rejected events to the samples topic again, oldest first, each once, where they are judged like any
     other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
@@ -84,7 +87,7 @@ class IngestionServiceStub:
     FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
     service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
     (of several events, or of attributes of an event that stays structured), NOT_FOUND/DATASET_NOT_FOUND
-    (of a correction).
+    (of a correction), FAILED_PRECONDITION/PRIVACY_KEY_MISSING (it is encrypted, and the service has not the key).
 
     A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
     Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
@@ -115,6 +118,7 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+    FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
     ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
     """
     GetDataset: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetDatasetRequest, headrace.api.ingestion.v1.ingestion_pb2.Dataset]  # type: ignore[assignment]
@@ -145,7 +149,9 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     ListRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]  # type: ignore[assignment]
     """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
     GetRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.RejectedSample]  # type: ignore[assignment]
-    """Errors: NOT_FOUND/REJECTED_NOT_FOUND."""
+    """Errors: NOT_FOUND/REJECTED_NOT_FOUND; of what is to be revealed FAILED_PRECONDITION/PRIVACY_KEY_MISSING
+    where the service has not its key, DATA_LOSS/SEAL_BROKEN.
+    """
     ReplayRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ReplayRejectedResponse]  # type: ignore[assignment]
     """Sends rejected events to the samples topic again, oldest first, each once, where they are judged like any
     other: as rows, or as new entries that refer to these ones (replay_of). Key, payload and headers are the
@@ -158,7 +164,7 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
     service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
     (of several events, or of attributes of an event that stays structured), NOT_FOUND/DATASET_NOT_FOUND
-    (of a correction).
+    (of a correction), FAILED_PRECONDITION/PRIVACY_KEY_MISSING (it is encrypted, and the service has not the key).
 
     A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
     Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
@@ -192,6 +198,7 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+        FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
         ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
         """
 
@@ -276,7 +283,9 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.ingestion.v1.ingestion_pb2.GetRejectedRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.RejectedSample, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.RejectedSample]]:
-        """Errors: NOT_FOUND/REJECTED_NOT_FOUND."""
+        """Errors: NOT_FOUND/REJECTED_NOT_FOUND; of what is to be revealed FAILED_PRECONDITION/PRIVACY_KEY_MISSING
+        where the service has not its key, DATA_LOSS/SEAL_BROKEN.
+        """
 
     @abc.abstractmethod
     def ReplayRejected(
@@ -295,7 +304,7 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
         service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
         (of several events, or of attributes of an event that stays structured), NOT_FOUND/DATASET_NOT_FOUND
-        (of a correction).
+        (of a correction), FAILED_PRECONDITION/PRIVACY_KEY_MISSING (it is encrypted, and the service has not the key).
 
         A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
         Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.

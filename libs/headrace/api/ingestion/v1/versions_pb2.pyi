@@ -432,7 +432,10 @@ class ReadVersionRequest(google.protobuf.message.Message):
 
     DATASET_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    REVEAL_FIELD_NUMBER: builtins.int
     dataset: builtins.str
+    reveal: builtins.bool
+    """Answer fields that are stored encrypted as they came. The service writes into its log that it did."""
     @property
     def version(self) -> Global___VersionName: ...
     def __init__(
@@ -440,10 +443,11 @@ class ReadVersionRequest(google.protobuf.message.Message):
         *,
         dataset: builtins.str = ...,
         version: Global___VersionName | None = ...,
+        reveal: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["version", b"version"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "reveal", b"reveal", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ReadVersionRequest: typing_extensions.TypeAlias = ReadVersionRequest

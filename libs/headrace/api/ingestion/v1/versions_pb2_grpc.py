@@ -133,7 +133,8 @@ class DatasetVersionServiceServicer(object):
 
     def ReadVersion(self, request, context):
         """The version's rows, in any order. Errors: FAILED_PRECONDITION/ROWS_GONE where the table's files are no
-        longer there.
+        longer there; of what is to be revealed FAILED_PRECONDITION/PRIVACY_KEY_MISSING where the service has not its
+        key, DATA_LOSS/SEAL_BROKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +150,8 @@ class DatasetVersionServiceServicer(object):
         FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
         version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
         judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+        FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
+        another key than the newest.
         UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

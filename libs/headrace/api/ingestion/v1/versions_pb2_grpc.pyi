@@ -49,7 +49,8 @@ class DatasetVersionServiceStub:
     UnpinVersion: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.versions_pb2.UnpinVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]
     ReadVersion: grpc.UnaryStreamMultiCallable[headrace.api.ingestion.v1.versions_pb2.ReadVersionRequest, headrace.api.ingestion.v1.versions_pb2.ReadVersionResponse]
     """The version's rows, in any order. Errors: FAILED_PRECONDITION/ROWS_GONE where the table's files are no
-    longer there.
+    longer there; of what is to be revealed FAILED_PRECONDITION/PRIVACY_KEY_MISSING where the service has not its
+    key, DATA_LOSS/SEAL_BROKEN.
     """
     ReplayVersion: grpc.UnaryStreamMultiCallable[headrace.api.ingestion.v1.versions_pb2.ReplayVersionRequest, headrace.api.ingestion.v1.versions_pb2.ReplayVersionResponse]
     """Reads the version's events from their topic again, judges them by the code that stored them, and answers
@@ -61,6 +62,8 @@ class DatasetVersionServiceStub:
     FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
     version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
     judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+    FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
+    another key than the newest.
     UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
     """
 
@@ -90,7 +93,8 @@ class DatasetVersionServiceAsyncStub(DatasetVersionServiceStub):
     UnpinVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.versions_pb2.UnpinVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]  # type: ignore[assignment]
     ReadVersion: grpc.aio.UnaryStreamMultiCallable[headrace.api.ingestion.v1.versions_pb2.ReadVersionRequest, headrace.api.ingestion.v1.versions_pb2.ReadVersionResponse]  # type: ignore[assignment]
     """The version's rows, in any order. Errors: FAILED_PRECONDITION/ROWS_GONE where the table's files are no
-    longer there.
+    longer there; of what is to be revealed FAILED_PRECONDITION/PRIVACY_KEY_MISSING where the service has not its
+    key, DATA_LOSS/SEAL_BROKEN.
     """
     ReplayVersion: grpc.aio.UnaryStreamMultiCallable[headrace.api.ingestion.v1.versions_pb2.ReplayVersionRequest, headrace.api.ingestion.v1.versions_pb2.ReplayVersionResponse]  # type: ignore[assignment]
     """Reads the version's events from their topic again, judges them by the code that stored them, and answers
@@ -102,6 +106,8 @@ class DatasetVersionServiceAsyncStub(DatasetVersionServiceStub):
     FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
     version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
     judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+    FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
+    another key than the newest.
     UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
     """
 
@@ -170,7 +176,8 @@ class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[headrace.api.ingestion.v1.versions_pb2.ReadVersionResponse], collections.abc.AsyncIterator[headrace.api.ingestion.v1.versions_pb2.ReadVersionResponse]]:
         """The version's rows, in any order. Errors: FAILED_PRECONDITION/ROWS_GONE where the table's files are no
-        longer there.
+        longer there; of what is to be revealed FAILED_PRECONDITION/PRIVACY_KEY_MISSING where the service has not its
+        key, DATA_LOSS/SEAL_BROKEN.
         """
 
     @abc.abstractmethod
@@ -188,6 +195,8 @@ class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
         FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
         version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
         judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+        FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
+        another key than the newest.
         UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
         """
 
