@@ -53,6 +53,7 @@ PAYLOADS = {
     "headrace.ingestion.dataset-version-committed.v1": "headrace.events.ingestion.v1.DatasetVersionCommitted",
     "headrace.ingestion.sample-rejected.v1": "headrace.events.ingestion.v1.SampleRejected",
     "headrace.ingestion.reject-share-exceeded.v1": "headrace.events.ingestion.v1.RejectShareExceeded",
+    "headrace.ingestion.subject-erased.v1": "headrace.events.ingestion.v1.SubjectErased",
     "headrace.ingestion.reject-share-recovered.v1": "headrace.events.ingestion.v1.RejectShareRecovered",
     "headrace.ingestion.sample.v1": "headrace.events.ingestion.v1.Sample",
     "headrace.scheduling.job-changed.v1": "headrace.events.scheduling.v1.JobChanged",

@@ -300,6 +300,7 @@ KINDS = (
             Column("verdict", _verdict),
             field("tags", "tags"),
             field("pinned", "pinned"),
+            field("erased rows", "erased_rows", right=True),
             field("created", "create_time"),
         ),
         _versions,

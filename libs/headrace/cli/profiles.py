@@ -40,6 +40,10 @@ def show_version(version: ingestion.DatasetVersion) -> None:
             (f"  {' '.join(marks)}" if marks else "", "cyan"),
         )
     )
+    if version.erased_rows:
+        console.print(
+            Text(f"erased rows: {version.erased_rows}; its content hash no longer reproduces", "yellow")
+        )
     for finding in version.findings:
         style = _VERDICT_STYLES.get(finding.verdict, "")
         verdict = enum_text(quality.Verdict.DESCRIPTOR, finding.verdict).lower()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, SupportsFloat, TypeVar
 import grpc.aio
 
 from headrace.api.inference.v1 import inference_pb2_grpc
-from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc, versions_pb2_grpc
+from headrace.api.ingestion.v1 import erasure_pb2_grpc, ingestion_pb2, ingestion_pb2_grpc, versions_pb2_grpc
 from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
 from headrace.api.training.v1 import training_pb2_grpc
@@ -88,6 +88,11 @@ class HeadraceClient:
     def dataset_versions(self) -> versions_pb2_grpc.DatasetVersionServiceAsyncStub:
         """Profiles, comparison, tags, pins, rows and replays of dataset versions."""
         return versions_pb2_grpc.DatasetVersionServiceStub(self._channel("ingestion"))
+
+    @cached_property
+    def erasures(self) -> erasure_pb2_grpc.ErasureServiceAsyncStub:
+        """Erasure of subjects' data."""
+        return erasure_pb2_grpc.ErasureServiceStub(self._channel("ingestion"))
 
     @cached_property
     def scheduling(self) -> scheduling_pb2_grpc.SchedulingServiceAsyncStub:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 SAMPLES: Final = "headrace.ingestion.samples.v1"
 REJECTED_SAMPLES: Final = "headrace.ingestion.rejected-samples.v1"
 DATASET_VERSIONS: Final = "headrace.ingestion.dataset-versions.v1"
+ERASURES: Final = "headrace.ingestion.erasures.v1"
 INGESTION_ALERTS: Final = "headrace.ingestion.alerts.v1"
 JOBS: Final = "headrace.scheduling.jobs.v1"
 RUNS: Final = "headrace.training.runs.v1"

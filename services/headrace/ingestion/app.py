@@ -5,9 +5,18 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc, versions_pb2, versions_pb2_grpc
+from headrace.api.ingestion.v1 import (
+    erasure_pb2,
+    erasure_pb2_grpc,
+    ingestion_pb2,
+    ingestion_pb2_grpc,
+    versions_pb2,
+    versions_pb2_grpc,
+)
 from headrace.ingestion.consumers import SamplesConsumer, started
 from headrace.ingestion.cutter import Cutter
+from headrace.ingestion.eraser import Eraser
+from headrace.ingestion.erasure_grpc_api import ErasureServicer
 from headrace.ingestion.grpc_api import IngestionServicer
 from headrace.ingestion.maintainer import Maintainer
 from headrace.ingestion.reject_watch import RejectWatch
@@ -16,6 +25,7 @@ from headrace.ingestion.schema_registry import schema_registry
 from headrace.ingestion.secrets import key_ring
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.storage.delta import DeltaTables
+from headrace.ingestion.storage.erasure import DeltaErasure
 from headrace.ingestion.storage.maintenance import DeltaMaintenance
 from headrace.ingestion.storage.repository import PostgresCatalogue
 from headrace.ingestion.storage.version_rows import DeltaVersionRows
@@ -23,6 +33,7 @@ from headrace.ingestion.topic_reader import KafkaTopicReader
 from headrace.ingestion.use_cases.append_samples import AppendSamples
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
+from headrace.ingestion.use_cases.erase_subject import EraseSubject, RequestErasure
 from headrace.ingestion.use_cases.maintain_table import MaintainTable
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.read_version import ReadVersion
@@ -50,6 +61,7 @@ from headrace.runtime.settings import PlatformSettings
 
 NAME = "ingestion"
 SERVICE = ingestion_pb2.DESCRIPTOR.services_by_name["IngestionService"].full_name
+ERASURE_SERVICE = erasure_pb2.DESCRIPTOR.services_by_name["ErasureService"].full_name
 VERSION_SERVICE = versions_pb2.DESCRIPTOR.services_by_name["DatasetVersionService"].full_name
 
 
@@ -66,16 +78,22 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
 
     keys = key_ring(settings)
     store = ObjectStore.from_uri(platform.store_uri)
-    tables = DeltaTables(lambda name: store.uri(f"datasets/{name}"), delta_storage_options())
+
+    def table_path(dataset: str) -> str:
+        return f"datasets/{dataset}"
+
+    tables = DeltaTables(lambda name: store.uri(table_path(name)), delta_storage_options())
     catalogue = PostgresCatalogue(pool)
     rows = DeltaVersionRows(tables.uri, delta_storage_options())
     registry = await runner.enter(schema_registry(settings))
-    versions = CutVersions(catalogue, tables, ProfileVersions(catalogue, rows), clock=utc_now)
+    profiles = ProfileVersions(catalogue, rows)
+    versions = CutVersions(catalogue, tables, profiles, clock=utc_now)
     cutter = Cutter(catalogue, versions, clock=utc_now, sweep_seconds=settings.sweep_seconds)
     runner.spawn(cutter.run, "version cutter")
     watch = WatchRejects(catalogue, tables, versions, clock=utc_now)
     runner.spawn(RejectWatch(watch, seconds=settings.reject_watch_seconds).run, "reject watch")
 
+    one_table_writer = asyncio.Lock()
     maintainer = Maintainer(
         catalogue,
         MaintainTable(
@@ -92,8 +110,26 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         clock=utc_now,
         interval_seconds=settings.maintenance_seconds,
         vacuum_hours=settings.vacuum_hours,
+        tables=one_table_writer,
     )
-    runner.spawn(lead(pool, "headrace.ingestion.maintenance", maintainer.run), "table maintenance")
+    eraser = Eraser(
+        catalogue,
+        EraseSubject(
+            catalogue,
+            DeltaErasure(store, table_path, delta_storage_options(), clock=utc_now),
+            profiles,
+            keys,
+            clock=utc_now,
+        ),
+        one_table_writer,
+    )
+
+    async def look_after_tables() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(maintainer.run())
+            group.create_task(eraser.run())
+
+    runner.spawn(lead(pool, "headrace.ingestion.maintenance", look_after_tables), "table maintenance")
 
     servicer = IngestionServicer(
         catalogue,
@@ -125,6 +161,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         ServiceBinding(ingestion_pb2_grpc.add_IngestionServiceServicer_to_server, servicer, SERVICE),
         ServiceBinding(
             versions_pb2_grpc.add_DatasetVersionServiceServicer_to_server, version_servicer, VERSION_SERVICE
+        ),
+        ServiceBinding(
+            erasure_pb2_grpc.add_ErasureServiceServicer_to_server,
+            ErasureServicer(catalogue, RequestErasure(catalogue, keys, clock=utc_now)),
+            ERASURE_SERVICE,
         ),
     ]
     await runner.enter(serve(settings.grpc_address, bindings, health=runner.health))

@@ -184,7 +184,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             cut=api.Cut(rows=dataset.cut.rows, seconds=dataset.cut.seconds),
             schema_version=dataset.schema_version,
             table_uri=self._tables.uri(dataset.name),
-            row_count=(last.row_count if last else 0) + uncut.rows,
+            row_count=(last.row_count if last else 0) + uncut.rows - uncut.erased,
             rejected_count=await self._catalogue.rejected_count(dataset.name),
             latest_version=last.version if last else 0,
             create_time=to_timestamp(dataset.create_time),

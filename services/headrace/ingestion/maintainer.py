@@ -31,10 +31,13 @@ class Maintainer:
         clock: Clock,
         interval_seconds: float,
         vacuum_hours: float,
+        tables: asyncio.Lock,
     ) -> None:
+        """`tables`: held while a table is maintained, for nobody else may rewrite one then."""
         self._catalogue = catalogue
         self._maintain = maintain
         self._clock = clock
+        self._tables = tables
         self._interval_seconds = interval_seconds
         self._vacuum_interval = timedelta(hours=vacuum_hours)
         self._next_vacuum: dict[str, datetime] = {}
@@ -50,7 +53,8 @@ class Maintainer:
         """One round. What keeps a table from being maintained keeps no other one, and is tried again."""
         try:
             async for dataset in self._datasets():
-                await self._look_at(dataset)
+                async with self._tables:
+                    await self._look_at(dataset)
         except Exception as error:
             self._failed("the datasets", error)
         else:

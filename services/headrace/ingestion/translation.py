@@ -221,6 +221,7 @@ def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVe
         traceparent=version.traceparent,
         tags=version.tags,
         pinned=version.pinned,
+        erased_rows=version.erased_rows,
         verdict=verdict_to_message(version.verdict),
         findings=map(finding_to_message, version.findings),
         split_counts=split_counts_to_message(version.split_counts) if version.split_counts else None,

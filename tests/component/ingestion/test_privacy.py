@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer
 from tests.support.ingestion import Headers, Ingestion, Process
 from tests.support.otlp import collecting
 from tests.support.traces_of_data import files_with, sql_tables_with
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import versions_pb2
@@ -71,9 +71,7 @@ def person(ingestion: Ingestion, number: int, **changes: object) -> tuple[bytes,
 async def test_personal_values_are_in_clear_nowhere(ingestion: Ingestion) -> None:
     async with collecting() as collector:
         process = await ingestion.start_ready(
-            HEADRACE_OTLP_ENDPOINT=collector.endpoint,
-            HEADRACE_INGESTION_PRIVACY_KEYS=KEYS,
-            HEADRACE_LOG_LEVEL="DEBUG",
+            HEADRACE_OTLP_ENDPOINT=collector.endpoint, HEADRACE_INGESTION_PRIVACY_KEYS=KEYS
         )
         await declare(ingestion, process)
         await ingestion.caught_up(process)
@@ -111,7 +109,7 @@ async def test_personal_values_are_in_clear_nowhere(ingestion: Ingestion) -> Non
             assert not [value for value in CLEAR if value in path.read_text()]
         assert await process.stop() == 0
 
-    assert replayed[-1].matches
+    assert replayed[-1].result.same
     phones = pa.concat_tables(pa.ipc.open_stream(part).read_all() for part in parts).column("phone")
     assert phones.to_pylist() == [PHONE, PHONE]
     assert rows[0]["email"] == rows[1]["email"] != EMAIL
@@ -139,7 +137,7 @@ async def rejected_events(ingestion: Ingestion, count: int) -> list[events_pb2.S
         group_id=None,
     )
     found: dict[int, events_pb2.SampleRejected] = {}
-    async with consumer, asyncio.timeout(60):
+    async with consumer, asyncio.timeout(PATIENCE_SECONDS):
         while len(found) < count:
             record = await consumer.getone()
             event = events_pb2.SampleRejected.FromString(record.value)

@@ -11,7 +11,8 @@ from tests.support.cli import Headrace, Services
 from typer.testing import CliRunner, Result
 
 from headrace.api.inference.v1 import inference_pb2_grpc
-from headrace.api.ingestion.v1 import ingestion_pb2_grpc, versions_pb2_grpc
+from headrace.api.ingestion.v1 import erasure_pb2_grpc, ingestion_pb2_grpc, versions_pb2_grpc
+from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
 from headrace.api.training.v1 import training_pb2_grpc
 from headrace.cli.main import app
@@ -33,6 +34,14 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
             (
                 versions_pb2_grpc.add_DatasetVersionServiceServicer_to_server,
                 "headrace.api.ingestion.v1.DatasetVersionService",
+            ),
+            (
+                erasure_pb2_grpc.add_ErasureServiceServicer_to_server,
+                "headrace.api.ingestion.v1.ErasureService",
+            ),
+            (
+                registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+                "headrace.api.registry.v1.RegistryService",
             ),
             (
                 scheduling_pb2_grpc.add_SchedulingServiceServicer_to_server,
@@ -59,7 +68,7 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
     assert up.wait(20)
-    for service in ("INGESTION", "SCHEDULING", "TRAINING", "INFERENCE"):
+    for service in ("INGESTION", "REGISTRY", "SCHEDULING", "TRAINING", "INFERENCE"):
         monkeypatch.setenv(f"HEADRACE_{service}_TARGET", f"127.0.0.1:{ports[0]}")
     yield answering
     loop.call_soon_threadsafe(down.set)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ def maintainer_of(world: FakeWorld) -> Maintainer:
         clock=lambda: world.now,
         interval_seconds=1,
         vacuum_hours=24,
+        tables=asyncio.Lock(),
     )
 
 

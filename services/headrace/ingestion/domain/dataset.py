@@ -66,7 +66,7 @@ def furthest(*groups: Iterable[SourceOffset]) -> tuple[SourceOffset, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TableCommit:
-    """What one commit added to a dataset's table, as the commit itself says."""
+    """What one commit added to a dataset's table, as the commit itself says, or how many rows it erased."""
 
     table_version: int
     rows: int
@@ -74,13 +74,16 @@ class TableCommit:
     sources: tuple[SourceOffset, ...]
     traceparent: str
     commit_time: datetime
+    erased: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetVersion:
     """A replayable state of a dataset: `table_version` of its table, exactly.
 
-    Only tags and pin ever change. `verdict` is None where it was cut before versions were judged.
+    Only tags and pin ever change, unless rows are erased: `row_count` and `content_hash` are as it was cut,
+    and `erased_rows` of them are not there any more. `verdict` is None where it was cut before versions were
+    judged.
     """
 
     dataset: str
@@ -97,6 +100,7 @@ class DatasetVersion:
     tags: tuple[str, ...] = ()
     pinned: bool = False
     split_counts: SplitCounts | None = None
+    erased_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class Uncut:
     sources: tuple[SourceOffset, ...] = ()
     traceparent: str = ""
     first_commit_time: datetime | None = None
+    erased: int = 0
+    """Rows that are not there any more, of the last version's or of `rows`."""
 
     def advance(self, commits: Sequence[TableCommit], table_version: int) -> Uncut:
         """The same with later commits, given oldest first."""
@@ -122,6 +128,7 @@ class Uncut:
             sources=furthest(self.sources, *(commit.sources for commit in commits)),
             traceparent=next((text for text in traceparents if text), ""),
             first_commit_time=first,
+            erased=self.erased + sum(commit.erased for commit in commits),
         )
 
 
@@ -134,7 +141,7 @@ def next_version(
         version=last.version + 1 if last else 1,
         table_version=uncut.table_version,
         schema_version=dataset.schema_version,
-        row_count=(last.row_count if last else 0) + uncut.rows,
+        row_count=(last.row_count if last else 0) + uncut.rows - uncut.erased,
         content_hash=combine(last.content_hash if last else 0, uncut.content_hash),
         sources=furthest(last.sources if last else (), uncut.sources),
         create_time=now,

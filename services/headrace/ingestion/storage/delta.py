@@ -36,7 +36,7 @@ from deltalake.exceptions import (
 
 from headrace.errors import Aborted, FailedPrecondition
 from headrace.ingestion.domain.columnar import STORED_TYPES, stored_schema
-from headrace.ingestion.domain.content_hash import from_hex, hash_rows, to_hex
+from headrace.ingestion.domain.content_hash import combine, from_hex, hash_rows, to_hex
 from headrace.ingestion.domain.dataset import (
     Dataset,
     SourceOffset,
@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 ROWS_ADDED: Final = "headrace.rows"
 _HASH: Final = "headrace.contentHash"
+# What an erasure took out, of rows that commits before it added.
+ERASED_ROWS: Final = "headrace.erasedRows"
+ERASED_HASH: Final = "headrace.erasedHash"
 _SOURCES: Final = "headrace.sources"
 _TRACEPARENT: Final = "headrace.traceparent"
 # Whoever writes stored rows again commits under this application id: of two that read the same version, one
@@ -425,11 +428,14 @@ def _commit_of(version: int, entry: Mapping[str, object]) -> TableCommit:
     return TableCommit(
         table_version=version,
         rows=int(str(entry.get(ROWS_ADDED, "0"))),
-        content_hash=from_hex(str(entry.get(_HASH, "0"))),
+        content_hash=combine(
+            from_hex(str(entry.get(_HASH, "0"))), -from_hex(str(entry.get(ERASED_HASH, "0")))
+        ),
         sources=tuple(
             SourceOffset(SourcePartition(cluster, topic, partition), next_offset)
             for cluster, topic, partition, next_offset in sources
         ),
         traceparent=str(entry.get(_TRACEPARENT, "")),
         commit_time=datetime.fromtimestamp(timestamp / 1000, UTC),
+        erased=int(str(entry.get(ERASED_ROWS, "0"))),
     )

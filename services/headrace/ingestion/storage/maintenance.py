@@ -30,7 +30,7 @@ from headrace.ingestion.domain.table_files import (
     table_versions_to_keep,
 )
 from headrace.ingestion.storage.commit_log import read_commits
-from headrace.ingestion.storage.delta import REWRITE_APP_ID, repeating_columns
+from headrace.ingestion.storage.delta import ERASED_ROWS, REWRITE_APP_ID, repeating_columns
 from headrace.ingestion.use_cases.ports import Merge
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
@@ -179,7 +179,7 @@ def _statistics(actions: pa.Table, rows: int) -> str:
         ("nullCount", "null_count.", pc.sum),
     ):
         statistics[group] = {
-            name.removeprefix(prefix): _in_json(combine(actions.column(name)))
+            name.removeprefix(prefix): in_json(combine(actions.column(name)))
             for name in actions.column_names
             # Where one file says nothing, nothing can be said of all.
             if name.startswith(prefix) and not actions.column(name).null_count
@@ -187,7 +187,8 @@ def _statistics(actions: pa.Table, rows: int) -> str:
     return json.dumps(statistics)
 
 
-def _in_json(value: pa.Scalar) -> object:
+def in_json(value: pa.Scalar) -> object:
+    """A value as the log's statistics have it."""
     if pa.types.is_timestamp(value.type):
         # Not by strftime, which writes the year 1 as "1": that is no time to who reads it.
         return value.as_py().astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -213,7 +214,7 @@ def _row_groups(fragments: Sequence[ds.Fragment], schema: pa.Schema) -> Iterator
 
 def _may_remove_files(entry: Mapping[str, object]) -> bool:
     """Whether a commit may have taken files out; of others than appends that is not asked further."""
-    if _MERGED in entry:
+    if _MERGED in entry or ERASED_ROWS in entry:
         return True
     parameters = entry.get("operationParameters")
     mode = parameters.get("mode") if isinstance(parameters, Mapping) else None

@@ -50,7 +50,9 @@ returning name;
 insert into dataset_versions
     (dataset, version, table_version, schema_version, row_count, content_hash, sources, traceparent, create_time,
      verdict, findings, split_counts)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
+-- Rows that were erased meanwhile would be counted: who cuts looks again.
+where not exists (select from erasures where dataset = $1 and table_version > $3)
 on conflict (dataset, version) do nothing
 returning version;
 
@@ -259,3 +261,50 @@ returning id;
 
 -- name: end_episode
 update reject_episodes set end_time = $2 where id = $1 and end_time is null returning id;
+
+-- name: insert_erasure
+insert into erasures
+    (id, dataset, subject, sealed_by, create_time, state, begin_version, table_version, row_count, rejected_count,
+     versions, end_time, problem)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
+
+-- name: update_erasure
+update erasures
+set subject = $2, sealed_by = $3, state = $4, begin_version = $5, table_version = $6, row_count = $7,
+    rejected_count = $8, versions = $9, end_time = $10, problem = $11
+where id = $1;
+
+-- name: note_problem
+update erasures set problem = $2 where id = $1 and state <> 'DONE';
+
+-- name: erasure
+select * from erasures where id = $1;
+
+-- name: open_erasures
+select * from erasures where state <> 'DONE' order by create_time;
+
+-- name: list_erasures
+select * from erasures where dataset = $1 order by create_time desc limit $2;
+
+-- name: erasable_rejected
+-- Those of the dataset, and of none, whose producer may have meant it.
+select * from rejected_samples
+where sequence > $2 and octet_length(key) + octet_length(payload) > 0
+    and (dataset = $1 or not exists (select from datasets where name = rejected_samples.dataset))
+order by sequence
+limit $3;
+
+-- name: erase_rejected
+-- The entry stays: by its place the event is known to be rejected. What a producer wrote goes.
+update rejected_samples
+set key = '', payload = '', headers = '[]', event_id = '', traceparent = '', message = 'erased', sealed_by = '',
+    state = case when state = 'PENDING' then 'DISCARDED' else state end,
+    resolve_time = coalesce(resolve_time, $2),
+    discard_reason = case when state = 'PENDING' then 'erased' else discard_reason end
+where sequence = any($1::bigint[]);
+
+-- name: update_erased
+update dataset_versions set erased_rows = $3, split_counts = $4 where dataset = $1 and version = $2;
+
+-- name: delete_profile
+delete from version_profiles where dataset = $1 and version = $2;

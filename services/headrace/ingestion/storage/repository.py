@@ -25,12 +25,15 @@ from headrace.ingestion.domain.dataset import (
     SourceOffset,
     SourcePartition,
 )
+from headrace.ingestion.domain.erasure import Erasure, ErasureState
 from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.quality import QualityRule, VersionVerdict
 from headrace.ingestion.domain.rejection import Reason, Rejection, State, Verdict
 from headrace.ingestion.domain.rejects import Episode, Rejects, RejectShare
 from headrace.ingestion.domain.replay import Replay, origin_of
 from headrace.ingestion.domain.schema import DATASET_PATTERN, Cut, Schema
+from headrace.ingestion.domain.split_counts import SplitCounts
+from headrace.ingestion.erasure_translation import erasure_to_message
 from headrace.ingestion.quality_translation import (
     finding_from_message,
     finding_to_message,
@@ -64,6 +67,7 @@ from headrace.splits import Shares
 SOURCE: Final = "headrace/ingestion"
 VERSION_COMMITTED: Final = "headrace.ingestion.dataset-version-committed.v1"
 REJECT_SHARE_EXCEEDED: Final = "headrace.ingestion.reject-share-exceeded.v1"
+SUBJECT_ERASED: Final = "headrace.ingestion.subject-erased.v1"
 REJECT_SHARE_RECOVERED: Final = "headrace.ingestion.reject-share-recovered.v1"
 
 
@@ -215,6 +219,26 @@ class PostgresCatalogue:
             for row in await self._pool.fetch(self._queries["pending_counts"], until)
         ]
 
+    async def erasure(self, erasure: str) -> Erasure | None:
+        """The erasure of that id."""
+        row = await self._pool.fetchrow(self._queries["erasure"], erasure)
+        return _erasure(row) if row else None
+
+    async def open_erasures(self) -> Sequence[Erasure]:
+        """Those that are not done, oldest first."""
+        return [_erasure(row) for row in await self._pool.fetch(self._queries["open_erasures"])]
+
+    async def list_erasures(self, dataset: str, limit: int) -> Sequence[Erasure]:
+        """A dataset's, newest first."""
+        return [
+            _erasure(row) for row in await self._pool.fetch(self._queries["list_erasures"], dataset, limit)
+        ]
+
+    async def erasable_rejected(self, dataset: str, after: int, limit: int) -> Sequence[Rejection]:
+        """Entries that may be about a subject of the dataset, with ids above `after`, oldest first."""
+        rows = await self._pool.fetch(self._queries["erasable_rejected"], dataset, after, limit)
+        return [_rejection(row) for row in rows]
+
     async def open_episode(self, dataset: str) -> Episode | None:
         """The dataset's episode that has not ended."""
         row = await self._pool.fetchrow(self._queries["open_episode"], dataset)
@@ -281,7 +305,7 @@ class PostgresRepository:
             version.create_time,
             version.verdict,
             [_message_json(finding_to_message(finding)) for finding in version.findings],
-            _message_json(split_counts_to_message(version.split_counts)) if version.split_counts else None,
+            _split_counts_json(version.split_counts),
         )
         return inserted is not None
 
@@ -383,6 +407,77 @@ class PostgresRepository:
         records = [(replay.key, list(replay.headers), replay.payload) for replay in replays]
         await outbox.enqueue_records(self._connection, topics.SAMPLES, records)
 
+    async def insert_erasure(self, erasure: Erasure) -> None:
+        """Store a request."""
+        await self._connection.execute(
+            self._queries["insert_erasure"],
+            erasure.id,
+            erasure.dataset,
+            erasure.subject,
+            erasure.sealed_by,
+            erasure.create_time,
+            erasure.state.value,
+            erasure.begin_version,
+            erasure.table_version,
+            erasure.row_count,
+            erasure.rejected_count,
+            erasure.versions,
+            erasure.end_time,
+            erasure.problem,
+        )
+
+    async def update_erasure(self, erasure: Erasure) -> None:
+        """Store how far it has come."""
+        await self._connection.execute(
+            self._queries["update_erasure"],
+            erasure.id,
+            erasure.subject,
+            erasure.sealed_by,
+            erasure.state.value,
+            erasure.begin_version,
+            erasure.table_version,
+            erasure.row_count,
+            erasure.rejected_count,
+            erasure.versions,
+            erasure.end_time,
+            erasure.problem,
+        )
+
+    async def note_problem(self, erasure: str, problem: str) -> None:
+        """Store why an attempt did not end it."""
+        await self._connection.execute(self._queries["note_problem"], erasure, problem)
+
+    async def erase_rejected(self, ids: Sequence[int], time: datetime) -> None:
+        """Empty these entries of what their producers wrote. Those that wait do not any more."""
+        await self._connection.execute(self._queries["erase_rejected"], ids, time)
+
+    async def update_erased(self, version: DatasetVersion) -> None:
+        """Say of a version how many of its rows are not there any more, and how the others are split."""
+        await self._connection.execute(
+            self._queries["update_erased"],
+            version.dataset,
+            version.version,
+            version.erased_rows,
+            _split_counts_json(version.split_counts),
+        )
+
+    async def replace_profile(self, dataset: str, version: int, profile: Profile) -> None:
+        """Store what the rows look like that a version has now."""
+        await self._connection.execute(self._queries["delete_profile"], dataset, version)
+        await self.insert_profile(dataset, version, profile)
+
+    async def publish_erased(self, erasure: Erasure) -> None:
+        """Queue SubjectErased."""
+        event = protobuf_event(
+            events_pb2.SubjectErased(erasure=erasure_to_message(erasure)),
+            type=SUBJECT_ERASED,
+            source=SOURCE,
+            subject=erasure.dataset,
+            id=erasure.id,
+            time=erasure.end_time,
+        )
+        await outbox.enqueue(self._connection, topics.ERASURES, erasure.dataset, event)
+
     async def begin_episode(self, episode: Episode) -> bool:
         """Answer whether it began: False where the dataset has an open one."""
         begun = await self._connection.fetchval(
@@ -438,6 +533,10 @@ def _quality_json(rules: Sequence[QualityRule]) -> list[dict[str, object]]:
 
 def _split_json(split: Shares | None) -> dict[str, object] | None:
     return _message_json(split_to_message(split)) if split else None
+
+
+def _split_counts_json(counts: SplitCounts | None) -> dict[str, object] | None:
+    return _message_json(split_counts_to_message(counts)) if counts else None
 
 
 def _message_json(message: Message) -> dict[str, object]:
@@ -516,6 +615,25 @@ def _version(row: asyncpg.Record) -> DatasetVersion:
         split_counts=split_counts_from_message(json_format.ParseDict(row["split_counts"], api.SplitCounts()))
         if row["split_counts"]
         else None,
+        erased_rows=row["erased_rows"],
+    )
+
+
+def _erasure(row: asyncpg.Record) -> Erasure:
+    return Erasure(
+        id=row["id"],
+        dataset=row["dataset"],
+        subject=row["subject"],
+        sealed_by=row["sealed_by"],
+        create_time=row["create_time"],
+        state=ErasureState(row["state"]),
+        begin_version=row["begin_version"],
+        table_version=row["table_version"],
+        row_count=row["row_count"],
+        rejected_count=row["rejected_count"],
+        versions=tuple(row["versions"]),
+        end_time=row["end_time"],
+        problem=row["problem"],
     )
 
 

@@ -80,7 +80,7 @@ class CutVersions:
         for _ in range(_ATTEMPTS):
             async with self._cutting[name]:
                 last, uncut = await self.uncut(dataset)
-                if not uncut.rows:
+                if not uncut.rows and not uncut.erased:
                     return _require_rows(name, last)
                 version = await self._cut(dataset, last, uncut)
             if version is not None:
@@ -137,7 +137,7 @@ class CutVersions:
             },
         ):
             # Before anything is stored: no version is there without its profile and its verdict.
-            profiled = await self._profile(dataset, last, uncut.table_version)
+            profiled = await self._profile(dataset, last, uncut.table_version, extends_last=not uncut.erased)
             verdict = verdict_of(profiled.findings)
             version = replace(
                 version, verdict=verdict, findings=profiled.findings, split_counts=profiled.split_counts

@@ -17,6 +17,7 @@ from headrace.ingestion.domain.dataset import (
     SourcePartition,
     TableCommit,
 )
+from headrace.ingestion.domain.erasure import Erasure
 from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Episode, RejectShare
@@ -167,6 +168,33 @@ class TableMaintenance(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ErasedRows:
+    """The table version from which on a subject is in no row, and how many rows were taken out."""
+
+    table_version: int
+    rows: int
+
+
+class TableErasure(Protocol):
+    """Erasure from the datasets' tables. Methods block: call them in a thread, one at a time for a table."""
+
+    def newest(self, dataset: Dataset) -> int:
+        """The table's newest version."""
+
+    def erase_rows(self, dataset: Dataset, subject: str, erasure: str, since: int) -> ErasedRows:
+        """Take the subject out of the newest version; answer what this erasure did since a table version."""
+
+    def erase_history(self, dataset: Dataset, subject: str, erasure: str) -> None:
+        """Take the subject out of all versions before it."""
+
+    def holders(self, dataset: Dataset, subject: str) -> int:
+        """How many files in the table's folder hold the subject."""
+
+    def row_counts(self, dataset: Dataset, table_versions: Collection[int]) -> Mapping[int, int]:
+        """How many rows the table has at each of these versions."""
+
+
+@dataclass(frozen=True, slots=True)
 class RejectedRow:
     """A rejection as it is kept, and what became of it. `size`: bytes of key, payload and headers."""
 
@@ -229,6 +257,27 @@ class Repository(Protocol):
 
     async def publish_replays(self, replays: Sequence[Replay]) -> None:
         """Queue them for the samples topic, as they are."""
+
+    async def insert_erasure(self, erasure: Erasure) -> None:
+        """Store a request."""
+
+    async def update_erasure(self, erasure: Erasure) -> None:
+        """Store how far it has come."""
+
+    async def note_problem(self, erasure: str, problem: str) -> None:
+        """Store why an attempt did not end it."""
+
+    async def erase_rejected(self, ids: Sequence[int], time: datetime) -> None:
+        """Empty these entries of what their producers wrote. Those that wait do not any more."""
+
+    async def update_erased(self, version: DatasetVersion) -> None:
+        """Say of a version how many of its rows are not there any more, and how the others are split."""
+
+    async def replace_profile(self, dataset: str, version: int, profile: Profile) -> None:
+        """Store what the rows look like that a version has now."""
+
+    async def publish_erased(self, erasure: Erasure) -> None:
+        """Queue SubjectErased."""
 
     async def begin_episode(self, episode: Episode) -> bool:
         """Answer whether it began: False where the dataset has an open one."""
@@ -330,6 +379,18 @@ class Catalogue(Protocol):
     async def pending_counts(self, until: datetime) -> Sequence[PendingCount]:
         """Datasets with events that were rejected in the window that ends then, or for which a cut may be
         held, or with an open episode."""
+
+    async def erasure(self, erasure: str) -> Erasure | None:
+        """The erasure of that id."""
+
+    async def open_erasures(self) -> Sequence[Erasure]:
+        """Those that are not done, oldest first."""
+
+    async def list_erasures(self, dataset: str, limit: int) -> Sequence[Erasure]:
+        """A dataset's, newest first."""
+
+    async def erasable_rejected(self, dataset: str, after: int, limit: int) -> Sequence[Rejection]:
+        """Entries that may be about a subject of the dataset, with ids above `after`, oldest first."""
 
     async def open_episode(self, dataset: str) -> Episode | None:
         """The dataset's episode that has not ended."""

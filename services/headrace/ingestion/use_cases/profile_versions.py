@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,16 +37,31 @@ class ProfileVersions:
         self._catalogue = catalogue
         self._rows = rows
 
-    async def __call__(self, dataset: Dataset, last: DatasetVersion | None, table_version: int) -> Profiled:
+    async def __call__(
+        self,
+        dataset: Dataset,
+        last: DatasetVersion | None,
+        table_version: int,
+        *,
+        extends_last: bool = True,
+    ) -> Profiled:
         """Profile the rows of a version to be, which comes after `last` and ends with `table_version`.
 
         Only rows beyond `last` are read, unless its profile is missing, or lacks what is a feature since, or
-        the dataset is split by another rule since. By time, all rows' times and labels are read besides.
+        the dataset is split by another rule since, or the version does not extend it, since rows of it were
+        erased. By time, all rows' times and labels are read besides.
         """
         base = await self._catalogue.profile(dataset.name, last.version) if last else None
-        profile, counts = await asyncio.to_thread(self._profile, dataset, last, base, table_version)
+        profile, counts = await asyncio.to_thread(
+            self._profile, dataset, last, base if extends_last else None, table_version
+        )
         compared = await self._compared(dataset, base)
         return Profiled(profile, judge(dataset.quality, dataset.schema, profile, compared), counts)
+
+    def again(self, dataset: Dataset, version: DatasetVersion) -> tuple[Profile, SplitCounts | None]:
+        """Profile and counts of the rows that a version has now, split as it was cut. Blocks."""
+        split = version.split_counts.shares if version.split_counts else None
+        return self._profile(replace(dataset, split=split), None, None, version.table_version)
 
     def _profile(
         self, dataset: Dataset, last: DatasetVersion | None, base: Profile | None, table_version: int

@@ -78,11 +78,17 @@ class ReplayVersion:
     async def __call__(self, version: DatasetVersion) -> AsyncIterator[Replayed]:
         """Replay the version, and tell of each part; the last one is the result.
 
-        Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED, ROWS_GONE or PRIVACY_KEY_MISSING; and
-        where the rows are not the version's, after the last part SCHEMA_CHANGED or PRIVACY_KEY_CHANGED where
-        that may be why; Unavailable SCHEMA_REGISTRY_UNAVAILABLE.
+        Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED, ROWS_GONE, ROWS_ERASED or
+        PRIVACY_KEY_MISSING; and where the rows are not the version's, after the last part SCHEMA_CHANGED or
+        PRIVACY_KEY_CHANGED where that may be why; Unavailable SCHEMA_REGISTRY_UNAVAILABLE.
         """
         dataset = await require_dataset(self._catalogue, version.dataset)
+        if version.erased_rows:
+            raise FailedPrecondition(
+                "ROWS_ERASED",
+                f"{version.erased_rows} rows of version {version.version} of {version.dataset} were erased, "
+                "so that its hash cannot come out again; replay a version that was cut since",
+            )
         cluster = await self._topic.cluster()
         replayed = Replayed(0, 0)
         for offset in version.sources:

@@ -671,6 +671,7 @@ class DatasetVersion(google.protobuf.message.Message):
     PINNED_FIELD_NUMBER: builtins.int
     VERDICT_FIELD_NUMBER: builtins.int
     FINDINGS_FIELD_NUMBER: builtins.int
+    ERASED_ROWS_FIELD_NUMBER: builtins.int
     SPLIT_COUNTS_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     version: builtins.int
@@ -688,6 +689,10 @@ class DatasetVersion(google.protobuf.message.Message):
     """It is kept whatever retention says."""
     verdict: headrace.api.ingestion.v1.quality_pb2.Verdict.ValueType
     """The worst of what the dataset's quality rules found when it was cut. No job trains on a blocked version."""
+    erased_rows: builtins.int
+    """Rows that were erased since it was cut. row_count and content_hash are as they were then: the rows that are
+    left have another hash.
+    """
     @property
     def sources(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SourceOffset]: ...
     @property
@@ -721,11 +726,12 @@ class DatasetVersion(google.protobuf.message.Message):
         pinned: builtins.bool = ...,
         verdict: headrace.api.ingestion.v1.quality_pb2.Verdict.ValueType = ...,
         findings: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityFinding] | None = ...,
+        erased_rows: builtins.int = ...,
         split_counts: Global___SplitCounts | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "split_counts", b"split_counts"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["content_hash", b"content_hash", "create_time", b"create_time", "dataset", b"dataset", "findings", b"findings", "pinned", b"pinned", "row_count", b"row_count", "schema_version", b"schema_version", "sources", b"sources", "split_counts", b"split_counts", "table_uri", b"table_uri", "table_version", b"table_version", "tags", b"tags", "traceparent", b"traceparent", "verdict", b"verdict", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["content_hash", b"content_hash", "create_time", b"create_time", "dataset", b"dataset", "erased_rows", b"erased_rows", "findings", b"findings", "pinned", b"pinned", "row_count", b"row_count", "schema_version", b"schema_version", "sources", b"sources", "split_counts", b"split_counts", "table_uri", b"table_uri", "table_version", b"table_version", "tags", b"tags", "traceparent", b"traceparent", "verdict", b"verdict", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___DatasetVersion: typing_extensions.TypeAlias = DatasetVersion

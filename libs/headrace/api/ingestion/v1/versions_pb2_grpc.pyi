@@ -62,6 +62,7 @@ class DatasetVersionServiceStub:
     FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
     version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
     judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+    FAILED_PRECONDITION/ROWS_ERASED where rows of the version were erased;
     FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
     another key than the newest.
     UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
@@ -106,6 +107,7 @@ class DatasetVersionServiceAsyncStub(DatasetVersionServiceStub):
     FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
     version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
     judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+    FAILED_PRECONDITION/ROWS_ERASED where rows of the version were erased;
     FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
     another key than the newest.
     UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
@@ -195,6 +197,7 @@ class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
         FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
         version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
         judged by the schema of today, which makes other values of them. Export such a version to have its rows.
+        FAILED_PRECONDITION/ROWS_ERASED where rows of the version were erased;
         FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
         another key than the newest.
         UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.

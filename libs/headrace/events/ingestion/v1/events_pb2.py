@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from headrace.api.ingestion.v1 import erasure_pb2 as headrace_dot_api_dot_ingestion_dot_v1_dot_erasure__pb2
 from headrace.api.ingestion.v1 import ingestion_pb2 as headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headrace/events/ingestion/v1/events.proto\x12\x1cheadrace.events.ingestion.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)headrace/api/ingestion/v1/ingestion.proto\"\x9e\x01\n\x06Sample\x12@\n\x06\x66ields\x18\x01 \x03(\x0b\x32\x30.headrace.events.ingestion.v1.Sample.FieldsEntry\x1aR\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.headrace.events.ingestion.v1.Value:\x02\x38\x01\"\x81\x01\n\x05Value\x12\x16\n\x0c\x64ouble_value\x18\x01 \x01(\x01H\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0cstring_value\x18\x03 \x01(\tH\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x12\x15\n\x0b\x62ytes_value\x18\x19 \x01(\x0cH\x00\x42\x06\n\x04kind\"\x90\x01\n\x17\x44\x61tasetVersionCommitted\x12\x42\n\x0f\x64\x61taset_version\x18\x01 \x01(\x0b\x32).headrace.api.ingestion.v1.DatasetVersion\x12\x31\n\x06schema\x18\x02 \x01(\x0b\x32!.headrace.api.ingestion.v1.Schema\"M\n\x0eSampleRejected\x12;\n\x08rejected\x18\x01 \x01(\x0b\x32).headrace.api.ingestion.v1.RejectedSample\"\x8a\x01\n\x0bRejectShare\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x16\n\x0erejected_count\x18\x02 \x01(\x03\x12\x14\n\x0cstored_count\x18\x03 \x01(\x03\x12\x13\n\x0b\x61lert_share\x18\x04 \x01(\x01\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xba\x01\n\x13RejectShareExceeded\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0f\n\x07\x65pisode\x18\x02 \x01(\t\x12?\n\x0creject_share\x18\x03 \x01(\x0b\x32).headrace.events.ingestion.v1.RejectShare\x12.\n\nbegin_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ut_held\x18\x05 \x01(\x08\"\xd7\x01\n\x14RejectShareRecovered\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0f\n\x07\x65pisode\x18\x02 \x01(\t\x12?\n\x0creject_share\x18\x03 \x01(\x0b\x32).headrace.events.ingestion.v1.RejectShare\x12.\n\nbegin_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headrace/events/ingestion/v1/events.proto\x12\x1cheadrace.events.ingestion.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'headrace/api/ingestion/v1/erasure.proto\x1a)headrace/api/ingestion/v1/ingestion.proto\"\x9e\x01\n\x06Sample\x12@\n\x06\x66ields\x18\x01 \x03(\x0b\x32\x30.headrace.events.ingestion.v1.Sample.FieldsEntry\x1aR\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.headrace.events.ingestion.v1.Value:\x02\x38\x01\"\x81\x01\n\x05Value\x12\x16\n\x0c\x64ouble_value\x18\x01 \x01(\x01H\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x16\n\x0cstring_value\x18\x03 \x01(\tH\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x12\x15\n\x0b\x62ytes_value\x18\x19 \x01(\x0cH\x00\x42\x06\n\x04kind\"\x90\x01\n\x17\x44\x61tasetVersionCommitted\x12\x42\n\x0f\x64\x61taset_version\x18\x01 \x01(\x0b\x32).headrace.api.ingestion.v1.DatasetVersion\x12\x31\n\x06schema\x18\x02 \x01(\x0b\x32!.headrace.api.ingestion.v1.Schema\"M\n\x0eSampleRejected\x12;\n\x08rejected\x18\x01 \x01(\x0b\x32).headrace.api.ingestion.v1.RejectedSample\"\x8a\x01\n\x0bRejectShare\x12\r\n\x05share\x18\x01 \x01(\x01\x12\x16\n\x0erejected_count\x18\x02 \x01(\x03\x12\x14\n\x0cstored_count\x18\x03 \x01(\x03\x12\x13\n\x0b\x61lert_share\x18\x04 \x01(\x01\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xba\x01\n\x13RejectShareExceeded\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0f\n\x07\x65pisode\x18\x02 \x01(\t\x12?\n\x0creject_share\x18\x03 \x01(\x0b\x32).headrace.events.ingestion.v1.RejectShare\x12.\n\nbegin_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ut_held\x18\x05 \x01(\x08\"\xd7\x01\n\x14RejectShareRecovered\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\x0f\n\x07\x65pisode\x18\x02 \x01(\t\x12?\n\x0creject_share\x18\x03 \x01(\x0b\x32).headrace.events.ingestion.v1.RejectShare\x12.\n\nbegin_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\rSubjectErased\x12\x33\n\x07\x65rasure\x18\x01 \x01(\x0b\x32\".headrace.api.ingestion.v1.Erasureb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,20 +37,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLE_FIELDSENTRY']._loaded_options = None
   _globals['_SAMPLE_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_SAMPLE']._serialized_start=184
-  _globals['_SAMPLE']._serialized_end=342
-  _globals['_SAMPLE_FIELDSENTRY']._serialized_start=260
-  _globals['_SAMPLE_FIELDSENTRY']._serialized_end=342
-  _globals['_VALUE']._serialized_start=345
-  _globals['_VALUE']._serialized_end=474
-  _globals['_DATASETVERSIONCOMMITTED']._serialized_start=477
-  _globals['_DATASETVERSIONCOMMITTED']._serialized_end=621
-  _globals['_SAMPLEREJECTED']._serialized_start=623
-  _globals['_SAMPLEREJECTED']._serialized_end=700
-  _globals['_REJECTSHARE']._serialized_start=703
-  _globals['_REJECTSHARE']._serialized_end=841
-  _globals['_REJECTSHAREEXCEEDED']._serialized_start=844
-  _globals['_REJECTSHAREEXCEEDED']._serialized_end=1030
-  _globals['_REJECTSHARERECOVERED']._serialized_start=1033
-  _globals['_REJECTSHARERECOVERED']._serialized_end=1248
+  _globals['_SAMPLE']._serialized_start=225
+  _globals['_SAMPLE']._serialized_end=383
+  _globals['_SAMPLE_FIELDSENTRY']._serialized_start=301
+  _globals['_SAMPLE_FIELDSENTRY']._serialized_end=383
+  _globals['_VALUE']._serialized_start=386
+  _globals['_VALUE']._serialized_end=515
+  _globals['_DATASETVERSIONCOMMITTED']._serialized_start=518
+  _globals['_DATASETVERSIONCOMMITTED']._serialized_end=662
+  _globals['_SAMPLEREJECTED']._serialized_start=664
+  _globals['_SAMPLEREJECTED']._serialized_end=741
+  _globals['_REJECTSHARE']._serialized_start=744
+  _globals['_REJECTSHARE']._serialized_end=882
+  _globals['_REJECTSHAREEXCEEDED']._serialized_start=885
+  _globals['_REJECTSHAREEXCEEDED']._serialized_end=1071
+  _globals['_REJECTSHARERECOVERED']._serialized_start=1074
+  _globals['_REJECTSHARERECOVERED']._serialized_end=1289
+  _globals['_SUBJECTERASED']._serialized_start=1291
+  _globals['_SUBJECTERASED']._serialized_end=1359
 # @@protoc_insertion_point(module_scope)

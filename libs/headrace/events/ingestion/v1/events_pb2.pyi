@@ -10,6 +10,7 @@ import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import headrace.api.ingestion.v1.erasure_pb2
 import headrace.api.ingestion.v1.ingestion_pb2
 import sys
 import typing
@@ -260,3 +261,26 @@ class RejectShareRecovered(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___RejectShareRecovered: typing_extensions.TypeAlias = RejectShareRecovered
+
+@typing.final
+class SubjectErased(google.protobuf.message.Message):
+    """Topic headrace.ingestion.erasures.v1, ce_type headrace.ingestion.subject-erased.v1, ce_subject and Kafka key the
+    dataset's name. When an erasure is done; it does not say whose data it was.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: builtins.int
+    @property
+    def erasure(self) -> headrace.api.ingestion.v1.erasure_pb2.Erasure: ...
+    def __init__(
+        self,
+        *,
+        erasure: headrace.api.ingestion.v1.erasure_pb2.Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["erasure", b"erasure"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["erasure", b"erasure"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SubjectErased: typing_extensions.TypeAlias = SubjectErased
