@@ -100,6 +100,13 @@ class AvroReader:
         }
 
 
+def avro_string(text: str) -> bytes:
+    """A text as it stands in a record."""
+    stream = BytesIO()
+    fastavro.schemaless_writer(stream, "string", text)
+    return stream.getvalue()
+
+
 def _as_time(value: object, units: int) -> object:
     """A number of units since the epoch as a time; as it is where no calendar has it, and anything else."""
     if not isinstance(value, int) or isinstance(value, bool):

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from headrace.errors import DataLoss
 from headrace.ingestion.domain.columnar import STORED_TYPES
 from headrace.ingestion.domain.key_ring import NONCE_BYTES, Key, KeyRing, decrypt
-from headrace.ingestion.domain.schema import Field, Schema, Treatment
+from headrace.ingestion.domain.schema import Field, FieldType, Schema, Treatment
 
 _PLACE: Final = ("_cluster", "_topic", "_partition", "_offset")
 
@@ -45,7 +45,7 @@ class Treatments:
         for name, cover in self._covers.items():
             index = rows.column_names.index(name)
             # One chunk: a value that is there twice is covered once.
-            texts = rows.column(name).cast(pa.string()).combine_chunks()
+            texts = _texts(rows.column(name).combine_chunks())
             rows = rows.set_column(index, name, cover(texts, rows))
         return rows.drop_columns(self._dropped) if self._dropped else rows
 
@@ -69,7 +69,18 @@ def revealed(dataset: str, field: Field, column: pa.Array, keys: KeyRing) -> pa.
         return decrypt(derived[key_id], sealed).decode()
 
     texts = pa.array([open_value(text) for text in column.to_pylist()], pa.string())
+    if field.type is FieldType.TENSOR:
+        tensors = [None if text is None else base64.b64decode(text) for text in texts.to_pylist()]
+        return pa.array(tensors, pa.binary())
     return texts.cast(STORED_TYPES[field.type])
+
+
+def _texts(values: pa.Array) -> pa.Array:
+    """Values as the texts that are covered; a tensor's bytes in base64."""
+    if pa.types.is_binary(values.type):
+        encoded = [None if data is None else base64.b64encode(data).decode() for data in values.to_pylist()]
+        return pa.array(encoded, pa.string())
+    return values.cast(pa.string())
 
 
 def _use(treatment: Treatment, dataset: str, field: Field) -> Sequence[str]:

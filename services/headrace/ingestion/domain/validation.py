@@ -100,6 +100,8 @@ class RowValidator:
 def _unquoted(field: Field, violation: Violation) -> Violation:
     """The same without the value."""
     match violation.rule:
+        case _ if field.tensor is not None:
+            what = f"is no {field.tensor}"
         case Rule.TYPE_RANGE:
             what = f"is beyond {field.type.value}"
         case Rule.FINITE:

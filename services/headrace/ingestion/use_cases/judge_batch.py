@@ -63,7 +63,7 @@ class Judge:
         # Prepared once for each schema, not for each batch.
         self._readers: dict[tuple[str, int], ColumnReader] = {}
         self._treatments: dict[tuple[str, int], Treatments] = {}
-        self._writer = lru_cache(maxsize=_WRITERS)(_writer)
+        self._writer = lru_cache(maxsize=_WRITERS)(writer_of)
 
     def judge(
         self,
@@ -177,7 +177,8 @@ class Judge:
         return reader
 
 
-def _writer(registered: RegisteredSchema, schema: Schema) -> AvroReader | UnusableSchema:
+def writer_of(registered: RegisteredSchema, schema: Schema) -> AvroReader | UnusableSchema:
+    """What reads a writer's records of a dataset, or why nothing does."""
     if registered.format != "AVRO":
         return UnusableSchema("avro", f"is one of {registered.format}, and the event says that it is Avro")
     if registered.references:

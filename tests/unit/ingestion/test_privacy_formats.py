@@ -1,0 +1,147 @@
+"""Personal fields in every format that a sample may have: covered alike, and quoted in no message."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+from tests.support.avro import framed, text
+from tests.support.records import Sent, records_of
+from tests.unit.ingestion.test_privacy import NOW, RING, SECRET, personal
+
+from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema, Treatment, check_schema
+from headrace.ingestion.domain.treatment import revealed
+from headrace.ingestion.use_cases.envelopes import open_envelopes
+from headrace.ingestion.use_cases.judge_batch import Judge, Judged
+from headrace.ingestion.use_cases.ports import RegisteredSchema
+from headrace.messaging.attributes import read_attributes
+from headrace.tensors import TensorType
+
+SIGNAL = TensorType("float32", (2,))
+
+
+def tensor(name: str, treatment: Treatment | None) -> Field:
+    return replace(personal(name, treatment, FieldType.TENSOR), tensor=SIGNAL)
+
+
+SCHEMA = Schema(
+    "id",
+    (Field("a", FieldType.FLOAT32, min=0, max=10),),
+    Field("y", FieldType.INT8, allowed_values=(0, 1)),
+    attributes=(
+        personal("email", Treatment.PSEUDONYMISE),
+        personal("phone", Treatment.ENCRYPT),
+        personal("street", None),
+        tensor("face", Treatment.ENCRYPT),
+        tensor("voice", Treatment.PSEUDONYMISE),
+        tensor("gait", None),
+    ),
+)
+DATASET = Dataset("people", SCHEMA, Cut(), 1, NOW, NOW)
+HEADERS = {
+    "ce_specversion": b"1.0",
+    "ce_source": b"tests",
+    "ce_type": b"headrace.ingestion.sample.v1",
+    "ce_subject": b"people",
+    "ce_time": b"2026-01-02T03:04:05Z",
+}
+JSON, AVRO = b"application/json", b"application/avro"
+WRITTEN = (
+    ("id", "string"),
+    ("a", "float"),
+    ("y", "int"),
+    *((n, "string") for n in ("email", "phone", "street")),
+)
+WRITER = RegisteredSchema(
+    "AVRO",
+    json.dumps(
+        {"type": "record", "name": "Person", "fields": [{"name": name, "type": kind} for name, kind in WRITTEN]}
+    ),
+)
+FACE = np.array([1.5, -2.5], "<f4").tobytes()
+
+
+def judged(
+    *payloads: bytes, form: bytes, schemas: Mapping[int, RegisteredSchema] | None = None, first: int = 0
+) -> Judged:
+    records = records_of(
+        Sent(first + place, payload, [*HEADERS.items(), ("content-type", form), ("ce_id", b"%d" % place)])
+        for place, payload in enumerate(payloads)
+    )
+    opened = open_envelopes(records, read_attributes(records), (), 1 << 20)
+    return Judge(RING).judge("cluster", opened, {"people": DATASET}, schemas)
+
+
+def in_json(**values: object) -> bytes:
+    return orjson.dumps({"id": "p1", "a": 1.5, "y": 1, **values})
+
+
+def in_avro(*, y: int = 1) -> bytes:
+    record = text(b"p1") + struct.pack("<f", 1.5) + bytes([2 * y])
+    return framed(7, record + text(SECRET.encode()) + text(b"+4412345") + text(b"Elm St 7"))
+
+
+def test_a_person_is_the_same_in_avro_as_in_json() -> None:
+    person = {"email": SECRET, "phone": "+4412345", "street": "Elm St 7"}
+    asked = judged(in_json(**person), form=JSON).rows["people"]
+    same = judged(in_avro(), form=AVRO, schemas={7: WRITER}).rows["people"]
+    names = [field.name for field in SCHEMA.stored_fields]
+    assert same.select(names).to_pylist() == asked.select(names).to_pylist()
+    assert not [clear for clear in person.values() if clear in str(same.to_pylist())]
+
+
+def test_no_message_about_an_avro_event_quotes_a_value() -> None:
+    payloads = [
+        in_avro(y=8),
+        in_avro()[:-1],
+        in_avro() + SECRET.encode(),
+        framed(9, SECRET.encode()),
+        framed(8, SECRET.encode()),
+        SECRET.encode(),
+    ]
+    schemas = {7: WRITER, 8: RegisteredSchema("PROTOBUF", "")}
+    rejections = judged(*payloads, form=AVRO, schemas=schemas).rejections
+    told = {rejection.offset: rejection.verdict.message for rejection in rejections}
+    assert sorted(told) == [0, 1, 2, 3, 4, 5]
+    assert told[0] == '"y" is none of the allowed values'
+    clear = (SECRET, "+4412345", "Elm", "8125")
+    assert not [message for message in told.values() if any(value in message for value in clear)]
+
+
+def test_a_personal_tensor_is_treated_as_its_bytes() -> None:
+    check_schema(SCHEMA)
+    encoded = base64.b64encode(FACE).decode()
+    payload = in_json(face=encoded, voice=encoded, gait=encoded)
+    rows = judged(payload, payload, in_json(), form=JSON).rows["people"]
+    assert "gait" not in rows.column_names
+    voices, faces = rows.column("voice").to_pylist(), rows.column("face").to_pylist()
+    assert voices[0] == voices[1]
+    assert faces[0] != faces[1]
+    assert voices[2] is faces[2] is None
+    assert encoded not in str(rows.to_pylist())
+    [face] = [field for field in SCHEMA.personal if field.name == "face"]
+    shown = revealed("people", face, rows.column("face").combine_chunks(), RING)
+    assert shown.type == pa.binary()
+    assert shown.to_pylist() == [FACE, FACE, None]
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        (SECRET, "base64"),
+        (base64.b64encode(FACE[:5]).decode(), "size"),
+        (base64.b64encode(np.array([1, np.nan], "<f4").tobytes()).decode(), "finite"),
+        (8125, "type"),
+    ],
+)
+def test_a_message_about_a_personal_tensor_quotes_nothing(value: object, rule: str) -> None:
+    [rejection] = judged(in_json(face=value), form=JSON).rejections
+    assert (rejection.verdict.rule, rejection.verdict.message) == (rule, '"face" is no float32[2]')
