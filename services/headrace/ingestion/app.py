@@ -37,6 +37,7 @@ from headrace.ingestion.use_cases.erase_subject import EraseSubject, RequestEras
 from headrace.ingestion.use_cases.maintain_table import MaintainTable
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.read_version import ReadVersion
+from headrace.ingestion.use_cases.recognise_subject import RecogniseSubject
 from headrace.ingestion.use_cases.replay_version import ReplayVersion
 from headrace.ingestion.use_cases.resolve_rejected import DiscardRejected, ReplayRejected
 from headrace.ingestion.use_cases.show_rejected import ShowRejected
@@ -119,6 +120,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             DeltaErasure(store, table_path, delta_storage_options(), clock=utc_now),
             profiles,
             keys,
+            RecogniseSubject(registry),
             clock=utc_now,
         ),
         one_table_writer,

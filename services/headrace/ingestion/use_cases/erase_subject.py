@@ -11,21 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-import orjson
-
 from headrace.errors import NotFound, Unavailable
-from headrace.ingestion.domain.columnar import Malformed, parse_object
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
 from headrace.ingestion.domain.erasure import Erasure, ErasureState, requested, subject_of
 from headrace.ingestion.domain.key_ring import KeyRing
 from headrace.ingestion.domain.profile import Profile
-from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.domain.sealing import unsealed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
-from headrace.ingestion.use_cases.judge_batch import parse_sample
 from headrace.ingestion.use_cases.ports import Catalogue, TableErasure
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
-from headrace.messaging.events import InvalidCloudEvent, in_binary_mode
+from headrace.ingestion.use_cases.recognise_subject import RecogniseSubject
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.runtime.ids import new_id
@@ -68,6 +63,7 @@ class EraseSubject:
         tables: TableErasure,
         profiles: ProfileVersions,
         keys: KeyRing,
+        recognise: RecogniseSubject,
         *,
         clock: Clock,
     ) -> None:
@@ -75,6 +71,7 @@ class EraseSubject:
         self._tables = tables
         self._profiles = profiles
         self._keys = keys
+        self._recognise = recognise
         self._clock = clock
 
     async def __call__(self, erasure: Erasure) -> Erasure:
@@ -121,7 +118,7 @@ class EraseSubject:
         after = 0
         while page := await self._catalogue.erasable_rejected(dataset.name, after, _PAGE):
             opened = [unsealed(rejection, self._keys) for rejection in page]
-            ids = [one.id for one in opened if is_about(one, dataset.schema.key, subject)]
+            ids = [one.id for one in await self._recognise(opened, dataset.schema, subject)]
             erasure = replace(erasure, rejected_count=erasure.rejected_count + len(ids))
             if ids:
                 async with self._catalogue.transaction() as repository:
@@ -168,19 +165,3 @@ class EraseSubject:
             await repository.update_erasure(erasure)
         fault_point("ingestion.after-erase-state")
         return erasure
-
-
-def is_about(rejection: Rejection, key: str, subject: str) -> bool:
-    """Whether a rejected event, unsealed, is the subject's: by Kafka's key, its own, or, where it cannot be
-    read, by the subject standing in it as JSON writes it."""
-    if rejection.key == subject.encode():
-        return True
-    try:
-        _, payload = in_binary_mode(rejection.headers, rejection.payload)
-    except InvalidCloudEvent:
-        payload = rejection.payload
-    for parse in (parse_object, parse_sample):
-        sample = parse(payload)
-        if not isinstance(sample, Malformed) and key in sample:
-            return sample[key] == subject
-    return orjson.dumps(subject) in payload
