@@ -63,7 +63,11 @@ WRITTEN = (
 WRITER = RegisteredSchema(
     "AVRO",
     json.dumps(
-        {"type": "record", "name": "Person", "fields": [{"name": name, "type": kind} for name, kind in WRITTEN]}
+        {
+            "type": "record",
+            "name": "Person",
+            "fields": [{"name": name, "type": kind} for name, kind in WRITTEN],
+        }
     ),
 )
 FACE = np.array([1.5, -2.5], "<f4").tobytes()
