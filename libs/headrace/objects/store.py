@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -15,11 +17,12 @@ from obstore.exceptions import (
     JoinError,
     NotFoundError,
     PermissionDeniedError,
+    PreconditionError,
     UnauthenticatedError,
 )
 from obstore.store import LocalStore, S3Store
 
-from headrace.errors import InvalidArgument, NotFound, Unavailable
+from headrace.errors import Aborted, InvalidArgument, NotFound, Unavailable
 
 if TYPE_CHECKING:  # these exist for type checkers only
     from obstore.store import ClientConfig, S3Config
@@ -27,6 +30,8 @@ if TYPE_CHECKING:  # these exist for type checkers only
 CHUNK_BYTES = 1 << 20
 # Not what was asked for but the store is at fault: network, disk, credentials.
 _AWAY = (GenericError, JoinError, PermissionDeniedError, UnauthenticatedError)
+# What a file is called in a folder until all of it is there.
+_UNFINISHED: Final = re.compile(r"#\d+$")
 # delta-rs would ask for three minutes before anybody hears that the store is at fault; who writes tries again
 # anyway, and says so. For each request:
 _PATIENCE: Final = {"timeout": "15s", "max_retries": "3", "retry_timeout": "60s"}
@@ -132,6 +137,48 @@ class ObjectStore:
         """`put` for code without an event loop."""
         with self._answering():
             obstore.put(self._store, _checked(path), data)
+
+    def replace_bytes(self, path: str, data: bytes, *, before: bytes) -> None:
+        """Write an object in the place of one that has the bytes `before`.
+
+        Raises NotFound, and Aborted OBJECT_CHANGED where it has others by now. S3 compares while it writes;
+        in a folder a moment lies in between.
+        """
+        changed = Aborted("OBJECT_CHANGED", f"somebody else wrote {self.uri(path)} meanwhile")
+        try:
+            with self._answering():
+                found = obstore.get(self._store, _checked(path))
+                if bytes(found.bytes()) != before:
+                    raise changed
+                # Folders compare nothing.
+                is_s3 = isinstance(self._store, S3Store)
+                obstore.put(
+                    self._store, path, data, mode={"e_tag": found.meta["e_tag"]} if is_s3 else "overwrite"
+                )
+        except (NotFoundError, FileNotFoundError) as error:
+            raise self._missing(path) from error
+        except PreconditionError as error:
+            raise changed from error
+
+    def drop_unfinished(self, folder: str, before: datetime) -> int:
+        """Remove what writers that died left of objects in a folder and below; answer how many remain.
+
+        One that was begun since `before` remains: it may be finished yet. Nothing else shows them. In S3 they
+        are parts of uploads, and for the bucket's lifecycle to end.
+        """
+        if not isinstance(self._store, LocalStore) or self._store.prefix is None:
+            return 0
+        remaining = 0
+        for file in (Path(self._store.prefix) / _checked(folder)).rglob("*"):
+            if not _UNFINISHED.search(file.name):
+                continue
+            # It may be finished, or given up, at this moment.
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime < before.timestamp():
+                    file.unlink()
+                else:
+                    remaining += 1
+        return remaining
 
     def delete_object(self, path: str) -> None:
         """`delete` for code without an event loop."""

@@ -7,15 +7,18 @@ import hashlib
 import random
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import deltalake
+import obstore
 import pyarrow as pa
 import pytest
 from tests.support.s3 import BUCKET, s3_server, use_s3
 
 from headrace.client.data_files import find_files
-from headrace.errors import InvalidArgument, NotFound, Unavailable
+from headrace.errors import Aborted, InvalidArgument, NotFound, Unavailable
 from headrace.objects import ObjectStore
 from headrace.objects.store import delta_storage_options
 
@@ -219,3 +222,48 @@ async def test_files_in_s3_are_found_by_patterns_and_fetched(
     for nothing in (f"{root}/none.csv", f"{root}/day=3/*.csv"):
         with pytest.raises(NotFound, match="there is no file"):
             await find_files([nothing])
+
+
+def test_an_object_is_replaced_where_it_is_what_it_was(store: ObjectStore) -> None:
+    store.write_bytes("a/b", b"first")
+    store.replace_bytes("a/b", b"second", before=b"first")
+    assert store.read_bytes("a/b") == b"second"
+    with pytest.raises(Aborted, match="somebody else wrote") as changed:
+        store.replace_bytes("a/b", b"third", before=b"first")
+    assert changed.value.reason == "OBJECT_CHANGED"
+    assert store.read_bytes("a/b") == b"second"
+    with pytest.raises(NotFound):
+        store.replace_bytes("a/c", b"", before=b"")
+
+
+def test_in_s3_an_object_that_changes_while_it_is_compared_is_not_replaced(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_s3(monkeypatch, s3_endpoint)
+    store = ObjectStore.from_uri(f"s3://{BUCKET}/tests/{uuid.uuid4()}")
+    store.write_bytes("a", b"first")
+    put = obstore.put
+
+    def overtaken(*given: Any, **options: Any) -> object:
+        monkeypatch.setattr(obstore, "put", put)
+        store.write_bytes("a", b"another")
+        return put(*given, **options)
+
+    monkeypatch.setattr(obstore, "put", overtaken)
+    with pytest.raises(Aborted):
+        store.replace_bytes("a", b"second", before=b"first")
+    assert store.read_bytes("a") == b"another"
+
+
+def test_what_dead_writers_left_is_removed_once_it_is_old(store: ObjectStore, tmp_path: Path) -> None:
+    left = tmp_path / "a store" / "of mine" / "folder" / "below" / "b.parquet#12"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half of")
+    store.write_bytes("folder/a", b"whole")
+    now = datetime.now(UTC)
+    in_folder = int(store.root.startswith("file:"))
+    assert store.drop_unfinished("folder", now - timedelta(hours=1)) == in_folder
+    assert left.exists()
+    assert store.drop_unfinished("folder", now + timedelta(hours=1)) == 0
+    assert left.exists() == (not in_folder)
+    assert store.read_bytes("folder/a") == b"whole"
