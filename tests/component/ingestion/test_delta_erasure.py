@@ -24,6 +24,7 @@ from tests.component.ingestion.test_delta_tables import (
 from tests.component.ingestion.test_maintenance import maintenance_of
 from tests.support.traces_of_data import files_with
 
+from headrace.errors import Aborted
 from headrace.ingestion.domain.content_hash import hash_rows
 from headrace.ingestion.domain.dataset import SourcePartition, Uncut
 from headrace.ingestion.storage.delta import DeltaTables
@@ -47,9 +48,15 @@ class MortalStore:
     def uri(self, path: str) -> str:
         return self._store.uri(path)
 
-    def write_bytes(self, path: str, data: bytes) -> None:
+    def read_bytes(self, path: str) -> bytes:
+        return self._store.read_bytes(path)
+
+    def replace_bytes(self, path: str, data: bytes, *, before: bytes) -> None:
         self._live()
-        self._store.write_bytes(path, data)
+        self._store.replace_bytes(path, data, before=before)
+
+    def drop_unfinished(self, folder: str, before: datetime) -> int:
+        return self._store.drop_unfinished(folder, before)
 
     def delete_object(self, path: str) -> None:
         self._live()
@@ -183,3 +190,52 @@ def test_a_merge_that_read_the_subject_does_not_bring_it_back(
     assert erasure_of(filled).holders(DATASET, SUBJECT) == 1
     erase(erasure_of(filled, after=timedelta(hours=2)))
     assert erasure_of(filled).holders(DATASET, SUBJECT) == 0
+
+
+@pytest.mark.parametrize("paused", ["write", "removals", "log"])
+def test_whoever_was_paused_brings_nothing_back(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, paused: str
+) -> None:
+    before = states(filled)
+    erased = erasure_of(filled).erase_rows(DATASET, SUBJECT, "e1", 0).rows
+    awake = True
+
+    def overtaken(name: str) -> None:
+        nonlocal awake
+        if awake and name == f"ingestion.after-erase-{paused}":
+            awake = False
+            erase(erasure_of(filled))
+
+    monkeypatch.setattr("headrace.ingestion.storage.erasure.fault_point", overtaken)
+    if paused == "log":
+        # It has nothing left to write.
+        erase(erasure_of(filled))
+    else:
+        with pytest.raises(Aborted) as late:
+            erase(erasure_of(filled))
+        assert late.value.reason == "OBJECT_CHANGED"
+    assert not awake
+    assert erased == 6
+    check(filled, before)
+
+
+def test_a_file_that_a_dead_writer_left_unfinished_counts_until_it_is_removed(filled: Path) -> None:
+    left = filled / "samples" / "part-0.parquet#1"
+    left.write_bytes(SUBJECT.encode())
+    erase(erasure_of(filled))
+    assert erasure_of(filled).holders(DATASET, SUBJECT) == 1
+    assert erasure_of(filled, after=timedelta(hours=2)).holders(DATASET, SUBJECT) == 0
+    assert not left.exists()
+
+
+def test_a_checkpoint_of_a_slow_writer_changes_neither_counts_nor_the_newest_rows(filled: Path) -> None:
+    before = states(filled)
+    log = filled / "samples" / "_delta_log"
+    checkpoints = {path: path.read_bytes() for path in log.glob("*.checkpoint*.parquet")}
+    assert checkpoints
+    erase(erasure_of(filled))
+    for path, written in checkpoints.items():
+        path.write_bytes(written)
+    counts = erasure_of(filled).row_counts(DATASET, before)
+    assert counts == {version: len(others(rows)) for version, rows in before.items()}
+    assert offsets_at(filled) == others(before[max(before)])

@@ -111,13 +111,13 @@ class DeltaErasure:
         ]
         if not held:
             return
-        log = dict(read_actions(self._uri(dataset), self._options, -1, table.version()))
-        added = {path for actions in log.values() for path in _paths(actions, "add")}
         successors = {path: _successor(erasure, path) for path in held}
+        commits = self._commits_about(dataset, table.version(), {*successors, *successors.values()})
+        added = {path for text in commits.values() for path in _paths(_actions(text), "add")}
         named = {path: to for path, to in successors.items() if path in added}
         written = {path: self._without(dataset, subject, path, to) for path, to in named.items()}
         fault_point("ingestion.after-erase-write")
-        self._rename(dataset, log, written)
+        self._rename(dataset, commits, written)
         self._drop_checkpoints(dataset, table)
         for path, to in successors.items():
             if path in named or to in added or self._is_old(dataset, path):
@@ -125,16 +125,31 @@ class DeltaErasure:
         fault_point("ingestion.after-erase-remove")
 
     def holders(self, dataset: Dataset, subject: str) -> int:
-        """How many files below the table's folder hold the subject, whoever wrote them."""
-        return len(self._holding(dataset, subject, self._data_files(dataset)))
+        """How many files below the table's folder hold the subject, whoever wrote them.
+
+        One that is not written to its end may, too: for an hour it counts, and then it is removed.
+        """
+        unfinished = self._store.drop_unfinished(
+            self._path_of(dataset.name), self._clock() - _WRITERS_PATIENCE
+        )
+        return unfinished + len(self._holding(dataset, subject, self._data_files(dataset)))
 
     def row_counts(self, dataset: Dataset, table_versions: Collection[int]) -> Mapping[int, int]:
-        """How many rows the table has at each of these versions."""
+        """How many rows the table has at each of these versions, by the log alone.
+
+        A checkpoint that a slow writer leaves of a version before an erasure says what was then.
+        """
         counts = {}
-        for version in table_versions:
-            table = deltalake.DeltaTable(self._uri(dataset), version=version, storage_options=self._options)
-            records = pa.table(table.get_add_actions(flatten=True)).column("num_records")
-            counts[version] = int(pc.sum(records).as_py() or 0)
+        files: dict[str, int] = {}
+        rows = 0
+        newest = max(table_versions, default=-1)
+        for version, actions in read_actions(self._uri(dataset), self._options, -1, newest):
+            rows -= sum(files.pop(path, 0) for path in _paths(actions, "remove"))
+            added = _rows_added(actions)
+            files |= added
+            rows += sum(added.values())
+            if version in table_versions:
+                counts[version] = rows
         return counts
 
     def _uri(self, dataset: Dataset) -> str:
@@ -232,28 +247,52 @@ class DeltaErasure:
                     bounds.add(batch)
         return _Written(to, files.get_file_info(to).size, bounds.statistics())
 
+    def _commits_about(self, dataset: Dataset, newest: int, paths: Collection[str]) -> dict[int, bytes]:
+        """The log's commits that name one of the files, as they are stored, by their versions."""
+        found = {}
+        for version in range(newest + 1):
+            text = self._store.read_bytes(self._commit_path(dataset, version))
+            actions = _actions(text)
+            if not {*_paths(actions, "add"), *_paths(actions, "remove")}.isdisjoint(paths):
+                found[version] = text
+        return found
+
     def _rename(
-        self, dataset: Dataset, log: Mapping[int, Sequence[Action]], written: Mapping[str, _Written]
+        self, dataset: Dataset, commits: Mapping[int, bytes], written: Mapping[str, _Written]
     ) -> None:
         """Make the log's entries about files be about their successors."""
-        both = {version: _removing_both(actions, written) for version, actions in log.items()}
-        self._rewrite(dataset, log, both)
+        both = self._rewrite(dataset, commits, lambda actions: _removing_both(actions, written))
         fault_point("ingestion.after-erase-removals")
-        renamed = {version: _adding(actions, written) for version, actions in both.items()}
-        self._rewrite(dataset, both, renamed)
+        self._rewrite(dataset, both, lambda actions: _adding(actions, written))
         fault_point("ingestion.after-erase-log")
 
     def _rewrite(
         self,
         dataset: Dataset,
-        before: Mapping[int, Sequence[Action]],
-        after: Mapping[int, Sequence[Action]],
-    ) -> None:
-        for version, actions in after.items():
-            if actions != before[version]:
-                text = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions)
-                path = f"{self._path_of(dataset.name)}/_delta_log/{version:020}.json"
-                self._store.write_bytes(path, text.encode())
+        commits: Mapping[int, bytes],
+        change: Callable[[Sequence[Action]], Sequence[Action]],
+    ) -> Mapping[int, bytes]:
+        """Change commits, and answer them as they are now.
+
+        Raises Aborted OBJECT_CHANGED: whoever was paused, and wakes when another one has erased, must not
+        bring back what the log said before.
+        """
+        rewritten = {}
+        for version, text in commits.items():
+            actions = _actions(text)
+            changed = change(actions)
+            rewritten[version] = text
+            if changed != actions:
+                rewritten[version] = "\n".join(
+                    json.dumps(action, separators=(",", ":")) for action in changed
+                ).encode()
+                self._store.replace_bytes(
+                    self._commit_path(dataset, version), rewritten[version], before=text
+                )
+        return rewritten
+
+    def _commit_path(self, dataset: Dataset, version: int) -> str:
+        return f"{self._path_of(dataset.name)}/_delta_log/{version:020}.json"
 
     def _drop_checkpoints(self, dataset: Dataset, table: deltalake.DeltaTable) -> None:
         """Remove checkpoints that may name the files; the log, which is kept whole, says what they said."""
@@ -315,8 +354,21 @@ def _successor(erasure: str, path: str) -> str:
     return f"part-{uuid.uuid5(_NAMES, f'{erasure}/{path}')}.snappy.parquet"
 
 
+def _actions(text: bytes) -> Sequence[Action]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def _paths(actions: Sequence[Action], kind: str) -> Sequence[str]:
     return [unquote(str(action[kind]["path"])) for action in actions if kind in action]
+
+
+def _rows_added(actions: Sequence[Action]) -> Mapping[str, int]:
+    """How many rows each file has that they add."""
+    return {
+        unquote(str(action["add"]["path"])): int(json.loads(str(action["add"]["stats"]))["numRecords"])
+        for action in actions
+        if "add" in action
+    }
 
 
 def _removing_both(actions: Sequence[Action], written: Mapping[str, _Written]) -> Sequence[Action]:

@@ -46,6 +46,10 @@ set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects =
 where name = $1 and update_time = $8
 returning name;
 
+-- name: hold_versions
+-- Until the transaction ends nobody else cuts a version of the dataset, or says that rows of it were erased.
+select pg_advisory_xact_lock(hashtext('headrace.ingestion.versions'), hashtext($1));
+
 -- name: insert_version
 insert into dataset_versions
     (dataset, version, table_version, schema_version, row_count, content_hash, sources, traceparent, create_time,
@@ -297,7 +301,8 @@ limit $3;
 -- name: erase_rejected
 -- The entry stays: by its place the event is known to be rejected. What a producer wrote goes.
 update rejected_samples
-set key = '', payload = '', headers = '[]', event_id = '', traceparent = '', message = 'erased', sealed_by = '',
+set key = '', payload = '', headers = '[]', event_id = '', traceparent = '', field = '', message = 'erased',
+    sealed_by = '',
     state = case when state = 'PENDING' then 'DISCARDED' else state end,
     resolve_time = coalesce(resolve_time, $2),
     discard_reason = case when state = 'PENDING' then 'erased' else discard_reason end

@@ -291,7 +291,9 @@ class PostgresRepository:
         return updated is not None
 
     async def insert_version(self, version: DatasetVersion) -> bool:
-        """Answer whether it was inserted: False where the number is taken."""
+        """Answer whether it was inserted: False where the number is taken, or rows were erased meanwhile."""
+        # By itself: what was erased until it is held must be seen by the next statement.
+        await self._connection.execute(self._queries["hold_versions"], version.dataset)
         inserted = await self._connection.fetchval(
             self._queries["insert_version"],
             version.dataset,
@@ -427,7 +429,8 @@ class PostgresRepository:
         )
 
     async def update_erasure(self, erasure: Erasure) -> None:
-        """Store how far it has come."""
+        """Store how far it has come. Versions that are being cut are there when this is."""
+        await self._connection.execute(self._queries["hold_versions"], erasure.dataset)
         await self._connection.execute(
             self._queries["update_erasure"],
             erasure.id,

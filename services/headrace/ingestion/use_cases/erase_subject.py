@@ -7,7 +7,7 @@ looks at what there is. It ends when a look at every file finds nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -149,16 +149,20 @@ class EraseSubject:
     async def _lacking(self, dataset: Dataset, table_version: int) -> Sequence[DatasetVersion]:
         """Versions from before that lack more rows than they are known to, with as many as they do."""
         before: int | None = None
-        lacking: list[DatasetVersion] = []
+        older: list[DatasetVersion] = []
         while versions := await self._catalogue.list_versions(dataset.name, before, _PAGE):
-            older = {v.table_version: v for v in versions if v.table_version < table_version}
-            counts: Mapping[int, int] = await asyncio.to_thread(self._tables.row_counts, dataset, [*older])
-            for version in older.values():
-                erased = version.row_count - counts[version.table_version]
-                if erased > version.erased_rows:
-                    lacking.append(replace(version, erased_rows=erased))
+            older += [version for version in versions if version.table_version < table_version]
             before = versions[-1].version
-        return lacking[::-1]
+        # Together: the log is read once, however many there are.
+        counts = await asyncio.to_thread(
+            self._tables.row_counts, dataset, {version.table_version for version in older}
+        )
+        erased = {version.version: version.row_count - counts[version.table_version] for version in older}
+        return [
+            replace(version, erased_rows=erased[version.version])
+            for version in reversed(older)
+            if erased[version.version] > version.erased_rows
+        ]
 
     async def _stored(self, erasure: Erasure) -> Erasure:
         async with self._catalogue.transaction() as repository:

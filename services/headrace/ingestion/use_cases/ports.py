@@ -216,7 +216,7 @@ class Repository(Protocol):
         """Answer whether it was updated: False where it changed since `expected` was read."""
 
     async def insert_version(self, version: DatasetVersion) -> bool:
-        """Answer whether it was inserted: False where the number is taken."""
+        """Answer whether it was inserted: False where the number is taken, or rows were erased meanwhile."""
 
     async def insert_profile(self, dataset: str, version: int, profile: Profile) -> None:
         """Store what the version's rows look like."""
