@@ -14,7 +14,9 @@ from headrace.postgres.leader import RETRY_SECONDS
 
 logger = logging.getLogger(__name__)
 
-_FAILURE_SECONDS: Final = 5.0
+_FIRST_PAUSE_SECONDS: Final = 5.0
+# Each attempt reads the keys of all files.
+_LONGEST_PAUSE_SECONDS: Final = 60.0
 
 
 class Eraser:
@@ -28,13 +30,15 @@ class Eraser:
 
     async def run(self) -> None:
         """Erase until cancelled."""
+        pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
                 failed = await self.look()
             except Exception as error:
                 logger.warning("erasures could not be looked for, trying again: %s", one_line(error))
                 failed = True
-            await asyncio.sleep(_FAILURE_SECONDS if failed else RETRY_SECONDS)
+            await asyncio.sleep(pause if failed else RETRY_SECONDS)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS) if failed else _FIRST_PAUSE_SECONDS
 
     async def look(self) -> bool:
         """Carry out what waits; answer whether some of it did not end, and is to be tried again."""
