@@ -10,6 +10,8 @@ from pathlib import Path
 
 import fastavro
 import pytest
+from tests.component.ingestion import test_erasure as erasing
+from tests.component.ingestion.test_privacy import EMAIL, KEYS, field
 from tests.conftest import Background
 from tests.support.avro import framed
 from tests.support.faulty_http import Fault, faulty_http
@@ -18,6 +20,7 @@ from tests.support.schema_registry import NEEDED, Apicurio, Registry
 from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.api.ingestion.v1 import versions_pb2
 
 # The first time, the registry is fetched.
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
@@ -41,6 +44,7 @@ SECOND = {
         {"name": "notes", "type": {"type": "array", "items": "string"}, "default": []},
     ],
 }
+PERSON = {**FIRST, "fields": [*FIRST["fields"], {"name": "email", "type": "string"}]}
 
 
 @pytest.fixture(scope="module")
@@ -134,4 +138,54 @@ async def test_what_was_rejected_without_a_registry_is_replayed_with_one(
         await stub.ReplayRejected(api.ReplayRejectedRequest(ids=[sample.id]))
     [row] = await eventually(ingestion.rows, lambda rows: len(rows) == 1)
     assert (row["id"], row["_event_id"]) == ("a", sample.event_id)
+    assert await process.stop() == 0
+
+
+async def test_a_persons_events_are_covered_sealed_and_erased(
+    ingestion: Ingestion, registry: Registry
+) -> None:
+    process = await ingestion.start_ready(
+        HEADRACE_INGESTION_SCHEMA_REGISTRY_URL=registry.url, HEADRACE_INGESTION_PRIVACY_KEYS=KEYS
+    )
+    schema = ingestion.schema()
+    schema.attributes.append(field("email", api.FIELD_TREATMENT_PSEUDONYMISE))
+    async with ingestion.stub(process) as stub:
+        await stub.ApplyDataset(api.ApplyDatasetRequest(name=ingestion.dataset, schema=schema))
+    await ingestion.caught_up(process)
+    known = await registry.register(ingestion.dataset, PERSON)
+    who = erasing.subject(ingestion)
+
+    def of(name: str, key: str, schema_id: int = known, **values: object) -> tuple[bytes, bytes, Headers]:
+        _, payload, headers = event(ingestion, name, schema_id, PERSON, id=key, email=EMAIL, **values)
+        return b"", payload, headers
+
+    await ingestion.publish(
+        [
+            of("a", who),
+            of("b", "other"),
+            of("c", who, radius=-1.0),
+            of("d", who, known + 1_000_000),
+            of("e", "other", radius=-1.0),
+        ]
+    )
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 2)
+    assert rows[0]["email"] == rows[1]["email"] != EMAIL
+    rejected = await eventually(lambda: ingestion.rejected(process), lambda found: len(found) == 3)
+    assert {sample.sealed_by for sample in rejected} == {"k2"}
+    assert EMAIL not in str(rejected)
+    async with ingestion.stub(process) as stub:
+        await stub.CommitVersion(api.CommitVersionRequest(dataset=ingestion.dataset))
+    name = versions_pb2.VersionName(number=1)
+    async with ingestion.version_stub(process) as versions:
+        asked = versions_pb2.ReplayVersionRequest(dataset=ingestion.dataset, version=name)
+        assert [answer async for answer in versions.ReplayVersion(asked)][-1].result.same
+
+    await erasing.request(ingestion, process, who)
+    done = await erasing.erased(ingestion, process)
+    # One of the rejected ones cannot be read, and has the subject in its bytes.
+    assert (done.row_count, done.rejected_count, list(done.versions)) == (1, 2, [1])
+    assert [row["id"] for row in await ingestion.rows()] == ["other"]
+    left = {sample.event_id[-1:]: sample.payload for sample in await ingestion.rejected(process)}
+    assert left.keys() == {"", "e"}
+    assert left["e"]
     assert await process.stop() == 0

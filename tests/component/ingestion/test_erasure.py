@@ -52,7 +52,11 @@ async def commit(ingestion: Ingestion, process: Process) -> api.DatasetVersion:
 
 async def filled(ingestion: Ingestion, process: Process) -> list[api.DatasetVersion]:
     """Two versions with the subject, the first of them pinned, one more file, and three rejected events."""
-    await ingestion.apply(process)
+    async with ingestion.stub(process) as stub:
+        split = api.Split(train=0.5, validation=0.25, test=0.25)
+        await stub.ApplyDataset(
+            api.ApplyDatasetRequest(name=ingestion.dataset, schema=ingestion.schema(), split=split)
+        )
     who = subject(ingestion)
     await stored(ingestion, process, sample(ingestion, 1, who), sample(ingestion, 2, "other"))
     first = await commit(ingestion, process)
@@ -122,6 +126,7 @@ async def check(ingestion: Ingestion, process: Process, before: list[api.Dataset
     assert sorted(str(row["id"]) for row in await rows_at(ingestion, before[1])) == ["another", "other"]
     first, second = await ingestion.versions(process)
     assert (first.erased_rows, second.erased_rows) == (1, 2)
+    assert [sum(count.row_count for count in v.split_counts.counts) for v in (first, second)] == [1, 2]
     assert [first.content_hash, second.content_hash] == [version.content_hash for version in before]
     assert first.pinned
     entries = await ingestion.rejected(process)

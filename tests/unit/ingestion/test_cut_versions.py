@@ -34,7 +34,7 @@ from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Schema
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables, TableState, VersionRows
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
-from headrace.splits import TIME_COLUMN, Shares, assign
+from headrace.splits import TIME_COLUMN, By, Shares, assign
 from headrace.telemetry import names
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
@@ -344,6 +344,28 @@ async def test_splits_by_time_move_on_with_each_version() -> None:
     epoch = datetime.fromtimestamp(0, UTC)
     assert counts.validation_begins == epoch + timedelta(microseconds=5)
     assert counts.test_begins == epoch + timedelta(microseconds=7)
+
+
+@pytest.mark.parametrize("by", ["key", "time"])
+async def test_what_is_left_of_a_version_is_split_as_it_was_cut(by: By) -> None:
+    state = world()
+    state.add_rows(10)
+    unsplit = await state.use_case().commit("d")
+    shares = Shares(0.5, 0.25, 0.25, by)
+    state.dataset = replace(state.dataset, split=shares)
+    for _ in range(3):
+        state.add_rows(10)
+    version = await state.use_case().commit("d")
+    state.dataset = replace(state.dataset, split=Shares(1, 0, 0))
+    state.commits = [replace(commit, rows=min(commit.rows, 8)) for commit in state.commits]
+    profiles = ProfileVersions(cast("Catalogue", state), cast("VersionRows", state))
+    profile, counts = profiles.again(state.dataset, version)
+    assert counts is not None
+    assert profile.row_count == sum(count.rows for count in counts.splits) == 32
+    assert counts.shares == shares
+    if by == "time":
+        assert [count.rows for count in counts.splits] == [16, 8, 8]
+    assert profiles.again(state.dataset, unsplit)[1] is None
 
 
 async def test_a_version_is_judged_before_it_is_told_of() -> None:
