@@ -286,7 +286,7 @@ class Field(google.protobuf.message.Message):
     role: Global___FieldRole.ValueType
     treatment: Global___FieldTreatment.ValueType
     """Of a personal field. It can only change to DROP, and a field that becomes personal later can only be dropped.
-    A value that is pseudonymised or encrypted is stored as KEY-ID.BASE64URL.
+    A value that is pseudonymised or encrypted is stored as KEY-ID.BASE64URL; of a tensor its bytes in base64 are.
     """
     @property
     def allowed_values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -691,7 +691,7 @@ class DatasetVersion(google.protobuf.message.Message):
     """The worst of what the dataset's quality rules found when it was cut. No job trains on a blocked version."""
     erased_rows: builtins.int
     """Rows that were erased since it was cut. row_count and content_hash are as they were then: the rows that are
-    left have another hash.
+    left have another hash. The profile and split_counts are those of the rows that are left.
     """
     @property
     def sources(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SourceOffset]: ...
