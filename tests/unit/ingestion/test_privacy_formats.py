@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import orjson
@@ -15,14 +16,18 @@ import pytest
 from tests.support.avro import framed, text
 from tests.support.records import Sent, records_of
 from tests.unit.ingestion.test_privacy import NOW, RING, SECRET, personal
+from tests.unit.ingestion.test_store_batch import World
 
-from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.dataset import Dataset, SourcePartition
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema, Treatment, check_schema
+from headrace.ingestion.domain.sealing import unsealed
 from headrace.ingestion.domain.treatment import revealed
 from headrace.ingestion.use_cases.envelopes import open_envelopes
-from headrace.ingestion.use_cases.judge_batch import Judge, Judged
-from headrace.ingestion.use_cases.ports import RegisteredSchema
+from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
+from headrace.ingestion.use_cases.ports import Append, Catalogue, RegisteredSchema, SampleTables, Span
+from headrace.ingestion.use_cases.store_batch import StoreBatch
 from headrace.messaging.attributes import read_attributes
+from headrace.messaging.record_columns import Records
 from headrace.tensors import TensorType
 
 SIGNAL = TensorType("float32", (2,))
@@ -73,13 +78,15 @@ WRITER = RegisteredSchema(
 FACE = np.array([1.5, -2.5], "<f4").tobytes()
 
 
-def judged(
-    *payloads: bytes, form: bytes, schemas: Mapping[int, RegisteredSchema] | None = None, first: int = 0
-) -> Judged:
-    records = records_of(
-        Sent(first + place, payload, [*HEADERS.items(), ("content-type", form), ("ce_id", b"%d" % place)])
+def sent(*payloads: bytes, form: bytes) -> Records:
+    return records_of(
+        Sent(place, payload, [*HEADERS.items(), ("content-type", form), ("ce_id", b"%d" % place)])
         for place, payload in enumerate(payloads)
     )
+
+
+def judged(*payloads: bytes, form: bytes, schemas: Mapping[int, RegisteredSchema] | None = None) -> Judged:
+    records = sent(*payloads, form=form)
     opened = open_envelopes(records, read_attributes(records), (), 1 << 20)
     return Judge(RING).judge("cluster", opened, {"people": DATASET}, schemas)
 
@@ -149,3 +156,45 @@ def test_a_personal_tensor_is_treated_as_its_bytes() -> None:
 def test_a_message_about_a_personal_tensor_quotes_nothing(value: object, rule: str) -> None:
     [rejection] = judged(in_json(face=value), form=JSON).rejections
     assert (rejection.verdict.rule, rejection.verdict.message) == (rule, '"face" is no float32[2]')
+
+
+@dataclass
+class PersonalWorld(World):
+    """One whose tables show what they are given, and with a registry that knows the writer's schema."""
+
+    given: list[Append] = field(default_factory=list)
+
+    async def schemas(self, ids: Collection[int]) -> Mapping[int, RegisteredSchema]:
+        return {7: WRITER} if 7 in ids else {}
+
+    def append(self, append: Append) -> int:
+        self.given.append(append)
+        return super().append(append)
+
+
+async def test_avro_is_sealed_and_covered_by_the_schema_that_holds_when_it_is_stored() -> None:
+    open_to_all = replace(DATASET, schema=replace(SCHEMA, attributes=()))
+    world = PersonalWorld(declared=open_to_all, apply_next=replace(DATASET, schema_version=2))
+    store = StoreBatch(
+        cast("Catalogue", world),
+        cast("SampleTables", world),
+        world,
+        clock=lambda: NOW,
+        max_event_bytes=1000,
+        deduplicate_events=0,
+        registry=world,
+        keys=RING,
+    )
+    payloads = [in_avro(), in_avro(y=8), framed(9, SECRET.encode())]
+    records = sent(*payloads, form=AVRO)
+    spans = [Span(SourcePartition("cluster", "t", 0), 0, 3)]
+    stored = await store(Batch("cluster", records, read_attributes(records), spans))
+    assert [each.verdict.reason.value for each in stored.rejections] == ["SCHEMA_UNKNOWN", "SCHEMA_VIOLATION"]
+    kept = [row.rejection for row in world.kept.values()]
+    assert {each.sealed_by for each in kept} == {"k2"}
+    assert SECRET not in str(kept)
+    assert sorted(unsealed(each, RING).payload for each in kept) == sorted(payloads[1:])
+    [append] = world.given
+    assert append.dataset.schema_version == 2
+    [email] = append.rows.column("email").to_pylist()
+    assert email.startswith("k2.")
