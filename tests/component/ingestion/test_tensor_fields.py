@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import deltalake
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +26,7 @@ from headrace.datasets import Reader, Table, Tensors
 from headrace.events.ingestion.v1.events_pb2 import Sample, Value
 from headrace.ingestion.domain.columnar import stored_schema
 from headrace.ingestion.domain.dataset import Dataset
-from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Schema, Treatment
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
 from headrace.ingestion.use_cases.ports import Append, Span
 from headrace.tensors import TensorType
@@ -116,6 +118,24 @@ async def test_tensors_are_stored_as_they_came_and_read_in_their_shape(ingestion
     assert sorted(images.tolist()) == [pixels(0).tolist(), pixels(1).tolist()]
 
 
+def append_of(dataset: Dataset, offset: int, **values: object) -> Append:
+    row = {
+        "id": f"k{offset}",
+        "y": 1,
+        **values,
+        "_event_id": f"e{offset}",
+        "_event_source": "tests",
+        "_event_time": NOW,
+        "_cluster": LEFT.cluster,
+        "_topic": LEFT.topic,
+        "_partition": LEFT.partition,
+        "_offset": offset,
+    }
+    columns = pa.unify_schemas([stored_schema(dataset.schema), SOURCE_COLUMNS])
+    rows = pa.Table.from_pylist([row], schema=columns)
+    return Append(dataset, rows, [Span(LEFT, offset, offset + 1)])
+
+
 def test_files_with_tensors_are_merged_and_keep_their_bytes(tmp_path: Path) -> None:
     tensor = TensorType("uint8", (2,))
     schema = Schema("id", (Field("t", FieldType.TENSOR, tensor=tensor),), Field("y", FieldType.INT8))
@@ -123,22 +143,31 @@ def test_files_with_tensors_are_merged_and_keep_their_bytes(tmp_path: Path) -> N
     tables = open_tables(tmp_path)
     expected = [bytes([255 - offset, 200]) for offset in range(4)]
     for offset, value in enumerate(expected):
-        row = {
-            "id": f"k{offset}",
-            "t": value,
-            "y": 1,
-            "_event_id": f"e{offset}",
-            "_event_source": "tests",
-            "_event_time": NOW,
-            "_cluster": LEFT.cluster,
-            "_topic": LEFT.topic,
-            "_partition": LEFT.partition,
-            "_offset": offset,
-        }
-        rows = pa.Table.from_pylist([row], schema=pa.unify_schemas([stored_schema(schema), SOURCE_COLUMNS]))
-        assert tables.append(Append(dataset, rows, [Span(LEFT, offset, offset + 1)])) == 1
+        assert tables.append(append_of(dataset, offset, t=value)) == 1
     assert maintenance_of(tmp_path).merge(dataset).merged == len(expected)
     table = deltalake.DeltaTable(tables.uri("d"))
     assert len(table.file_uris()) == 1
     merged = Table.open(tables.uri("d"), table.version())
     assert sorted(merged.read(["t"]).column("t").to_pylist()) == sorted(expected)
+
+
+def test_of_what_is_encrypted_files_have_neither_dictionary_nor_statistics(tmp_path: Path) -> None:
+    tensor = TensorType("uint8", (2,))
+    personal = [
+        Field(f"face_{treatment.value}", FieldType.TENSOR, True, tensor=tensor, role=Role.PERSONAL)
+        for treatment in Treatment
+    ]
+    faces = tuple(replace(face, treatment=each) for face, each in zip(personal, Treatment, strict=True))
+    schema = Schema("id", (Field("a", FieldType.FLOAT32, True),), Field("y", FieldType.INT8), faces)
+    tables = open_tables(tmp_path)
+    covered = {"face_pseudonymise": "k1.YWI", "face_encrypt": "k1.Y2Q"}
+    assert tables.append(append_of(Dataset("d", schema, Cut(), 1, NOW, NOW), 0, **covered)) == 1
+    [file] = (tmp_path / "d").glob("*.parquet")
+    written = pq.read_metadata(file)
+    described = {
+        column.path_in_schema: (column.has_dictionary_page, column.is_stats_set)
+        for column in map(written.row_group(0).column, range(written.num_columns))
+    }
+    assert "face_drop" not in described
+    assert described["face_pseudonymise"][0]
+    assert described["face_encrypt"] == (False, False)

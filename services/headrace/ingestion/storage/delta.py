@@ -43,7 +43,7 @@ from headrace.ingestion.domain.dataset import (
     SourcePartition,
     TableCommit,
 )
-from headrace.ingestion.domain.schema import WIDER, FieldType, Schema
+from headrace.ingestion.domain.schema import WIDER, FieldType, Schema, Treatment
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
 from headrace.ingestion.storage.commit_log import read_commits
 from headrace.ingestion.use_cases.ports import Append, Span, TableState
@@ -329,15 +329,15 @@ _REWRITE_ROWS: Final = 50_000
 
 def _writer_properties(schema: Schema) -> deltalake.WriterProperties:
     dictionary = deltalake.ColumnProperties(dictionary_enabled=True)
-    # Nobody looks for a tensor by its bytes, and the log would hold two of each file.
-    tensor = deltalake.ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
-    tensors = [field.name for field in schema.fields if field.type is FieldType.TENSOR]
+    # Nobody looks for tensors by their bytes, nor for what is encrypted: the log would hold two of each file.
+    opaque = deltalake.ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
+    tensors = [field.name for field in schema.stored_fields if field.type is FieldType.TENSOR]
     return deltalake.WriterProperties(
         compression="SNAPPY",
         default_column_properties=deltalake.ColumnProperties(dictionary_enabled=False),
         column_properties={
             **dict.fromkeys(repeating_columns(schema), dictionary),
-            **dict.fromkeys(tensors, tensor),
+            **dict.fromkeys([*tensors, *_encrypted(schema)], opaque),
         },
     )
 
@@ -348,12 +348,17 @@ def repeating_columns(schema: Schema) -> list[str]:
     Parquet's writer tries one for every column, and of keys, ids and measurements builds it in vain: that
     costs seven times as much as writing the values, and the files are larger.
     """
+    different = {schema.key, *_encrypted(schema)}
     repeating = [
         field.name
         for field in schema.stored_fields
-        if field.allowed_values or (field.type in _FEW_VALUES and field.name != schema.key)
+        if field.allowed_values or (field.type in _FEW_VALUES and field.name not in different)
     ]
     return [*repeating, *_CONSTANT]
+
+
+def _encrypted(schema: Schema) -> Sequence[str]:
+    return [field.name for field in schema.personal if field.treated is Treatment.ENCRYPT]
 
 
 _CONSTANT: Final = ("_event_source", "_cluster", "_topic", "_partition")
