@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TypeVar
 
 from google.protobuf import json_format
@@ -74,12 +75,18 @@ def encode(event: Event) -> tuple[Headers, bytes]:
         "ce_source": event.source,
         "ce_type": event.type,
         "ce_subject": event.subject,
-        "ce_time": event.time.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "ce_time": _time_text(event.time),
         "content-type": event.content_type,
         "traceparent": event.traceparent,
         "tracestate": event.tracestate,
     }
     return [(name, text.encode()) for name, text in texts.items() if text], event.data
+
+
+@lru_cache(maxsize=64)
+def _time_text(time: datetime) -> str:
+    # Events of one batch have one time.
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def record_size(key: bytes, headers: Iterable[tuple[str, bytes]], value: bytes) -> int:

@@ -18,6 +18,8 @@ from headrace.telemetry import names, tracing
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 16 << 20
+# Of one partition, sent together: many small events cost half as much as in aiokafka's 16 KiB.
+_BATCH_BYTES = 256 << 10
 STOP_SECONDS = 5.0
 
 # Topic, key, headers, value.
@@ -46,6 +48,7 @@ class Producer:
             acks="all",
             enable_idempotence=self._idempotence,
             max_request_size=MAX_REQUEST_BYTES,
+            max_batch_size=_BATCH_BYTES,
             linger_ms=2,
         )
         try:

@@ -144,7 +144,12 @@ def read_headers(payload: bytes, position: int = 0) -> list[tuple[str, bytes]]:
 
 
 def _string(payload: bytes, position: int) -> tuple[bytes | None, int]:
-    length, position = decode_varint(payload, position)
+    length = payload[position]
+    if length & 0x81:
+        # More than one byte, or negative.
+        length, position = decode_varint(payload, position)
+    else:
+        length, position = length >> 1, position + 1
     if length < 0:
         return None, position
     return payload[position : position + length], position + length

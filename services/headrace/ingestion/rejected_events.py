@@ -9,7 +9,7 @@ from typing import Final
 from headrace.events.ingestion.v1 import events_pb2
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.storage.repository import SOURCE
-from headrace.ingestion.translation import rejected_to_message
+from headrace.ingestion.translation import write_rejected
 from headrace.messaging.events import Event, protobuf_event
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import REJECTED_SAMPLES
@@ -43,9 +43,10 @@ class KafkaRejectedEvents:
 
 def rejected_event(rejection: Rejection, reject_time: datetime, max_bytes: int) -> tuple[str, Event]:
     """The event about a rejected one, and its key."""
-    message = rejected_to_message(rejection, reject_time, max_bytes)
+    message = events_pb2.SampleRejected()
+    write_rejected(message.rejected, rejection, reject_time, max_bytes)
     event = protobuf_event(
-        events_pb2.SampleRejected(rejected=message),
+        message,
         type=SAMPLE_REJECTED,
         source=SOURCE,
         subject=rejection.dataset,

@@ -231,35 +231,41 @@ def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVe
 def rejected_to_message(
     rejection: Rejection, reject_time: datetime, max_bytes: int | None = None
 ) -> api.RejectedSample:
-    """The same rejection in the contract's words.
+    """The same rejection in the contract's words; see `write_rejected`."""
+    message = api.RejectedSample()
+    write_rejected(message, rejection, reject_time, max_bytes)
+    return message
+
+
+def write_rejected(
+    message: api.RejectedSample, rejection: Rejection, reject_time: datetime, max_bytes: int | None = None
+) -> None:
+    """Write the rejection into a new message: in its place within another one, which saves a copy.
 
     With `max_bytes`, what goes beyond is cut off: the payload keeps its beginning, headers are kept whole
     or left out, and the message says so. The judgement itself always stands, in 16 KiB at most.
     """
     verdict = rejection.verdict
-    message = api.RejectedSample(
-        topic=rejection.topic,
-        partition=rejection.partition,
-        offset=rejection.offset,
-        dataset=rejection.dataset,
-        event_id=rejection.event_id,
-        reason=verdict.reason.value,
-        field=verdict.field,
-        rule=verdict.rule,
-        message=verdict.message,
-        key=rejection.key,
-        payload=rejection.payload,
-        # As the envelope's reader does: of a header that is there twice, the last counts.
-        headers=dict(rejection.headers),
-        reject_time=to_timestamp(reject_time),
-        id=rejection.id,
-        state=api.REJECTED_STATE_PENDING,
-        replay_of=rejection.replay_of,
-        sealed_by=rejection.sealed_by,
-    )
+    message.topic = rejection.topic
+    message.partition = rejection.partition
+    message.offset = rejection.offset
+    message.dataset = rejection.dataset
+    message.event_id = rejection.event_id
+    message.reason = verdict.reason.value
+    message.field = verdict.field
+    message.rule = verdict.rule
+    message.message = verdict.message
+    message.key = rejection.key
+    message.payload = rejection.payload
+    # As the envelope's reader does: of a header that is there twice, the last counts.
+    message.headers.update(rejection.headers)
+    message.reject_time.FromDatetime(reject_time)
+    message.id = rejection.id
+    message.state = api.REJECTED_STATE_PENDING
+    message.replay_of = rejection.replay_of
+    message.sealed_by = rejection.sealed_by
     if max_bytes is not None and message.ByteSize() > max_bytes:
         _shorten(message, max_bytes)
-    return message
 
 
 def rejected_row_to_message(row: RejectedRow) -> api.RejectedSample:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import asyncpg
+import orjson
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
@@ -671,9 +671,11 @@ def _rejection(row: asyncpg.Record) -> Rejection:
 
 
 def _headers_json(headers: Sequence[tuple[str, bytes]]) -> str:
-    return json.dumps([[_text(name), base64.b64encode(value).decode()] for name, value in headers])
+    written = [[_text(name), base64.b64encode(value).decode()] for name, value in headers]
+    return orjson.dumps(written).decode()
 
 
 def _text(text: str) -> str:
     """What PostgreSQL can hold of a text that anybody may have written."""
-    return text.replace("\0", "\ufffd").encode(errors="replace").decode()
+    sound = text if text.isascii() else text.encode(errors="replace").decode()
+    return sound.replace("\0", "\ufffd")

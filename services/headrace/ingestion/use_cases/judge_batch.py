@@ -302,5 +302,5 @@ def _rejection_as(
 
 def _at_most(characters: int, text: str) -> str:
     """The text's beginning, as everybody can write it: JSON's escapes can make half a character."""
-    sound = text.encode(errors="replace").decode()
+    sound = text if text.isascii() else text.encode(errors="replace").decode()
     return sound if len(sound) <= characters else sound[: characters - 1] + "…"
