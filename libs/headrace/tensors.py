@@ -56,6 +56,11 @@ class TensorType:
         return math.prod(self.shape)
 
     @property
+    def channels(self) -> int:
+        """How many numbers each place of an image has."""
+        return math.prod(self.shape[2:])
+
+    @property
     def size(self) -> int:
         """How many bytes its numbers take."""
         return self.values * np.dtype(self.dtype).itemsize
@@ -70,7 +75,7 @@ class TensorType:
             return ""
         if self.dtype != "uint8":
             return f"a {self.format} has uint8 numbers, not {self.dtype}"
-        channels = self.shape[2] if len(self.shape) == max(_IMAGE_DIMENSIONS) else 1
+        channels = self.channels
         if len(self.shape) not in _IMAGE_DIMENSIONS or channels not in _MODES:
             return "an image's shape is [height, width], or [height, width, channels] with 1, 3 or 4 channels"
         return "a jpeg has no alpha channel" if (self.format, channels) == ("jpeg", 4) else ""
@@ -92,7 +97,7 @@ class TensorType:
 
         # What an image says of its size is compared before its pixels are decoded.
         Image.MAX_IMAGE_PIXELS = None
-        mode = _MODES[self.shape[2] if len(self.shape) == max(_IMAGE_DIMENSIONS) else 1]
+        mode = _MODES[self.channels]
         try:
             with Image.open(io.BytesIO(data), formats=[self.format]) as image:
                 found = (image.height, image.width, image.mode)

@@ -24,6 +24,7 @@ spec:
     features:
       mean_radius: {missing: median, indicator: true, clip: {min: 0, max: 40}, log: true, normalise: robust}
       grade: {encode: one_hot, missing: {constant: 0}}
+      image: {resize: [4, 4], normalise: standard, per_channel: true}
     split: {train: 0.7, validation: 0.15, test: 0.15, by: key}      # or time
   training:
     recipe: mlp
@@ -364,7 +365,7 @@ def _preparations(
 def _preparation(
     document: Document, feature: str, common: dict[str, Place], place: Place | None
 ) -> scheduling.Preparation:
-    entries = document.mapping(place, (*PREPARATIONS, "encode"))
+    entries = document.mapping(place, (*PREPARATIONS, "encode", "resize", "per_channel"))
     encode = document.choice(entries.get("encode"), ENCODINGS, scheduling.ENCODING_NUMBER)
     if encode == scheduling.ENCODING_NUMBER:
         entries = {**common, **entries}
@@ -375,6 +376,14 @@ def _preparation(
         normalise=document.choice(entries.get("normalise"), NORMALISATIONS, scheduling.NORMALISATION_NONE),
         encode=encode,
     )
+    if "per_channel" in entries:
+        preparation.per_channel = document.boolean(entries["per_channel"])
+    if "resize" in entries:
+        size = [document.integer(number, bits=32) for number in document.items(entries["resize"])]
+        if len(size) == 2:
+            preparation.resize.height, preparation.resize.width = size
+        else:
+            document.fail(entries["resize"], "must be [height, width]")
     clip = document.mapping(entries.get("clip"), ("min", "max"))
     if "min" in clip:
         preparation.clip_min = document.number(clip["min"])

@@ -278,6 +278,8 @@ def _preparation(feature: str, wish: scheduling_pb2.Preparation) -> Preparation:
         log=wish.log,
         normalise=NORMALISATIONS.get(wish.normalise, "none"),
         encode=ENCODINGS.get(wish.encode, "number"),
+        resize=(wish.resize.height, wish.resize.width) if wish.HasField("resize") else None,
+        per_channel=wish.per_channel,
     )
 
 

@@ -22,7 +22,8 @@ from headrace.tensors import Format, TensorType
 from headrace.training.run.data import load
 from headrace.training.run.errors import UnusableDataset
 from headrace.training.run.messages import Pipe
-from headrace.training.run.report import MODEL_FILE, Report
+from headrace.training.run.preprocessing import Preprocessing
+from headrace.training.run.report import MODEL_FILE, PREPROCESS_FILE, Report
 from headrace.training.run.specification import Column, Dataset, Label, Preparation, RunSpec
 from headrace.training.run.work import work
 
@@ -130,11 +131,8 @@ def test_streamed_tensors_are_those_that_are_held(tmp_path: Path) -> None:
         assert torch.equal(pixels.sort(dim=0).values, same.sort(dim=0).values)
 
 
-async def test_digits_are_learned_and_served(kafka_bootstrap: str, store_uri: str, tmp_path: Path) -> None:
-    uri = str(tmp_path / "table")
-    write_digits(uri, "png")
-    dataset = dataset_of(uri, TensorType("uint8", (8, 8), "png"))
-    assert dataset.inputs()[:2] == ("image[0,0]", "image[0,1]")
+def learned(uri: str, store_uri: str, folder: Path, preparation: Preparation) -> Report:
+    """What a run on the digits of that table says."""
     spec = RunSpec(
         run="digits-1",
         job="digits",
@@ -143,17 +141,36 @@ async def test_digits_are_learned_and_served(kafka_bootstrap: str, store_uri: st
         node="n",
         recipe="mlp",
         parameters={"hidden": [32], "epochs": 8, "learning_rate": 0.01},
-        dataset=dataset,
+        dataset=dataset_of(uri, TensorType("uint8", (8, 8), "png")),
         shares=Shares(0.7, 0.15, 0.15),
-        preparations=(Preparation(feature="image", normalise="min_max"),),
+        preparations=(preparation,),
         normalise_label=False,
         seed=1,
         store_uri=store_uri,
     )
-    folder = tmp_path / "run"
     folder.mkdir()
     work(spec, folder, Pipe(None), lambda: False)
-    report = Report.read(folder)
+    return Report.read(folder)
+
+
+def test_digits_are_learned_from_smaller_images(store_uri: str, tmp_path: Path) -> None:
+    uri, folder = str(tmp_path / "table"), tmp_path / "run"
+    write_digits(uri, "png")
+    wish = Preparation(feature="image", normalise="standard", resize=(4, 4), per_channel=True)
+    report = learned(uri, store_uri, folder, wish)
+    assert report.metrics["test/accuracy"] > 0.85
+    # Clients send the image as it is.
+    assert report.signature.inputs[0].shape == (-1, 64)
+    document = Preprocessing.model_validate_json((folder / PREPROCESS_FILE).read_text())
+    assert len(document.features) == 16
+    assert len({(entry.centre, entry.spread) for entry in document.features}) == 1
+
+
+async def test_digits_are_learned_and_served(kafka_bootstrap: str, store_uri: str, tmp_path: Path) -> None:
+    uri, folder = str(tmp_path / "table"), tmp_path / "run"
+    write_digits(uri, "png")
+    report = learned(uri, store_uri, folder, Preparation(feature="image", normalise="min_max"))
+    assert report.signature.features[:2] == ("image[0,0]", "image[0,1]")
     assert report.metrics["test/accuracy"] > 0.9
     assert report.signature.inputs[0].shape == (-1, 64)
     images, labels = (values[:ASKED_ROWS] for values in digits())

@@ -276,6 +276,24 @@ def test_what_is_said_of_all_features_holds_where_one_says_nothing_else() -> Non
     ]
 
 
+RESIZED = COMPLETE.replace(
+    "  preprocess: {normalise: standard, ",
+    """\
+  preprocess:
+    features:
+      grade: {resize: [4, 6], normalise: standard, per_channel: true}
+    """,
+).replace("split: {train: 0.7, validation: 0.15, test: 0.15}}", "split: {train: 1}")
+
+
+def test_an_image_may_get_another_size() -> None:
+    [wish] = pipeline_file.parse(RESIZED).request.spec.training.preparations
+    assert (wish.resize.height, wish.resize.width, wish.per_channel) == (4, 6, True)
+    for size in ("[4]", "[4, 6, 3]"):
+        assert "resize: must be [height, width]" in str(broken(("[4, 6]", size), RESIZED))
+    assert "must be between -2147483648" in str(broken(("[4, 6]", "[4, 4294967296]"), RESIZED))
+
+
 def test_normalisation_alone_needs_no_preparations() -> None:
     assert not pipeline_file.parse(COMPLETE).request.spec.training.preparations
 

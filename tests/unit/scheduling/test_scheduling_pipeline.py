@@ -79,7 +79,16 @@ def test_what_a_pipeline_leaves_out_is_one_core_and_a_gibibyte() -> None:
     assert job_resources(0.1, 5, 2) == Resources(2, 100, 5)
 
 
-TYPES = {"area": "float32", "depth": "float64", "grade": "int8", "site": "string", "taken": "timestamp"}
+TYPES = {
+    "area": "float32",
+    "depth": "float64",
+    "grade": "int8",
+    "image": "tensor",
+    "signal": "tensor",
+    "site": "string",
+    "taken": "timestamp",
+}
+SHAPES = {"image": (200, 300, 3), "signal": (1000,)}
 
 
 @pytest.mark.parametrize(
@@ -98,12 +107,19 @@ TYPES = {"area": "float32", "depth": "float64", "grade": "int8", "site": "string
         ({"feature": "area", "encoded": True}, "encode"),
         ({"feature": "grade", "encoded": True, "missing": "mean"}, "missing"),
         ({"feature": "grade", "encoded": True, "log": True}, "log"),
-        ({"feature": "grade", "encoded": True, "normalised": True}, "normalise"),
+        ({"feature": "grade", "encoded": True, "normalise": "standard"}, "normalise"),
         ({"feature": "grade", "encoded": True, "clip_min": 0.0}, "clip_min"),
+        ({"feature": "area", "resize": (4, 4)}, "resize"),
+        ({"feature": "signal", "resize": (4, 4)}, "resize"),
+        ({"feature": "image", "resize": (128, 64)}, "resize"),
+        ({"feature": "area", "per_channel": True, "normalise": "standard"}, "per_channel"),
+        ({"feature": "image", "per_channel": True}, "per_channel"),
+        ({"feature": "image", "per_channel": True, "normalise": "robust"}, "per_channel"),
     ],
 )
 def test_a_preparation_that_makes_no_sense_is_named(wish: dict[str, object], field: str) -> None:
-    rules = replace(RULES, feature_types=TYPES, preparations=[Preparation(**wish)])  # type: ignore[arg-type]
+    wishes = [Preparation(**wish)]  # type: ignore[arg-type]
+    rules = replace(RULES, feature_types=TYPES, feature_shapes=SHAPES, preparations=wishes)
     with pytest.raises(InvalidArgument) as caught:
         check_pipeline(rules)
     assert [violation.field for violation in caught.value.fields] == [
@@ -120,12 +136,13 @@ def test_a_feature_is_prepared_once() -> None:
 def test_sound_preparations_pass() -> None:
     sound = [
         Preparation(
-            "area", missing="median", indicator=True, clip_min=0.0, clip_max=9.0, log=True, normalised=True
+            "area", missing="median", indicator=True, clip_min=0.0, clip_max=9.0, log=True, normalise="robust"
         ),
+        Preparation("image", resize=(64, 64), per_channel=True, normalise="min_max"),
         Preparation("grade", encoded=True, missing="constant", indicator=True),
         Preparation("depth", clip_min=-3.4028234663852886e38, clip_max=3.4028234663852886e38),
     ]
-    check_pipeline(replace(RULES, feature_types=TYPES, preparations=sound))
+    check_pipeline(replace(RULES, feature_types=TYPES, feature_shapes=SHAPES, preparations=sound))
 
 
 def test_a_label_is_normalised_by_mean_and_deviation_or_not_at_all() -> None:

@@ -78,3 +78,37 @@ def test_a_run_with_other_preparations_takes_up_no_checkpoint() -> None:
     streamed = told(scheduling.TrainingSpec(recipe="mlp", normalise=scheduling.NORMALISATION_STANDARD), 0)
     assert standard.fingerprint() == same.fingerprint()
     assert len({spec.fingerprint() for spec in (standard, robust, streamed)}) == 3
+
+
+def test_a_resized_image_is_prepared_as_what_it_becomes() -> None:
+    image = ingestion.Field(name="image", type=ingestion.FIELD_TYPE_TENSOR)
+    image.tensor.dtype, image.tensor.format = ingestion.TENSOR_DTYPE_UINT8, ingestion.TENSOR_FORMAT_PNG
+    image.tensor.shape.extend([4, 4, 3])
+    wish = scheduling.Preparation(
+        feature="image",
+        normalise=scheduling.NORMALISATION_STANDARD,
+        resize=scheduling.ImageSize(height=1, width=2),
+        per_channel=True,
+    )
+    schema = ingestion.Schema(
+        key="k",
+        features=[ingestion.Field(name="area", type=ingestion.FIELD_TYPE_FLOAT32), image],
+        label=ingestion.Field(name="y", type=ingestion.FIELD_TYPE_INT8, allowed_values=["0", "1"]),
+    )
+    training = scheduling.TrainingSpec(recipe="mlp", preparations=[wish])
+    task = scheduling.Task(job="job", attempt=1, pipeline="p", training=training, schema=schema)
+    spec = specification(task, RUN, "file:///store", 7)
+    assert spec.dataset.width == 1 + 48
+    assert [prepared.feature for prepared in spec.value_preparations()] == [
+        "area",
+        *(f"image[0,{column},{channel}]" for column in range(2) for channel in range(3)),
+    ]
+    assert spec.pools() == (0, 1, 2, 3, 1, 2, 3)
+    [resize] = spec.resizes()
+    assert (resize.first, resize.values, resize.to_values, resize.channels) == (1, 48, 6, 3)
+
+
+def test_values_that_are_not_prepared_by_channel_are_measured_alone() -> None:
+    spec = told(scheduling.TrainingSpec(recipe="mlp"))
+    assert spec.pools() == ()
+    assert spec.resizes() == ()

@@ -71,6 +71,7 @@ class PipelineRules:
     rollout: Rollout | None
     preparations: Sequence[Preparation] = ()
     feature_types: Mapping[str, str] = field(default_factory=dict)
+    feature_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     label_normalisation: str = "none"
 
 
@@ -89,7 +90,7 @@ def check_pipeline(rules: PipelineRules) -> None:
 
 def _violations(rules: PipelineRules) -> Iterator[FieldViolation]:
     yield from _split_violations(rules.split)
-    yield from preparation_violations(rules.preparations, rules.feature_types)
+    yield from preparation_violations(rules.preparations, rules.feature_types, rules.feature_shapes)
     if rules.label_normalisation not in ("none", "standard"):
         yield FieldViolation("spec.training.normalise_label", "must be none or standard")
     yield from _resource_violations(rules)

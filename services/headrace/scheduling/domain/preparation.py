@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +12,11 @@ from headrace.errors import FieldViolation
 # Float32 holds every whole number up to 2^24: values that are encoded reach the model as float32.
 _ENCODABLE: Final = frozenset({"bool", "int8", "int16", "int32", "int64"})
 FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
+# As training has it: what a network of columns can have.
+MAX_VALUES: Final = 1 << 14
+_IMAGE_DIMENSIONS: Final = (2, 3)
+# What can be measured over many columns at once in one pass.
+_POOLED: Final = ("standard", "min_max")
 _NO_NUMBERS: Final = {
     "string": "text, and models take numbers; send each word as a whole number of its own",
     "timestamp": "a time, and models take numbers; send the seconds since a time that means something",
@@ -29,13 +35,20 @@ class Preparation:
     clip_min: float | None = None
     clip_max: float | None = None
     log: bool = False
-    normalised: bool = False
+    # The API's word.
+    normalise: str = "none"
+    # To height and width.
+    resize: tuple[int, int] | None = None
+    per_channel: bool = False
 
 
 def preparation_violations(
-    preparations: Sequence[Preparation], types: Mapping[str, str]
+    preparations: Sequence[Preparation], types: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
 ) -> Iterator[FieldViolation]:
-    """Say what makes no sense; `types` are the features' types, by name, in the schema's words."""
+    """Say what makes no sense; `types` are the features' types, by name, in the schema's words.
+
+    `shapes` are those of the tensors among them.
+    """
     seen: set[str] = set()
     for index, wish in enumerate(preparations):
         path = f"spec.training.preparations[{index}]"
@@ -46,6 +59,7 @@ def preparation_violations(
             yield FieldViolation(f"{path}.feature", f'"{wish.feature}" is prepared twice')
         seen.add(wish.feature)
         yield from _violations(path, wish, types[wish.feature])
+        yield from _image_violations(path, wish, types[wish.feature], shapes.get(wish.feature, ()))
 
 
 def _violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViolation]:
@@ -70,6 +84,28 @@ def _violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViola
         yield from _encoded_violations(path, wish, type_)
 
 
+def _image_violations(
+    path: str, wish: Preparation, type_: str, shape: Sequence[int]
+) -> Iterator[FieldViolation]:
+    is_image = len(shape) in _IMAGE_DIMENSIONS
+    what = f"a tensor with the shape {list(shape)}" if shape else type_
+    for name, wanted in (("resize", wish.resize is not None), ("per_channel", wish.per_channel)):
+        if wanted and not is_image:
+            yield FieldViolation(
+                f"{path}.{name}",
+                "is for a tensor of shape [height, width] or [height, width, channels]; "
+                f"{wish.feature} is {what}",
+            )
+    if wish.resize is not None and is_image:
+        values = math.prod((*wish.resize, *shape[2:]))
+        if values > MAX_VALUES:
+            yield FieldViolation(
+                f"{path}.resize", f"makes {values:,} values of it; {MAX_VALUES:,} are the most"
+            )
+    if wish.per_channel and wish.normalise not in _POOLED:
+        yield FieldViolation(f"{path}.per_channel", "goes with normalise: standard or min_max")
+
+
 def _encoded_violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViolation]:
     if type_ not in _ENCODABLE:
         yield FieldViolation(f"{path}.encode", f"is for whole numbers, and {wish.feature} is {type_}")
@@ -81,7 +117,7 @@ def _encoded_violations(path: str, wish: Preparation, type_: str) -> Iterator[Fi
         "clip_min": wish.clip_min is not None,
         "clip_max": wish.clip_max is not None,
         "log": wish.log,
-        "normalise": wish.normalised,
+        "normalise": wish.normalise != "none",
     }
     for name, wanted in asked.items():
         if wanted:

@@ -71,6 +71,9 @@ def rules_of(spec: pb.PipelineSpec) -> PipelineRules:
             feature.name: _word(ingestion_pb2.FieldType.Name(feature.type), "FIELD_TYPE_")
             for feature in spec.dataset.schema.features
         },
+        feature_shapes={
+            feature.name: tuple(feature.tensor.shape) for feature in spec.dataset.schema.features
+        },
         label_normalisation=_normalisation(spec.training.normalise_label),
     )
 
@@ -86,7 +89,9 @@ def _preparation(wish: pb.Preparation) -> Preparation:
         clip_min=wish.clip_min if wish.HasField("clip_min") else None,
         clip_max=wish.clip_max if wish.HasField("clip_max") else None,
         log=wish.log,
-        normalised=_normalisation(wish.normalise) != "none",
+        normalise=_normalisation(wish.normalise),
+        resize=(wish.resize.height, wish.resize.width) if wish.HasField("resize") else None,
+        per_channel=wish.per_channel,
     )
 
 

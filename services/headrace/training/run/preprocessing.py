@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from headrace.training.run.errors import UnusableDataset
 from headrace.training.run.report import PREPROCESS_FILE
+from headrace.training.run.resizing import Resizer
 from headrace.training.run.scale import Moments
-from headrace.training.run.specification import Encoding, Preparation
+from headrace.training.run.specification import Encoding, Preparation, Resize
 
 SAMPLED_VALUES: Final = 100_000
 MAX_CATEGORIES: Final = 1_000
@@ -55,11 +56,13 @@ class FittedFeature(_Frozen):
 class Preprocessing(_Frozen):
     """`preprocess.json`: how raw features, in this order, become what the network sees.
 
-    Its columns: the features that stay numbers, in their order; then for each one-hot feature its categories;
-    then each ordinal feature; then the indicators.
+    Images in `resizes` get another size first, and `features` has their new values in the place of the raw
+    ones. Its columns: the features that stay numbers, in their order; then for each one-hot feature its
+    categories; then each ordinal feature; then the indicators.
     """
 
     version: Literal[1] = 1
+    resizes: tuple[Resize, ...] = ()
     features: tuple[FittedFeature, ...]
 
     def columns(self) -> list[str]:
@@ -81,8 +84,20 @@ class Preprocessing(_Frozen):
         (folder / PREPROCESS_FILE).write_text(self.model_dump_json(indent=2))
 
 
-def fit(preparations: Sequence[Preparation], batches: Iterable[Tensor], seed: int) -> Preprocessing:
-    """Measure [rows, features] batches of the training split. Raises UnusableDataset."""
+def fit(
+    preparations: Sequence[Preparation],
+    batches: Iterable[Tensor],
+    seed: int,
+    *,
+    resizes: Sequence[Resize] = (),
+    pools: Sequence[int] = (),
+) -> Preprocessing:
+    """Measure [rows, raw values] batches of the training split. Raises UnusableDataset.
+
+    `preparations` has one for each value, of images in `resizes` as they are afterwards. `pools` numbers
+    those whose mean, deviation and extremes are measured together; empty: each by itself.
+    """
+    resize = Resizer(resizes, len(preparations))
     encoded = [index for index, wish in enumerate(preparations) if wish.encode != "number"]
     sampled = [
         index
@@ -93,7 +108,8 @@ def fit(preparations: Sequence[Preparation], batches: Iterable[Tensor], seed: in
     raw, squeezed = Moments(), Moments()
     sample = _Sample(seed, sampled)
     categories: dict[int, Tensor] = {index: torch.empty(0) for index in encoded}
-    for batch in batches:
+    for received in batches:
+        batch = resize(received)
         raw.add(batch)
         squeezed.add(squeeze(batch))
         if sampled:
@@ -119,6 +135,7 @@ def fit(preparations: Sequence[Preparation], batches: Iterable[Tensor], seed: in
     low, median, high = quantiles[0], quantiles[1], quantiles[2]
     # All of it keeps the order of values, and so their quantiles.
     low_squeezed, median_squeezed, high_squeezed = (squeeze(row[None])[0] for row in (low, median, high))
+    squeezed = squeezed.pooled(pools)
     deviation = squeezed.deviation()
     measured: dict[str, tuple[Tensor, Tensor]] = {
         "none": (torch.zeros_like(deviation), torch.ones_like(deviation)),
@@ -146,7 +163,9 @@ def fit(preparations: Sequence[Preparation], batches: Iterable[Tensor], seed: in
             categories=tuple(int(value) for value in categories[index]) if index in categories else (),
         )
 
-    return Preprocessing(features=tuple(entry(index, wish) for index, wish in enumerate(preparations)))
+    return Preprocessing(
+        resizes=tuple(resizes), features=tuple(entry(index, wish) for index, wish in enumerate(preparations))
+    )
 
 
 def _spread(measured: float, centre: float) -> float:
@@ -155,12 +174,13 @@ def _spread(measured: float, centre: float) -> float:
 
 
 class Preprocessor(nn.Module):
-    """What `Preprocessing` says, over tensors: [rows, features] FP32 to [rows, columns] FP32."""
+    """What `Preprocessing` says, over tensors: [rows, raw values] FP32 to [rows, columns] FP32."""
 
     def __init__(self, fitted: Preprocessing) -> None:
         super().__init__()
         features = fitted.features
         self.width = len(fitted.columns())
+        self._resizer = Resizer(fitted.resizes, len(features))
         self._numbers = [index for index, entry in enumerate(features) if entry.encode == "number"]
         self._indicators = [index for index, entry in enumerate(features) if entry.indicator]
         self._encoded = [
@@ -189,6 +209,7 @@ class Preprocessor(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         """Prepare raw features; NaN is a missing value."""
+        raw = self._resizer(raw)
         filled = torch.where(torch.isnan(raw), self.fill, raw) if self._fills else raw
         columns: list[Tensor] = []
         if self._numbers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,26 @@ class Moments:
         self.count = total
         self.smallest = torch.minimum(self.smallest, exact.nan_to_num(nan=math.inf).amin(dim=0))
         self.largest = torch.maximum(self.largest, exact.nan_to_num(nan=-math.inf).amax(dim=0))
+
+    def pooled(self, pools: Sequence[int]) -> Moments:
+        """Return, for each column, those of all columns with the same number; empty: as they are."""
+        if not pools:
+            return self
+        places = torch.tensor(pools)
+        count, mean, squares = (
+            torch.zeros(max(pools) + 1, dtype=torch.float64).index_add(0, places, values)
+            for values in (self.count, self.count * self.mean, self.squares)
+        )
+        mean /= count.clamp(min=1)
+        squares.index_add_(0, places, self.count * (self.mean - mean[places]) ** 2)
+        together = Moments()
+        together.count, together.mean, together.squares = count[places], mean[places], squares[places]
+        for name, reduction in (("smallest", "amin"), ("largest", "amax")):
+            extremes = torch.zeros_like(count).scatter_reduce(
+                0, places, getattr(self, name), reduction, include_self=False
+            )
+            setattr(together, name, extremes[places])
+        return together
 
     def deviation(self) -> Tensor:
         """Return the standard deviation of all values, not of a sample."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -41,6 +42,31 @@ class Preparation(_Frozen):
     log: bool = False
     normalise: Normalisation = "none"
     encode: Encoding = "number"
+    # To height and width.
+    resize: tuple[int, int] | None = None
+    per_channel: bool = False
+
+
+class Resize(_Frozen):
+    """An image, [height, width, channels], that gets another size; `first` is its first value in a row."""
+
+    feature: str
+    first: int
+    height: int
+    width: int
+    channels: int
+    to_height: int
+    to_width: int
+
+    @property
+    def values(self) -> int:
+        """How many values the model receives of it."""
+        return self.height * self.width * self.channels
+
+    @property
+    def to_values(self) -> int:
+        """How many are left of them."""
+        return self.to_height * self.to_width * self.channels
 
 
 class Column(_Frozen):
@@ -61,6 +87,13 @@ class Column(_Frozen):
             return (self.name,)
         places = itertools.product(*map(range, self.tensor.shape))
         return tuple(f"{self.name}[{','.join(map(str, place))}]" for place in places)
+
+    def resized(self, size: tuple[int, int] | None) -> Column:
+        """Return what is prepared of it: the column itself, or an image of that height and width."""
+        if self.tensor is None or size is None:
+            return self
+        smaller = TensorType(self.tensor.dtype, (*size, *self.tensor.shape[2:]))
+        return self.model_copy(update={"tensor": smaller})
 
 
 class Label(Column):
@@ -112,13 +145,50 @@ class RunSpec(_Frozen):
     cpu: float = 1.0
     gpu: int = 0
 
-    def input_preparations(self) -> tuple[Preparation, ...]:
-        """Return one for each of the model's inputs, in their order."""
+    def value_preparations(self) -> tuple[Preparation, ...]:
+        """Return one for each value that is prepared, in order: of a resized image those it has then."""
         return tuple(
             wish.model_copy(update={"feature": name})
-            for column, wish in zip(self.dataset.features, self.preparations, strict=True)
-            for name in column.names()
+            for column, wish in self._wishes()
+            for name in column.resized(wish.resize).names()
         )
+
+    def pools(self) -> tuple[int, ...]:
+        """Number, for each of these values, those that are normalised with it; empty: each by itself."""
+        if not any(wish.per_channel for wish in self.preparations):
+            return ()
+        pools: list[int] = []
+        for column, wish in self._wishes():
+            values, first = column.resized(wish.resize).width, len(pools)
+            channels = values
+            if wish.per_channel and column.tensor is not None:
+                channels = column.tensor.channels
+            pools += [first + value % channels for value in range(values)]
+        return tuple(pools)
+
+    def resizes(self) -> tuple[Resize, ...]:
+        """Return the images that get another size."""
+        resizes, first = [], 0
+        for column, wish in self._wishes():
+            if column.tensor is not None and wish.resize is not None:
+                height, width = column.tensor.shape[:2]
+                to_height, to_width = wish.resize
+                resizes.append(
+                    Resize(
+                        feature=column.name,
+                        first=first,
+                        height=height,
+                        width=width,
+                        channels=column.tensor.channels,
+                        to_height=to_height,
+                        to_width=to_width,
+                    )
+                )
+            first += column.width
+        return tuple(resizes)
+
+    def _wishes(self) -> Iterator[tuple[Column, Preparation]]:
+        return zip(self.dataset.features, self.preparations, strict=True)
 
     def fingerprint(self) -> str:
         """Identify what is computed: a checkpoint is of use only to a run with the same fingerprint."""

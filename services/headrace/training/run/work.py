@@ -47,7 +47,11 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
         print(f"rows: {rows}; device: {device}", flush=True)
     task: Task = Classification(len(spec.dataset.label.classes)) if classified else Regression()
     preprocessing = fit(
-        spec.input_preparations(), (rows.features for rows in data.train.batches()), spec.seed
+        spec.value_preparations(),
+        (rows.features for rows in data.train.batches()),
+        spec.seed,
+        resizes=spec.resizes(),
+        pools=spec.pools(),
     )
     preprocessing.write(folder)
     preprocessor = Preprocessor(preprocessing)

@@ -247,7 +247,7 @@ Global___TrainingSpec: typing_extensions.TypeAlias = TrainingSpec
 class Preparation(google.protobuf.message.Message):
     """How one feature becomes columns that the network sees. What is fitted is fitted on the training split,
     without the missing values; it is part of the exported model, whose clients send raw features.
-    In this order: missing, clip, log, normalise.
+    In this order: resize, missing, clip, log, normalise.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -261,6 +261,8 @@ class Preparation(google.protobuf.message.Message):
     LOG_FIELD_NUMBER: builtins.int
     NORMALISE_FIELD_NUMBER: builtins.int
     ENCODE_FIELD_NUMBER: builtins.int
+    RESIZE_FIELD_NUMBER: builtins.int
+    PER_CHANNEL_FIELD_NUMBER: builtins.int
     feature: builtins.str
     missing: Global___MissingRule.ValueType
     constant: builtins.float
@@ -276,6 +278,16 @@ class Preparation(google.protobuf.message.Message):
     """sign(x) ln(1 + |x|), which is defined everywhere."""
     normalise: Global___Normalisation.ValueType
     encode: Global___Encoding.ValueType
+    per_channel: builtins.bool
+    """Of such a tensor, with STANDARD or MIN_MAX: each channel is measured and normalised as a whole, not each
+    value by itself.
+    """
+    @property
+    def resize(self) -> Global___ImageSize:
+        """Of a tensor of shape [height, width] or [height, width, channels]: the size that it gets before all else.
+        Bilinear; what becomes smaller is averaged.
+        """
+
     def __init__(
         self,
         *,
@@ -288,10 +300,12 @@ class Preparation(google.protobuf.message.Message):
         log: builtins.bool = ...,
         normalise: Global___Normalisation.ValueType = ...,
         encode: Global___Encoding.ValueType = ...,
+        resize: Global___ImageSize | None = ...,
+        per_channel: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "clip_max", b"clip_max", "clip_min", b"clip_min"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "clip_max", b"clip_max", "clip_min", b"clip_min", "resize", b"resize"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "clip_max", b"clip_max", "clip_min", b"clip_min", "constant", b"constant", "encode", b"encode", "feature", b"feature", "indicator", b"indicator", "log", b"log", "missing", b"missing", "normalise", b"normalise"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "clip_max", b"clip_max", "clip_min", b"clip_min", "constant", b"constant", "encode", b"encode", "feature", b"feature", "indicator", b"indicator", "log", b"log", "missing", b"missing", "normalise", b"normalise", "per_channel", b"per_channel", "resize", b"resize"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_max: typing_extensions.TypeAlias = typing.Literal["clip_max"]
     _WhichOneofArgType__clip_max: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max"]
@@ -303,6 +317,25 @@ class Preparation(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_min) -> _WhichOneofReturnType__clip_min | None: ...
 
 Global___Preparation: typing_extensions.TypeAlias = Preparation
+
+@typing.final
+class ImageSize(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    width: builtins.int
+    def __init__(
+        self,
+        *,
+        height: builtins.int = ...,
+        width: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["height", b"height", "width", b"width"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ImageSize: typing_extensions.TypeAlias = ImageSize
 
 @typing.final
 class Split(google.protobuf.message.Message):
