@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.ports import Catalogue
-from headrace.runtime.clock import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +21,13 @@ class Cutter:
     The last is for rows whose writer died before it could look: `cut` asks the table, not a memory.
     """
 
-    def __init__(self, catalogue: Catalogue, cut: CutVersions, *, clock: Clock, sweep_seconds: float) -> None:
+    def __init__(self, catalogue: Catalogue, cut: CutVersions, *, sweep_seconds: float) -> None:
         self._catalogue = catalogue
         self._cut = cut
-        self._clock = clock
-        self._sweep = timedelta(seconds=sweep_seconds)
+        self._sweep_seconds = sweep_seconds
         self._touched: set[str] = set()
-        self._due: dict[str, datetime] = {}
+        # In the event loop's time, which nobody sets.
+        self._due: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._failing = False
 
@@ -39,20 +38,20 @@ class Cutter:
 
     async def run(self) -> None:
         """Cut versions until cancelled."""
-        next_sweep = self._clock()
+        time = asyncio.get_running_loop().time
+        next_sweep = time()
         while True:
-            now = self._clock()
+            now = time()
             if now >= next_sweep:
                 await self._look_at_all()
-                next_sweep = now + self._sweep
+                next_sweep = now + self._sweep_seconds
             else:
                 await self._look_at_some(now)
             await self._sleep_until(min([next_sweep, *self._due.values()]))
 
-    async def _sleep_until(self, moment: datetime) -> None:
-        seconds = max(0.0, (moment - self._clock()).total_seconds())
+    async def _sleep_until(self, moment: float) -> None:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(moment):
                 await self._wake.wait()
         except TimeoutError:
             pass
@@ -68,7 +67,7 @@ class Cutter:
         for dataset in datasets:
             await self._look_at(dataset.name)
 
-    async def _look_at_some(self, now: datetime) -> None:
+    async def _look_at_some(self, now: float) -> None:
         self._wake.clear()
         names = self._touched | {name for name, due in self._due.items() if due <= now}
         self._touched.clear()
@@ -81,17 +80,20 @@ class Cutter:
             dataset = (await self._catalogue.datasets([name])).get(name)
             if dataset is None:
                 return
-            version, due = await self._cut.cut_if_due(dataset)
+            version, due_in = await self._cut.cut_if_due(dataset)
         except Exception as error:
             # Whatever keeps a version from being cut now, its rows are still there to be cut later.
             self._log_failure(f"no version of {name} could be cut", error)
-            self._due[name] = self._clock() + _RETRY
+            self._look_again(name, _RETRY)
             return
         self._failing = False
-        if due is not None:
-            self._due[name] = due
+        if due_in is not None:
+            self._look_again(name, due_in)
         if version is not None:
             logger.info("cut version %d of %s with %d rows", version.version, name, version.row_count)
+
+    def _look_again(self, name: str, wait: timedelta) -> None:
+        self._due[name] = asyncio.get_running_loop().time() + wait.total_seconds()
 
     def _log_failure(self, what: str, error: Exception) -> None:
         # Where it happened once: an outage fails in the same way again and again.

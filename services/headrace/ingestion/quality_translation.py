@@ -67,7 +67,7 @@ def rule_to_message(rule: QualityRule) -> api.QualityRule:
     return message
 
 
-def verdict_to_message(verdict: VersionVerdict | None) -> api.Verdict:
+def verdict_to_message(verdict: VersionVerdict | None) -> api.Verdict.ValueType:
     """None: the version was never judged."""
     return _VERDICT_NUMBERS[verdict] if verdict else api.VERDICT_UNSPECIFIED
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
@@ -32,7 +32,7 @@ class KafkaTopicReader:
         """The cluster's id."""
         return await cluster_id(self._bootstrap)
 
-    async def read(self, source: SourcePartition, start: int, end: int) -> AsyncIterator[Records]:
+    async def read(self, source: SourcePartition, start: int, end: int) -> AsyncGenerator[Records, None]:
         """The records at the offsets from `start` and before `end`, and maybe some behind.
 
         Raises FailedPrecondition TOPIC_EXPIRED where the topic begins later, Unavailable TOPIC_SILENT where
@@ -54,7 +54,7 @@ class KafkaTopicReader:
 
     async def _read_until(
         self, consumer: AIOKafkaConsumer, partition: TopicPartition, end: int
-    ) -> AsyncIterator[Records]:
+    ) -> AsyncGenerator[Records, None]:
         loop = asyncio.get_running_loop()
         heard, reached = loop.time(), 0
         while reached < end:

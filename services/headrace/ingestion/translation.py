@@ -120,7 +120,7 @@ def _invalid_schema(path: str, description: str) -> InvalidArgument:
     )
 
 
-def type_to_message(field_type: FieldType) -> api.FieldType:
+def type_to_message(field_type: FieldType) -> api.FieldType.ValueType:
     """The same type in the contract's words."""
     return _TYPE_NUMBERS[field_type]
 

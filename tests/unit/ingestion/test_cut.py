@@ -44,8 +44,16 @@ def test_a_version_is_due_by_rows_or_by_age(cut: Cut, rows: int, age: float, due
 
 def test_the_due_time_counts_from_the_first_uncut_row() -> None:
     uncut = Uncut(0).advance([commit(1, 0), commit(2, 5), commit(3, 5)], 3)
-    assert due_time(Cut(seconds=10), uncut) == START + timedelta(seconds=12)
-    assert due_time(Cut(rows=1), uncut) is None
+    assert due_time(Cut(seconds=10), uncut, START) == START + timedelta(seconds=12)
+    assert due_time(Cut(rows=1), uncut, START) is None
+
+
+def test_rows_from_a_time_to_come_are_due_where_the_clock_was_set_back() -> None:
+    uncut = Uncut(3, 1, first_commit_time=START)
+    assert not is_due(Cut(seconds=10), uncut, START - timedelta(seconds=59))
+    assert is_due(Cut(seconds=10), uncut, START - timedelta(seconds=61))
+    assert is_due(Cut(seconds=10), uncut, START - timedelta(days=400))
+    assert not is_due(Cut(rows=10), uncut, START - timedelta(days=400))
 
 
 def test_commits_add_up_and_the_first_sample_gives_the_trace() -> None:

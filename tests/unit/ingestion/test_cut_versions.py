@@ -167,7 +167,7 @@ async def test_nothing_is_cut_before_its_time_and_the_time_is_known() -> None:
     state.now = START + timedelta(seconds=5)
     state.add_rows(3)
     cut = state.use_case()
-    assert await cut.cut_if_due(state.dataset) == (None, START + timedelta(seconds=35))
+    assert await cut.cut_if_due(state.dataset) == (None, timedelta(seconds=30))
     state.now = START + timedelta(seconds=35)
     version, due = await cut.cut_if_due(state.dataset)
     assert version is not None
@@ -221,7 +221,7 @@ async def test_a_version_of_nothing_is_refused() -> None:
 async def test_the_cutter_looks_when_it_is_told_to_and_when_it_starts() -> None:
     state = world(rows=10)
     state.add_rows(10)
-    cutter = Cutter(cast("Catalogue", state), state.use_case(), clock=state.clock, sweep_seconds=1000)
+    cutter = Cutter(cast("Catalogue", state), state.use_case(), sweep_seconds=1000)
     running = asyncio.create_task(cutter.run())
     async with asyncio.timeout(5):
         while len(state.announced) < 1:

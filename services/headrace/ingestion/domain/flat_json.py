@@ -274,7 +274,7 @@ def _read_integer(buffer: Bytes, position: int, end: int) -> tuple[int, int]:
     if count > _MAX_INTEGER_DIGITS or (negative and digits == 0):
         return _NOWHERE, 0
     value = np.int64(digits)
-    return position, -value if negative else value
+    return position, -value if negative else value  # type: ignore[return-value] # compiled, it is one
 
 
 @compiled

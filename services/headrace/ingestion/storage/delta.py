@@ -70,6 +70,7 @@ _DeltaType: TypeAlias = (
     | deltalake.schema.ArrayType
     | deltalake.schema.MapType
     | deltalake.schema.StructType
+    | deltalake.schema.VariantType
 )
 
 _EVENT_COLUMNS: Final = ["_event_source", "_event_id", "_partition", "_offset"]

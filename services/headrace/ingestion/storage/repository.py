@@ -470,7 +470,8 @@ class PostgresRepository:
         await self.insert_profile(dataset, version, profile)
 
     async def publish_erased(self, erasure: Erasure) -> None:
-        """Queue SubjectErased."""
+        """Queue SubjectErased; the erasure is done."""
+        assert erasure.end_time is not None
         event = protobuf_event(
             events_pb2.SubjectErased(erasure=erasure_to_message(erasure)),
             type=SUBJECT_ERASED,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import replace
-from datetime import datetime
+from datetime import timedelta
 from typing import Final
 
 from headrace.errors import Aborted, FailedPrecondition, NotFound
@@ -48,15 +48,17 @@ class CutVersions:
         # The loop itself does not keep its tasks.
         self._commits: set[asyncio.Task[DatasetVersion]] = set()
 
-    async def cut_if_due(self, dataset: Dataset) -> tuple[DatasetVersion | None, datetime | None]:
-        """Cut a version if its time has come. Also answers when, if ever, the next one is due by age.
+    async def cut_if_due(self, dataset: Dataset) -> tuple[DatasetVersion | None, timedelta | None]:
+        """Cut a version if its time has come. Also answers in how long, if ever, the next one is due by age.
 
         One that rejected events hold back is looked at again by whoever comes next.
         """
         async with self._cutting[dataset.name]:
             last, uncut = await self.uncut(dataset)
-            if not is_due(dataset.cut, uncut, self._clock()):
-                return None, due_time(dataset.cut, uncut)
+            now = self._clock()
+            if not is_due(dataset.cut, uncut, now):
+                due = due_time(dataset.cut, uncut, now)
+                return None, None if due is None else due - now
             if await self._lacks_too_much(dataset, last, uncut):
                 return None, None
             # None where another instance cut at the same moment: whoever comes next looks again.

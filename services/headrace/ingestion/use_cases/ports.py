@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -121,7 +121,7 @@ class TopicReader(Protocol):
     async def cluster(self) -> str:
         """The cluster's id."""
 
-    def read(self, source: SourcePartition, start: int, end: int) -> AsyncIterator[Records]:
+    def read(self, source: SourcePartition, start: int, end: int) -> AsyncGenerator[Records, None]:
         """The records at the offsets from `start` and before `end`, and maybe some behind."""
 
 

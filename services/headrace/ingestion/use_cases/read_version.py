@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Final
 
@@ -31,7 +31,7 @@ class ReadVersion:
         self._rows = rows
         self._keys = keys
 
-    async def revealed(self, version: DatasetVersion) -> AsyncIterator[pa.RecordBatch]:
+    async def revealed(self, version: DatasetVersion) -> AsyncGenerator[pa.RecordBatch, None]:
         """The same as `__call__`, with what is encrypted as it came.
 
         Raises FailedPrecondition ROWS_GONE or PRIVACY_KEY_MISSING, DataLoss SEAL_BROKEN.
@@ -49,7 +49,7 @@ class ReadVersion:
                 batch = batch.set_column(batch.schema.get_field_index(field.name), field.name, column)
         return batch
 
-    async def __call__(self, version: DatasetVersion) -> AsyncIterator[pa.RecordBatch]:
+    async def __call__(self, version: DatasetVersion) -> AsyncGenerator[pa.RecordBatch, None]:
         """The version's rows by the dataset's own columns. Raises FailedPrecondition ROWS_GONE."""
         dataset = await require_dataset(self._catalogue, version.dataset)
         names = [field.name for field in dataset.schema.stored_fields]
@@ -71,7 +71,7 @@ def rows_of(version: DatasetVersion) -> Iterator[None]:
         ) from error
 
 
-async def in_thread(batches: Iterator[pa.RecordBatch]) -> AsyncIterator[pa.RecordBatch]:
+async def in_thread(batches: Iterator[pa.RecordBatch]) -> AsyncGenerator[pa.RecordBatch, None]:
     """The batches, each fetched in a thread."""
     while (batch := await asyncio.to_thread(next, batches, _END)) is not _END:
         yield batch

@@ -14,7 +14,7 @@ a default may be another. Equal hashes prove as much as ever then, and different
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,7 +75,7 @@ class ReplayVersion:
         self._keys = keys
         self._judge = Judge(keys)
 
-    async def __call__(self, version: DatasetVersion) -> AsyncIterator[Replayed]:
+    async def __call__(self, version: DatasetVersion) -> AsyncGenerator[Replayed, None]:
         """Replay the version, and tell of each part; the last one is the result.
 
         Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED, ROWS_GONE, ROWS_ERASED or

@@ -95,7 +95,7 @@ def _preparation(wish: pb.Preparation) -> Preparation:
     )
 
 
-def _normalisation(value: pb.Normalisation) -> str:
+def _normalisation(value: pb.Normalisation.ValueType) -> str:
     return "none" if not value else _word(pb.Normalisation.Name(value), "NORMALISATION_")
 
 

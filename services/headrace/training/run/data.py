@@ -69,7 +69,9 @@ class InSplit:
 class Split(Protocol):
     """Rows of one split, in an order that does not change."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Which split it is."""
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class StreamedOrder:
     def rest(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Read what is left of the epoch."""
         with explained():
-            yield from self._reader
+            yield from cast("Iterator[tuple[Tensor, Tensor]]", iter(self._reader))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reader's place."""

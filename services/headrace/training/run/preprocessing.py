@@ -116,7 +116,8 @@ def fit(
             sample.add(batch)
         for index in encoded:
             values = batch[:, index]
-            found = torch.cat([categories[index], values[~values.isnan()]]).unique()
+            together = torch.cat([categories[index], values[~values.isnan()]])
+            found: Tensor = together.unique()  # type: ignore[no-untyped-call]
             if len(found) > MAX_CATEGORIES:
                 raise UnusableDataset(
                     f"{preparations[index].feature} has more than {MAX_CATEGORIES:,} different values in the "
@@ -280,7 +281,7 @@ class _Sample:
     def add(self, batch: Tensor) -> None:
         """Add [rows, features]; NaN is no value."""
         # A batch may be a whole split.
-        for rows in batch.split(SAMPLED_VALUES):
+        for rows in batch.split(SAMPLED_VALUES):  # type: ignore[no-untyped-call]
             draws = torch.rand(len(rows), dtype=torch.float64, generator=self._generator)
             values = rows[:, self._columns].T
             self._values.append(values)
