@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of what reads bytes that anybody may send, by Atheris on libFuzzer.
 
-    python -m tests.fuzz.decoders records|json|avro|envelopes [libFuzzer's options] [folders of inputs]
+    python -m tests.fuzz.decoders records|json|protobuf|avro|envelopes [libFuzzer options] [folders of inputs]
 
 What is compiled elsewhere is interpreted here: so the fuzzer sees which branches its input takes, and an
 index beyond an array, which compiled code does not check, is an error.
@@ -25,6 +25,8 @@ with atheris.instrument_imports(include=["headrace"]):
     from tests.unit.ingestion.test_avro import GOOD as GOOD_RECORD
     from tests.unit.ingestion.test_avro import PLAIN, assert_columns_and_records_agree, written
     from tests.unit.ingestion.test_columnar import GOOD, assert_columns_and_rows_agree
+    from tests.unit.ingestion.test_flat_protobuf import assert_columns_and_messages_agree
+    from tests.unit.ingestion.test_flat_protobuf import written as sample_written
     from tests.unit.ingestion.test_judge_batch import ENVELOPE, HEADERS, judge, offsets_of
     from tests.unit.ingestion.test_judge_batch import GOOD as GOOD_SAMPLE
 
@@ -55,6 +57,11 @@ def read_json(data: bytes) -> None:
     assert_columns_and_rows_agree(data.split(b"\n"))
 
 
+def read_protobuf(data: bytes) -> None:
+    """One message."""
+    assert_columns_and_messages_agree([data])
+
+
 def read_avro(data: bytes) -> None:
     """One record, by a schema that has each kind of field."""
     assert_columns_and_records_agree(PLAIN, [data])
@@ -82,6 +89,11 @@ def json_seeds() -> Iterator[bytes]:
     yield b"\n".join([orjson.dumps(GOOD), b'{"id": "p", "radius": 1e400}', b"[1]", b"null"])
 
 
+def protobuf_seeds() -> Iterator[bytes]:
+    yield sample_written(**GOOD)
+    yield sample_written(id="p", radius=1, depth=None, unknown=b"x")
+
+
 def avro_seeds() -> Iterator[bytes]:
     yield from written(PLAIN, GOOD_RECORD, {**GOOD_RECORD, "depth": None, "grade": None, "taken": None})
 
@@ -95,6 +107,7 @@ def event_seeds() -> Iterator[bytes]:
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], Iterator[bytes]]]] = {
     "records": (read_a_record_batch, record_seeds),
     "json": (read_json, json_seeds),
+    "protobuf": (read_protobuf, protobuf_seeds),
     "avro": (read_avro, avro_seeds),
     "envelopes": (judge_an_event, event_seeds),
 }

@@ -8,11 +8,18 @@ from typing import Final
 import numpy as np
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
+from headrace.events.ingestion.v1.events_pb2 import Sample, Value
 from headrace.ingestion.domain.content_hash import hash_rows
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.recent_events import RecentEvents, name_hashes
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
-from headrace.ingestion.use_cases.envelopes import AVRO_TYPE, JSON_TYPE, SAMPLE_TYPE, open_envelopes
+from headrace.ingestion.use_cases.envelopes import (
+    AVRO_TYPE,
+    JSON_TYPE,
+    PROTOBUF_TYPE,
+    SAMPLE_TYPE,
+    open_envelopes,
+)
 from headrace.ingestion.use_cases.judge_batch import Judge
 from headrace.ingestion.use_cases.ports import RegisteredSchema
 from headrace.messaging.attributes import read_attributes
@@ -34,9 +41,12 @@ _WRITER: Final = RegisteredSchema(
     '{"type": "record", "name": "Sample", "fields": ['
     '{"name": "key", "type": "string"}, {"name": "value", "type": "double"}]}',
 )
-# By content type: the same sample as JSON, and as Avro in its frame.
+# By content type: the same sample as JSON, in Protobuf, and as Avro in its frame.
 _SAMPLES: Final = {
     JSON_TYPE: b'{"key": "k", "value": 0.0}',
+    PROTOBUF_TYPE: Sample(
+        fields={"key": Value(string_value="k"), "value": Value(double_value=0.0)}
+    ).SerializeToString(),
     AVRO_TYPE: bytes([0, 0, 0, 0, _SCHEMA_ID, 2]) + b"k" + bytes(8),
 }
 

@@ -266,10 +266,3 @@ def assert_columns_and_rows_agree(payloads: Sequence[bytes]) -> None:
 @given(st.lists(st.binary(max_size=200), max_size=40))
 def test_any_bytes_end_as_a_row_or_as_a_fault(payloads: list[bytes]) -> None:
     faults_of(payloads)
-
-
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.lists(SAMPLES, max_size=20))
-def test_parsed_samples_meet_the_same_rules(samples: list[dict[str, object]]) -> None:
-    columns = ColumnReader(SCHEMA).read_samples(samples)
-    assert sorted([*columns.accepted, *(index for index, _ in columns.faults)]) == list(range(len(samples)))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.support.records import Sent, records_of
 
 from headrace.errors import DataLoss, FailedPrecondition, HeadraceError, InvalidArgument
+from headrace.events.ingestion.v1.events_pb2 import Sample, Value
 from headrace.ingestion.domain.columnar import ColumnReader
 from headrace.ingestion.domain.content_hash import hash_rows
 from headrace.ingestion.domain.dataset import Dataset
@@ -35,7 +36,7 @@ from headrace.ingestion.domain.sealing import seal, unsealed
 from headrace.ingestion.domain.treatment import Treatments, revealed
 from headrace.ingestion.rejected_events import rejected_event
 from headrace.ingestion.use_cases.envelopes import open_envelopes
-from headrace.ingestion.use_cases.judge_batch import Judge, Judged
+from headrace.ingestion.use_cases.judge_batch import Judge, Judged, parse_sample
 from headrace.messaging.attributes import read_attributes
 from headrace.native import Spans
 
@@ -183,7 +184,15 @@ def test_a_message_quotes_no_value_where_some_are_personal(changes: dict[str, ob
 
 def test_a_message_of_a_number_that_is_not_finite_quotes_nothing() -> None:
     schema = replace(SCHEMA, features=(Field("a", FieldType.FLOAT64),))
-    columns = ColumnReader(schema).read_samples([{"id": "p", "a": float("inf"), "y": 0}])
+    message = Sample(
+        fields={
+            "id": Value(string_value="p"),
+            "a": Value(double_value=float("inf")),
+            "y": Value(int_value=0),
+        }
+    )
+    payloads = Spans.of([message.SerializeToString()])
+    columns = ColumnReader(schema).read_protobuf(payloads, parse_sample)
     [(_, fault)] = columns.faults
     assert fault.message == '"a" is not a finite number'
     assert len(ColumnReader(schema).read_json(Spans.of([b'{"id":"p","a":1,"y":0}'])).faults) == 0

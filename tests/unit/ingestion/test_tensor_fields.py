@@ -75,9 +75,8 @@ def test_protobuf_has_the_bytes_themselves() -> None:
             "y": Value(int_value=1),
         }
     )
-    parsed = parse_sample(message.SerializeToString())
-    assert isinstance(parsed, dict)
-    columns = ColumnReader(SCHEMA).read_samples([parsed])
+    payloads = Spans.of([message.SerializeToString()])
+    columns = ColumnReader(SCHEMA).read_protobuf(payloads, parse_sample)
     assert columns.table.to_pylist() == read(sample()).to_pylist()
 
 
@@ -108,8 +107,15 @@ def test_what_is_no_such_tensor_is_named_and_the_neighbours_stay(
 
 
 def test_bytes_are_no_value_of_another_field() -> None:
-    parsed = {"id": "a", "signal": SIGNAL, "y": b"\1"}
-    [(_, fault)] = ColumnReader(SCHEMA).read_samples([parsed]).faults
+    message = Sample(
+        fields={
+            "id": Value(string_value="a"),
+            "signal": Value(bytes_value=SIGNAL),
+            "y": Value(bytes_value=b"\1"),
+        }
+    )
+    payloads = Spans.of([message.SerializeToString()])
+    [(_, fault)] = ColumnReader(SCHEMA).read_protobuf(payloads, parse_sample).faults
     assert isinstance(fault, Violation)
     assert (fault.rule, fault.message) == (Rule.TYPE, '"y" is 1 bytes, not an int8')
 

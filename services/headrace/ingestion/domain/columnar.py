@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from headrace.ingestion.domain.avro import AvroReader, Unreadable
 from headrace.ingestion.domain.flat_avro import flat_reader
 from headrace.ingestion.domain.flat_json import FlatJsonReader, Kind, ReadRows
+from headrace.ingestion.domain.flat_protobuf import FlatProtobufReader
 from headrace.ingestion.domain.schema import (
     FLOAT32_OVERFLOW,
     Field,
@@ -94,7 +95,8 @@ class ColumnReader:
         self._tensors = [
             (index, check_of(field)) for index, field in enumerate(self._fields) if field.tensor is not None
         ]
-        self._flat = FlatJsonReader(self._kinds)
+        self._flat_json = FlatJsonReader(self._kinds)
+        self._flat_protobuf = FlatProtobufReader(self._kinds)
         self._defaults = [
             (index, pa.scalar(check_of(field)(field.default), self._parsed.field(index).type))
             for index, field in enumerate(self._fields)
@@ -103,7 +105,13 @@ class ColumnReader:
 
     def read_json(self, payloads: Spans) -> Columns:
         """Turn JSON objects into columns."""
-        return self._checked(self._flat.read(payloads), lambda index: parse_object(payloads[index]))
+        return self._checked(self._flat_json.read(payloads), lambda index: parse_object(payloads[index]))
+
+    def read_protobuf(
+        self, payloads: Spans, parse: Callable[[bytes], dict[str, object] | Malformed]
+    ) -> Columns:
+        """Turn Protobuf samples into columns; `parse` is the authority on one."""
+        return self._checked(self._flat_protobuf.read(payloads), lambda index: parse(payloads[index]))
 
     def read_avro(self, payloads: Spans, writer: AvroReader) -> Columns:
         """Turn Avro records into columns, by the schema of who wrote them."""
@@ -138,10 +146,6 @@ class ColumnReader:
             np.concatenate([read, others.accepted]),
             others.faults,
         )
-
-    def read_samples(self, samples: Sequence[dict[str, object]]) -> Columns:
-        """Turn samples that are parsed already into columns."""
-        return self._read_rows(range(len(samples)), samples)
 
     def _filled(self, rows: ReadRows) -> list[pa.Array]:
         """The columns with defaults in the place of what is missing."""

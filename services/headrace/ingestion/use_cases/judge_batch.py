@@ -97,38 +97,24 @@ class Judge:
                     _rejection_of(cluster, opened.records, samples, index, verdict)
                     for index in range(len(samples))
                 ]
-            elif samples.media_type == JSON_TYPE:
-                columns = self._reader(dataset).read_json(samples.payloads)
-                tables[dataset.name].append(
-                    _collect(cluster, dataset, opened.records, samples, columns, judged)
-                )
             elif samples.media_type == AVRO_TYPE:
                 tables[dataset.name] += self._judge_avro(
                     cluster, dataset, opened.records, samples, schemas, judged
                 )
             else:
+                reader = self._reader(dataset)
+                columns = (
+                    reader.read_json(samples.payloads)
+                    if samples.media_type == JSON_TYPE
+                    else reader.read_protobuf(samples.payloads, parse_sample)
+                )
                 tables[dataset.name].append(
-                    self._judge_protobuf(cluster, dataset, opened.records, samples, judged)
+                    _collect(cluster, dataset, opened.records, samples, columns, judged)
                 )
         for name, parts in tables.items():
             if any(part.num_rows for part in parts):
                 judged.rows[name] = self._treated(datasets[name], pa.concat_tables(parts))
         return judged
-
-    def _judge_protobuf(
-        self, cluster: str, dataset: Dataset, records: Records, samples: Samples, judged: Judged
-    ) -> pa.Table:
-        parsed: list[dict[str, object]] = []
-        sound: list[int] = []
-        for index in range(len(samples)):
-            sample = parse_sample(samples.payloads[index])
-            if isinstance(sample, Malformed):
-                judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict_of(sample)))
-            else:
-                sound.append(index)
-                parsed.append(sample)
-        columns = self._reader(dataset).read_samples(parsed)
-        return _collect(cluster, dataset, records, samples.take(np.array(sound, np.int64)), columns, judged)
 
     def _judge_avro(
         self,
