@@ -1,9 +1,9 @@
 """Events on Kafka to rows of a Delta table, against a bare consumer of the same topic.
 
-    python benchmarks/ingestion.py [--events 1000000] [--malformed 0.01] [--processes 2] [--broker kafka]
-        [--json FILE]
+    python benchmarks/ingestion.py [--events 1000000] [--format json|protobuf|avro] [--malformed 0.01]
+        [--processes 2] [--broker kafka] [--json FILE]
 
-Events are JSON objects of about 190 bytes: an id, a time, ten numbers and a label, as CloudEvents in binary
+Events are samples of an id, a time, ten numbers and a label, 190 bytes in JSON, as CloudEvents in binary
 mode, on the four partitions of the samples topic. First a bare aiokafka consumer reads all of them and looks
 at none. Then the ingestion service does what it does: reads envelopes, validates every field, stores rows and
 offsets in one Delta commit, keeps what it rejects. Its time runs from when it is ready, before its first
@@ -21,12 +21,14 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 import deltalake
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from formats import FORMATS, Format, registry
 from setting import Service, machine
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
@@ -44,20 +46,26 @@ BAR_RATE, BAR_RATIO, BAR_MEMORY_MIB = 150_000, 0.5, 600
 _PRODUCED_AT_ONCE = 500
 
 
-def payload(rng: random.Random, number: int, malformed: float) -> bytes:
-    """One event's row, or something that is none."""
+def row_of(rng: random.Random, number: int) -> dict[str, object]:
+    """One event's row."""
     row: dict[str, object] = {"id": f"p{number:07}", "at": f"2026-01-02T03:04:{number % 60:02}Z"}
     row |= {f"x{index}": round(rng.random(), 5) for index in range(FEATURES)}
     row["y"] = number % 2
+    return row
+
+
+def payload(rng: random.Random, number: int, malformed: float, form: Format = FORMATS["json"]) -> bytes:
+    """One event's row, or something that is none."""
+    row = row_of(rng, number)
     if rng.random() >= malformed:
-        return json.dumps(row, separators=(",", ":")).encode()
+        return form.write(row)
     if rng.random() < 0.5:
-        return b'{"id": "cut off'
-    row["x3"] = "a word"
-    return json.dumps(row).encode()
+        return form.write(row)[:-5]
+    row["x3"] = 2.0
+    return form.write(row)
 
 
-def headers_of(number: int) -> list[tuple[str, bytes]]:
+def headers_of(number: int, form: Format = FORMATS["json"]) -> list[tuple[str, bytes]]:
     """One event's attributes."""
     return [
         ("ce_specversion", b"1.0"),
@@ -65,11 +73,11 @@ def headers_of(number: int) -> list[tuple[str, bytes]]:
         ("ce_source", b"benchmark"),
         ("ce_type", b"headrace.ingestion.sample.v1"),
         ("ce_subject", DATASET.encode()),
-        ("content-type", b"application/json"),
+        ("content-type", form.content_type.encode()),
     ]
 
 
-async def produce(bootstrap: str, events: int, malformed: float) -> float:
+async def produce(bootstrap: str, events: int, malformed: float, form: Format = FORMATS["json"]) -> float:
     """Fill the topic; mean bytes of a payload."""
     rng, size = random.Random(0), 0
     async with AIOKafkaProducer(
@@ -81,10 +89,10 @@ async def produce(bootstrap: str, events: int, malformed: float) -> float:
             partition = partitions[start // _PRODUCED_AT_ONCE % len(partitions)]
             batch = producer.create_batch()
             for number in range(start, min(events, start + _PRODUCED_AT_ONCE)):
-                value = payload(rng, number, malformed)
+                value = payload(rng, number, malformed, form)
                 size += len(value)
                 key = f"p{number:07}".encode()
-                batch.append(key=key, value=value, timestamp=None, headers=headers_of(number))
+                batch.append(key=key, value=value, timestamp=None, headers=headers_of(number, form))
             pending.add(await producer.send_batch(batch, SAMPLES, partition=partition))
             if len(pending) >= 16:
                 _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -175,7 +183,11 @@ def peak_mib(pid: int) -> float:
 
 
 async def started_parts(
-    folder: Path, broker_name: str, stack: AsyncExitStack, processes: int = 1
+    folder: Path,
+    broker_name: str,
+    stack: AsyncExitStack,
+    processes: int = 1,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Sequence[Service], str]:
     """Start a broker and a database; the services that are to run on them, and the broker's address."""
     logs = folder / "logs"
@@ -196,6 +208,7 @@ async def started_parts(
         "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka").lower(),
         "HEADRACE_POSTGRES_DSN": database.dsn,
         "HEADRACE_STORE_URI": f"file://{store}",
+        **settings,
     }
     services = [
         Service("ingestion", folder / f"service-{number}", logs / str(number), environment)
@@ -207,15 +220,19 @@ async def started_parts(
 
 
 async def measure(
-    folder: Path, broker_name: str, events: int, malformed: float, processes: int
+    folder: Path, broker_name: str, events: int, malformed: float, processes: int, form: str
 ) -> dict[str, float]:
     """Both sides on one topic."""
     async with AsyncExitStack() as stack:
-        services, bootstrap = await started_parts(folder, broker_name, stack, processes)
+        environment = {}
+        if form == "avro":
+            address = stack.enter_context(registry(row_of(random.Random(0), 0)))
+            environment["HEADRACE_INGESTION_SCHEMA_REGISTRY_URL"] = address
+        services, bootstrap = await started_parts(folder, broker_name, stack, processes, environment)
         await services[0].start()
         await apply(services[0])
         await services[0].stop()
-        size = await produce(bootstrap, events, malformed)
+        size = await produce(bootstrap, events, malformed, FORMATS[form])
         rate = await bare(bootstrap, events)
         figures = await ingest(services, str(folder / "store" / "datasets" / DATASET), events)
     figures |= {
@@ -231,6 +248,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--format", choices=list(FORMATS), default="json")
     parser.add_argument("--malformed", type=float, default=0.0, help="share of events that are no valid row")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--broker", choices=["kafka", "embedded"], default="kafka")
@@ -239,15 +257,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
         figures = asyncio.run(
             measure(
-                Path(folder), arguments.broker, arguments.events, arguments.malformed, arguments.processes
+                Path(folder),
+                arguments.broker,
+                arguments.events,
+                arguments.malformed,
+                arguments.processes,
+                arguments.format,
             )
         )
     where = machine("aiokafka", "deltalake", "pyarrow")
     for name, value in where.items():
         print(f"{name:10} {value}")
     print(
-        f"\n{arguments.events:,} events of {figures['payload_bytes']:.0f} bytes, broker: {arguments.broker}, "
-        f"processes: {arguments.processes}"
+        f"\n{arguments.events:,} events of {figures['payload_bytes']:.0f} bytes, {arguments.format}, "
+        f"broker: {arguments.broker}, processes: {arguments.processes}"
     )
     stored, rejected = figures["rows"], figures["rejected"]
     print(f"{stored:,.0f} rows, {rejected:,.0f} rejected, {figures['commits']:.0f} commits\n")
