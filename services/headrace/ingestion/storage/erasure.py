@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import unquote
@@ -24,9 +22,7 @@ from urllib.parse import unquote
 import deltalake
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.fs
-import pyarrow.parquet as pq
 from deltalake.exceptions import CommitFailedError
 from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, RemoveAction
@@ -35,8 +31,8 @@ from headrace.errors import Aborted
 from headrace.ingestion.domain.content_hash import combine, hash_rows, to_hex
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.storage.commit_log import Action, read_actions, read_commits
-from headrace.ingestion.storage.delta import ERASED_HASH, ERASED_ROWS, REWRITE_APP_ID, repeating_columns
-from headrace.ingestion.storage.maintenance import in_json
+from headrace.ingestion.storage.delta import ERASED_HASH, ERASED_ROWS, REWRITE_APP_ID
+from headrace.ingestion.storage.file_rewriting import FORMAT, Written, rewrite
 from headrace.ingestion.use_cases.ports import ErasedRows
 from headrace.objects.store import ObjectStore
 from headrace.runtime.clock import Clock
@@ -44,22 +40,9 @@ from headrace.runtime.faults import fault_point
 
 _ERASURE: Final = "headrace.erasure"
 _NAMES: Final = uuid.UUID("5a0f3f0e-5b0c-4b58-9d5e-0d5f6d0f3a11")
-_BATCH_ROWS: Final = 1 << 16
 _ATTEMPTS: Final = 12
-# What files are looked up by, as in the table's own statistics.
-_STATISTICS: Final = ("_event_time", "_partition", "_offset")
 # A younger file that no commit names may be a writer's that is about to commit it (ADR 16).
 _WRITERS_PATIENCE: Final = timedelta(hours=1)
-_FORMAT: Final = ds.ParquetFileFormat()
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """A file that was written, and what the log says of it."""
-
-    path: str
-    size: int
-    statistics: str
 
 
 class DeltaErasure:
@@ -169,9 +152,7 @@ class DeltaErasure:
     def _holding(self, dataset: Dataset, subject: str, paths: Sequence[str]) -> Sequence[str]:
         files = self._files(dataset)
         is_subject = pc.field(dataset.schema.key) == subject
-        return [
-            path for path in paths if _FORMAT.make_fragment(path, files).count_rows(filter=is_subject) > 0
-        ]
+        return [path for path in paths if FORMAT.make_fragment(path, files).count_rows(filter=is_subject) > 0]
 
     def _is_old(self, dataset: Dataset, path: str) -> bool:
         [file] = self._files(dataset).get_file_info([path])
@@ -190,7 +171,7 @@ class DeltaErasure:
         is_subject = pc.field(dataset.schema.key) == subject
         erased, digest = 0, 0
         for path in held:
-            rows = _FORMAT.make_fragment(path, files).to_table(filter=is_subject)
+            rows = FORMAT.make_fragment(path, files).to_table(filter=is_subject)
             names = [name for name in rows.column_names if not name.startswith("_")]
             erased += rows.num_rows
             digest = combine(digest, hash_rows(rows, names))
@@ -223,29 +204,10 @@ class DeltaErasure:
         ]
         return ErasedRows(max((version for version, _ in own), default=since), sum(rows for _, rows in own))
 
-    def _without(self, dataset: Dataset, subject: str, path: str, to: str) -> _Written:
+    def _without(self, dataset: Dataset, subject: str, path: str, to: str) -> Written:
         """Write a file's other rows to another file."""
-        files = self._files(dataset)
-        fragment = _FORMAT.make_fragment(path, files)
-        schema = fragment.physical_schema
-        others = fragment.to_batches(
-            filter=pc.field(dataset.schema.key) != subject, batch_size=_BATCH_ROWS, batch_readahead=1
-        )
-        bounds = _Bounds()
-        with (
-            files.open_output_stream(to) as stream,
-            pq.ParquetWriter(
-                stream,
-                schema,
-                compression="snappy",
-                use_dictionary=[name for name in repeating_columns(dataset.schema) if name in schema.names],
-            ) as writer,
-        ):
-            for batch in others:
-                if batch.num_rows:
-                    writer.write_batch(batch)
-                    bounds.add(batch)
-        return _Written(to, files.get_file_info(to).size, bounds.statistics())
+        others = pc.field(dataset.schema.key) != subject
+        return rewrite(self._files(dataset), dataset.schema, path, to, others)
 
     def _commits_about(self, dataset: Dataset, newest: int, paths: Collection[str]) -> dict[int, bytes]:
         """The log's commits that name one of the files, as they are stored, by their versions."""
@@ -257,9 +219,7 @@ class DeltaErasure:
                 found[version] = text
         return found
 
-    def _rename(
-        self, dataset: Dataset, commits: Mapping[int, bytes], written: Mapping[str, _Written]
-    ) -> None:
+    def _rename(self, dataset: Dataset, commits: Mapping[int, bytes], written: Mapping[str, Written]) -> None:
         """Make the log's entries about files be about their successors."""
         both = self._rewrite(dataset, commits, lambda actions: _removing_both(actions, written))
         fault_point("ingestion.after-erase-removals")
@@ -309,41 +269,6 @@ class DeltaErasure:
                 self._store.delete_object(f"{self._path_of(dataset.name)}/{path}")
 
 
-class _Bounds:
-    """What the log says of a file's rows."""
-
-    def __init__(self) -> None:
-        self._rows = 0
-        self._nulls: Counter[str] = Counter()
-        self._low: dict[str, pa.Scalar] = {}
-        self._high: dict[str, pa.Scalar] = {}
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self._rows += batch.num_rows
-        for name in _STATISTICS:
-            column = batch.column(name)
-            self._nulls[name] += column.null_count
-            found = pc.min_max(column)
-            if not found["min"].is_valid:
-                continue
-            self._low[name] = _extreme(pc.min, self._low.get(name), found["min"])
-            self._high[name] = _extreme(pc.max, self._high.get(name), found["max"])
-
-    def statistics(self) -> str:
-        return json.dumps(
-            {
-                "numRecords": self._rows,
-                "minValues": {name: in_json(value) for name, value in self._low.items()},
-                "maxValues": {name: in_json(value) for name, value in self._high.items()},
-                "nullCount": dict(self._nulls),
-            }
-        )
-
-
-def _extreme(of: Callable[[pa.Array], pa.Scalar], known: pa.Scalar | None, found: pa.Scalar) -> pa.Scalar:
-    return found if known is None else of(pa.array([known.as_py(), found.as_py()], found.type))
-
-
 def _live(table: deltalake.DeltaTable) -> Sequence[str]:
     paths: list[str] = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
     return [unquote(path) for path in paths]
@@ -371,7 +296,7 @@ def _rows_added(actions: Sequence[Action]) -> Mapping[str, int]:
     }
 
 
-def _removing_both(actions: Sequence[Action], written: Mapping[str, _Written]) -> Sequence[Action]:
+def _removing_both(actions: Sequence[Action], written: Mapping[str, Written]) -> Sequence[Action]:
     """The actions, with the removal of each file's successor beside that of the file."""
     there = {*_paths(actions, "remove")}
     changed = list(actions)
@@ -383,7 +308,7 @@ def _removing_both(actions: Sequence[Action], written: Mapping[str, _Written]) -
     return changed
 
 
-def _adding(actions: Sequence[Action], written: Mapping[str, _Written]) -> Sequence[Action]:
+def _adding(actions: Sequence[Action], written: Mapping[str, Written]) -> Sequence[Action]:
     """The actions, with the addition of each file's successor in the place of the file's."""
     changed: list[Action] = []
     for action in actions:
