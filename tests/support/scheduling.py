@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer
+from google.protobuf.duration_pb2 import Duration
 from tests.support.services import until_connected
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -77,6 +78,7 @@ def a_spec(**changes: Any) -> pb.PipelineSpec:
             schema=a_schema(),
             cut=ingestion_pb2.Cut(rows=10),
             rejects=ingestion_pb2.Rejects(alert_share=0.1, hold_cut=True),
+            retention=ingestion_pb2.Retention(versions=Duration(seconds=86_400)),
         ),
         training=pb.TrainingSpec(recipe="mlp", split=pb.Split(train=0.7, validation=0.15, test=0.15), seed=7),
         resources=pb.Resources(cpu=1, memory_bytes=GIBIBYTE),

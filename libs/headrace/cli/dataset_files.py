@@ -222,8 +222,8 @@ def import_files(
         console.print(f"{result['stored']} stored, {result['rejected']} rejected")
         if result["unseen"]:
             console.print(
-                f"{result['unseen']} are neither: stored before under the same id, or still on their way; "
-                "`headrace get datasets` shows them arrive"
+                f"{result['unseen']} are neither: stored before under the same id, older than the dataset "
+                "keeps rows, or still on their way; `headrace get datasets` shows them arrive"
             )
     else:
         console.print("`headrace get datasets` shows them arrive, or use --wait")

@@ -302,6 +302,7 @@ KINDS = (
             field("pinned", "pinned"),
             field("erased rows", "erased_rows", right=True),
             field("created", "create_time"),
+            field("expired", "expire_time"),
         ),
         _versions,
         _version,

@@ -19,6 +19,7 @@ spec:
     cut: {rows: 500, seconds: 30}
     rejects: {alert_share: 0.05, window: 10m, hold_cut: true}
     quality: [{rule: null_share, field: site, max: 0.01, action: block}]
+    retention: {rows: 90d, versions: 365d, rejected: 30d}     # what is not named is kept for ever
   preprocess:
     normalise: standard       # every feature; missing, indicator, clip and log may stand here, too
     features:
@@ -228,7 +229,7 @@ def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
 
 def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec.DatasetSpec:
     required = ("key", "features", "label")
-    optional = ("attributes", "cut", "rejects", "quality")
+    optional = ("attributes", "cut", "rejects", "quality", "retention")
     entries = document.mapping(place, (*required, *optional), required)
     features = document.entries(entries["features"]) if "features" in entries else {}
     attributes = document.entries(entries["attributes"]) if "attributes" in entries else {}
@@ -249,6 +250,8 @@ def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec
     if "rejects" in entries:
         dataset.rejects.CopyFrom(_rejects(document, entries["rejects"]))
     dataset.quality.extend(quality_rule(document, rule) for rule in document.items(entries.get("quality")))
+    if "retention" in entries:
+        dataset.retention.CopyFrom(_retention(document, entries["retention"]))
     return dataset
 
 
@@ -260,6 +263,11 @@ def _rejects(document: Document, place: Place) -> ingestion.Rejects:
     if "window" in entries:
         rejects.window.CopyFrom(to_duration(document.duration(entries["window"])))
     return rejects
+
+
+def _retention(document: Document, place: Place) -> ingestion.Retention:
+    ages = document.mapping(place, ("rows", "versions", "rejected"))
+    return ingestion.Retention(**{name: to_duration(document.duration(age)) for name, age in ages.items()})
 
 
 def _feature(document: Document, name: str, place: Place) -> ingestion.Field:

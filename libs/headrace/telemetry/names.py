@@ -104,6 +104,11 @@ METRIC_INGESTION_MERGED_FILES: Final = "headrace_ingestion_merged_files_total"
 METRIC_INGESTION_MERGED_BYTES: Final = "headrace_ingestion_merged_bytes_total"
 METRIC_INGESTION_REMOVED_FILES: Final = "headrace_ingestion_removed_files_total"
 METRIC_INGESTION_MAINTENANCE_FAILURES: Final = "headrace_ingestion_maintenance_failures_total"
+METRIC_INGESTION_EXPIRED_EVENTS: Final = "headrace_ingestion_expired_events_total"
+METRIC_INGESTION_EXPIRED_ROWS: Final = "headrace_ingestion_expired_rows_total"
+METRIC_INGESTION_EXPIRED_VERSIONS: Final = "headrace_ingestion_expired_versions_total"
+METRIC_INGESTION_EXPIRED_REJECTED: Final = "headrace_ingestion_expired_rejected_total"
+METRIC_INGESTION_EXPIRY_FAILURES: Final = "headrace_ingestion_expiry_failures_total"
 
 # --- headrace.scheduling -----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from headrace.ingestion.consumers import SamplesConsumer, started
 from headrace.ingestion.cutter import Cutter
 from headrace.ingestion.eraser import Eraser
 from headrace.ingestion.erasure_grpc_api import ErasureServicer
+from headrace.ingestion.expirer import Expirer
 from headrace.ingestion.grpc_api import IngestionServicer
 from headrace.ingestion.maintainer import Maintainer
 from headrace.ingestion.reject_watch import RejectWatch
@@ -26,6 +27,7 @@ from headrace.ingestion.secrets import key_ring
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.erasure import DeltaErasure
+from headrace.ingestion.storage.expiry import DeltaExpiry
 from headrace.ingestion.storage.maintenance import DeltaMaintenance
 from headrace.ingestion.storage.repository import PostgresCatalogue
 from headrace.ingestion.storage.version_rows import DeltaVersionRows
@@ -34,6 +36,7 @@ from headrace.ingestion.use_cases.append_samples import AppendSamples
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.erase_subject import EraseSubject, RequestErasure
+from headrace.ingestion.use_cases.expire import Expire
 from headrace.ingestion.use_cases.maintain_table import MaintainTable
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.read_version import ReadVersion
@@ -107,6 +110,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
                 min_files=settings.merge_min_files,
                 retention_hours=settings.retention_hours,
             ),
+            clock=utc_now,
+            reader_hours=settings.retention_hours,
         ),
         clock=utc_now,
         interval_seconds=settings.maintenance_seconds,
@@ -126,10 +131,18 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         one_table_writer,
     )
 
+    expirer = Expirer(
+        catalogue,
+        Expire(catalogue, DeltaExpiry(tables.uri, delta_storage_options(), clock=utc_now), clock=utc_now),
+        interval_seconds=settings.expiry_seconds,
+        tables=one_table_writer,
+    )
+
     async def look_after_tables() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(maintainer.run())
             group.create_task(eraser.run())
+            group.create_task(expirer.run())
 
     runner.spawn(lead(pool, "headrace.ingestion.maintenance", look_after_tables), "table maintenance")
 

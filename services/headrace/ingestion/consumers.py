@@ -256,6 +256,8 @@ class SamplesConsumer:
             metrics.ROWS.labels(name).inc(rows)
         for name, repeated in stored.repeated.items():
             metrics.DUPLICATES.labels(name).inc(repeated)
+        for name, expired in stored.expired.items():
+            metrics.EXPIRED_EVENTS.labels(name).inc(expired)
         for rejection in stored.rejections:
             metrics.REJECTED.labels(rejection.verdict.reason.value).inc()
         now = datetime.now(UTC).timestamp()

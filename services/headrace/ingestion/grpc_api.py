@@ -71,8 +71,9 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         rejects = translation.rejects_from_message(request.rejects)
         quality = [rule_from_message(rule) for rule in request.quality]
         split = split_from_message(request.split) if request.HasField("split") else None
+        retention = translation.retention_from_message(request.retention)
         return await self._dataset(
-            await self._apply_dataset(request.name, schema, cut, rejects, quality, split)
+            await self._apply_dataset(request.name, schema, cut, rejects, quality, split, retention)
         )
 
     async def GetDataset(  # noqa: D102
@@ -194,6 +195,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             reject_alert_time=to_timestamp(episode.begin_time if episode else None),
             quality=map(rule_to_message, dataset.quality),
             split=split_to_message(dataset.split) if dataset.split else None,
+            retention=translation.retention_to_message(dataset.retention),
         )
 
     def _version(self, version: DatasetVersion) -> api.DatasetVersion:

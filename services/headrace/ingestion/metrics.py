@@ -98,3 +98,27 @@ MAINTENANCE_FAILURES: Final = Counter(
     names.METRIC_INGESTION_MAINTENANCE_FAILURES.removesuffix("_total"),
     "Rounds of maintenance of a table that failed and are repeated",
 )
+EXPIRED_EVENTS: Final = Counter(
+    names.METRIC_INGESTION_EXPIRED_EVENTS.removesuffix("_total"),
+    "Events left out because they are older than their dataset keeps rows, by dataset",
+    ["dataset"],
+)
+EXPIRED_ROWS: Final = Counter(
+    names.METRIC_INGESTION_EXPIRED_ROWS.removesuffix("_total"),
+    "Rows that were taken out of a table for their age, by dataset",
+    ["dataset"],
+)
+EXPIRED_VERSIONS: Final = Counter(
+    names.METRIC_INGESTION_EXPIRED_VERSIONS.removesuffix("_total"),
+    "Versions that were forgotten for their age, by dataset",
+    ["dataset"],
+)
+EXPIRED_REJECTED: Final = Counter(
+    names.METRIC_INGESTION_EXPIRED_REJECTED.removesuffix("_total"),
+    "Rejected events that were removed for their age, by dataset and by the state that they were in",
+    ["dataset", "state"],
+)
+EXPIRY_FAILURES: Final = Counter(
+    names.METRIC_INGESTION_EXPIRY_FAILURES.removesuffix("_total"),
+    "Attempts to remove what is old that failed and are repeated",
+)

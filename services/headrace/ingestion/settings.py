@@ -93,3 +93,6 @@ class Settings(BaseSettings):
         ge=24,
         description="Files that no dataset version needs stay so long, for readers of the table itself.",
     )
+    expiry_seconds: float = Field(
+        default=3600.0, gt=0, description="How often what datasets keep for a time only is looked at."
+    )

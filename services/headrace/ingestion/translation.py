@@ -13,6 +13,7 @@ from headrace.ingestion.domain.dataset import DatasetVersion
 from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.replay import Correction
+from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Role, Scalar, Schema, Treatment
 from headrace.ingestion.quality_translation import finding_to_message, verdict_to_message
 from headrace.ingestion.split_translation import split_counts_to_message
@@ -198,6 +199,24 @@ def rejects_to_message(rejects: Rejects) -> api.Rejects:
     )
 
 
+def retention_from_message(message: api.Retention) -> Retention:
+    """What is unset is kept for ever."""
+    return Retention(
+        rows=from_duration(message.rows) if message.HasField("rows") else None,
+        versions=from_duration(message.versions) if message.HasField("versions") else None,
+        rejected=from_duration(message.rejected) if message.HasField("rejected") else None,
+    )
+
+
+def retention_to_message(retention: Retention) -> api.Retention:
+    """The same in the contract's words."""
+    return api.Retention(
+        rows=to_duration(retention.rows),
+        versions=to_duration(retention.versions),
+        rejected=to_duration(retention.rejected),
+    )
+
+
 def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVersion:
     """The same version in the contract's words."""
     return api.DatasetVersion(
@@ -225,6 +244,7 @@ def version_to_message(version: DatasetVersion, table_uri: str) -> api.DatasetVe
         verdict=verdict_to_message(version.verdict),
         findings=map(finding_to_message, version.findings),
         split_counts=split_counts_to_message(version.split_counts) if version.split_counts else None,
+        expire_time=to_timestamp(version.expire_time),
     )
 
 

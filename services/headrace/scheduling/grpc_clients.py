@@ -51,6 +51,7 @@ class GrpcPeers:
                     rejects=spec.dataset.rejects if spec.dataset.HasField("rejects") else None,
                     quality=spec.dataset.quality,
                     split=_split(spec.training.split) if spec.training.HasField("split") else None,
+                    retention=spec.dataset.retention if spec.dataset.HasField("retention") else None,
                 )
             )
 
@@ -135,7 +136,10 @@ def _same(field: str) -> str:
 
 
 _DATASET_PATHS: Final = _prefixed(
-    {**dict.fromkeys(("schema", "cut", "rejects", "quality"), "spec.dataset."), "split": "spec.training."}
+    {
+        **dict.fromkeys(("schema", "cut", "rejects", "quality", "retention"), "spec.dataset."),
+        "split": "spec.training.",
+    }
 )
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
 _DEPLOYMENT_PATHS: Final = _prefixed({"rollout": "spec.deployment.", "name": "spec.deployment."})

@@ -42,6 +42,7 @@ async def test_a_pipeline_is_applied_everywhere_once(scheduling: Scheduling, stu
     assert peers.ingestion.applied[0].name == scheduling.pipeline
     assert peers.ingestion.applied[0].cut.rows == 10
     assert peers.ingestion.applied[0].rejects.hold_cut
+    assert peers.ingestion.applied[0].retention.versions.seconds == 86_400
     assert peers.ingestion.applied[0].split.train == 0.7
     assert peers.registry.applied[0].gates[0].metric == "accuracy"
     assert (peers.inference.applied[0].name, peers.inference.applied[0].model) == (

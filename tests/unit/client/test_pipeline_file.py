@@ -72,6 +72,21 @@ def test_what_rejected_events_lead_to_arrives_as_far_as_it_is_said() -> None:
         rejects("{alert: 0.1}")
 
 
+def test_how_long_things_are_kept_arrives_as_far_as_it_is_said() -> None:
+    def retention(text: str) -> ingestion.Retention:
+        read = pipeline_file.parse(SMALL.replace("    key: id\n", f"    key: id\n    retention: {text}\n"))
+        return read.request.spec.dataset.retention
+
+    day = timedelta(days=1)
+    assert retention("{rows: 90d, versions: 365d, rejected: 30d12h}") == ingestion.Retention(
+        rows=to_duration(90 * day), versions=to_duration(365 * day), rejected=to_duration(30.5 * day)
+    )
+    assert retention("{versions: 1h}") == ingestion.Retention(versions=to_duration(day / 24))
+    assert not pipeline_file.parse(SMALL).request.spec.dataset.HasField("retention")
+    with pytest.raises(InvalidArgument, match="unknown key 'row'"):
+        retention("{row: 1d}")
+
+
 def test_every_part_of_a_complete_file_arrives() -> None:
     request = pipeline_file.parse(COMPLETE).request
     spec = request.spec

@@ -37,7 +37,8 @@ class FakeWorld:
             raise ConnectionError
         return [dataset for dataset in self.datasets if dataset.name > after][:limit]
 
-    async def table_versions(self, dataset: str) -> Sequence[int]:
+    async def table_versions(self, dataset: str, expired_before: datetime) -> Sequence[int]:
+        assert expired_before == self.now - timedelta(hours=1)
         return [3, 8]
 
     def merge(self, dataset: Dataset) -> Merge:
@@ -58,7 +59,7 @@ def maintainer_of(world: FakeWorld) -> Maintainer:
     catalogue = cast("Catalogue", world)
     return Maintainer(
         catalogue,
-        MaintainTable(catalogue, world),
+        MaintainTable(catalogue, world, clock=lambda: world.now, reader_hours=1),
         clock=lambda: world.now,
         interval_seconds=1,
         vacuum_hours=24,

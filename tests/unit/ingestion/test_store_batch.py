@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from tests.support.records import Sent, records_of
 
 from headrace.ingestion.domain.dataset import Dataset, SourcePartition
 from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.judge_batch import Batch
 from headrace.ingestion.use_cases.ports import Append, Catalogue, Place, RejectedRow, SampleTables, Span
@@ -172,3 +173,19 @@ async def test_what_another_instance_rejects_meanwhile_is_no_row_here() -> None:
     assert [rejection.offset for rejection in stored.rejections] == [0, 2]
     assert world.rows == 0
     assert sorted(world.published) == [1, 2, 3]
+
+
+async def test_an_event_that_is_older_than_rows_are_kept_becomes_none() -> None:
+    declared = replace(DATASET, retention=Retention(rows=timedelta(hours=2)))
+    values = (b'{"id":"p","a":1}', b'{"id":"p","a":"no"}', b'{"id":"p","a":2}')
+    times = (b"2026-01-01T21:59:59Z", b"2026-01-01T00:00:00Z", b"2026-01-01T22:00:00Z")
+    records = records_of(
+        Sent(offset, value, [*HEADERS, ("ce_id", b"%d" % offset), ("ce_time", time)])
+        for offset, (value, time) in enumerate(zip(values, times, strict=True))
+    )
+    batch = Batch("cluster", records, read_attributes(records), a_batch().spans)
+    world = World(declared=declared)
+    stored = await store_batch(world)(batch)
+    assert (stored.rows, stored.expired) == ({"known": 1}, {"known": 1})
+    # One that is rejected is, however old.
+    assert world.published == [2]

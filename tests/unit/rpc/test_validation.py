@@ -46,6 +46,9 @@ VALID: list[Message] = [
     ingestion.ApplyDatasetRequest(
         name="d", schema=SCHEMA, rejects=ingestion.Rejects(window=Duration(seconds=1))
     ),
+    ingestion.ApplyDatasetRequest(
+        name="d", schema=SCHEMA, retention=ingestion.Retention(rows=Duration(seconds=3_600))
+    ),
     ingestion.ReplayRejectedRequest(
         ids=[1, 2], correction=ingestion.Correction(attributes={"type": "t", "time": "2026-01-02T03:04:05Z"})
     ),
@@ -86,6 +89,17 @@ INVALID: list[tuple[Message, str]] = [
             "rejects.window",
         )
         for window in (Duration(nanos=999_999_999), Duration(seconds=2_592_001))
+    ),
+    *(
+        (
+            ingestion.ApplyDatasetRequest(name="d", schema=SCHEMA, retention=retention),
+            f"retention.{retention.ListFields()[0][0].name}",
+        )
+        for retention in (
+            ingestion.Retention(rows=Duration(seconds=3_599)),
+            ingestion.Retention(versions=Duration(seconds=-1)),
+            ingestion.Retention(rejected=Duration(seconds=3_155_760_001)),
+        )
     ),
     (ingestion.ReplayRejectedRequest(ids=[1, 2, 1]), "ids"),
     (

@@ -9,6 +9,7 @@ from datetime import datetime
 from headrace.ingestion.domain.content_hash import combine
 from headrace.ingestion.domain.quality import Finding, QualityRule, VersionVerdict
 from headrace.ingestion.domain.rejects import Rejects
+from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import Cut, Schema
 from headrace.ingestion.domain.split_counts import SplitCounts
 from headrace.splits import Shares
@@ -32,6 +33,7 @@ class Dataset:
     quality: tuple[QualityRule, ...] = ()
     values_changed: bool = False
     split: Shares | None = None
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -66,7 +68,7 @@ def furthest(*groups: Iterable[SourceOffset]) -> tuple[SourceOffset, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TableCommit:
-    """What one commit added to a dataset's table, as the commit itself says, or how many rows it erased."""
+    """What one commit added to a dataset's table, as the commit itself says, or how many rows it took out."""
 
     table_version: int
     rows: int
@@ -83,7 +85,7 @@ class DatasetVersion:
 
     Only tags and pin ever change, unless rows are erased: `row_count` and `content_hash` are as it was cut,
     and `erased_rows` of them are not there any more. `verdict` is None where it was cut before versions were
-    judged.
+    judged. Since `expire_time` nobody can have its rows any more.
     """
 
     dataset: str
@@ -101,6 +103,7 @@ class DatasetVersion:
     pinned: bool = False
     split_counts: SplitCounts | None = None
     erased_rows: int = 0
+    expire_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 ROWS_ADDED: Final = "headrace.rows"
 _HASH: Final = "headrace.contentHash"
-# What an erasure took out, of rows that commits before it added.
+# What an erasure, or retention, took out of rows that commits before it added.
 ERASED_ROWS: Final = "headrace.erasedRows"
 ERASED_HASH: Final = "headrace.erasedHash"
 _SOURCES: Final = "headrace.sources"

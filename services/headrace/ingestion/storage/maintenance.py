@@ -75,7 +75,7 @@ class DeltaMaintenance:
         """
         table = self._open(dataset)
         actions = pa.table(table.get_add_actions(flatten=True))
-        files = _files(actions)
+        files = files_of(actions)
         chosen = files_to_merge(files, target_bytes=self._target_bytes, min_files=self._min_files)
         if chosen:
             fault_point("ingestion.before-merge")
@@ -154,7 +154,8 @@ class DeltaMaintenance:
         return rewrites
 
 
-def _files(actions: pa.Table) -> Sequence[DataFile]:
+def files_of(actions: pa.Table) -> Sequence[DataFile]:
+    """The files of a table's actions."""
     columns = ("path", "size_bytes", "num_records", "modification_time")
     values = actions.select(columns).cast(_FILE_COLUMNS).to_pydict()
     return [DataFile(*file) for file in zip(*(values[name] for name in columns), strict=True)]

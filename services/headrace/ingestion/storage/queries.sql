@@ -1,12 +1,12 @@
 -- name: datasets_by_name
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split
+    values_changed, split, retention
 from datasets
 where name = any($1::text[]);
 
 -- name: list_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split
+    values_changed, split, retention
 from datasets
 where name > $1
 order by name
@@ -14,7 +14,7 @@ limit $2;
 
 -- name: self_cutting_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split
+    values_changed, split, retention
 from datasets
 where cut_rows > 0 or cut_seconds > 0
 order by name;
@@ -33,8 +33,8 @@ select name, schema_version from datasets where name = any($1::text[]);
 -- name: insert_dataset
 insert into datasets
     (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-     values_changed, split)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+     values_changed, split, retention)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 on conflict (name) do nothing
 returning name;
 
@@ -42,7 +42,7 @@ returning name;
 -- update_time tells whether the row is still the one that was read.
 update datasets
 set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7,
-    quality = $9, values_changed = $10, split = $11
+    quality = $9, values_changed = $10, split = $11, retention = $12
 where name = $1 and update_time = $8
 returning name;
 
@@ -88,9 +88,10 @@ where dataset = $1 and pinned
 order by version;
 
 -- name: put_tag
--- Answers the version that has the tag now. Where another one has it, $4 says whether it is moved.
+-- Answers the version that has the tag now; none where this one is forgotten. Where another one has the tag, $4
+-- says whether it is moved.
 insert into version_tags as t (dataset, tag, version)
-values ($1, $2, $3)
+select dataset, $2, version from dataset_versions where dataset = $1 and version = $3 and expire_time is null
 on conflict (dataset, tag) do update set version = case when $4 then excluded.version else t.version end
 returning version;
 
@@ -98,7 +99,7 @@ returning version;
 delete from version_tags where dataset = $1 and tag = $2 returning tag;
 
 -- name: set_pinned
-update dataset_versions set pinned = $3 where dataset = $1 and version = $2;
+update dataset_versions set pinned = $3 where dataset = $1 and version = $2 and expire_time is null;
 
 -- name: insert_profile
 insert into version_profiles
@@ -124,7 +125,9 @@ order by version desc
 limit $3;
 
 -- name: table_versions
-select table_version from dataset_versions where dataset = $1 order by table_version;
+select table_version from dataset_versions
+where dataset = $1 and (expire_time is null or expire_time > $2)
+order by table_version;
 
 -- name: holds_personal_data
 select exists (
@@ -145,9 +148,11 @@ from unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::text[], $6:
     with ordinality
     as given (cluster, topic, partition, "offset", dataset, event_id, traceparent, reason, field, rule, message,
         key, payload, headers, replay_of, sealed_by, number)
+left join rejected_horizons as horizon using (cluster, topic, partition)
 left join rejected_samples as origin on origin.sequence = given.replay_of and origin.state = 'REPLAYED'
     and (origin.event_id in ('', given.event_id)
         or given.event_id = concat_ws('/', origin.cluster, origin.topic, origin.partition, origin."offset"))
+where horizon.next_offset is null or given."offset" >= horizon.next_offset
 order by given.number
 on conflict do nothing
 returning sequence, cluster, topic, partition, "offset", replay_of;
@@ -313,3 +318,62 @@ update dataset_versions set erased_rows = $3, split_counts = $4 where dataset = 
 
 -- name: delete_profile
 delete from version_profiles where dataset = $1 and version = $2;
+
+-- name: retaining_datasets
+select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
+    values_changed, split, retention
+from datasets
+where retention <> '{}'
+order by name;
+
+-- name: rejected_page
+-- The end of the next so many of a dataset's entries.
+select max(sequence) as last, max(reject_time) as newest
+from (
+    select sequence, reject_time from rejected_samples
+    where dataset = $1 and sequence > $2
+    order by sequence
+    limit $3
+) as page;
+
+-- name: expire_rejected
+-- Of a dataset's entries, those up to $3 that were resolved, or else rejected, before $4. Those that wait stay where
+-- they may hold back a cut: they are younger than the last version. Answers how many went, by state.
+with hold as (
+    select coalesce((select max(create_time) from dataset_versions where dataset = $1), create_time) as since
+    from datasets
+    where name = $1 and (rejects -> 'hold_cut')::boolean
+), old as (
+    select sequence from rejected_samples
+    where dataset = $1 and sequence > $2 and sequence <= $3
+        and coalesce(resolve_time, reject_time) < $4
+        and not (state = 'PENDING' and reject_time > coalesce((select since from hold), 'infinity'))
+    order by sequence
+    for update
+), removed as (
+    delete from rejected_samples where sequence in (select sequence from old)
+    returning cluster, topic, partition, "offset", state
+), moved as (
+    insert into rejected_horizons as horizon (cluster, topic, partition, next_offset)
+    select cluster, topic, partition, max("offset") + 1 from removed group by 1, 2, 3 order by 1, 2, 3
+    on conflict (cluster, topic, partition)
+    do update set next_offset = greatest(horizon.next_offset, excluded.next_offset)
+)
+select state, count(*) as count from removed group by state;
+
+-- name: expire_versions
+-- The oldest so many of those that were cut before $2, and that nobody named or pinned; never the newest.
+update dataset_versions
+set expire_time = $3, findings = '[]', split_counts = null, sources = '[]', traceparent = ''
+where dataset = $1 and version in (
+    select version from dataset_versions as v
+    where dataset = $1 and expire_time is null and create_time < $2 and not pinned
+        and not exists (select from version_tags as t where t.dataset = v.dataset and t.version = v.version)
+        and version < (select max(version) from dataset_versions where dataset = $1)
+    order by version
+    limit $4
+)
+returning version;
+
+-- name: delete_profiles
+delete from version_profiles where dataset = $1 and version = any($2::bigint[]);

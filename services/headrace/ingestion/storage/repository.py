@@ -31,6 +31,7 @@ from headrace.ingestion.domain.quality import QualityRule, VersionVerdict
 from headrace.ingestion.domain.rejection import Reason, Rejection, State, Verdict
 from headrace.ingestion.domain.rejects import Episode, Rejects, RejectShare
 from headrace.ingestion.domain.replay import Replay, origin_of
+from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import DATASET_PATTERN, Cut, Schema
 from headrace.ingestion.domain.split_counts import SplitCounts
 from headrace.ingestion.erasure_translation import erasure_to_message
@@ -51,6 +52,7 @@ from headrace.ingestion.use_cases.ports import (
     PendingCount,
     Place,
     RejectedFilter,
+    RejectedPage,
     RejectedRow,
     Repository,
     Resolution,
@@ -101,6 +103,10 @@ class PostgresCatalogue:
         """Those whose versions are cut by themselves."""
         return [_dataset(row) for row in await self._pool.fetch(self._queries["self_cutting_datasets"])]
 
+    async def retaining_datasets(self) -> Sequence[Dataset]:
+        """Those that keep something for a time only."""
+        return [_dataset(row) for row in await self._pool.fetch(self._queries["retaining_datasets"])]
+
     async def last_version(self, dataset: str) -> DatasetVersion | None:
         """The newest version."""
         row = await self._pool.fetchrow(self._queries["last_version"], dataset)
@@ -130,9 +136,10 @@ class PostgresCatalogue:
         rows = await self._pool.fetch(self._queries["list_versions"], dataset, before, limit)
         return [_version(row) for row in rows]
 
-    async def table_versions(self, dataset: str) -> Sequence[int]:
-        """The table versions that the dataset's versions stand on, ascending."""
-        rows = await self._pool.fetch(self._queries["table_versions"], dataset)
+    async def table_versions(self, dataset: str, expired_before: datetime) -> Sequence[int]:
+        """The table versions that the dataset's versions stand on, ascending; without those of versions that
+        were forgotten up to then."""
+        rows = await self._pool.fetch(self._queries["table_versions"], dataset, expired_before)
         return [row["table_version"] for row in rows]
 
     async def holds_personal_data(self) -> bool:
@@ -162,6 +169,11 @@ class PostgresCatalogue:
         """How many events of the dataset were rejected."""
         count: int = await self._pool.fetchval(self._queries["rejected_count"], dataset)
         return count
+
+    async def rejected_page(self, dataset: str, after: int, limit: int) -> RejectedPage | None:
+        """The next so many entries of the dataset with ids above `after`; None where there is none."""
+        row = await self._pool.fetchrow(self._queries["rejected_page"], dataset, after, limit)
+        return RejectedPage(row["last"], row["newest"]) if row and row["last"] is not None else None
 
     async def list_rejected(
         self, wanted: RejectedFilter, before: int | None, limit: int, max_bytes: int
@@ -268,6 +280,7 @@ class PostgresRepository:
             _quality_json(dataset.quality),
             dataset.values_changed,
             _split_json(dataset.split),
+            _retention_json(dataset.retention),
         )
         return inserted is not None
 
@@ -287,6 +300,7 @@ class PostgresRepository:
             _quality_json(dataset.quality),
             dataset.values_changed,
             _split_json(dataset.split),
+            _retention_json(dataset.retention),
         )
         return updated is not None
 
@@ -317,9 +331,13 @@ class PostgresRepository:
             self._queries["insert_profile"], dataset, version, *profile_columns(profile)
         )
 
-    async def put_tag(self, dataset: str, tag: str, version: int, *, force: bool) -> int:
-        """Name the version so, and answer which one has the tag now: another where it was not moved."""
-        holder: int = await self._connection.fetchval(self._queries["put_tag"], dataset, tag, version, force)
+    async def put_tag(self, dataset: str, tag: str, version: int, *, force: bool) -> int | None:
+        """Name the version so, and answer which one has the tag now: another where it was not moved, none
+        where it was forgotten meanwhile."""
+        await self._connection.execute(self._queries["hold_versions"], dataset)
+        holder: int | None = await self._connection.fetchval(
+            self._queries["put_tag"], dataset, tag, version, force
+        )
         return holder
 
     async def delete_tag(self, dataset: str, tag: str) -> bool:
@@ -327,8 +345,32 @@ class PostgresRepository:
         return await self._connection.fetchval(self._queries["delete_tag"], dataset, tag) is not None
 
     async def set_pinned(self, dataset: str, version: int, *, pinned: bool) -> None:
-        """Keep the version's rows whatever retention says, or no longer."""
+        """Keep the version's rows whatever retention says, or no longer; nothing where it was forgotten."""
+        await self._connection.execute(self._queries["hold_versions"], dataset)
         await self._connection.execute(self._queries["set_pinned"], dataset, version, pinned)
+
+    async def expire_versions(
+        self, dataset: str, cut_before: datetime, time: datetime, limit: int
+    ) -> Sequence[int]:
+        """Forget so many of the versions that were cut before a moment, oldest first; answer which."""
+        # By itself: what was tagged or pinned until it is held must be seen by the next statement.
+        await self._connection.execute(self._queries["hold_versions"], dataset)
+        rows = await self._connection.fetch(
+            self._queries["expire_versions"], dataset, cut_before, time, limit
+        )
+        versions = sorted(row["version"] for row in rows)
+        await self._connection.execute(self._queries["delete_profiles"], dataset, versions)
+        return versions
+
+    async def expire_rejected(
+        self, dataset: str, after: int, last: int, before: datetime
+    ) -> Mapping[State, int]:
+        """Remove entries with ids above `after` and up to `last` that were done with before a moment; answer
+        how many, by state."""
+        # Nobody stores rejections meanwhile: who does knows of all that were removed before.
+        await self._connection.execute(self._queries["lock_schema"], dataset)
+        rows = await self._connection.fetch(self._queries["expire_rejected"], dataset, after, last, before)
+        return {State(row["state"]): row["count"] for row in rows}
 
     async def hold_schema_versions(self, names: Collection[str]) -> Mapping[str, int]:
         """The datasets' schema versions, which stay so until the transaction ends; 0 where there is none."""
@@ -553,6 +595,15 @@ def _wanted(wanted: RejectedFilter) -> tuple[str | None, str | None]:
     return dataset, reason
 
 
+def _retention_json(retention: Retention) -> dict[str, float]:
+    ages = {"rows": retention.rows, "versions": retention.versions, "rejected": retention.rejected}
+    return {name: age.total_seconds() for name, age in ages.items() if age is not None}
+
+
+def _retention(document: Mapping[str, float]) -> Retention:
+    return Retention(**{name: timedelta(seconds=seconds) for name, seconds in document.items()})
+
+
 def _share_message(share: RejectShare, rejects: Rejects) -> events_pb2.RejectShare:
     return events_pb2.RejectShare(
         share=share.share,
@@ -592,6 +643,7 @@ def _dataset(row: asyncpg.Record) -> Dataset:
         ),
         values_changed=row["values_changed"],
         split=split_from_message(json_format.ParseDict(row["split"], api.Split())) if row["split"] else None,
+        retention=_retention(row["retention"]),
     )
 
 
@@ -620,6 +672,7 @@ def _version(row: asyncpg.Record) -> DatasetVersion:
         if row["split_counts"]
         else None,
         erased_rows=row["erased_rows"],
+        expire_time=row["expire_time"],
     )
 
 

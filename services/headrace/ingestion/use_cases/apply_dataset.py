@@ -12,6 +12,7 @@ from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.quality import QualityRule, check_quality
 from headrace.ingestion.domain.rejects import Rejects
+from headrace.ingestion.domain.retention import Retention, check_retention
 from headrace.ingestion.domain.schema import Cut, Schema, changes_values, check_evolution, check_schema
 from headrace.ingestion.domain.split_counts import check_split
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
@@ -19,6 +20,7 @@ from headrace.runtime.clock import Clock
 from headrace.splits import Shares
 
 _ATTEMPTS: Final = 5
+NO_RETENTION: Final = Retention()
 
 
 class ApplyDataset:
@@ -45,15 +47,17 @@ class ApplyDataset:
         rejects: Rejects,
         quality: Sequence[QualityRule] = (),
         split: Shares | None = None,
+        retention: Retention = NO_RETENTION,
     ) -> Dataset:
         """Make the dataset be so.
 
-        Raises InvalidArgument INVALID_SCHEMA, INVALID_QUALITY or INVALID_SPLIT, FailedPrecondition
-        INCOMPATIBLE_SCHEMA, TABLE_MISMATCH or PRIVACY_KEY_MISSING.
+        Raises InvalidArgument INVALID_SCHEMA, INVALID_QUALITY, INVALID_SPLIT or INVALID_RETENTION,
+        FailedPrecondition INCOMPATIBLE_SCHEMA, TABLE_MISMATCH or PRIVACY_KEY_MISSING.
         """
         check_schema(schema)
         check_quality(quality, schema)
         check_split(split)
+        check_retention(retention, rejects)
         if schema.personal:
             # Also where all of it is dropped: what is rejected is kept, encrypted.
             self._keys.newest(f"{name}, which has personal fields,")
@@ -61,9 +65,9 @@ class ApplyDataset:
         for _ in range(_ATTEMPTS):
             existing = (await self._catalogue.datasets([name])).get(name)
             dataset = (
-                await self._create(name, schema, cut, rejects, rules, split)
+                await self._create(name, schema, cut, rejects, rules, split, retention)
                 if existing is None
-                else await self._change(existing, schema, cut, rejects, rules, split)
+                else await self._change(existing, schema, cut, rejects, rules, split, retention)
             )
             if dataset is not None:
                 # Writers bring a table up to their schema themselves; done here, a mistake in the store's
@@ -80,9 +84,10 @@ class ApplyDataset:
         rejects: Rejects,
         quality: tuple[QualityRule, ...],
         split: Shares | None,
+        retention: Retention,
     ) -> Dataset | None:
         now = self._clock()
-        dataset = Dataset(name, schema, cut, 1, now, now, rejects, quality, split=split)
+        dataset = Dataset(name, schema, cut, 1, now, now, rejects, quality, split=split, retention=retention)
         # The table first: a dataset whose table cannot be made would take in events and store none.
         await asyncio.to_thread(self._tables.ensure, dataset)
         async with self._catalogue.transaction() as repository:
@@ -96,11 +101,8 @@ class ApplyDataset:
         rejects: Rejects,
         quality: tuple[QualityRule, ...],
         split: Shares | None,
+        retention: Retention,
     ) -> Dataset | None:
-        declared = (existing.schema, existing.cut, existing.rejects, existing.quality, existing.split)
-        if declared == (schema, cut, rejects, quality, split):
-            return existing
-        check_evolution(existing.schema, schema)
         changed = replace(
             existing,
             schema=schema,
@@ -108,6 +110,13 @@ class ApplyDataset:
             rejects=rejects,
             quality=quality,
             split=split,
+            retention=retention,
+        )
+        if changed == existing:
+            return existing
+        check_evolution(existing.schema, schema)
+        changed = replace(
+            changed,
             schema_version=existing.schema_version + (existing.schema != schema),
             update_time=self._clock(),
             values_changed=existing.values_changed or changes_values(existing.schema, schema),

@@ -151,7 +151,11 @@ class EraseSubject:
         before: int | None = None
         older: list[DatasetVersion] = []
         while versions := await self._catalogue.list_versions(dataset.name, before, _PAGE):
-            older += [version for version in versions if version.table_version < table_version]
+            older += [
+                version
+                for version in versions
+                if version.table_version < table_version and version.expire_time is None
+            ]
             before = versions[-1].version
         # Together: the log is read once, however many there are.
         counts = await asyncio.to_thread(

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.use_cases.ports import Catalogue, TableMaintenance
+from headrace.runtime.clock import Clock
 
 
 class MaintainTable:
     """The use case. Neither part changes a row, and either may be repeated, or die, at any moment."""
 
-    def __init__(self, catalogue: Catalogue, tables: TableMaintenance) -> None:
+    def __init__(
+        self, catalogue: Catalogue, tables: TableMaintenance, *, clock: Clock, reader_hours: int
+    ) -> None:
+        """`reader_hours`: how long files of forgotten versions stay, for jobs that read one then."""
         self._catalogue = catalogue
         self._tables = tables
+        self._clock = clock
+        self._reader_time = timedelta(hours=reader_hours)
 
     async def merge_files(self, dataset: Dataset) -> int:
         """Merge small files until there are few; answer how many were merged."""
@@ -30,7 +37,7 @@ class MaintainTable:
 
     async def remove_unneeded_files(self, dataset: Dataset) -> int:
         """Remove files that no version and no reader needs; answer how many."""
-        cut = await self._catalogue.table_versions(dataset.name)
+        cut = await self._catalogue.table_versions(dataset.name, self._clock() - self._reader_time)
         removed = await asyncio.to_thread(self._tables.remove_unneeded, dataset, cut)
         metrics.REMOVED_FILES.labels(dataset.name).inc(removed)
         return removed

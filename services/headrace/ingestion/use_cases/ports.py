@@ -81,6 +81,14 @@ class PendingCount:
     episode: Episode | None
 
 
+@dataclass(frozen=True, slots=True)
+class RejectedPage:
+    """Some of a dataset's entries, one after the other: the last one's id, and when the newest came."""
+
+    last: int
+    newest: datetime
+
+
 class SampleTables(Protocol):
     """The datasets' tables. Methods block: call them in a thread."""
 
@@ -168,6 +176,21 @@ class TableMaintenance(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ExpiredRows:
+    """How many rows were taken out, and whether there may be more."""
+
+    rows: int
+    more: bool
+
+
+class TableExpiry(Protocol):
+    """Takes old rows out of tables. Methods block: call them in a thread, one at a time for a table."""
+
+    def expire_rows(self, dataset: Dataset, before: datetime) -> ExpiredRows:
+        """Take some of the rows out whose event time is earlier."""
+
+
+@dataclass(frozen=True, slots=True)
 class ErasedRows:
     """The table version from which on a subject is in no row, and how many rows were taken out."""
 
@@ -221,14 +244,32 @@ class Repository(Protocol):
     async def insert_profile(self, dataset: str, version: int, profile: Profile) -> None:
         """Store what the version's rows look like."""
 
-    async def put_tag(self, dataset: str, tag: str, version: int, *, force: bool) -> int:
-        """Name the version so, and answer which one has the tag now: another where it was not moved."""
+    async def put_tag(self, dataset: str, tag: str, version: int, *, force: bool) -> int | None:
+        """Name the version so, and answer which one has the tag now: another where it was not moved, none
+        where it was forgotten meanwhile."""
 
     async def delete_tag(self, dataset: str, tag: str) -> bool:
         """Answer whether the tag was there."""
 
     async def set_pinned(self, dataset: str, version: int, *, pinned: bool) -> None:
-        """Keep the version's rows whatever retention says, or no longer."""
+        """Keep the version's rows whatever retention says, or no longer; nothing where it was forgotten."""
+
+    async def expire_versions(
+        self, dataset: str, cut_before: datetime, time: datetime, limit: int
+    ) -> Sequence[int]:
+        """Forget so many of the versions that were cut before a moment, oldest first; answer which.
+
+        Never the newest one, and none that is tagged or pinned.
+        """
+
+    async def expire_rejected(
+        self, dataset: str, after: int, last: int, before: datetime
+    ) -> Mapping[State, int]:
+        """Remove entries with ids above `after` and up to `last` that were done with before a moment; answer
+        how many, by state.
+
+        Their events are known to be rejected all the same.
+        """
 
     async def hold_schema_versions(self, names: Collection[str]) -> Mapping[str, int]:
         """The datasets' schema versions, which stay so until the transaction ends; 0 where there is none."""
@@ -318,6 +359,9 @@ class Catalogue(Protocol):
     async def self_cutting_datasets(self) -> Sequence[Dataset]:
         """Those whose versions are cut by themselves."""
 
+    async def retaining_datasets(self) -> Sequence[Dataset]:
+        """Those that keep something for a time only."""
+
     async def last_version(self, dataset: str) -> DatasetVersion | None:
         """The newest version."""
 
@@ -336,8 +380,9 @@ class Catalogue(Protocol):
     async def list_versions(self, dataset: str, before: int | None, limit: int) -> Sequence[DatasetVersion]:
         """Newest first, beginning below `before`."""
 
-    async def table_versions(self, dataset: str) -> Sequence[int]:
-        """The table versions that the dataset's versions stand on, ascending."""
+    async def table_versions(self, dataset: str, expired_before: datetime) -> Sequence[int]:
+        """The table versions that the dataset's versions stand on, ascending; without those of versions that
+        were forgotten up to then."""
 
     async def holds_personal_data(self) -> bool:
         """Whether some dataset has a personal field."""
@@ -350,6 +395,9 @@ class Catalogue(Protocol):
 
     async def rejected_count(self, dataset: str) -> int:
         """How many events of the dataset were rejected."""
+
+    async def rejected_page(self, dataset: str, after: int, limit: int) -> RejectedPage | None:
+        """The next so many entries of the dataset with ids above `after`; None where there is none."""
 
     async def list_rejected(
         self, wanted: RejectedFilter, before: int | None, limit: int, max_bytes: int

@@ -6,7 +6,7 @@ Kafka. A crash anywhere leads to the same records being read again, and then:
 - an event that was rejected is known to be, and is not judged again (a schema that was widened since would
   make a row of it); the event about it may not have been published, and is published again, with its id;
 - a row that was stored stands below its table's transaction version, and is left out;
-- what repeats an event that was stored is found to do so again;
+- what repeats an event that was stored is found to do so again, and what was too old is older still;
 - everything else is judged as if for the first time.
 
 Two instances may have the same records for a while: one that was paused does not know yet that its
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
@@ -34,6 +34,7 @@ from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.domain.retention import is_recent
 from headrace.ingestion.use_cases.deduplicate import Deduplicator
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
@@ -57,12 +58,14 @@ from headrace.telemetry import names, tracing
 class Stored:
     """What a batch added: rows by dataset name, and the rejections that are new.
 
-    `repeated`: events left out because they were sent before, by dataset name.
+    `repeated`: events left out because they were sent before, and `expired`: because they are older than the
+    dataset keeps rows, both by dataset name.
     """
 
     rows: Mapping[str, int]
     repeated: Mapping[str, int]
     rejections: Sequence[Rejection]
+    expired: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,12 +113,15 @@ class StoreBatch:
         judged = await self._judged(batch)
         while (rejections := await self._reject(judged)) is None:
             judged = await self._judged(batch)
-        rows, repeated = {}, {}
+        rows, repeated, expired = {}, {}, {}
         for name, some in judged.outcome.rows.items():
-            rows[name], repeated[name] = await self._append(judged.datasets[name], some, batch.spans)
+            dataset = judged.datasets[name]
+            recent = await self._recent(dataset, some)
+            expired[name] = some.num_rows - recent.num_rows
+            rows[name], repeated[name] = await self._append(dataset, recent, batch.spans)
         fault_point("ingestion.after-delta-commit")
         self._published.clear()
-        return Stored(rows, repeated, rejections)
+        return Stored(rows, repeated, rejections, expired)
 
     async def _judged(self, batch: Batch) -> _Judged:
         rejected = await self._catalogue.rejected_places(batch.spans)
@@ -169,6 +175,12 @@ class StoreBatch:
     async def _publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
         await self._rejected_events.publish(rejections, reject_time)
         self._published.update((r.topic, r.partition, r.offset) for r in rejections)
+
+    async def _recent(self, dataset: Dataset, rows: pa.Table) -> pa.Table:
+        """The rows that are not older than the dataset keeps them: what was taken out of its table is not
+        known any more, so that a repetition of it would come back."""
+        before = dataset.retention.oldest_event_time(self._clock())
+        return rows if before is None else await asyncio.to_thread(rows.filter, is_recent(before))
 
     async def _append(self, dataset: Dataset, rows: pa.Table, spans: Sequence[Span]) -> tuple[int, int]:
         """How many rows were stored, and how many were left out as repetitions."""

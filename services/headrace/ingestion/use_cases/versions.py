@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from headrace.errors import AlreadyExists, FailedPrecondition, NotFound
 from headrace.ingestion.domain.dataset import DatasetVersion
@@ -33,7 +34,8 @@ class VersionPair:
 
 
 class Versions:
-    """The use cases. All raise NotFound DATASET_NOT_FOUND, DATASET_VERSION_NOT_FOUND or TAG_NOT_FOUND."""
+    """The use cases. All raise NotFound DATASET_NOT_FOUND, DATASET_VERSION_NOT_FOUND, VERSION_EXPIRED or
+    TAG_NOT_FOUND."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
@@ -45,6 +47,8 @@ class Versions:
         else:
             version = await self._catalogue.tagged_version(dataset, name)
         if version is not None:
+            if version.expire_time is not None:
+                raise _expired(version, version.expire_time)
             return version
         await require_dataset(self._catalogue, dataset)
         if isinstance(name, int):
@@ -76,12 +80,14 @@ class Versions:
         version = await self.find(dataset, name)
         async with self._catalogue.transaction() as repository:
             holder = await repository.put_tag(dataset, tag, version.version, force=force)
+        # First: it may have been forgotten meanwhile.
+        tagged = await self.find(dataset, version.version)
         if holder != version.version:
             raise AlreadyExists(
                 "TAG_TAKEN",
                 f'"{tag}" is version {holder} of {dataset}; use force (--force) to move it',
             )
-        return await self.find(dataset, version.version)
+        return tagged
 
     async def untag(self, dataset: str, tag: str) -> None:
         """Take a tag away."""
@@ -96,6 +102,15 @@ class Versions:
         async with self._catalogue.transaction() as repository:
             await repository.set_pinned(dataset, version.version, pinned=pinned)
         return await self.find(dataset, version.version)
+
+
+def _expired(version: DatasetVersion, time: datetime) -> NotFound:
+    return NotFound(
+        "VERSION_EXPIRED",
+        f"version {version.version} of {version.dataset} was forgotten on {time:%Y-%m-%d}: the dataset keeps "
+        f"versions for a time only; `headrace dataset versions {version.dataset}` shows those that it has, "
+        "and one that is pinned (headrace dataset pin) or tagged stays",
+    )
 
 
 def _no_tag(dataset: str, tag: str) -> NotFound:

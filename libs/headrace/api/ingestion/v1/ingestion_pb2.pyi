@@ -433,6 +433,48 @@ class Rejects(google.protobuf.message.Message):
 Global___Rejects: typing_extensions.TypeAlias = Rejects
 
 @typing.final
+class Retention(google.protobuf.message.Message):
+    """For how long a dataset keeps what it holds. What is unset is kept for ever. What a version that is pinned or
+    tagged, and the newest one, needs is kept in any case.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    VERSIONS_FIELD_NUMBER: builtins.int
+    REJECTED_FIELD_NUMBER: builtins.int
+    @property
+    def rows(self) -> google.protobuf.duration_pb2.Duration:
+        """Rows, by their event time: older ones leave the table, and are in no version that is cut after that. Versions
+        from before have them as long as they are kept themselves. By whole days (UTC), under ten days by whole hours.
+        An event that is older when it arrives becomes no row.
+        """
+
+    @property
+    def versions(self) -> google.protobuf.duration_pb2.Duration:
+        """Versions, by when they were cut: of an older one number, row count and content hash stay."""
+
+    @property
+    def rejected(self) -> google.protobuf.duration_pb2.Duration:
+        """Rejected events, by when they were replayed or discarded, or else rejected. Those that wait are removed, too,
+        unless they may hold back a cut (Rejects.hold_cut).
+        """
+
+    def __init__(
+        self,
+        *,
+        rows: google.protobuf.duration_pb2.Duration | None = ...,
+        versions: google.protobuf.duration_pb2.Duration | None = ...,
+        rejected: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["rejected", b"rejected", "rows", b"rows", "versions", b"versions"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["rejected", b"rejected", "rows", b"rows", "versions", b"versions"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Retention: typing_extensions.TypeAlias = Retention
+
+@typing.final
 class Split(google.protobuf.message.Message):
     """Shares of the rows for training, validation and test; they sum to 1."""
 
@@ -567,6 +609,7 @@ class Dataset(google.protobuf.message.Message):
     REJECT_ALERT_TIME_FIELD_NUMBER: builtins.int
     QUALITY_FIELD_NUMBER: builtins.int
     SPLIT_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
     name: builtins.str
     schema_version: builtins.int
     """Grows by one with each accepted schema change."""
@@ -575,6 +618,7 @@ class Dataset(google.protobuf.message.Message):
     row_count: builtins.int
     """Rows stored, versioned or not."""
     rejected_count: builtins.int
+    """Events that were rejected, ever: also those that retention removed since."""
     latest_version: builtins.int
     """The newest version; 0 before the first."""
     cut_held: builtins.bool
@@ -597,6 +641,8 @@ class Dataset(google.protobuf.message.Message):
     def quality(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityRule]: ...
     @property
     def split(self) -> Global___Split: ...
+    @property
+    def retention(self) -> Global___Retention: ...
     def __init__(
         self,
         *,
@@ -615,10 +661,11 @@ class Dataset(google.protobuf.message.Message):
         reject_alert_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
         split: Global___Split | None = ...,
+        retention: Global___Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "reject_alert_time", b"reject_alert_time", "rejects", b"rejects", "schema", b"schema", "split", b"split", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "reject_alert_time", b"reject_alert_time", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "split", b"split", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "quality", b"quality", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "split", b"split", "table_uri", b"table_uri", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "quality", b"quality", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "retention", b"retention", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "split", b"split", "table_uri", b"table_uri", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Dataset: typing_extensions.TypeAlias = Dataset
@@ -673,6 +720,7 @@ class DatasetVersion(google.protobuf.message.Message):
     FINDINGS_FIELD_NUMBER: builtins.int
     ERASED_ROWS_FIELD_NUMBER: builtins.int
     SPLIT_COUNTS_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     version: builtins.int
     """1, 2, 3, ..."""
@@ -709,6 +757,12 @@ class DatasetVersion(google.protobuf.message.Message):
     def split_counts(self) -> Global___SplitCounts:
         """Unset where the dataset said nothing of a split when the version was cut."""
 
+    @property
+    def expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was forgotten, by its dataset's retention: it is listed, but cannot be read, tagged, pinned or trained
+        on any more. Unset: it is kept.
+        """
+
     def __init__(
         self,
         *,
@@ -728,10 +782,11 @@ class DatasetVersion(google.protobuf.message.Message):
         findings: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityFinding] | None = ...,
         erased_rows: builtins.int = ...,
         split_counts: Global___SplitCounts | None = ...,
+        expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "split_counts", b"split_counts"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "split_counts", b"split_counts"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["content_hash", b"content_hash", "create_time", b"create_time", "dataset", b"dataset", "erased_rows", b"erased_rows", "findings", b"findings", "pinned", b"pinned", "row_count", b"row_count", "schema_version", b"schema_version", "sources", b"sources", "split_counts", b"split_counts", "table_uri", b"table_uri", "table_version", b"table_version", "tags", b"tags", "traceparent", b"traceparent", "verdict", b"verdict", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["content_hash", b"content_hash", "create_time", b"create_time", "dataset", b"dataset", "erased_rows", b"erased_rows", "expire_time", b"expire_time", "findings", b"findings", "pinned", b"pinned", "row_count", b"row_count", "schema_version", b"schema_version", "sources", b"sources", "split_counts", b"split_counts", "table_uri", b"table_uri", "table_version", b"table_version", "tags", b"tags", "traceparent", b"traceparent", "verdict", b"verdict", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___DatasetVersion: typing_extensions.TypeAlias = DatasetVersion
@@ -858,6 +913,7 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     REJECTS_FIELD_NUMBER: builtins.int
     QUALITY_FIELD_NUMBER: builtins.int
     SPLIT_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
     name: builtins.str
     @property
     def schema(self) -> Global___Schema: ...
@@ -873,6 +929,10 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     def split(self) -> Global___Split:
         """By what the rows of versions that are cut from now on are counted; absent: they are not."""
 
+    @property
+    def retention(self) -> Global___Retention:
+        """Absent: everything is kept for ever."""
+
     def __init__(
         self,
         *,
@@ -882,10 +942,11 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
         rejects: Global___Rejects | None = ...,
         quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
         split: Global___Split | None = ...,
+        retention: Global___Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema", "split", b"split"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "split", b"split"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "schema", b"schema", "split", b"split"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "split", b"split"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDatasetRequest: typing_extensions.TypeAlias = ApplyDatasetRequest

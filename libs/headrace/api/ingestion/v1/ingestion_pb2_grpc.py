@@ -115,6 +115,7 @@ class IngestionServiceServicer(object):
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
         INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
+        INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
@@ -167,14 +168,14 @@ class IngestionServiceServicer(object):
 
     def GetVersion(self, request, context):
         """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND, NOT_FOUND/TAG_NOT_FOUND,
-        INVALID_ARGUMENT/VERSION_NOT_NAMED.
+        NOT_FOUND/VERSION_EXPIRED (retention has forgotten it), INVALID_ARGUMENT/VERSION_NOT_NAMED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """Newest first.
+        """Newest first, with those that retention has forgotten (expire_time).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

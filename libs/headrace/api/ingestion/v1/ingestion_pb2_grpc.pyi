@@ -39,6 +39,7 @@ class IngestionServiceStub:
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
+    INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
@@ -65,10 +66,10 @@ class IngestionServiceStub:
     """
     GetVersion: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]
     """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND, NOT_FOUND/TAG_NOT_FOUND,
-    INVALID_ARGUMENT/VERSION_NOT_NAMED.
+    NOT_FOUND/VERSION_EXPIRED (retention has forgotten it), INVALID_ARGUMENT/VERSION_NOT_NAMED.
     """
     ListVersions: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListVersionsRequest, headrace.api.ingestion.v1.ingestion_pb2.ListVersionsResponse]
-    """Newest first."""
+    """Newest first, with those that retention has forgotten (expire_time)."""
     ListRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]
     """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
     GetRejected: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.RejectedSample]
@@ -116,6 +117,7 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
+    INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
@@ -142,10 +144,10 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     """
     GetVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetVersionRequest, headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]  # type: ignore[assignment]
     """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND, NOT_FOUND/TAG_NOT_FOUND,
-    INVALID_ARGUMENT/VERSION_NOT_NAMED.
+    NOT_FOUND/VERSION_EXPIRED (retention has forgotten it), INVALID_ARGUMENT/VERSION_NOT_NAMED.
     """
     ListVersions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListVersionsRequest, headrace.api.ingestion.v1.ingestion_pb2.ListVersionsResponse]  # type: ignore[assignment]
-    """Newest first."""
+    """Newest first, with those that retention has forgotten (expire_time)."""
     ListRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.ListRejectedResponse]  # type: ignore[assignment]
     """Newest first. A page ends early where its events are large: after 16 MiB, and with one at least."""
     GetRejected: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetRejectedRequest, headrace.api.ingestion.v1.ingestion_pb2.RejectedSample]  # type: ignore[assignment]
@@ -196,6 +198,7 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
         INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
+        INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
@@ -258,7 +261,7 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.DatasetVersion]]:
         """Errors: NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND, NOT_FOUND/TAG_NOT_FOUND,
-        INVALID_ARGUMENT/VERSION_NOT_NAMED.
+        NOT_FOUND/VERSION_EXPIRED (retention has forgotten it), INVALID_ARGUMENT/VERSION_NOT_NAMED.
         """
 
     @abc.abstractmethod
@@ -267,7 +270,7 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.ingestion.v1.ingestion_pb2.ListVersionsRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.ListVersionsResponse, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.ListVersionsResponse]]:
-        """Newest first."""
+        """Newest first, with those that retention has forgotten (expire_time)."""
 
     @abc.abstractmethod
     def ListRejected(

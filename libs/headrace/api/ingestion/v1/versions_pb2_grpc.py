@@ -30,7 +30,7 @@ class DatasetVersionServiceStub(object):
     """What can be asked of dataset versions and done with them: profiles, comparison, tags, pins, rows, replay.
 
     Every call that names a version answers NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND or
-    NOT_FOUND/TAG_NOT_FOUND where there is none.
+    NOT_FOUND/TAG_NOT_FOUND where there is none, NOT_FOUND/VERSION_EXPIRED where retention has forgotten it.
     """
 
     def __init__(self, channel):
@@ -85,7 +85,7 @@ class DatasetVersionServiceServicer(object):
     """What can be asked of dataset versions and done with them: profiles, comparison, tags, pins, rows, replay.
 
     Every call that names a version answers NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND or
-    NOT_FOUND/TAG_NOT_FOUND where there is none.
+    NOT_FOUND/TAG_NOT_FOUND where there is none, NOT_FOUND/VERSION_EXPIRED where retention has forgotten it.
     """
 
     def GetProfile(self, request, context):
@@ -214,7 +214,7 @@ class DatasetVersionService(object):
     """What can be asked of dataset versions and done with them: profiles, comparison, tags, pins, rows, replay.
 
     Every call that names a version answers NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND or
-    NOT_FOUND/TAG_NOT_FOUND where there is none.
+    NOT_FOUND/TAG_NOT_FOUND where there is none, NOT_FOUND/VERSION_EXPIRED where retention has forgotten it.
     """
 
     @staticmethod

@@ -25,7 +25,7 @@ class DatasetVersionServiceStub:
     """What can be asked of dataset versions and done with them: profiles, comparison, tags, pins, rows, replay.
 
     Every call that names a version answers NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND or
-    NOT_FOUND/TAG_NOT_FOUND where there is none.
+    NOT_FOUND/TAG_NOT_FOUND where there is none, NOT_FOUND/VERSION_EXPIRED where retention has forgotten it.
     """
 
     @typing.overload
@@ -73,7 +73,7 @@ class DatasetVersionServiceAsyncStub(DatasetVersionServiceStub):
     """What can be asked of dataset versions and done with them: profiles, comparison, tags, pins, rows, replay.
 
     Every call that names a version answers NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND or
-    NOT_FOUND/TAG_NOT_FOUND where there is none.
+    NOT_FOUND/TAG_NOT_FOUND where there is none, NOT_FOUND/VERSION_EXPIRED where retention has forgotten it.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
@@ -117,7 +117,7 @@ class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
     """What can be asked of dataset versions and done with them: profiles, comparison, tags, pins, rows, replay.
 
     Every call that names a version answers NOT_FOUND/DATASET_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND or
-    NOT_FOUND/TAG_NOT_FOUND where there is none.
+    NOT_FOUND/TAG_NOT_FOUND where there is none, NOT_FOUND/VERSION_EXPIRED where retention has forgotten it.
     """
 
     @abc.abstractmethod

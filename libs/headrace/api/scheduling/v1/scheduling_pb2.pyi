@@ -439,6 +439,7 @@ class PipelineSpec(google.protobuf.message.Message):
         CUT_FIELD_NUMBER: builtins.int
         REJECTS_FIELD_NUMBER: builtins.int
         QUALITY_FIELD_NUMBER: builtins.int
+        RETENTION_FIELD_NUMBER: builtins.int
         @property
         def schema(self) -> headrace.api.ingestion.v1.ingestion_pb2.Schema: ...
         @property
@@ -449,6 +450,10 @@ class PipelineSpec(google.protobuf.message.Message):
         def quality(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.ingestion.v1.quality_pb2.QualityRule]:
             """What a version has to keep to be trained on."""
 
+        @property
+        def retention(self) -> headrace.api.ingestion.v1.ingestion_pb2.Retention:
+            """For how long it keeps what it holds; unset: for ever."""
+
         def __init__(
             self,
             *,
@@ -456,10 +461,11 @@ class PipelineSpec(google.protobuf.message.Message):
             cut: headrace.api.ingestion.v1.ingestion_pb2.Cut | None = ...,
             rejects: headrace.api.ingestion.v1.ingestion_pb2.Rejects | None = ...,
             quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
+            retention: headrace.api.ingestion.v1.ingestion_pb2.Retention | None = ...,
         ) -> None: ...
-        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "schema", b"schema"]
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "retention", b"retention", "schema", b"schema"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "quality", b"quality", "rejects", b"rejects", "schema", b"schema"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     @typing.final

@@ -123,6 +123,7 @@ class SchedulingServiceServicer(object):
     def SubmitJob(self, request, context):
         """Queues a training job for a pipeline on one of its dataset's versions. The same request_id answers
         the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND,
+        NOT_FOUND/VERSION_EXPIRED where the dataset's retention has forgotten the version,
         FAILED_PRECONDITION/DATASET_VERSION_BLOCKED where the version breaks a quality rule that blocks it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -40,6 +40,7 @@ class SchedulingServiceStub:
     SubmitJob: grpc.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.SubmitJobRequest, headrace.api.scheduling.v1.scheduling_pb2.Job]
     """Queues a training job for a pipeline on one of its dataset's versions. The same request_id answers
     the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND,
+    NOT_FOUND/VERSION_EXPIRED where the dataset's retention has forgotten the version,
     FAILED_PRECONDITION/DATASET_VERSION_BLOCKED where the version breaks a quality rule that blocks it.
     """
     GetJob: grpc.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.GetJobRequest, headrace.api.scheduling.v1.scheduling_pb2.Job]
@@ -77,6 +78,7 @@ class SchedulingServiceAsyncStub(SchedulingServiceStub):
     SubmitJob: grpc.aio.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.SubmitJobRequest, headrace.api.scheduling.v1.scheduling_pb2.Job]  # type: ignore[assignment]
     """Queues a training job for a pipeline on one of its dataset's versions. The same request_id answers
     the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND,
+    NOT_FOUND/VERSION_EXPIRED where the dataset's retention has forgotten the version,
     FAILED_PRECONDITION/DATASET_VERSION_BLOCKED where the version breaks a quality rule that blocks it.
     """
     GetJob: grpc.aio.UnaryUnaryMultiCallable[headrace.api.scheduling.v1.scheduling_pb2.GetJobRequest, headrace.api.scheduling.v1.scheduling_pb2.Job]  # type: ignore[assignment]
@@ -135,6 +137,7 @@ class SchedulingServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[headrace.api.scheduling.v1.scheduling_pb2.Job, collections.abc.Awaitable[headrace.api.scheduling.v1.scheduling_pb2.Job]]:
         """Queues a training job for a pipeline on one of its dataset's versions. The same request_id answers
         the same job. Errors: NOT_FOUND/PIPELINE_NOT_FOUND, NOT_FOUND/DATASET_VERSION_NOT_FOUND,
+        NOT_FOUND/VERSION_EXPIRED where the dataset's retention has forgotten the version,
         FAILED_PRECONDITION/DATASET_VERSION_BLOCKED where the version breaks a quality rule that blocks it.
         """
 
