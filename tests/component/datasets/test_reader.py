@@ -105,7 +105,7 @@ def test_without_a_shuffle_rows_are_in_the_tables_order(table: Table) -> None:
     assert sorted(expected) == list(range(ROWS))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 12),
     window=st.integers(20, 2 * ROWS),
@@ -126,7 +126,7 @@ def test_every_row_comes_once_in_an_epoch_over_all_shards(
         assert all(shards)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     stops=st.lists(st.integers(0, 12), max_size=6),
     window=st.integers(20, ROWS),

@@ -352,7 +352,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_every_version_reads_its_rows_after_any_history(
     tmp_path_factory: pytest.TempPathFactory, script: list[str]

@@ -148,7 +148,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path: Path, name: st
     assert caught.value.reason == "UNREADABLE_FILE"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.sampled_from([".csv", ".jsonl", ".parquet", ".csv.gz"]))
 def test_any_bytes_are_rows_or_an_unreadable_file(tmp_path: Path, content: bytes, ending: str) -> None:
     file = tmp_path / f"any{ending}"

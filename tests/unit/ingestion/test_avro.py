@@ -337,13 +337,12 @@ def assert_columns_and_records_agree(schema: dict[str, Any], payloads: Sequence[
         assert table[index] == expected
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(batches())
 def test_columns_and_records_agree(batch: tuple[dict[str, Any], list[bytes]]) -> None:
     assert_columns_and_records_agree(*batch)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(writers(), st.lists(st.binary(max_size=60), max_size=10))
 def test_any_bytes_end_as_a_row_or_as_a_fault(schema: dict[str, Any], payloads: list[bytes]) -> None:
     assert_columns_and_records_agree(schema, payloads)

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.ingestion.domain.columnar import ColumnReader, Malformed, parse_object
@@ -232,7 +232,6 @@ PAYLOADS = st.one_of(
 
 
 # The first text of a run builds tables of characters, which takes a second on a busy machine.
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(PAYLOADS, min_size=1, max_size=60))
 def test_columns_and_rows_agree(payloads: list[bytes]) -> None:
     assert_columns_and_rows_agree(payloads)
@@ -262,7 +261,6 @@ def assert_columns_and_rows_agree(payloads: Sequence[bytes]) -> None:
             assert faults[index] == row
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=40))
 def test_any_bytes_end_as_a_row_or_as_a_fault(payloads: list[bytes]) -> None:
     faults_of(payloads)

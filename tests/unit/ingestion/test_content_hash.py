@@ -4,15 +4,13 @@ import random
 
 import pyarrow as pa
 import xxhash
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.ingestion.domain.content_hash import combine, from_hex, hash_rows, to_hex
 
 NAMES = ("id", "a", "b", "flag")
 SCHEMA = pa.schema([("id", pa.string()), ("a", pa.float32()), ("b", pa.int16()), ("flag", pa.bool_())])
-# The first text of a run builds tables of characters, which takes a second on a busy machine.
-UNHURRIED = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 ROWS = st.lists(
     st.fixed_dictionaries(
         {
@@ -30,7 +28,6 @@ def table_of(rows: list[dict[str, object]], schema: pa.Schema = SCHEMA) -> pa.Ta
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-@UNHURRIED
 @given(ROWS, st.randoms())
 def test_the_order_of_rows_and_of_columns_does_not_matter(
     rows: list[dict[str, object]], random_source: random.Random
@@ -39,7 +36,6 @@ def test_the_order_of_rows_and_of_columns_does_not_matter(
     assert hash_rows(table_of(rows), NAMES) == hash_rows(table_of(shuffled), NAMES[::-1])
 
 
-@UNHURRIED
 @given(ROWS, st.integers(0, 30))
 def test_the_grouping_into_batches_does_not_matter(rows: list[dict[str, object]], split: int) -> None:
     whole = hash_rows(table_of(rows), NAMES)
@@ -47,7 +43,6 @@ def test_the_grouping_into_batches_does_not_matter(rows: list[dict[str, object]]
     assert whole == parts
 
 
-@UNHURRIED
 @given(ROWS.filter(bool))
 def test_every_row_counts_and_counts_as_often_as_it_is_there(rows: list[dict[str, object]]) -> None:
     whole = hash_rows(table_of(rows), NAMES)
@@ -55,7 +50,6 @@ def test_every_row_counts_and_counts_as_often_as_it_is_there(rows: list[dict[str
     assert whole != hash_rows(table_of([*rows, rows[0], rows[0]]), NAMES)
 
 
-@UNHURRIED
 @given(ROWS)
 def test_wider_types_and_added_nullable_columns_change_no_hash(rows: list[dict[str, object]]) -> None:
     wider = pa.schema(

@@ -4,17 +4,17 @@ import json
 import math
 
 import numpy as np
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headrace.ingestion.domain.decimals import to_double
 from headrace.ingestion.domain.flat_json import FlatJsonReader, Kind
 from headrace.native import Spans
 
-UNHURRIED = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=2000)
+THOROUGHLY = settings(max_examples=2000)
 
 
-@UNHURRIED
+@THOROUGHLY
 @given(st.integers(0, 2**64 - 1), st.integers(-400, 400))
 @example(9007199254740993, 0)  # halfway between two doubles
 @example(9007199254740995, 0)
@@ -32,7 +32,7 @@ def test_a_number_is_the_nearest_double_or_is_left_to_others(digits: int, power:
         assert double == float(f"{digits}e{power}")
 
 
-@UNHURRIED
+@THOROUGHLY
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_what_python_writes_is_read_as_it_was(value: float) -> None:
     column, read = read_one(json.dumps({"x": value}))
@@ -43,7 +43,7 @@ def test_what_python_writes_is_read_as_it_was(value: float) -> None:
     assert read or abs(value) < 1e-280 or abs(value) > 1e280
 
 
-@UNHURRIED
+@THOROUGHLY
 @given(st.from_regex(r"-?[0-9]{0,22}(\.[0-9]{0,22})?([eE][+-]?[0-9]{0,3})?", fullmatch=True))
 def test_only_what_json_calls_a_number_is_read(text: str) -> None:
     column, read = read_one(f'{{"x": {text}}}')

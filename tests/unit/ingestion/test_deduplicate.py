@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 import pyarrow as pa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.ingestion.domain.dataset import Dataset, SourcePartition
@@ -107,7 +107,6 @@ def stored_by(steps: Sequence[Step], reach: int) -> list[Name]:
     return sorted(table.stored)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(steps=STEPS, reach=st.integers(1, 12))
 def test_batches_failures_and_restarts_change_nothing(steps: list[Step], reach: int) -> None:
     assert stored_by(steps, reach) == stored_by([(name, at, "more") for name, at, _ in steps], reach)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.records import Sent, records_of
 
@@ -106,7 +106,6 @@ PAYLOADS = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.lists(st.tuples(HEADERS, PAYLOADS), min_size=1, max_size=12), st.sampled_from([1_000, 250, 190, 160])
 )

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.support.records import Headers, Sent, records_of
@@ -164,7 +164,6 @@ RECORD = st.builds(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(RECORD, max_size=20))
 def test_every_record_ends_as_one_row_or_one_rejection(records: list[Sent]) -> None:
     for offset, record in enumerate(records):
@@ -196,7 +195,6 @@ def test_what_a_verdict_says_is_text_whatever_it_quotes() -> None:
     assert (rejection.verdict.field, rejection.verdict.message) == ("ce_?", "? is no name")
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_sample_or_malformed(data: bytes) -> None:
     assert isinstance(parse_sample(data), dict | Malformed)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.ingestion.domain.recent_events import RecentEvents, name_hashes
@@ -31,7 +31,6 @@ def expected(events: Sequence[tuple[int, str]], reach: int) -> list[bool]:
     return repeated
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     gaps=st.lists(st.integers(1, 4), min_size=1, max_size=60),
     names=st.lists(st.sampled_from("abcdef"), min_size=60, max_size=60),

@@ -9,7 +9,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.util import calc_crc32c
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.records import Sent, batch_of, records_of
 
@@ -19,7 +19,6 @@ from headrace.messaging.fetching import WHOLE_BATCHES
 from headrace.messaging.record_batch import MalformedBatch, RecordBatch, read_records
 from headrace.messaging.record_columns import decode
 
-UNHURRIED = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 CODECS = range(5)
 SENT = st.builds(
     Sent,
@@ -46,7 +45,6 @@ def fetched(data: bytes, position: int, *, whole: bool) -> list[object]:
     )
 
 
-@UNHURRIED
 @given(st.lists(SENT, min_size=1, max_size=8), st.sampled_from(CODECS), st.integers(0, 12))
 def test_records_are_what_aiokafka_makes_of_them(sent: list[Sent], codec: int, position: int) -> None:
     for offset, record in enumerate(sent):
@@ -80,7 +78,6 @@ def test_a_batch_is_read_from_the_position_on() -> None:
     assert (batch.count, batch.next_offset) == (10, 20)
 
 
-@UNHURRIED
 @given(st.lists(SENT, min_size=1, max_size=4), st.sampled_from(CODECS), st.randoms(use_true_random=False))
 def test_no_bytes_are_read_as_what_they_are_not(sent: list[Sent], codec: int, source: random.Random) -> None:
     """Compiled code checks no index: a wrong length must never lead it out of its buffer."""
@@ -162,7 +159,6 @@ def micros(time: datetime) -> int:
     return (time - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
 
 
-@UNHURRIED
 @given(st.datetimes(timezones=st.just(UTC)), st.binary(max_size=2), st.integers(0, 30))
 def test_times_near_right_ones_are_never_read_wrongly(time: datetime, noise: bytes, at: int) -> None:
     text = time.isoformat().encode()

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import hashlib
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.native import Spans
 from headrace.native.blake2b import blake2b_64
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.binary(max_size=300)))
 @example([b"", b"a" * 127, b"a" * 128, b"a" * 129, b"a" * 256, b"a" * 257])
 def test_digests_are_hashlibs(strings: list[bytes]) -> None:

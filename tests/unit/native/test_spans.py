@@ -4,15 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.native import Spans
 from headrace.native.spans import is_utf8
 from headrace.native.xxh64 import xxh64
 
-# Functions are compiled at their first call.
-UNHURRIED = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 BYTES = st.one_of(st.binary(max_size=8), st.text(max_size=5).map(str.encode))
 
 
@@ -24,7 +22,6 @@ def is_text(data: bytes) -> bool:
     return True
 
 
-@UNHURRIED
 @given(BYTES, BYTES)
 def test_utf8_is_what_python_takes_for_it(before: bytes, data: bytes) -> None:
     buffer = np.frombuffer(before + data, np.uint8)
@@ -39,7 +36,6 @@ def test_every_lead_byte_is_judged_as_python_judges_it() -> None:
                 assert is_utf8(np.frombuffer(data, np.uint8), 0, len(data)) == is_text(data), data
 
 
-@UNHURRIED
 @given(st.lists(st.one_of(st.none(), st.text(max_size=5))), st.data())
 def test_spans_are_the_strings_they_were_made_of(texts: list[str | None], data: st.DataObject) -> None:
     spans = Spans.of(None if text is None else text.encode() for text in texts)
@@ -63,7 +59,6 @@ def test_a_column_that_is_laid_out_otherwise_is_refused(kind: pa.DataType) -> No
         Spans.from_arrow(pa.chunked_array([pa.array(["1"]).cast(kind)]))
 
 
-@UNHURRIED
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.integers(0, 3))
 def test_xxh64_is_that_of_its_library(words: list[int], seed: int) -> None:
     array = np.array(words, np.uint64)

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from buf.validate import validate_pb2
@@ -153,7 +153,6 @@ CHECKER = RequestValidator()
 NAMES = st.text("abZ09-_ \n", max_size=6)
 
 
-@settings(deadline=None)
 @given(
     st.builds(
         scheduling.ApplyPipelineRequest,

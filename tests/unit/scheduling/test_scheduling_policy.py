@@ -85,7 +85,7 @@ def states(draw: st.DrawFn) -> State:
 
 
 @given(states())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_node_gets_more_than_it_has(state: State) -> None:
     free = free_resources(state.nodes, state.jobs, NOW)
     needs = {job.id: job.resources for job in state.jobs}
@@ -96,7 +96,7 @@ def test_no_node_gets_more_than_it_has(state: State) -> None:
 
 
 @given(states())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_job_that_fits_is_passed_over(state: State) -> None:
     """When a job was left, each node lacked room for it, counting only jobs that go before it."""
     placed = placements(state)
@@ -111,7 +111,7 @@ def test_no_job_that_fits_is_passed_over(state: State) -> None:
 
 
 @given(states(), st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_order_in_which_the_state_was_read_decides_nothing(state: State, random: object) -> None:
     jobs, nodes = list(state.jobs), list(state.nodes)
     random.shuffle(jobs)  # type: ignore[attr-defined]
@@ -120,7 +120,7 @@ def test_the_order_in_which_the_state_was_read_decides_nothing(state: State, ran
 
 
 @given(states())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_deciding_again_after_applying_places_nothing_more(state: State) -> None:
     placed = placements(state)
     after = [
@@ -131,7 +131,7 @@ def test_deciding_again_after_applying_places_nothing_more(state: State) -> None
 
 
 @given(states())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_each_job_gets_at_most_one_action(state: State) -> None:
     actions = decide(state, NOW, LIMITS)
     assert len({action.job for action in actions}) == len(actions)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -30,13 +30,11 @@ def test_places_never_change() -> None:
     assert place("Ünïcode ✓") == GOLDEN["Ünïcode ✓"]
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.text()), st.lists(st.text()))
 def test_a_keys_split_depends_on_no_other_key(some: list[str], more: list[str]) -> None:
     assert assign(some, SHARES) == assign([*some, *more], SHARES)[: len(some)]
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_training_share_takes_nobody_out_of_training(key: str, one: float, other: float) -> None:
     small, large = sorted((one, other))
@@ -45,7 +43,6 @@ def test_a_larger_training_share_takes_nobody_out_of_training(key: str, one: flo
     assert in_large or not in_small
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.text())
 def test_shares_of_zero_get_nothing(key: str) -> None:
     assert assign([key], Shares(train=1, validation=0, test=0)) == [0]
@@ -62,7 +59,6 @@ def times_of(*chunks: list[int]) -> Callable[[], Iterator[NDArray[np.int64]]]:
     return lambda: (np.array(chunk, np.int64) for chunk in chunks)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(-(10**17), 10**17) | st.integers(0, 5)), max_size=4),
     st.integers(1, 100),

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -84,7 +84,6 @@ def test_what_an_image_says_of_its_size_is_compared_before_it_is_decoded() -> No
     assert fault_of(TensorType("uint8", (1, 1), "png"), large).rule == "shape"
 
 
-@settings(deadline=None)  # the first call imports Pillow
 @given(st.binary(max_size=200), st.sampled_from(FORMATS), st.booleans())
 def test_any_bytes_are_a_tensor_or_a_fault(data: bytes, form: Format, headed: bool) -> None:
     tensor = TensorType("uint8", (2, 2), form)

@@ -120,7 +120,7 @@ def wishes_and_rows(draw: st.DrawFn) -> tuple[list[Preparation], Tensor]:
     return wishes, torch.tensor(columns, dtype=torch.float32).T.contiguous()
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(wishes_and_rows(), st.integers(1, 12))
 def test_numpy_torch_and_the_exported_model_agree(drawn: tuple[list[Preparation], Tensor], half: int) -> None:
     """Fitted on the first rows, so that the others have values that were not seen."""
@@ -138,7 +138,7 @@ def test_numpy_torch_and_the_exported_model_agree(drawn: tuple[list[Preparation]
     assert not found.isnan().any()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(wishes_and_rows(), st.integers(1, 5))
 def test_batches_make_no_difference(drawn: tuple[list[Preparation], Tensor], size: int) -> None:
     wishes, rows = drawn
