@@ -9,7 +9,9 @@ import signal
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 import pytest
@@ -19,6 +21,8 @@ from headrace.embedded.parts import Part, free_port
 from headrace.embedded.parts.kafka import ApacheKafka
 from headrace.embedded.parts.postgres import Postgres
 from headrace.embedded.parts.tansu import Tansu
+
+T = TypeVar("T")
 
 # A shell without job control starts what it puts in the background with SIGINT ignored, and processes inherit
 # that: tests that interrupt what they started would wait in vain.
@@ -40,6 +44,16 @@ class Background:
 
     def stop(self, part: Part) -> None:
         self.runner.run(part.stop())
+
+    @contextmanager
+    def holding(self, parts: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        """Enter what is asynchronous for as long as this is entered."""
+        stack = AsyncExitStack()
+        entered = self.runner.run(stack.enter_async_context(parts))
+        try:
+            yield entered
+        finally:
+            self.runner.run(stack.aclose())
 
 
 @pytest.fixture(scope="session")
@@ -79,15 +93,24 @@ def postgres_server(background: Background, session_folder: Path) -> Iterator[Po
     background.stop(server)
 
 
+@asynccontextmanager
+async def new_database(server: Postgres) -> AsyncIterator[str]:
+    """An empty database, and its DSN."""
+    name = f"test_{uuid.uuid4().hex}"
+    connection = await asyncpg.connect(server.dsn)
+    try:
+        await connection.execute(f'CREATE DATABASE "{name}"')
+        yield server.dsn.rpartition("/")[0] + f"/{name}"
+        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
+
+
 @pytest.fixture
 async def postgres_dsn(postgres_server: Postgres) -> AsyncIterator[str]:
     """A database of the test's own."""
-    name = f"test_{uuid.uuid4().hex}"
-    connection = await asyncpg.connect(postgres_server.dsn)
-    await connection.execute(f'CREATE DATABASE "{name}"')
-    yield postgres_server.dsn.rpartition("/")[0] + f"/{name}"
-    await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    await connection.close()
+    async with new_database(postgres_server) as dsn:
+        yield dsn
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import deltalake
 import pyarrow as pa
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.services import platform
 from tests.support.waiting import PATIENCE_SECONDS, eventually
@@ -32,6 +33,10 @@ from headrace.rpc.client import channel
 
 Headers = list[tuple[str, bytes]]
 
+# Of a service that tests share, each list of rejected events is read as far back as the test's own go.
+_PAGE: Final = 100
+_SHOWN_CHARACTERS: Final = 20_000
+
 
 @dataclass
 class Process:
@@ -40,6 +45,7 @@ class Process:
     process: asyncio.subprocess.Process
     target: str
     http_port: int
+    log: Path
 
     async def is_ready(self) -> bool:
         return await self.why_unready() == ""
@@ -56,7 +62,7 @@ class Process:
             except OSError as error:
                 return repr(error)
 
-        assert self.process.returncode is None, "the service ended by itself"
+        assert self.process.returncode is None, f"the service ended by itself:\n{self.log_end()}"
         return await asyncio.to_thread(ask)
 
     async def metric(self, name: str, **labels: str) -> float:
@@ -70,6 +76,9 @@ class Process:
         families = text_string_to_metric_families(await asyncio.to_thread(ask))
         samples = (sample for family in families for sample in family.samples)
         return next((s.value for s in samples if s.name == name and s.labels == labels), 0.0)
+
+    def log_end(self) -> str:
+        return self.log.read_text(errors="replace")[-_SHOWN_CHARACTERS:]
 
     async def stop(self) -> int:
         if self.process.returncode is None:
@@ -91,7 +100,26 @@ class Ingestion:
     group: str = field(default_factory=lambda: f"test-{uuid.uuid4()}")
     # Many tests share the broker, and with it the topic.
     dataset: str = field(default_factory=lambda: f"d-{uuid.uuid4()}")
+    # Rejected events with ids up to this one are of tests before.
+    rejected_before: int = 0
     processes: list[Process] = field(default_factory=list)
+
+    async def begin_here(self) -> None:
+        """Have the consumer group begin behind what other tests left in the topic."""
+        declared = topics.load_topics()
+        await topics.ensure_topics(self.bootstrap, declared.values())
+        partitions = [TopicPartition(topics.SAMPLES, n) for n in range(declared[topics.SAMPLES].partitions)]
+        async with AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap, group_id=self.group, enable_auto_commit=False
+        ) as consumer:
+            consumer.assign(partitions)
+            await consumer.commit(await consumer.end_offsets(partitions))
+
+    async def for_another_test(self, process: Process) -> Ingestion:
+        """The same service, with a dataset of the test's own and no rejected events so far."""
+        async with self.stub(process) as stub:
+            newest = (await stub.ListRejected(api.ListRejectedRequest(page_size=1))).rejected
+        return replace(self, dataset=f"d-{uuid.uuid4()}", rejected_before=newest[0].id if newest else 0)
 
     async def start(self, **environment: str) -> Process:
         grpc_port, http_port = free_port(), free_port()
@@ -112,7 +140,7 @@ class Ingestion:
                     **environment,
                 },
             )
-        started = Process(process, f"127.0.0.1:{grpc_port}", http_port)
+        started = Process(process, f"127.0.0.1:{grpc_port}", http_port, log)
         self.processes.append(started)
         return started
 
@@ -175,7 +203,7 @@ class Ingestion:
                 await acknowledged
 
     async def caught_up(self, process: Process) -> None:
-        """Wait until the process has read what other tests left in the topic, every partition of it."""
+        """Wait until the process has read what stands in the topic, every partition of it."""
         nowhere = f"caught-up-{uuid.uuid4()}"
         async with AIOKafkaProducer(bootstrap_servers=self.bootstrap) as producer:
             partitions = await producer.partitions_for(topics.SAMPLES)
@@ -224,10 +252,11 @@ class Ingestion:
         token = ""
         async with self.stub(process) as stub:
             while True:
-                page = await stub.ListRejected(api.ListRejectedRequest(page_size=1000, page_token=token))
-                found += page.rejected
+                page = await stub.ListRejected(api.ListRejectedRequest(page_size=_PAGE, page_token=token))
+                own = [sample for sample in page.rejected if sample.id > self.rejected_before]
+                found += own
                 token = page.next_page_token
-                if not token:
+                if not token or len(own) < len(page.rejected):
                     return found[::-1]
 
     def is_own(self, sample: api.RejectedSample) -> bool:
@@ -262,3 +291,23 @@ class Ingestion:
             if process.process.returncode is None:
                 process.process.kill()
                 await process.process.wait()
+
+
+class Running(NamedTuple):
+    """An environment, and the process that runs in it."""
+
+    ingestion: Ingestion
+    process: Process
+
+
+@asynccontextmanager
+async def ingestion_on(
+    kafka_bootstrap: str, postgres_dsn: str, store_uri: str, folder: Path
+) -> AsyncIterator[Ingestion]:
+    """An environment in which no process runs yet, and none does afterwards."""
+    environment = Ingestion(kafka_bootstrap, postgres_dsn, store_uri, folder)
+    await environment.begin_here()
+    try:
+        yield environment
+    finally:
+        await environment.close()

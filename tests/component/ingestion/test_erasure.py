@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import deltalake
 import pyarrow as pa
 import pytest
-from tests.support.ingestion import Headers, Ingestion, Process
+from tests.support.ingestion import Headers, Ingestion, Process, Running
 from tests.support.traces_of_data import files_with, sql_tables_with
 from tests.support.waiting import eventually
 
@@ -29,7 +29,7 @@ BUSY = {"HEADRACE_INGESTION_MERGE_MIN_FILES": "3", "HEADRACE_INGESTION_MAINTENAN
 
 
 def subject(ingestion: Ingestion) -> str:
-    """This test's own: what others left in the topic is of no dataset here, and would be erased, too."""
+    """This test's own: rejected events of no dataset here, as other tests' are, would be erased, too."""
     return f"subject-of-{ingestion.dataset}"
 
 
@@ -220,8 +220,8 @@ async def test_rows_that_arrive_meanwhile_stay(ingestion: Ingestion) -> None:
     assert version.row_count == 21
 
 
-async def test_checkpoints_of_before_hold_no_file_of_the_subject(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready(HEADRACE_INGESTION_MERGE_MIN_FILES="1000")
+async def test_checkpoints_of_before_hold_no_file_of_the_subject(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     await stored(ingestion, process, sample(ingestion, 1, subject(ingestion)), sample(ingestion, 2, "other"))
     version = await commit(ingestion, process)
@@ -236,8 +236,8 @@ async def test_checkpoints_of_before_hold_no_file_of_the_subject(ingestion: Inge
     assert [entry["operation"] for entry in history]
 
 
-async def test_what_does_not_exist_is_not_erased(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_what_does_not_exist_is_not_erased(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     with pytest.raises(NotFound) as missing:
         await request(ingestion, process)
     assert missing.value.reason == "DATASET_NOT_FOUND"
@@ -247,6 +247,6 @@ async def test_what_does_not_exist_is_not_erased(ingestion: Ingestion) -> None:
             await stub.GetErasure(erasure_pb2.GetErasureRequest(id="none"))
     assert unknown.value.reason == "ERASURE_NOT_FOUND"
     await ingestion.apply(process)
-    await request(ingestion, process, "nobody")
+    await request(ingestion, process)
     done = await erased(ingestion, process)
     assert (done.row_count, done.rejected_count, list(done.versions)) == (0, 0, [])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.ingestion import Ingestion, Process
+from tests.support.ingestion import Ingestion, Process, Running
 from tests.support.waiting import eventually
 from typer.testing import CliRunner, Result
 
@@ -54,9 +54,9 @@ def headrace_of(ingestion: Ingestion, process: Process, data: Path) -> Headrace:
 
 
 async def test_a_files_faults_are_named_and_nothing_is_stored(
-    ingestion: Ingestion, file: Path, tmp_path: Path
+    shared_ingestion: Running, file: Path, tmp_path: Path
 ) -> None:
-    process = await ingestion.start_ready()
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     headrace = headrace_of(ingestion, process, tmp_path)
     shown = await headrace("dataset", "validate", str(file), "--dataset", ingestion.dataset)
@@ -120,9 +120,9 @@ async def test_a_files_faults_are_named_and_nothing_is_stored(
     ],
 )
 async def test_samples_need_a_schema_that_makes_sense(
-    ingestion: Ingestion, request_: api.ValidateSamplesRequest, kind: type[HeadraceError], reason: str
+    shared_ingestion: Running, request_: api.ValidateSamplesRequest, kind: type[HeadraceError], reason: str
 ) -> None:
-    process = await ingestion.start_ready()
+    ingestion, process = shared_ingestion
     async with ingestion.stub(process) as stub:
         with pytest.raises(kind) as caught:
             async for _ in stub.ValidateSamples(iter([request_])):
@@ -130,8 +130,8 @@ async def test_samples_need_a_schema_that_makes_sense(
     assert caught.value.reason == reason
 
 
-async def test_samples_are_judged_request_by_request(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_samples_are_judged_request_by_request(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     requests = [
         api.ValidateSamplesRequest(
             schema=ingestion.schema(), json=[b"{", b'{"id":"p","radius":1,"malignant":1}']
@@ -147,9 +147,9 @@ async def test_samples_are_judged_request_by_request(ingestion: Ingestion) -> No
 
 
 async def test_an_import_stores_each_row_once_however_often_it_is_run(
-    ingestion: Ingestion, file: Path, tmp_path: Path
+    shared_ingestion: Running, file: Path, tmp_path: Path
 ) -> None:
-    process = await ingestion.start_ready()
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     more = tmp_path / "more.jsonl"
     more.write_text('{"id": "q", "radius": 1, "malignant": 1}\n\n{"id": "r", "radius": 2, "malignant": 0}\n')
@@ -175,10 +175,10 @@ async def test_an_import_stores_each_row_once_however_often_it_is_run(
 
 
 async def test_an_import_that_was_cut_off_goes_on_where_it_was(
-    ingestion: Ingestion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_ingestion: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headrace.client.importing.BATCH", 10)
-    process = await ingestion.start_ready()
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     file = tmp_path / "long.csv"
     file.write_text(csv_of("p", 35))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests.support.ingestion import Headers, Ingestion
+from tests.support.ingestion import Headers, Ingestion, ingestion_on
 from tests.support.waiting import eventually
 
 from headrace.ingestion.domain.content_hash import hash_rows, to_hex
@@ -39,9 +39,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def ingestion(
     kafka_bootstrap: str, postgres_dsn: str, small_disk: Path, tmp_path: Path
 ) -> AsyncIterator[Ingestion]:
-    environment = Ingestion(kafka_bootstrap, postgres_dsn, (small_disk / "store").as_uri(), tmp_path)
-    yield environment
-    await environment.close()
+    store_uri = (small_disk / "store").as_uri()
+    async with ingestion_on(kafka_bootstrap, postgres_dsn, store_uri, tmp_path) as environment:
+        yield environment
 
 
 def record(ingestion: Ingestion, number: int) -> tuple[bytes, bytes, Headers]:

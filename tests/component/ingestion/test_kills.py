@@ -107,7 +107,7 @@ async def test_a_kill_loses_nothing_and_doubles_nothing(
         # Several batches, so that the kill is in the middle of the work.
         "HEADRACE_INGESTION_BATCH_EVENTS": "15",
     }
-    # Other tests' events stand in the topic: they are read first, so that the kill hits this test's own.
+    # What stands in the topic is read first, so that the kill hits this test's own events.
     before = await ingestion.start_ready()
     await ingestion.apply(before, rows=10, seconds=0.5)
     await ingestion.caught_up(before)

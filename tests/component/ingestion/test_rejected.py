@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
-from tests.support.ingestion import Headers, Ingestion, Process
+from tests.support.ingestion import Headers, Ingestion, Process, Running
 from tests.support.services import until_outbox_empty
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -92,8 +92,8 @@ async def replayed_record(ingestion: Ingestion, entry: api.RejectedSample) -> Co
                 return record
 
 
-async def test_a_replay_after_the_schema_was_relaxed_stores_one_row(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_replay_after_the_schema_was_relaxed_stores_one_row(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     await ingestion.publish([bad(ingestion)])
     [entry] = await rejected(ingestion, process)
@@ -122,8 +122,8 @@ async def test_a_replay_after_the_schema_was_relaxed_stores_one_row(ingestion: I
     assert len(await ingestion.rejected(process)) == 1
 
 
-async def test_a_corrected_replay_is_judged_by_what_was_corrected(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_corrected_replay_is_judged_by_what_was_corrected(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     elsewhere = f"{ingestion.dataset}-nowhere"
     await ingestion.publish([bad(ingestion, 1, ce_subject=elsewhere), bad(ingestion, 2, ce_id=None)])
@@ -144,8 +144,8 @@ async def test_a_corrected_replay_is_judged_by_what_was_corrected(ingestion: Ing
     assert (await get(ingestion, process, lost.id)).payload == lost.payload
 
 
-async def test_a_structured_event_is_corrected_like_others(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_structured_event_is_corrected_like_others(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     elsewhere = f"{ingestion.dataset}-nowhere"
     envelope = {
@@ -172,8 +172,10 @@ async def test_a_structured_event_is_corrected_like_others(ingestion: Ingestion)
     assert (row["id"], row["_event_id"]) == ("p1", envelope["id"])
 
 
-async def test_a_replay_that_is_rejected_again_refers_to_the_one_it_came_from(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_replay_that_is_rejected_again_refers_to_the_one_it_came_from(
+    shared_ingestion: Running,
+) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     await ingestion.publish([bad(ingestion)])
     [first] = await rejected(ingestion, process)
@@ -226,9 +228,9 @@ async def test_rejected_events_are_counted_when_they_are_stored(ingestion: Inges
 
 
 async def test_an_event_that_only_says_that_it_is_a_replay_is_rejected_like_others(
-    ingestion: Ingestion,
+    shared_ingestion: Running,
 ) -> None:
-    process = await ingestion.start_ready()
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     await ingestion.publish([bad(ingestion, 0)])
     [first] = await rejected(ingestion, process)
@@ -245,8 +247,8 @@ async def test_an_event_that_only_says_that_it_is_a_replay_is_rejected_like_othe
     assert Counter(entry.replay_of for entry in found) == {0: 9, first.id: 1}
 
 
-async def test_all_that_wait_are_replayed_once(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_all_that_wait_are_replayed_once(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     # More than a page.
     count = 600
@@ -275,8 +277,8 @@ async def test_all_that_wait_are_replayed_once(ingestion: Ingestion) -> None:
     assert len(rows) == count
 
 
-async def test_what_is_rejected_again_meanwhile_is_not_replayed_again(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_what_is_rejected_again_meanwhile_is_not_replayed_again(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     await ingestion.publish([bad(ingestion, number) for number in range(2)])
     await rejected(ingestion, process, 2)
@@ -290,8 +292,8 @@ async def test_what_is_rejected_again_meanwhile_is_not_replayed_again(ingestion:
         assert (answer.replayed_count, answer.next_page_token) == (0, "")
 
 
-async def test_a_discarded_event_stays_and_says_why(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_discarded_event_stays_and_says_why(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     await ingestion.publish([bad(ingestion, number) for number in range(3)])
     first, second, third = await rejected(ingestion, process, 3)
@@ -318,8 +320,8 @@ async def test_a_discarded_event_stays_and_says_why(ingestion: Ingestion) -> Non
     assert kept[2].payload == third.payload
 
 
-async def test_an_event_that_is_too_large_to_be_replayed_is_told(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_an_event_that_is_too_large_to_be_replayed_is_told(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process)
     key, _, headers = bad(ingestion)
     # Small enough for ingestion, and too large for what publishes for it.
@@ -339,8 +341,8 @@ async def test_an_event_that_is_too_large_to_be_replayed_is_told(ingestion: Inge
     assert len(await eventually(ingestion.rows, bool)) == 1
 
 
-async def test_a_selection_or_a_correction_that_means_nothing_is_refused(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_selection_or_a_correction_that_means_nothing_is_refused(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     correction = api.Correction(payload=b"{}")
     async with ingestion.stub(process) as stub:
         calls = {
@@ -501,8 +503,8 @@ async def test_a_held_cut_is_made_by_whoever_asks_for_it(ingestion: Ingestion) -
     assert version.row_count == 1
 
 
-async def test_what_a_dataset_says_of_rejected_events_is_kept_and_checked(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_what_a_dataset_says_of_rejected_events_is_kept_and_checked(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await declare(ingestion, process, rejects=api.Rejects())
     rejects = (await described(ingestion, process)).rejects
     assert (rejects.alert_share, rejects.window.seconds, rejects.hold_cut) == (0.05, 600, False)

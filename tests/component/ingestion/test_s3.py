@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from tests.component.ingestion.test_delta_tables import DATASET, NAMES, append_of
 from tests.support.faulty_http import Fault, FaultyHttp, faulty_http
-from tests.support.ingestion import Headers, Ingestion, Process
+from tests.support.ingestion import Headers, Ingestion, Process, ingestion_on
 from tests.support.s3 import BUCKET, s3_server, use_s3
 from tests.support.waiting import eventually
 
@@ -91,9 +91,8 @@ async def proxy(s3_endpoint: str) -> AsyncIterator[FaultyHttp]:
 async def on_s3(
     kafka_bootstrap: str, postgres_dsn: str, root: str, tmp_path: Path
 ) -> AsyncIterator[Ingestion]:
-    environment = Ingestion(kafka_bootstrap, postgres_dsn, root, tmp_path)
-    yield environment
-    await environment.close()
+    async with ingestion_on(kafka_bootstrap, postgres_dsn, root, tmp_path) as environment:
+        yield environment
 
 
 def record(ingestion: Ingestion, number: int) -> tuple[bytes, bytes, Headers]:

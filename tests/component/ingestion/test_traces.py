@@ -17,7 +17,7 @@ Trace = tuple[str, str]
 
 
 def new_trace() -> Trace:
-    """The ids of a trace and a span: other tests' events, which the process reads too, have their own."""
+    """The ids of a trace and a span of it."""
     return uuid.uuid4().hex, uuid.uuid4().hex[:16]
 
 

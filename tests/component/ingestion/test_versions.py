@@ -9,7 +9,7 @@ from datetime import datetime
 import asyncpg
 import pyarrow as pa
 import pytest
-from tests.support.ingestion import Ingestion, Process
+from tests.support.ingestion import Ingestion, Process, Running
 from tests.support.waiting import eventually
 
 from headrace import splits
@@ -67,8 +67,8 @@ def tag(value: str) -> versions.VersionName:
     return versions.VersionName(tag=value)
 
 
-async def test_each_version_has_the_profile_of_all_its_rows(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_each_version_has_the_profile_of_all_its_rows(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     await cut(ingestion, process, range(100))
     await cut(ingestion, process, range(100, 200))
@@ -101,9 +101,9 @@ async def test_each_version_has_the_profile_of_all_its_rows(ingestion: Ingestion
 
 @pytest.mark.parametrize("by", [api.SPLIT_BY_KEY, api.SPLIT_BY_TIME])
 async def test_each_version_has_its_rows_by_split_and_class(
-    ingestion: Ingestion, by: api.SplitBy.ValueType
+    shared_ingestion: Running, by: api.SplitBy.ValueType
 ) -> None:
-    process = await ingestion.start_ready()
+    ingestion, process = shared_ingestion
     split = api.Split(train=0.5, validation=0.25, test=0.25, by=by)
     request = api.ApplyDatasetRequest(name=ingestion.dataset, schema=ingestion.schema(), split=split)
     async with ingestion.stub(process) as stub:
@@ -147,9 +147,9 @@ async def test_each_version_has_its_rows_by_split_and_class(
 
 
 async def test_a_version_from_before_profiles_has_none_and_the_next_has_one_of_all_rows(
-    ingestion: Ingestion,
+    shared_ingestion: Running,
 ) -> None:
-    process = await ingestion.start_ready()
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     await cut(ingestion, process, range(10))
     connection = await asyncpg.connect(ingestion.dsn, server_settings={"search_path": "ingestion"})
@@ -169,8 +169,8 @@ async def test_a_version_from_before_profiles_has_none_and_the_next_has_one_of_a
     assert [field.count + field.null_count for field in profile.fields] == [15] * 4
 
 
-async def test_a_tag_names_one_version_and_moves_only_by_force(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_tag_names_one_version_and_moves_only_by_force(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     for start in (0, 3):
         await cut(ingestion, process, range(start, start + 3))
@@ -210,8 +210,8 @@ async def test_a_tag_names_one_version_and_moves_only_by_force(ingestion: Ingest
             assert unnamed.value.reason == "VERSION_NOT_NAMED"
 
 
-async def test_a_pin_stays_until_it_is_taken_away(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_pin_stays_until_it_is_taken_away(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     for start in (0, 3):
         await cut(ingestion, process, range(start, start + 3))
@@ -232,8 +232,8 @@ async def test_a_pin_stays_until_it_is_taken_away(ingestion: Ingestion) -> None:
         assert unknown.value.reason == "DATASET_NOT_FOUND"
 
 
-async def test_a_version_is_read_as_it_was(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_version_is_read_as_it_was(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     await cut(ingestion, process, range(20))
     await cut(ingestion, process, range(20, 30))
@@ -261,8 +261,8 @@ async def replay(
     return answers[-1]
 
 
-async def test_a_replay_makes_the_same_hash_whatever_else_is_on_the_topic(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_replay_makes_the_same_hash_whatever_else_is_on_the_topic(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     broken = ingestion.headers(f"{ingestion.dataset}-broken")
     elsewhere = ingestion.headers("other", ce_subject=f"{ingestion.dataset}-other")
@@ -285,8 +285,10 @@ async def test_a_replay_makes_the_same_hash_whatever_else_is_on_the_topic(ingest
     assert len(await ingestion.rows()) == 80
 
 
-async def test_a_replay_by_another_schema_does_not_say_that_the_data_differs(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_replay_by_another_schema_does_not_say_that_the_data_differs(
+    shared_ingestion: Running,
+) -> None:
+    ingestion, process = shared_ingestion
     await ingestion.apply(process)
     # 0.1 is no float32.
     tenth = json.dumps({"id": "p0", "radius": 0.1, "malignant": 1}).encode()
@@ -308,8 +310,8 @@ async def test_a_replay_by_another_schema_does_not_say_that_the_data_differs(ing
         assert caught.value.reason == "SCHEMA_CHANGED"
 
 
-async def test_a_version_that_breaks_a_rule_is_told_of_with_the_reason(ingestion: Ingestion) -> None:
-    process = await ingestion.start_ready()
+async def test_a_version_that_breaks_a_rule_is_told_of_with_the_reason(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
     rule = quality_pb2.QualityRule
     rules = [
         rule(null_share=rule.NullShare(field="grade", max=0.3), action=quality_pb2.QUALITY_ACTION_BLOCK),
