@@ -8,17 +8,20 @@ import math
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer
+from tests.conftest import Background, new_database
 from tests.support.services import ServiceProcess, platform, until_outbox_empty
 
 from headrace.api.registry.v1 import registry_pb2 as api
 from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.embedded.parts.postgres import Postgres
 from headrace.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from headrace.messaging.topics import MODEL_VERSIONS
 from headrace.rpc.client import channel
@@ -30,20 +33,70 @@ BYTES = bytes(range(256)) * 5000
 PROMOTION = ["model-version-registered", "model-version-promoted", "alias-changed"]
 
 
+@asynccontextmanager
+async def started(
+    kafka_bootstrap: str, postgres_dsn: str, store_uri: str, folder: Path
+) -> AsyncIterator[ServiceProcess]:
+    service = ServiceProcess("registry", folder, platform(kafka_bootstrap, postgres_dsn, store_uri))
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+@asynccontextmanager
+async def calling(registry: ServiceProcess) -> AsyncIterator[registry_pb2_grpc.RegistryServiceAsyncStub]:
+    async with channel(registry.target) as opened:
+        yield registry_pb2_grpc.RegistryServiceStub(opened)
+
+
+@pytest.fixture(scope="module")
+def shared_dsn(background: Background, postgres_server: Postgres) -> Iterator[str]:
+    with background.holding(new_database(postgres_server)) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def shared_store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return (tmp_path_factory.mktemp("registry") / "store").as_uri()
+
+
+@pytest.fixture(scope="module")
+def shared_registry(
+    background: Background,
+    kafka_bootstrap: str,
+    shared_dsn: str,
+    shared_store_uri: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ServiceProcess]:
+    """One registry for tests that harm nothing and look at nothing but their own models."""
+    service = started(kafka_bootstrap, shared_dsn, shared_store_uri, tmp_path_factory.mktemp("registry"))
+    with background.holding(service) as registry:
+        yield registry
+
+
+@pytest.fixture
+async def stub(
+    shared_registry: ServiceProcess,
+) -> AsyncIterator[registry_pb2_grpc.RegistryServiceAsyncStub]:
+    async with calling(shared_registry) as stub:
+        yield stub
+
+
 @pytest.fixture
 async def registry(
     kafka_bootstrap: str, postgres_dsn: str, store_uri: str, tmp_path: Path
 ) -> AsyncIterator[ServiceProcess]:
-    service = ServiceProcess("registry", tmp_path, platform(kafka_bootstrap, postgres_dsn, store_uri))
-    await service.start()
-    yield service
-    await service.stop()
+    """A registry of the test's own."""
+    async with started(kafka_bootstrap, postgres_dsn, store_uri, tmp_path) as registry:
+        yield registry
 
 
 @pytest.fixture
-async def stub(registry: ServiceProcess) -> AsyncIterator[registry_pb2_grpc.RegistryServiceAsyncStub]:
-    async with channel(registry.target) as opened:
-        yield registry_pb2_grpc.RegistryServiceStub(opened)
+async def own_stub(registry: ServiceProcess) -> AsyncIterator[registry_pb2_grpc.RegistryServiceAsyncStub]:
+    async with calling(registry) as stub:
+        yield stub
 
 
 @pytest.fixture
@@ -178,8 +231,9 @@ async def test_a_version_that_misses_a_gate_is_refused_with_the_reason(
 
 
 async def test_damaged_bytes_are_refused_and_leave_nothing(
-    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str, store_uri: str
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str, shared_store_uri: str
 ) -> None:
+    before = stored_files(shared_store_uri)
     await stub.ApplyModel(api.ApplyModelRequest(name=model))
     await stub.CreateModelVersion(creation(model, "r1"))
     with pytest.raises(DataLoss, match="arrived with"):
@@ -190,15 +244,16 @@ async def test_damaged_bytes_are_refused_and_leave_nothing(
     with pytest.raises(DataLoss, match=r"more than the 1280000 bytes") as mismatch:
         await stub.UploadArtifact([header, *chunks, *chunks])
     assert mismatch.value.reason == "CHECKSUM_MISMATCH"
-    assert stored_files(store_uri) == []
+    assert stored_files(shared_store_uri) == before
     with pytest.raises(FailedPrecondition) as missing:
         await stub.CommitModelVersion(committing(model, 1))
     assert missing.value.reason == "ARTIFACT_MISSING"
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_repeated(
-    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str, store_uri: str
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str, shared_store_uri: str
 ) -> None:
+    before = stored_files(shared_store_uri)
     await stub.ApplyModel(api.ApplyModelRequest(name=model))
     await stub.CreateModelVersion(creation(model, "r1"))
     halfway = asyncio.Event()
@@ -218,7 +273,9 @@ async def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_repeated(
     assert not opened.artifacts
 
     stored = await stub.UploadArtifact(parts(model, 1))
-    assert stored_files(store_uri) == [stored.uri.removeprefix(store_uri + "/")]
+    assert stored_files(shared_store_uri) == sorted(
+        [*before, stored.uri.removeprefix(f"{shared_store_uri}/")]
+    )
 
 
 async def test_an_empty_artifact_and_a_replaced_one_are_kept_as_sent(
@@ -300,7 +357,7 @@ async def test_the_champion_is_the_newest_promoted_version(
 
 
 async def test_gates_that_change_are_told_and_judge_only_what_comes(
-    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str, postgres_dsn: str
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str, shared_dsn: str
 ) -> None:
     first = await stub.ApplyModel(api.ApplyModelRequest(name=model, gates=[gate(0.9)]))
     assert first == await stub.ApplyModel(api.ApplyModelRequest(name=model, gates=[gate(0.9)]))
@@ -313,7 +370,7 @@ async def test_gates_that_change_are_told_and_judge_only_what_comes(
     kept = await stub.GetModelVersion(api.GetModelVersionRequest(model=model, version=1))
     assert kept.state == api.MODEL_VERSION_STATE_PROMOTED
 
-    connection = await asyncpg.connect(postgres_dsn)
+    connection = await asyncpg.connect(shared_dsn)
     try:
         rows = await connection.fetch("SELECT * FROM registry.audit WHERE model = $1 ORDER BY id", model)
     finally:
@@ -354,36 +411,36 @@ async def test_the_callers_trace_goes_on_in_the_version_and_its_events(
 
 
 async def test_versions_and_models_come_in_pages(
-    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str
+    own_stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str
 ) -> None:
-    await stub.ApplyModel(api.ApplyModelRequest(name=model))
-    await stub.ApplyModel(api.ApplyModelRequest(name=f"{model}-b"))
+    await own_stub.ApplyModel(api.ApplyModelRequest(name=model))
+    await own_stub.ApplyModel(api.ApplyModelRequest(name=f"{model}-b"))
     for number in range(1, 6):
-        await stub.CreateModelVersion(creation(model, f"r{number}"))
+        await own_stub.CreateModelVersion(creation(model, f"r{number}"))
     seen: list[int] = []
     request = api.ListModelVersionsRequest(model=model, page_size=2)
     while True:
-        page = await stub.ListModelVersions(request)
+        page = await own_stub.ListModelVersions(request)
         assert len(page.versions) <= 2
         seen += [version.version for version in page.versions]
         if not page.next_page_token:
             break
         request.page_token = page.next_page_token
     assert seen == [5, 4, 3, 2, 1]
-    first = await stub.ListModels(api.ListModelsRequest(page_size=1))
-    rest = await stub.ListModels(api.ListModelsRequest(page_token=first.next_page_token))
+    first = await own_stub.ListModels(api.ListModelsRequest(page_size=1))
+    rest = await own_stub.ListModels(api.ListModelsRequest(page_token=first.next_page_token))
     assert [found.name for found in (*first.models, *rest.models)] == [model, f"{model}-b"]
 
 
 async def test_it_counts_verdicts_and_uploads(
-    registry: ServiceProcess, stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str
+    registry: ServiceProcess, own_stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str
 ) -> None:
-    await stub.ApplyModel(api.ApplyModelRequest(name=model))
-    await stub.CreateModelVersion(creation(model, "r1"))
+    await own_stub.ApplyModel(api.ApplyModelRequest(name=model))
+    await own_stub.CreateModelVersion(creation(model, "r1"))
     with pytest.raises(DataLoss):
-        await stub.UploadArtifact(parts(model, 1, sha256="0" * 64))
-    await stub.UploadArtifact(parts(model, 1))
-    await register(stub, model, 1)
+        await own_stub.UploadArtifact(parts(model, 1, sha256="0" * 64))
+    await own_stub.UploadArtifact(parts(model, 1))
+    await register(own_stub, model, 1)
     text = await asyncio.to_thread(scrape, registry.http_port)
     assert f'{names.METRIC_REGISTRY_VERSIONS}{{state="PROMOTED"}} 1.0' in text
     for outcome in ("failed", "stored", "unchanged"):
