@@ -231,7 +231,6 @@ PAYLOADS = st.one_of(
 )
 
 
-# The first text of a run builds tables of characters, which takes a second on a busy machine.
 @given(st.lists(PAYLOADS, min_size=1, max_size=60))
 def test_columns_and_rows_agree(payloads: list[bytes]) -> None:
     assert_columns_and_rows_agree(payloads)
