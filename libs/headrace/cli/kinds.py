@@ -15,7 +15,7 @@ from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.api.training.v1 import training_pb2 as training
 from headrace.cli.dataset import version_request
 from headrace.cli.numbers import read_number
-from headrace.cli.output import Column, field
+from headrace.cli.output import Column, cell, field
 from headrace.cli.plain import Plain, plain
 from headrace.client import HeadraceClient
 from headrace.errors import InvalidArgument, NotFound
@@ -238,6 +238,10 @@ def _verdict(row: Row) -> str:
     return "-" if row["verdict"] == "UNSPECIFIED" else str(row["verdict"]).lower()
 
 
+def _created(row: Row) -> str:
+    return cell(row["create_time"]) + (", expired" if row["expire_time"] else "")
+
+
 def _split_rows(row: Row) -> str:
     counts = row["split_counts"]
     splits = counts["counts"] if isinstance(counts, dict) else None
@@ -301,8 +305,7 @@ KINDS = (
             field("tags", "tags"),
             field("pinned", "pinned"),
             field("erased rows", "erased_rows", right=True),
-            field("created", "create_time"),
-            field("expired", "expire_time"),
+            Column("created", _created),
         ),
         _versions,
         _version,

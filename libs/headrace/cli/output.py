@@ -70,6 +70,10 @@ _NEXT_STEPS = {
 }
 
 
+# Up to there each whole number is a float.
+_EXACT = 2**53
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table: its heading, and its text made from a row."""
@@ -98,7 +102,8 @@ def cell(value: Plain) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        # A length of time in seconds may have many digits, all of which count.
+        return f"{value:.0f}" if value.is_integer() and abs(value) < _EXACT else f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(map(cell, value))
     if isinstance(value, dict):

@@ -14,6 +14,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
 from headrace.errors import InvalidArgument
 from headrace.ingestion import translation
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
+from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.quality_translation import rule_from_message, rule_to_message
 from headrace.ingestion.split_translation import split_from_message, split_to_message
 from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
@@ -195,7 +196,9 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             reject_alert_time=to_timestamp(episode.begin_time if episode else None),
             quality=map(rule_to_message, dataset.quality),
             split=split_to_message(dataset.split) if dataset.split else None,
-            retention=translation.retention_to_message(dataset.retention),
+            retention=translation.retention_to_message(dataset.retention)
+            if dataset.retention != Retention()
+            else None,
         )
 
     def _version(self, version: DatasetVersion) -> api.DatasetVersion:

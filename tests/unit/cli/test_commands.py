@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf.duration_pb2 import Duration
 from prometheus_client import start_http_server
 from tests.support.cli import Headrace, Services
 
@@ -85,6 +86,14 @@ def test_a_thing_is_described(services: Services, headrace: Headrace) -> None:
     services.answers["GetJob"] = lambda _: job()
     assert "waits for a node" in headrace("describe", "job", JOB).stdout
     assert json.loads(headrace("describe", "jobs", JOB, "-o", "json").stdout)["message"] == "waits for a node"
+
+
+def test_how_long_a_dataset_keeps_things_is_described_to_the_second(
+    services: Services, headrace: Headrace
+) -> None:
+    dataset = ingestion.Dataset(name="d", retention=ingestion.Retention(rows=Duration(seconds=7_776_001)))
+    services.answers["GetDataset"] = lambda _: dataset
+    assert "retention:\n  rows: 7776001\n" in headrace("describe", "dataset", "d").stdout
 
 
 @pytest.mark.parametrize(

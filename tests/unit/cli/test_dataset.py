@@ -85,7 +85,7 @@ def test_versions_are_listed_with_what_they_are(services: Services, headrace: He
                 verdict=quality.VERDICT_WARN,
                 split_counts=split_counts(ingestion.SPLIT_BY_KEY),
             ),
-            version(1),
+            version(1, expire_time=to_timestamp(datetime(2027, 1, 2, tzinfo=UTC))),
         ]
     )
     result = headrace("dataset", "versions", "small")
@@ -95,6 +95,8 @@ def test_versions_are_listed_with_what_they_are(services: Services, headrace: He
     assert newest.split()[:3] == ["small", "2", "200"]
     assert newest.split()[5:9] == ["140/30/30", "warn", "golden", "yes"]
     assert oldest.split()[5:9] == ["-", "-", "-", "no"]
+    assert oldest.endswith("Z, expired")
+    assert newest.rstrip().endswith("Z")
     assert headrace("get", "versions", "small").stdout == result.stdout
 
 
