@@ -182,32 +182,39 @@ def peak_mib(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-async def started_parts(
-    folder: Path,
-    broker_name: str,
-    stack: AsyncExitStack,
-    processes: int = 1,
-    settings: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[Sequence[Service], str]:
-    """Start a broker and a database; the services that are to run on them, and the broker's address."""
+async def started_broker(folder: Path, broker_name: str, stack: AsyncExitStack) -> ApacheKafka | Tansu:
+    """Start a broker that has the platform's topics."""
     logs = folder / "logs"
     broker: ApacheKafka | Tansu
     if broker_name == "kafka":
         broker = ApacheKafka(folder / "kafka", logs, free_port(), free_port())
     else:
         broker = Tansu(folder / "tansu", logs, free_port())
-    database = Postgres(folder / "postgres", logs, free_port(), durable=True)
-    store = folder / "store"
-    store.mkdir()
-    for part in (broker, database):
-        await part.start()
-        stack.push_async_callback(part.stop)
+    await broker.start()
+    stack.push_async_callback(broker.stop)
     await ensure_topics(broker.bootstrap, load_topics().values())
+    return broker
+
+
+async def services_on(
+    broker: ApacheKafka | Tansu,
+    folder: Path,
+    stack: AsyncExitStack,
+    processes: int = 1,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Sequence[Service]:
+    """Start a database; the services that are to run on it, with their own store and consumer group."""
+    logs, store = folder / "logs", folder / "store"
+    database = Postgres(folder / "postgres", logs, free_port(), durable=True)
+    await database.start()
+    stack.push_async_callback(database.stop)
+    store.mkdir(exist_ok=True)
     environment = {
         "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
-        "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka").lower(),
+        "HEADRACE_KAFKA_IDEMPOTENCE": str(isinstance(broker, ApacheKafka)).lower(),
         "HEADRACE_POSTGRES_DSN": database.dsn,
         "HEADRACE_STORE_URI": f"file://{store}",
+        "HEADRACE_INGESTION_CONSUMER_GROUP": f"benchmark-{folder.name}",
         **settings,
     }
     services = [
@@ -216,7 +223,19 @@ async def started_parts(
     ]
     for service in services:
         stack.push_async_callback(service.stop)
-    return services, broker.bootstrap
+    return services
+
+
+async def started_parts(
+    folder: Path,
+    broker_name: str,
+    stack: AsyncExitStack,
+    processes: int = 1,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Sequence[Service], str]:
+    """Start a broker and a database; the services that are to run on them, and the broker's address."""
+    broker = await started_broker(folder, broker_name, stack)
+    return await services_on(broker, folder, stack, processes, settings), broker.bootstrap
 
 
 async def measure(
