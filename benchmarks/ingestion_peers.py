@@ -21,7 +21,7 @@ the last rows so, by the times at which the table's log or files got their names
 process's own, in that time; memory is the largest resident size that the kernel saw. At the end every table
 is read: each event must be a row, once, and have its values.
 
-The engines' jars come from Maven, once, about 400 MB, to `.cache/benchmarks`. All listen on loopback only.
+The engines' jars come from Maven, once, about 500 MB, to `.cache/benchmarks`. All listen on loopback only.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from itertools import accumulate
 from pathlib import Path
 from time import time
 from typing import Final
+from xml.etree import ElementTree
 
 import deltalake
 import numpy as np
@@ -65,6 +66,8 @@ _COLUMNS: Final = ", ".join(
 _READ_SECONDS: Final = 0.2
 # Files that one checkpoint completes get their names within this time.
 _SAME_COMMIT_SECONDS: Final = 0.2
+# Of all that the POMs name, what figures are told apart by.
+_NAMED: Final = ("spark-sql_2.13", "delta-spark_4.2_2.13", "flink-clients", "flink-sql-connector-kafka")
 # Spark reaches into the JDK; its own launcher says so in the same way.
 _OPENED: Final = (
     "java.base/java.lang",
@@ -308,6 +311,17 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[F
     return seen
 
 
+def engine_versions() -> dict[str, str]:
+    """Which engines these are, by their POMs."""
+    pom = "{http://maven.apache.org/POM/4.0.0}"
+    return {
+        name: dependency.findtext(f"{pom}version", "")
+        for engine in ("spark", "flink")
+        for dependency in ElementTree.parse(_SOURCES / engine / "pom.xml").iter(f"{pom}dependency")
+        if (name := dependency.findtext(f"{pom}artifactId", "")) in _NAMED
+    }
+
+
 def median(runs: Sequence[Figures]) -> Figures:
     """Figure by figure."""
     names = [field.name for field in fields(Figures)]
@@ -340,16 +354,16 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
         seen = asyncio.run(measure(Path(folder), options))
-    where = machine("aiokafka", "deltalake", "pyarrow")
+    where = machine("aiokafka", "deltalake", "pyarrow") | engine_versions()
     for name, value in where.items():
-        print(f"{name:10} {value}")
+        print(f"{name:26}{value}")
     medians = {side: median(runs) for side, runs in seen.items()}
     print(f"\n{options.events:,} events after {options.warm_up:,}, medians of {options.rounds} rounds\n")
     print(f"{'':10}{'events/s':>10}{'CPU s/million':>16}{'s/commit':>10}{'peak MiB':>10}")
-    for side, seen_there in medians.items():
+    for side, run in medians.items():
         print(
-            f"{side:10}{seen_there.events_per_second:>10,.0f}{seen_there.cpu_seconds_per_million:>16.1f}"
-            f"{seen_there.commit_seconds:>10.2f}{seen_there.peak_mib:>10,.0f}"
+            f"{side:10}{run.events_per_second:>10,.0f}{run.cpu_seconds_per_million:>16.1f}"
+            f"{run.commit_seconds:>10.2f}{run.peak_mib:>10,.0f}"
         )
     if options.json:
         runs = {side: [asdict(run) for run in found] for side, found in seen.items()}
