@@ -16,6 +16,7 @@ spec:
       sex: {type: string, role: protected, values: [f, m]}
       taken: {type: timestamp, role: time, nullable: true}
       email: {type: string, role: personal, treatment: pseudonymise}   # or drop (the default), encrypt
+    source: {topic: clinic.scans, format: json}       # a topic of your own; or avro, protobuf
     cut: {rows: 500, seconds: 30}
     rejects: {alert_share: 0.05, window: 10m, hold_cut: true}
     quality: [{rule: null_share, field: site, max: 0.01, action: block}]
@@ -80,6 +81,11 @@ FORMATS: Final = {
     name.removeprefix("TENSOR_FORMAT_").lower(): number
     for name, number in ingestion.TensorFormat.items()
     if number != ingestion.TENSOR_FORMAT_UNSPECIFIED
+}
+SOURCE_FORMATS: Final = {
+    name.removeprefix("SOURCE_FORMAT_").lower(): number
+    for name, number in ingestion.SourceFormat.items()
+    if number != ingestion.SOURCE_FORMAT_UNSPECIFIED
 }
 TREATMENTS: Final = {
     name.removeprefix("FIELD_TREATMENT_").lower(): number
@@ -229,7 +235,7 @@ def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
 
 def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec.DatasetSpec:
     required = ("key", "features", "label")
-    optional = ("attributes", "cut", "rejects", "quality", "retention")
+    optional = ("attributes", "source", "cut", "rejects", "quality", "retention")
     entries = document.mapping(place, (*required, *optional), required)
     features = document.entries(entries["features"]) if "features" in entries else {}
     attributes = document.entries(entries["attributes"]) if "attributes" in entries else {}
@@ -243,6 +249,8 @@ def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec
     if "label" in entries:
         schema.label.CopyFrom(_label(document, entries["label"]))
     dataset = scheduling.PipelineSpec.DatasetSpec(schema=schema)
+    if "source" in entries:
+        dataset.source.CopyFrom(_source(document, entries["source"]))
     if "cut" in entries:
         cut = document.mapping(entries["cut"], ("rows", "seconds"))
         dataset.cut.rows = document.integer(cut.get("rows"))
@@ -253,6 +261,14 @@ def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec
     if "retention" in entries:
         dataset.retention.CopyFrom(_retention(document, entries["retention"]))
     return dataset
+
+
+def _source(document: Document, place: Place) -> ingestion.SourceTopic:
+    entries = document.mapping(place, ("topic", "format"), ("topic",))
+    return ingestion.SourceTopic(
+        topic=document.text(entries.get("topic")),
+        format=document.choice(entries.get("format"), SOURCE_FORMATS, ingestion.SOURCE_FORMAT_JSON),
+    )
 
 
 def _rejects(document: Document, place: Place) -> ingestion.Rejects:

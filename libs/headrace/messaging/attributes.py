@@ -66,7 +66,7 @@ def read_attributes(records: Records) -> Attributes:
         sizes,
         plain,
     )
-    times = _sent(records)
+    times = sent_times(records.timestamps)
     _read_times(headers.buffer, starts[_TIME], lengths[_TIME], times, plain)
     return Attributes(
         ids=Spans(headers.buffer, starts[_ID], lengths[_ID]),
@@ -83,11 +83,14 @@ _FIRST_TIME: Final = -62_135_596_800_000
 _LAST_TIME: Final = 253_402_300_799_999
 
 
-def _sent(records: Records) -> Int64s:
-    """Microseconds since the epoch; 0 where a producer wrote 64 bits that are no time of any calendar."""
-    sent = records.timestamps
-    sound = (sent >= _FIRST_TIME) & (sent <= _LAST_TIME)
-    return np.where(sound, sent, 0) * 1000
+def sent_times(timestamps: Int64s) -> Int64s:
+    """When records were sent, in microseconds since the epoch, by what they say in milliseconds.
+
+    0 where a producer wrote 64 bits that are no time of any calendar.
+    """
+    sound = (timestamps >= _FIRST_TIME) & (timestamps <= _LAST_TIME)
+    times: Int64s = np.where(sound, timestamps, 0) * 1000
+    return times
 
 
 @compiled

@@ -56,6 +56,8 @@ def _consumer_client(
         max_poll_interval_ms=ONE_DAY_MS,
         fetch_max_bytes=MAX_FETCH_BYTES,
         max_partition_fetch_bytes=16 << 20,
+        # Others' topics may hold transactions, and what was aborted never happened.
+        isolation_level="read_committed",
         value_deserializer=value_deserializer,
     )
 
@@ -67,5 +69,15 @@ async def cluster_id(bootstrap: str) -> str:
     try:
         description = await admin.describe_cluster()
         return str(description["cluster_id"])
+    finally:
+        await admin.close()
+
+
+async def topic_exists(bootstrap: str, topic: str) -> bool:
+    """Whether the cluster has the topic; asking creates none."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        return topic in await admin.list_topics()
     finally:
         await admin.close()

@@ -18,6 +18,7 @@ from headrace.ingestion.cutter import Cutter
 from headrace.ingestion.eraser import Eraser
 from headrace.ingestion.erasure_grpc_api import ErasureServicer
 from headrace.ingestion.expirer import Expirer
+from headrace.ingestion.feeds import Feeds
 from headrace.ingestion.grpc_api import IngestionServicer
 from headrace.ingestion.maintainer import Maintainer
 from headrace.ingestion.reject_watch import RejectWatch
@@ -50,7 +51,7 @@ from headrace.ingestion.use_cases.versions import Versions
 from headrace.ingestion.use_cases.watch_rejects import WatchRejects
 from headrace.ingestion.versions_grpc_api import DatasetVersionServicer
 from headrace.ingestion.warm_up import warm_up
-from headrace.messaging.client import batch_consumer_client, cluster_id
+from headrace.messaging.client import batch_consumer_client, cluster_id, topic_exists
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import ensure_topics, load_topics
 from headrace.objects.store import ObjectStore, delta_storage_options
@@ -149,7 +150,9 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     servicer = IngestionServicer(
         catalogue,
         tables,
-        apply_dataset=ApplyDataset(catalogue, tables, clock=utc_now, keys=keys),
+        apply_dataset=ApplyDataset(
+            catalogue, tables, partial(topic_exists, platform.kafka_bootstrap), clock=utc_now, keys=keys
+        ),
         append_samples=AppendSamples(
             catalogue, producer, clock=utc_now, max_event_bytes=settings.max_event_bytes
         ),
@@ -210,6 +213,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             keys=keys,
         ),
         cluster_id=partial(cluster_id, platform.kafka_bootstrap),
+        feeds=Feeds(catalogue, consumer),
         stored=cutter.touched,
         settings=settings,
         health=runner.health,

@@ -1,4 +1,4 @@
-"""The samples topic: records into batches, batches to the use case, offsets back to Kafka.
+"""The samples topic, and those of datasets: records into batches, batches to the use case, offsets to Kafka.
 
 Offsets are committed last, and only as a bookmark: which events a table holds is in the table itself, so
 that records which are read again after a crash or a rebalance change nothing.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from opentelemetry.trace import SpanKind
 from headrace.errors import one_line
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import SourcePartition
+from headrace.ingestion.domain.source_topic import Feed
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.judge_batch import Batch
 from headrace.ingestion.use_cases.ports import Span
@@ -62,6 +63,11 @@ class _Collected:
     def count(self) -> int:
         return sum(batch.count for batches in self.batches.values() for batch in batches)
 
+    def by_topic(self) -> Iterator[tuple[str, _Collected]]:
+        for topic in {partition.topic: None for partition in self.batches}:
+            own = {partition: some for partition, some in self.batches.items() if partition.topic == topic}
+            yield topic, _Collected(self.assignment, own)
+
 
 class SamplesConsumer:
     """Reads samples until it is told to stop."""
@@ -72,14 +78,21 @@ class SamplesConsumer:
         store: StoreBatch,
         *,
         cluster_id: Callable[[], Awaitable[str]],
+        feeds: Callable[[], Awaitable[Mapping[str, Feed]]],
         stored: Callable[[Collection[str]], None],
         settings: Settings,
         health: Health,
     ) -> None:
-        """`consumer` is started and not subscribed; `stored` hears which datasets got rows."""
+        """`consumer` is started and not subscribed; `stored` hears which datasets got rows.
+
+        `feeds` looks for the topics that are read beside the samples topic.
+        """
         self._consumer = consumer
         self._store = store
         self._fetch_cluster_id = cluster_id
+        self._fetch_feeds = feeds
+        self._feeds: Mapping[str, Feed] = {}
+        self._topics: set[str] = set()
         self._stored = stored
         self._settings = settings
         self._health = health
@@ -94,11 +107,12 @@ class SamplesConsumer:
 
     async def run(self) -> None:
         """Consume until `drain`."""
-        self._consumer.subscribe([SAMPLES], listener=_Listener(self))
+        await self._subscribe()
         self._health.set_ready(COMPONENT, True)
         # While a batch is stored, the next one is collected.
         collecting = asyncio.create_task(self._collect())
         stopping = asyncio.create_task(self._stopping.wait())
+        following = asyncio.create_task(self._follow_feeds())
         try:
             while not self._stopping.is_set():
                 # During a rebalance a fetch waits for its end, whatever timeout it was given.
@@ -107,13 +121,14 @@ class SamplesConsumer:
                     break
                 collected = collecting.result()
                 collecting = asyncio.create_task(self._collect())
-                if collected.count:
-                    await self._process(collected)
+                for topic, some in collected.by_topic():
+                    await self._process(topic, some)
         finally:
             # What was collected and not stored is read again by whoever is next.
             collecting.cancel()
             stopping.cancel()
-            await asyncio.gather(collecting, stopping, return_exceptions=True)
+            following.cancel()
+            await asyncio.gather(collecting, stopping, following, return_exceptions=True)
             self._stopped.set()
 
     async def drain(self) -> None:
@@ -132,6 +147,25 @@ class SamplesConsumer:
             self._store.forget()
             # Whoever reads a partition now tells its lag.
             metrics.LAG.clear()
+
+    async def _follow_feeds(self) -> None:
+        while not await self._stops_within(self._settings.feeds_seconds):
+            await self._subscribe()
+
+    async def _subscribe(self) -> None:
+        """Read the samples topic, and what datasets name."""
+        try:
+            feeds = await self._fetch_feeds()
+        except Exception as error:
+            logger.warning("topics of datasets were not looked for: %s", one_line(error))
+            feeds = self._feeds
+        topics = {SAMPLES, *feeds}
+        # Between two batches: the partitions that stay are assigned anew, too.
+        async with self._batch_lock:
+            self._feeds = feeds
+            if topics != self._topics:
+                self._consumer.subscribe(sorted(topics), listener=_Listener(self))
+                self._topics = topics
 
     async def _collect(self) -> _Collected:
         """Up to a batch of records: all that there is, or what arrives soon after the first."""
@@ -158,14 +192,15 @@ class SamplesConsumer:
                 size += sum(batch.size for batch in some)
         return _Collected(assignment, batches)
 
-    async def _process(self, collected: _Collected) -> None:
-        """Store a batch, however long it takes, unless its partitions are taken away."""
+    async def _process(self, topic: str, collected: _Collected) -> None:
+        """Store a topic's part of a batch, however long it takes, unless its partitions are taken away."""
         pause, failures = _FIRST_PAUSE_SECONDS, 0
         while True:
             try:
                 async with self._batch_lock:
-                    if collected.assignment == self._assignment:
-                        await self._attempt(collected)
+                    # A topic that nobody names any more goes, with what was read of it.
+                    if collected.assignment == self._assignment and topic in self._topics:
+                        await self._attempt(topic, collected)
             except Exception as error:
                 failures += 1
                 metrics.BATCH_FAILURES.inc()
@@ -196,13 +231,13 @@ class SamplesConsumer:
             return False
         return True
 
-    async def _attempt(self, collected: _Collected) -> None:
+    async def _attempt(self, topic: str, collected: _Collected) -> None:
         started = asyncio.get_running_loop().time()
         cluster = await self._cluster_of(collected)
-        batch = await asyncio.to_thread(_batch_of, cluster, collected)
+        batch = await asyncio.to_thread(_batch_of, cluster, topic, collected, self._feeds.get(topic))
         traceparents = _traceparents(batch.attributes)
         with tracing.span(
-            names.SPAN_PROCESS + SAMPLES,
+            names.SPAN_PROCESS + topic,
             kind=SpanKind.CONSUMER,
             parent=traceparents[0] if traceparents else "",
             links=traceparents,
@@ -210,7 +245,7 @@ class SamplesConsumer:
                 names.MESSAGING_SYSTEM: "kafka",
                 names.MESSAGING_OPERATION_NAME: "process",
                 names.MESSAGING_OPERATION_TYPE: "process",
-                names.MESSAGING_DESTINATION: SAMPLES,
+                names.MESSAGING_DESTINATION: topic,
                 names.MESSAGING_CONSUMER_GROUP: self._settings.consumer_group,
                 names.MESSAGING_BATCH_COUNT: len(batch.records),
             },
@@ -269,7 +304,9 @@ class SamplesConsumer:
             metrics.FRESHNESS.observe(max(0.0, now - batches[0].base_timestamp / 1000))
             highwater = self._consumer.highwater(partition)
             if highwater is not None:
-                metrics.LAG.labels(str(partition.partition)).set(max(0, highwater - batches[-1].next_offset))
+                metrics.LAG.labels(partition.topic, str(partition.partition)).set(
+                    max(0, highwater - batches[-1].next_offset)
+                )
 
 
 @asynccontextmanager
@@ -292,11 +329,12 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has
         await self._samples.release()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        partitions = sorted(partition.partition for partition in assigned)
-        logger.info("reading partitions %s of %s", partitions, SAMPLES)
+        for topic in sorted({SAMPLES, *(partition.topic for partition in assigned)}):
+            partitions = sorted(partition.partition for partition in assigned if partition.topic == topic)
+            logger.info("reading partitions %s of %s", partitions, topic)
 
 
-def _batch_of(cluster: str, collected: _Collected) -> Batch:
+def _batch_of(cluster: str, topic: str, collected: _Collected, feed: Feed | None) -> Batch:
     spans = [
         Span(
             SourcePartition(cluster, partition.topic, partition.partition),
@@ -305,8 +343,8 @@ def _batch_of(cluster: str, collected: _Collected) -> Batch:
         )
         for partition, batches in collected.batches.items()
     ]
-    records = decode(SAMPLES, [batch for batches in collected.batches.values() for batch in batches])
-    return Batch(cluster, records, read_attributes(records), spans)
+    records = decode(topic, [batch for batches in collected.batches.values() for batch in batches])
+    return Batch(cluster, records, read_attributes(records), spans, feed)
 
 
 def _traceparents(attributes: Attributes) -> list[str]:

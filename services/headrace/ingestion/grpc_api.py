@@ -16,6 +16,7 @@ from headrace.ingestion import translation
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
 from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.quality_translation import rule_from_message, rule_to_message
+from headrace.ingestion.source_translation import source_from_message, source_to_message
 from headrace.ingestion.split_translation import split_from_message, split_to_message
 from headrace.ingestion.use_cases.append_samples import AppendSamples, NewSample
 from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
@@ -73,8 +74,9 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         quality = [rule_from_message(rule) for rule in request.quality]
         split = split_from_message(request.split) if request.HasField("split") else None
         retention = translation.retention_from_message(request.retention)
+        source = source_from_message(request.source) if request.HasField("source") else None
         return await self._dataset(
-            await self._apply_dataset(request.name, schema, cut, rejects, quality, split, retention)
+            await self._apply_dataset(request.name, schema, cut, rejects, quality, split, retention, source)
         )
 
     async def GetDataset(  # noqa: D102
@@ -199,6 +201,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
             retention=translation.retention_to_message(dataset.retention)
             if dataset.retention != Retention()
             else None,
+            source=source_to_message(dataset.source) if dataset.source else None,
         )
 
     def _version(self, version: DatasetVersion) -> api.DatasetVersion:

@@ -59,7 +59,7 @@ BATCH_FAILURES: Final = Counter(
     "Attempts to store a batch that failed and were repeated",
 )
 LAG: Final = Gauge(
-    names.METRIC_INGESTION_LAG, "Events that are in the topic and not yet in a batch", ["partition"]
+    names.METRIC_INGESTION_LAG, "Events that are in the topic and not yet in a batch", ["topic", "partition"]
 )
 FRESHNESS: Final = Histogram(
     names.METRIC_INGESTION_FRESHNESS,

@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
@@ -13,6 +14,8 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from headrace.errors import Unavailable, one_line
+from headrace.ingestion.domain.avro import UnusableSchema
+from headrace.ingestion.proto_compiler import compile_proto
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.ports import RegisteredSchema
 
@@ -76,9 +79,7 @@ class HttpSchemaRegistry:
         try:
             if response.status_code == HTTPStatus.OK:
                 schema = _Schema.model_validate_json(response.content)
-                return RegisteredSchema(
-                    schema.format, schema.definition, tuple(other.name for other in schema.references)
-                )
+                return await _registered(schema)
             # Only a registry says it like that: a proxy's 404, or a wrong path's, decides nothing.
             if response.status_code == HTTPStatus.NOT_FOUND:
                 error_code = _Error.model_validate_json(response.content).error_code
@@ -89,6 +90,18 @@ class HttpSchemaRegistry:
                 f"answers {response.status_code} to {path} without what it should say"
             ) from error
         raise _unavailable(f"answers {response.status_code} to {path}")
+
+
+async def _registered(schema: _Schema) -> RegisteredSchema:
+    references = tuple(other.name for other in schema.references)
+    registered = RegisteredSchema(schema.format, schema.definition, references)
+    if schema.format != "PROTOBUF" or references:
+        return registered
+    try:
+        descriptors: bytes | UnusableSchema = await asyncio.to_thread(compile_proto, schema.definition)
+    except UnusableSchema as error:
+        descriptors = error
+    return replace(registered, descriptors=descriptors)
 
 
 def _unavailable(what: str) -> Unavailable:

@@ -61,7 +61,8 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="Longest pause before a batch that failed is tried again."
     )
     schema_registry_url: AnyHttpUrl | None = Field(
-        default=None, description="A Confluent-compatible schema registry, for Avro. None: Avro is rejected."
+        default=None,
+        description="A Confluent-compatible schema registry, for Avro and Protobuf. None: they are rejected.",
     )
     schema_registry_user: str = Field(default="", description="Or an API key. Empty: no credentials.")
     schema_registry_password: SecretStr = Field(default=SecretStr(""), description="Or an API key's secret.")
@@ -69,6 +70,9 @@ class Settings(BaseSettings):
         default=5.0, gt=0, description="How long an answer of the registry is waited for."
     )
     schema_registry_kept: int = Field(default=1000, gt=0, description="So many schemas are kept in memory.")
+    feeds_seconds: float = Field(
+        default=5.0, gt=0, description="How often datasets are looked at for topics of their own."
+    )
     sweep_seconds: float = Field(
         default=10.0, gt=0, description="How often all datasets are looked at for versions that are due."
     )

@@ -52,6 +52,7 @@ class GrpcPeers:
                     quality=spec.dataset.quality,
                     split=_split(spec.training.split) if spec.training.HasField("split") else None,
                     retention=spec.dataset.retention if spec.dataset.HasField("retention") else None,
+                    source=spec.dataset.source if spec.dataset.HasField("source") else None,
                 )
             )
 
@@ -135,11 +136,7 @@ def _same(field: str) -> str:
     return field
 
 
-_DATASET_PATHS: Final = _prefixed(
-    {
-        **dict.fromkeys(("schema", "cut", "rejects", "quality", "retention"), "spec.dataset."),
-        "split": "spec.training.",
-    }
-)
+_OF_DATASET: Final = ("schema", "cut", "rejects", "quality", "retention", "source")
+_DATASET_PATHS: Final = _prefixed({**dict.fromkeys(_OF_DATASET, "spec.dataset."), "split": "spec.training."})
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
 _DEPLOYMENT_PATHS: Final = _prefixed({"rollout": "spec.deployment.", "name": "spec.deployment."})

@@ -78,7 +78,7 @@ def written(schema: dict[str, Any], *samples: dict[str, Any]) -> list[bytes]:
 
 
 def rows_of(schema: dict[str, Any], *samples: dict[str, Any]) -> list[dict[str, Any]]:
-    columns = ColumnReader(SCHEMA).read_avro(
+    columns = ColumnReader(SCHEMA).read_framed(
         Spans.of(written(schema, *samples)), AvroReader(json.dumps(schema), SCHEMA)
     )
     assert not columns.faults
@@ -87,7 +87,7 @@ def rows_of(schema: dict[str, Any], *samples: dict[str, Any]) -> list[dict[str, 
 
 
 def fault_of(schema: dict[str, Any], payload: bytes) -> Violation | Malformed:
-    columns = ColumnReader(SCHEMA).read_avro(Spans.of([payload]), AvroReader(json.dumps(schema), SCHEMA))
+    columns = ColumnReader(SCHEMA).read_framed(Spans.of([payload]), AvroReader(json.dumps(schema), SCHEMA))
     [(index, fault)] = columns.faults
     assert index == 0
     return fault
@@ -120,7 +120,7 @@ def test_logical_times_are_moments(node: dict[str, str], unit: int | None) -> No
     micros = (NOON - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
     count = micros // unit if unit else micros * 1000 + 999
     payload = text(b"p") + struct.pack("<f", 1) + varint(count)
-    columns = ColumnReader(SCHEMA).read_avro(Spans.of([payload]), AvroReader(json.dumps(schema), SCHEMA))
+    columns = ColumnReader(SCHEMA).read_framed(Spans.of([payload]), AvroReader(json.dumps(schema), SCHEMA))
     assert columns.table.column("taken").to_pylist() == [NOON]
 
 
@@ -314,7 +314,7 @@ def batches(draw: st.DrawFn) -> tuple[dict[str, Any], list[bytes]]:
 def assert_columns_and_records_agree(schema: dict[str, Any], payloads: Sequence[bytes]) -> None:
     """By column, what is read record by record becomes the same row or meets the same fault."""
     reader, validator = AvroReader(json.dumps(schema), SCHEMA), RowValidator(SCHEMA)
-    columns = ColumnReader(SCHEMA).read_avro(Spans.of(payloads), reader)
+    columns = ColumnReader(SCHEMA).read_framed(Spans.of(payloads), reader)
     faults = dict(columns.faults)
     table = dict(zip(columns.accepted, columns.table.to_pylist(), strict=True))
     assert sorted([*table, *faults]) == list(range(len(payloads)))

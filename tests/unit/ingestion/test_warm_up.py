@@ -58,7 +58,7 @@ def test_a_batch_finds_everything_compiled() -> None:
         schema,
     )
     payloads = unframed(Spans.of([framed(1, text(b"p") + varint(1) + bytes(4))] * 2))
-    assert ColumnReader(schema).read_avro(payloads, writer).table.num_rows == 2
+    assert ColumnReader(schema).read_framed(payloads, writer).table.num_rows == 2
     deduplicator = Deduplicator(cast("SampleTables", None), reach=10)
     rows = pa.table(
         {

@@ -63,6 +63,8 @@ class Unreadable:
 class AvroReader:
     """A writer's schema, prepared for many records of a dataset. Keeps no state; any thread may use it."""
 
+    format: Final = "avro"
+
     def __init__(self, definition: str, schema: Schema) -> None:
         """`definition` is JSON, as the schema registry has it. Raises UnusableSchema."""
         written = _parsed_json(definition)

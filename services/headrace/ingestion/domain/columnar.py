@@ -22,6 +22,7 @@ from headrace.ingestion.domain.avro import AvroReader, Unreadable
 from headrace.ingestion.domain.flat_avro import flat_reader
 from headrace.ingestion.domain.flat_json import FlatJsonReader, Kind, ReadRows
 from headrace.ingestion.domain.flat_protobuf import FlatProtobufReader
+from headrace.ingestion.domain.protobuf import ProtobufReader
 from headrace.ingestion.domain.schema import (
     FLOAT32_OVERFLOW,
     Field,
@@ -113,14 +114,14 @@ class ColumnReader:
         """Turn Protobuf samples into columns; `parse` is the authority on one."""
         return self._checked(self._flat_protobuf.read(payloads), lambda index: parse(payloads[index]))
 
-    def read_avro(self, payloads: Spans, writer: AvroReader) -> Columns:
-        """Turn Avro records into columns, by the schema of who wrote them."""
+    def read_framed(self, payloads: Spans, writer: AvroReader | ProtobufReader) -> Columns:
+        """Turn Avro records, or Protobuf messages, into columns, by the schema of who wrote them."""
 
         def parse(index: int) -> dict[str, object] | Malformed:
             record = writer.read(payloads[index])
-            return Malformed("avro", record.message) if isinstance(record, Unreadable) else record
+            return Malformed(writer.format, record.message) if isinstance(record, Unreadable) else record
 
-        flat = flat_reader(writer.fields, self._kinds)
+        flat = flat_reader(writer.fields, self._kinds) if isinstance(writer, AvroReader) else None
         if flat is None:
             return self._read_row_by_row(parse, np.arange(len(payloads)))
         return self._checked(flat.read(payloads), parse)

@@ -11,6 +11,7 @@ from headrace.ingestion.domain.quality import Finding, QualityRule, VersionVerdi
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import Cut, Schema
+from headrace.ingestion.domain.source_topic import SourceTopic
 from headrace.ingestion.domain.split_counts import SplitCounts
 from headrace.splits import Shares
 
@@ -20,7 +21,8 @@ class Dataset:
     """A dataset as its owner declared it. `schema_version` grows by one with each schema change.
 
     `values_changed` says whether one of them lets events of stored rows make other values. `split` is how
-    versions' rows are counted; None: they are not.
+    versions' rows are counted; None: they are not. `source`: a topic whose events are its samples, beside
+    those of the samples topic that name it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Dataset:
     values_changed: bool = False
     split: Shares | None = None
     retention: Retention = field(default_factory=Retention)
+    source: SourceTopic | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -8,6 +8,7 @@ from typing import Final
 
 from headrace.errors import InvalidArgument
 from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.domain.source_topic import place_id
 from headrace.messaging.events import InvalidCloudEvent, in_binary_mode, is_structured
 
 REPLAY_OF: Final = "ce_replayof"
@@ -57,7 +58,7 @@ def replay(rejection: Rejection, correction: Correction) -> Replay:
                 "whole structured event, or make it a binary one, with another datacontenttype",
             )
     elif not _has_id(headers):
-        place = f"{rejection.cluster}/{rejection.topic}/{rejection.partition}/{rejection.offset}"
+        place = place_id(rejection.cluster, rejection.topic, rejection.partition, rejection.offset)
         headers = _changed(headers, {"ce_id": place.encode()})
     return Replay(rejection.key, headers, payload if correction.payload is None else correction.payload)
 

@@ -1,12 +1,12 @@
 -- name: datasets_by_name
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split, retention
+    values_changed, split, retention, source_topic, source_format
 from datasets
 where name = any($1::text[]);
 
 -- name: list_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split, retention
+    values_changed, split, retention, source_topic, source_format
 from datasets
 where name > $1
 order by name
@@ -14,10 +14,17 @@ limit $2;
 
 -- name: self_cutting_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split, retention
+    values_changed, split, retention, source_topic, source_format
 from datasets
 where cut_rows > 0 or cut_seconds > 0
 order by name;
+
+-- name: feeds
+select name, source_topic, source_format from datasets where source_topic is not null order by name;
+
+-- name: lock_source
+-- Until the transaction ends nobody else takes the topic.
+select pg_advisory_xact_lock(hashtext('headrace.ingestion.source'), hashtext($1));
 
 -- name: lock_schema
 select pg_advisory_xact_lock(hashtext('headrace.ingestion.schema'), hashtext($1));
@@ -33,17 +40,18 @@ select name, schema_version from datasets where name = any($1::text[]);
 -- name: insert_dataset
 insert into datasets
     (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-     values_changed, split, retention)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
-on conflict (name) do nothing
+     values_changed, split, retention, source_topic, source_format)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+on conflict do nothing
 returning name;
 
 -- name: update_dataset
 -- update_time tells whether the row is still the one that was read.
 update datasets
 set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7,
-    quality = $9, values_changed = $10, split = $11, retention = $12
+    quality = $9, values_changed = $10, split = $11, retention = $12, source_topic = $13, source_format = $14
 where name = $1 and update_time = $8
+    and not exists (select from datasets as others where others.source_topic = $13 and others.name <> $1)
 returning name;
 
 -- name: hold_versions
@@ -321,7 +329,7 @@ delete from version_profiles where dataset = $1 and version = $2;
 
 -- name: retaining_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split, retention
+    values_changed, split, retention, source_topic, source_format
 from datasets
 where retention <> '{}'
 order by name;

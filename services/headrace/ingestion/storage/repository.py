@@ -33,6 +33,7 @@ from headrace.ingestion.domain.rejects import Episode, Rejects, RejectShare
 from headrace.ingestion.domain.replay import Replay, origin_of
 from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import DATASET_PATTERN, Cut, Schema
+from headrace.ingestion.domain.source_topic import Feed, SourceFormat, SourceTopic
 from headrace.ingestion.domain.split_counts import SplitCounts
 from headrace.ingestion.erasure_translation import erasure_to_message
 from headrace.ingestion.quality_translation import (
@@ -98,6 +99,10 @@ class PostgresCatalogue:
     async def list_datasets(self, after: str, limit: int) -> Sequence[Dataset]:
         """By name, beginning behind `after`."""
         return [_dataset(row) for row in await self._pool.fetch(self._queries["list_datasets"], after, limit)]
+
+    async def feeds(self) -> Sequence[Feed]:
+        """The topics that datasets name as theirs."""
+        return [Feed(row["name"], _source(row)) for row in await self._pool.fetch(self._queries["feeds"])]
 
     async def self_cutting_datasets(self) -> Sequence[Dataset]:
         """Those whose versions are cut by themselves."""
@@ -265,8 +270,9 @@ class PostgresRepository:
         self._queries = queries
 
     async def insert_dataset(self, dataset: Dataset) -> bool:
-        """Answer whether it was inserted: False where the name exists."""
+        """Answer whether it was inserted: False where the name exists, or its topic is another's."""
         await self._connection.execute(self._queries["lock_schema"], dataset.name)
+        await self._lock_source(dataset.source)
         inserted = await self._connection.fetchval(
             self._queries["insert_dataset"],
             dataset.name,
@@ -281,12 +287,18 @@ class PostgresRepository:
             dataset.values_changed,
             _split_json(dataset.split),
             _retention_json(dataset.retention),
+            dataset.source.topic if dataset.source else None,
+            dataset.source.format.value if dataset.source else None,
         )
         return inserted is not None
 
     async def update_dataset(self, dataset: Dataset, expected: Dataset) -> bool:
-        """Answer whether it was updated: False where it changed since `expected` was read."""
+        """Answer whether it was updated.
+
+        False where it changed since `expected` was read, or its topic is another's.
+        """
         await self._connection.execute(self._queries["lock_schema"], dataset.name)
+        await self._lock_source(dataset.source)
         updated = await self._connection.fetchval(
             self._queries["update_dataset"],
             dataset.name,
@@ -301,8 +313,14 @@ class PostgresRepository:
             dataset.values_changed,
             _split_json(dataset.split),
             _retention_json(dataset.retention),
+            dataset.source.topic if dataset.source else None,
+            dataset.source.format.value if dataset.source else None,
         )
         return updated is not None
+
+    async def _lock_source(self, source: SourceTopic | None) -> None:
+        if source is not None:
+            await self._connection.execute(self._queries["lock_source"], source.topic)
 
     async def insert_version(self, version: DatasetVersion) -> bool:
         """Answer whether it was inserted: False where the number is taken, or rows were erased meanwhile."""
@@ -644,7 +662,12 @@ def _dataset(row: asyncpg.Record) -> Dataset:
         values_changed=row["values_changed"],
         split=split_from_message(json_format.ParseDict(row["split"], api.Split())) if row["split"] else None,
         retention=_retention(row["retention"]),
+        source=_source(row) if row["source_topic"] else None,
     )
+
+
+def _source(row: asyncpg.Record) -> SourceTopic:
+    return SourceTopic(row["source_topic"], SourceFormat(row["source_format"]))
 
 
 def _version(row: asyncpg.Record) -> DatasetVersion:

@@ -8,7 +8,7 @@ What the records of one producer have in common is read and judged once, by
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -29,8 +29,13 @@ SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"
 JSON_TYPE: Final = "application/json"
 PROTOBUF_TYPE: Final = "application/protobuf"
 AVRO_TYPE: Final = "application/avro"
-# What else producers call it: IANA's name, and that of Avro's own protocol over HTTP.
-_AVRO_TYPES: Final = (AVRO_TYPE, "application/vnd.apache.avro", "avro/binary")
+# What else producers call them: IANA's name, that of Avro's own protocol over HTTP, and older ones.
+_MEDIA_TYPES: Final = {
+    "application/vnd.apache.avro": AVRO_TYPE,
+    "avro/binary": AVRO_TYPE,
+    "application/x-protobuf": PROTOBUF_TYPE,
+    "application/vnd.google.protobuf": PROTOBUF_TYPE,
+}
 TIME_TYPE: Final = pa.timestamp("us", "UTC")
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
@@ -68,6 +73,10 @@ class Samples:
         )
 
 
+def _as_it_came(record: Record) -> Record:
+    return record
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
     """A batch after its envelopes were read: samples, and what is none, by the record's index."""
@@ -75,17 +84,23 @@ class Opened:
     records: Records
     samples: Sequence[Samples]
     refused: Sequence[tuple[int, Verdict]]
+    enveloped: Callable[[Record], Record] = _as_it_came
+    """A record as it is kept where it is rejected."""
+
+    def record(self, index: int) -> Record:
+        """One of the records, as it is kept where it is rejected."""
+        return self.enveloped(self.records.record(index))
 
     def datasets(self) -> Collection[str]:
         """The datasets that the samples name."""
         return {samples.dataset for samples in self.samples}
 
     def schema_ids(self) -> Collection[int]:
-        """The ids of the schemas by which Avro payloads were written."""
+        """The ids of the schemas by which Avro and Protobuf payloads were written."""
         return {
             schema_id
             for samples in self.samples
-            if samples.media_type == AVRO_TYPE
+            if samples.media_type in (AVRO_TYPE, PROTOBUF_TYPE)
             for schema_id in np.unique(schema_ids(samples.payloads)).tolist()
             if schema_id != UNFRAMED
         }
@@ -100,7 +115,7 @@ def open_envelopes(
     it: whether it is a row or a rejection is decided once.
     """
     sizes = attributes.sizes + np.maximum(records.keys.lengths, 0) + np.maximum(records.values.lengths, 0)
-    new = _not_at(already_rejected, records)
+    new = not_at(already_rejected, records)
     alike = new & attributes.plain & (attributes.ids.lengths > 0) & (sizes <= max_event_bytes)
     samples: list[Samples] = []
     refused: list[tuple[int, Verdict]] = []
@@ -136,8 +151,14 @@ def header_bytes(headers: Collection[tuple[str, bytes]]) -> int:
     return sum(len(name.encode()) + len(value or b"") for name, value in headers)
 
 
-def _not_at(places: Collection[Place], records: Records) -> Bools:
-    """Off for the records at these places."""
+def oversize(size: int, max_event_bytes: int) -> Verdict:
+    """The verdict on an event that is too large."""
+    message = f"the event has {size} bytes, and {max_event_bytes} is the most"
+    return Verdict(Reason.OVERSIZE_EVENT, message, rule="max_event_bytes")
+
+
+def not_at(places: Collection[Place], records: Records) -> Bools:
+    """Off for the records at these places, which are of the records' topic."""
     new = np.ones(len(records), np.bool_)
     by_partition: defaultdict[int, list[int]] = defaultdict(list)
     for _, partition, offset in places:
@@ -208,8 +229,7 @@ def _judged(record: Record, max_event_bytes: int) -> Event | Verdict:
     """The event, or why it is no sample's."""
     size = event_size(record)
     if size > max_event_bytes:
-        message = f"the event has {size} bytes, and {max_event_bytes} is the most"
-        return Verdict(Reason.OVERSIZE_EVENT, message, rule="max_event_bytes")
+        return oversize(size, max_event_bytes)
     try:
         event = decode(record.headers, record.value, received=_received(record))
         _expect_sample(event)
@@ -235,7 +255,7 @@ def _media_type(event: Event) -> str:
     if content_type == JSON_TYPE or not content_type:
         return JSON_TYPE
     found = media_type(content_type)
-    return AVRO_TYPE if found in _AVRO_TYPES else found
+    return _MEDIA_TYPES.get(found, found)
 
 
 def _received(record: Record) -> datetime:

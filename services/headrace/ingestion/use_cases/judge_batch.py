@@ -19,11 +19,13 @@ from headrace.ingestion.domain.columnar import ColumnReader, Columns, Malformed
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.framing import UNFRAMED, schema_ids, unframed
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
+from headrace.ingestion.domain.protobuf import ProtobufReader
 from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict, verdict_of
 from headrace.ingestion.domain.schema import Schema
 from headrace.ingestion.domain.source import SOURCE_COLUMNS
+from headrace.ingestion.domain.source_topic import Feed
 from headrace.ingestion.domain.treatment import Treatments
-from headrace.ingestion.use_cases.envelopes import AVRO_TYPE, JSON_TYPE, Opened, Samples
+from headrace.ingestion.use_cases.envelopes import AVRO_TYPE, JSON_TYPE, PROTOBUF_TYPE, Opened, Samples
 from headrace.ingestion.use_cases.ports import RegisteredSchema, Span
 from headrace.messaging.attributes import Attributes
 from headrace.messaging.record_batch import Record
@@ -34,6 +36,8 @@ _WORD: Final = 256
 _SENTENCE: Final = 1024
 # Prepared ones; each has some kilobytes.
 _WRITERS: Final = 1000
+# As a registry calls them.
+_FORMATS: Final = {AVRO_TYPE: "AVRO", PROTOBUF_TYPE: "PROTOBUF"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +48,8 @@ class Batch:
     records: Records
     attributes: Attributes
     spans: Sequence[Span]
+    feed: Feed | None = None
+    """Of a topic whose events are all samples of one dataset; None: of the samples topic."""
 
 
 @dataclass(slots=True)
@@ -79,8 +85,7 @@ class Judge:
         """
         judged = Judged(
             rejections=[
-                _rejection(cluster, opened.records.record(index), verdict)
-                for index, verdict in opened.refused
+                _rejection(cluster, opened.record(index), verdict) for index, verdict in opened.refused
             ]
         )
         # Those of one dataset in all formats are one commit.
@@ -94,33 +99,28 @@ class Judge:
                     "apply its pipeline first, or correct ce_subject",
                 )
                 judged.rejections += [
-                    _rejection_of(cluster, opened.records, samples, index, verdict)
-                    for index in range(len(samples))
+                    _rejection_of(cluster, opened, samples, index, verdict) for index in range(len(samples))
                 ]
-            elif samples.media_type == AVRO_TYPE:
-                tables[dataset.name] += self._judge_avro(
-                    cluster, dataset, opened.records, samples, schemas, judged
-                )
             else:
+                framed, others = _by_frame(samples)
+                tables[dataset.name] += self._judge_framed(cluster, dataset, opened, framed, schemas, judged)
                 reader = self._reader(dataset)
                 columns = (
-                    reader.read_json(samples.payloads)
+                    reader.read_json(others.payloads)
                     if samples.media_type == JSON_TYPE
-                    else reader.read_protobuf(samples.payloads, parse_sample)
+                    else reader.read_protobuf(others.payloads, parse_sample)
                 )
-                tables[dataset.name].append(
-                    _collect(cluster, dataset, opened.records, samples, columns, judged)
-                )
+                tables[dataset.name].append(_collect(cluster, dataset, opened, others, columns, judged))
         for name, parts in tables.items():
             if any(part.num_rows for part in parts):
                 judged.rows[name] = self._treated(datasets[name], pa.concat_tables(parts))
         return judged
 
-    def _judge_avro(
+    def _judge_framed(
         self,
         cluster: str,
         dataset: Dataset,
-        records: Records,
+        opened: Opened,
         samples: Samples,
         schemas: Mapping[int, RegisteredSchema] | None,
         judged: Judged,
@@ -130,20 +130,20 @@ class Judge:
         known = np.isin(ids, list(schemas or ()))
         for index in map(int, np.flatnonzero(~known)):
             verdict = _unknown(int(ids[index]), has_registry=schemas is not None)
-            judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict))
+            judged.rejections.append(_rejection_of(cluster, opened, samples, index, verdict))
         tables = []
         for schema_id in np.unique(ids[known]).tolist():
             some = samples.take(np.flatnonzero(ids == schema_id))
             assert schemas is not None
-            writer = self._writer(schemas[schema_id], dataset.schema)
+            writer = self._writer(schemas[schema_id], dataset.schema, _FORMATS[samples.media_type])
             if isinstance(writer, UnusableSchema):
                 verdict = _unusable(schema_id, writer)
                 judged.rejections += [
-                    _rejection_of(cluster, records, some, index, verdict) for index in range(len(some))
+                    _rejection_of(cluster, opened, some, index, verdict) for index in range(len(some))
                 ]
             else:
-                columns = self._reader(dataset).read_avro(unframed(some.payloads), writer)
-                tables.append(_collect(cluster, dataset, records, some, columns, judged))
+                columns = self._reader(dataset).read_framed(unframed(some.payloads), writer)
+                tables.append(_collect(cluster, dataset, opened, some, columns, judged))
         return tables
 
     def _treated(self, dataset: Dataset, rows: pa.Table) -> pa.Table:
@@ -163,17 +163,35 @@ class Judge:
         return reader
 
 
-def writer_of(registered: RegisteredSchema, schema: Schema) -> AvroReader | UnusableSchema:
-    """What reads a writer's records of a dataset, or why nothing does."""
-    if registered.format != "AVRO":
-        return UnusableSchema("avro", f"is one of {registered.format}, and the event says that it is Avro")
+def writer_of(
+    registered: RegisteredSchema, schema: Schema, said: str
+) -> AvroReader | ProtobufReader | UnusableSchema:
+    """What reads a writer's records of a dataset, or why nothing does. `said`: the format by the event."""
+    if registered.format != said:
+        return UnusableSchema(
+            said.lower(), f"is one of {registered.format}, and the event says that it is {said.title()}"
+        )
     if registered.references:
         named = ", ".join(registered.references)
         return UnusableSchema("references", f"refers to {named}; register it as one schema that has them all")
+    if isinstance(registered.descriptors, UnusableSchema):
+        return registered.descriptors
     try:
-        return AvroReader(registered.definition, schema)
+        return (
+            ProtobufReader(registered.descriptors, schema)
+            if registered.format == "PROTOBUF"
+            else AvroReader(registered.definition, schema)
+        )
     except UnusableSchema as error:
         return error
+
+
+def _by_frame(samples: Samples) -> tuple[Samples, Samples]:
+    """Those whose schema a registry has, and others: no JSON and no Sample begins with a zero byte."""
+    if samples.media_type == JSON_TYPE:
+        return samples.take(np.empty(0, np.int64)), samples
+    framed = (schema_ids(samples.payloads) != UNFRAMED) | (samples.media_type == AVRO_TYPE)
+    return samples.take(np.flatnonzero(framed)), samples.take(np.flatnonzero(~framed))
 
 
 def _unknown(schema_id: int, *, has_registry: bool) -> Verdict:
@@ -183,7 +201,10 @@ def _unknown(schema_id: int, *, has_registry: bool) -> Verdict:
         )
         return Verdict(Reason.MALFORMED_PAYLOAD, message, rule="framing")
     if not has_registry:
-        message = "no schema registry is set, which Avro needs: HEADRACE_INGESTION_SCHEMA_REGISTRY_URL"
+        message = (
+            "the payload names a schema in a registry, and none is set: "
+            "HEADRACE_INGESTION_SCHEMA_REGISTRY_URL"
+        )
         return Verdict(Reason.SCHEMA_UNKNOWN, message, rule="registry")
     message = f"the schema registry knows no schema {schema_id}; register it there, and replay the event"
     return Verdict(Reason.SCHEMA_UNKNOWN, message, rule="schema_id")
@@ -207,13 +228,13 @@ def parse_sample(data: bytes) -> dict[str, object] | Malformed:
 
 
 def _collect(
-    cluster: str, dataset: Dataset, records: Records, samples: Samples, columns: Columns, judged: Judged
+    cluster: str, dataset: Dataset, opened: Opened, samples: Samples, columns: Columns, judged: Judged
 ) -> pa.Table:
     """The accepted rows with the columns that say where they came from; faults become rejections."""
     for index, fault in columns.faults:
-        judged.rejections.append(_rejection_of(cluster, records, samples, index, verdict_of(fault)))
+        judged.rejections.append(_rejection_of(cluster, opened, samples, index, verdict_of(fault)))
     accepted = samples if len(columns.accepted) == len(samples) else samples.take(columns.accepted)
-    table = columns.table
+    table, records = columns.table, opened.records
     time = dataset.schema.time
     sources = [
         accepted.ids,
@@ -230,13 +251,11 @@ def _collect(
     return table
 
 
-def _rejection_of(
-    cluster: str, records: Records, samples: Samples, index: int, verdict: Verdict
-) -> Rejection:
+def _rejection_of(cluster: str, opened: Opened, samples: Samples, index: int, verdict: Verdict) -> Rejection:
     """A rejected sample, by what was read of its envelope."""
     return _rejection_as(
         cluster,
-        records.record(int(samples.indexes[index])),
+        opened.record(int(samples.indexes[index])),
         verdict,
         dataset=samples.dataset,
         event_id=samples.ids[index].as_py(),

@@ -11,6 +11,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.ingestion.domain.avro import UnusableSchema
 from headrace.ingestion.domain.dataset import (
     Dataset,
     DatasetVersion,
@@ -22,6 +23,7 @@ from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Episode, RejectShare
 from headrace.ingestion.domain.replay import Replay
+from headrace.ingestion.domain.source_topic import Feed
 from headrace.messaging.record_columns import Records
 
 
@@ -135,11 +137,15 @@ class TopicReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RegisteredSchema:
-    """A schema as its registry has it. `format` is AVRO, PROTOBUF or JSON; `references` are what it needs."""
+    """A schema as its registry has it. `format` is AVRO, PROTOBUF or JSON; `references` are what it needs.
+
+    `descriptors`: of Protobuf, what the definition was compiled to, a FileDescriptorSet; or why it was not.
+    """
 
     format: str
     definition: str
     references: Sequence[str] = ()
+    descriptors: bytes | UnusableSchema = b""
 
 
 class SchemaRegistry(Protocol):
@@ -233,10 +239,13 @@ class Repository(Protocol):
     """Datasets, versions and rejected events, within one transaction."""
 
     async def insert_dataset(self, dataset: Dataset) -> bool:
-        """Answer whether it was inserted: False where the name exists."""
+        """Answer whether it was inserted: False where the name exists, or its topic is another's."""
 
     async def update_dataset(self, dataset: Dataset, expected: Dataset) -> bool:
-        """Answer whether it was updated: False where it changed since `expected` was read."""
+        """Answer whether it was updated.
+
+        False where it changed since `expected` was read, or its topic is another's.
+        """
 
     async def insert_version(self, version: DatasetVersion) -> bool:
         """Answer whether it was inserted: False where the number is taken, or rows were erased meanwhile."""
@@ -355,6 +364,9 @@ class Catalogue(Protocol):
 
     async def list_datasets(self, after: str, limit: int) -> Sequence[Dataset]:
         """By name, beginning behind `after`."""
+
+    async def feeds(self) -> Sequence[Feed]:
+        """The topics that datasets name as theirs."""
 
     async def self_cutting_datasets(self) -> Sequence[Dataset]:
         """Those whose versions are cut by themselves."""

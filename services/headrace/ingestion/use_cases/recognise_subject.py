@@ -11,6 +11,7 @@ from headrace.events.ingestion.v1.events_pb2 import Value
 from headrace.ingestion.domain.avro import AvroReader, Unreadable, avro_string
 from headrace.ingestion.domain.columnar import Malformed, parse_object
 from headrace.ingestion.domain.framing import UNFRAMED, schema_ids, unframed
+from headrace.ingestion.domain.protobuf import ProtobufReader
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.domain.schema import Schema
 from headrace.ingestion.use_cases.judge_batch import parse_sample, writer_of
@@ -23,7 +24,7 @@ class RecogniseSubject:
     """The use case. What an event says of its format is not asked: it may be what it was rejected for."""
 
     def __init__(self, registry: SchemaRegistry | None) -> None:
-        """`registry` knows the schemas of Avro events; None: those cannot be read."""
+        """`registry` knows the schemas of Avro and Protobuf events; None: those cannot be read."""
         self._registry = registry
 
     async def __call__(
@@ -38,7 +39,10 @@ class RecogniseSubject:
         payloads = Spans.of(_payload(rejection) for rejection in rejections)
         ids = schema_ids(payloads)
         known = await self._registry.schemas({*ids.tolist()} - {UNFRAMED}) if self._registry else {}
-        writers = {schema_id: writer_of(registered, schema) for schema_id, registered in known.items()}
+        writers = {
+            schema_id: writer_of(registered, schema, registered.format)
+            for schema_id, registered in known.items()
+        }
         records = unframed(payloads)
         spellings = _spellings(subject)
         found = []
@@ -46,7 +50,7 @@ class RecogniseSubject:
             writer = writers.get(int(ids[index]))
             sample = (
                 writer.read(records[index])
-                if isinstance(writer, AvroReader)
+                if isinstance(writer, AvroReader | ProtobufReader)
                 else _sample(payloads[index], schema.key)
             )
             if rejection.key == subject.encode():
@@ -87,6 +91,7 @@ def _spellings(subject: str) -> Sequence[bytes]:
     return (
         orjson.dumps(subject),
         json.dumps(subject).encode(),
-        Value(string_value=subject).SerializeToString(),
+        # Behind a field's number, which may be any.
+        Value(string_value=subject).SerializeToString()[1:],
         avro_string(subject),
     )

@@ -25,9 +25,11 @@ from headrace.errors import FailedPrecondition
 from headrace.ingestion.domain.content_hash import combine, hash_rows
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourcePartition
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
+from headrace.ingestion.domain.source_topic import Feed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Judge
+from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
     Catalogue,
     RegisteredSchema,
@@ -39,6 +41,7 @@ from headrace.ingestion.use_cases.read_version import rows_of
 from headrace.ingestion.use_cases.schemas import schemas_of
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.record_columns import Records
+from headrace.messaging.topics import SAMPLES
 from headrace.native import Int64s
 
 
@@ -78,7 +81,7 @@ class ReplayVersion:
     async def __call__(self, version: DatasetVersion) -> AsyncGenerator[Replayed, None]:
         """Replay the version, and tell of each part; the last one is the result.
 
-        Raises FailedPrecondition SOURCE_UNREACHABLE, TOPIC_EXPIRED, ROWS_GONE, ROWS_ERASED or
+        Raises FailedPrecondition SOURCE_UNREACHABLE, SOURCE_CHANGED, TOPIC_EXPIRED, ROWS_GONE, ROWS_ERASED or
         PRIVACY_KEY_MISSING; and where the rows are not the version's, after the last part SCHEMA_CHANGED or
         PRIVACY_KEY_CHANGED where that may be why; Unavailable SCHEMA_REGISTRY_UNAVAILABLE.
         """
@@ -103,8 +106,9 @@ class ReplayVersion:
                     f"{offset.source.cluster}, and the broker is {cluster}; connect to that cluster, or "
                     "export the version instead",
                 )
+            feed = _feed(dataset, offset.source)
             async for records in self._topic.read(offset.source, int(held[0]), int(held[-1]) + 1):
-                opened = await asyncio.to_thread(self._open, dataset, records)
+                opened = await asyncio.to_thread(self._open, dataset, cluster, records, feed)
                 schemas = await schemas_of(opened, self._registry)
                 rows = await asyncio.to_thread(self._rows_of, dataset, offset.source, opened, schemas, held)
                 names = [field.name for field in dataset.schema.stored_fields]
@@ -140,9 +144,10 @@ class ReplayVersion:
         held: Int64s = np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
         return held
 
-    def _open(self, dataset: Dataset, records: Records) -> Opened:
+    def _open(self, dataset: Dataset, cluster: str, records: Records, feed: Feed | None) -> Opened:
         """The records that are samples of the dataset."""
-        opened = open_envelopes(records, read_attributes(records), (), self._max_event_bytes)
+        open_events = PlainEvents(cluster, feed).open if feed else open_envelopes
+        opened = open_events(records, read_attributes(records), (), self._max_event_bytes)
         own = [samples for samples in opened.samples if samples.dataset == dataset.name]
         return replace(opened, samples=own, refused=())
 
@@ -162,6 +167,19 @@ class ReplayVersion:
         offsets = rows.column("_offset").to_numpy()
         places = np.minimum(np.searchsorted(held, offsets), len(held) - 1)
         return rows.filter(pa.array(held[places] == offsets))
+
+
+def _feed(dataset: Dataset, source: SourcePartition) -> Feed | None:
+    """How a topic's events are read; None: as those of the samples topic."""
+    if source.topic == SAMPLES:
+        return None
+    if dataset.source is None or dataset.source.topic != source.topic:
+        raise FailedPrecondition(
+            "SOURCE_CHANGED",
+            f"the version holds events of {source.topic}, which {dataset.name} does not take any more, and "
+            "nothing else says what their values are; apply it with that topic again, or export the version",
+        )
+    return Feed(dataset.name, dataset.source)
 
 
 def _schema_changed(dataset: Dataset, version: DatasetVersion, replayed: Replayed) -> FailedPrecondition:

@@ -35,9 +35,10 @@ from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.domain.retention import is_recent
-from headrace.ingestion.use_cases.deduplicate import Deduplicator
+from headrace.ingestion.use_cases.deduplicate import Deduplicator, Fresh
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
+from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
     Append,
     Catalogue,
@@ -45,7 +46,6 @@ from headrace.ingestion.use_cases.ports import (
     RejectedEvents,
     SampleTables,
     SchemaRegistry,
-    Span,
 )
 from headrace.ingestion.use_cases.schemas import schemas_of
 from headrace.ingestion.use_cases.seal_rejected import SealRejected
@@ -118,7 +118,7 @@ class StoreBatch:
             dataset = judged.datasets[name]
             recent = await self._recent(dataset, some)
             expired[name] = some.num_rows - recent.num_rows
-            rows[name], repeated[name] = await self._append(dataset, recent, batch.spans)
+            rows[name], repeated[name] = await self._append(dataset, recent, batch)
         fault_point("ingestion.after-delta-commit")
         self._published.clear()
         return Stored(rows, repeated, rejections, expired)
@@ -143,8 +143,9 @@ class StoreBatch:
         return _Judged(outcome, datasets, versions)
 
     async def _open(self, batch: Batch, rejected: Collection[Place]) -> tuple[Opened, Mapping[str, Dataset]]:
+        open_events = PlainEvents(batch.cluster, batch.feed).open if batch.feed else open_envelopes
         opened = await asyncio.to_thread(
-            open_envelopes, batch.records, batch.attributes, rejected, self._max_event_bytes
+            open_events, batch.records, batch.attributes, rejected, self._max_event_bytes
         )
         # Read for each batch: a sample that is sent after ApplyDataset answered meets what was applied,
         # whichever instance answered and whichever reads the sample.
@@ -182,9 +183,14 @@ class StoreBatch:
         before = dataset.retention.oldest_event_time(self._clock())
         return rows if before is None else await asyncio.to_thread(rows.filter, is_recent(before))
 
-    async def _append(self, dataset: Dataset, rows: pa.Table, spans: Sequence[Span]) -> tuple[int, int]:
+    async def _append(self, dataset: Dataset, rows: pa.Table, batch: Batch) -> tuple[int, int]:
         """How many rows were stored, and how many were left out as repetitions."""
-        fresh = await asyncio.to_thread(self._deduplicator.fresh, dataset, rows, spans)
+        # A plain event's id is its place, which no other has.
+        fresh = (
+            Fresh(rows, 0)
+            if batch.feed
+            else await asyncio.to_thread(self._deduplicator.fresh, dataset, rows, batch.spans)
+        )
         if not fresh.rows.num_rows:
             return 0, fresh.repeated
         with tracing.span(
@@ -192,7 +198,9 @@ class StoreBatch:
             attributes={names.DATASET: dataset.name, names.ROWS: fresh.rows.num_rows},
         ) as span:
             with metrics.COMMIT_SECONDS.time():
-                stored = await asyncio.to_thread(self._tables.append, Append(dataset, fresh.rows, spans))
+                stored = await asyncio.to_thread(
+                    self._tables.append, Append(dataset, fresh.rows, batch.spans)
+                )
             span.set_attribute(names.ROWS_STORED, stored)
         fresh.remember()
         return stored, fresh.repeated

@@ -195,6 +195,34 @@ moment stay together.
 """
 Global___SplitBy: typing_extensions.TypeAlias = SplitBy
 
+class _SourceFormat:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _SourceFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_SourceFormat.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SOURCE_FORMAT_UNSPECIFIED: _SourceFormat.ValueType  # 0
+    """As SOURCE_FORMAT_JSON."""
+    SOURCE_FORMAT_JSON: _SourceFormat.ValueType  # 1
+    """One flat object."""
+    SOURCE_FORMAT_AVRO: _SourceFormat.ValueType  # 2
+    """By a schema registry."""
+    SOURCE_FORMAT_PROTOBUF: _SourceFormat.ValueType  # 3
+    """By a schema registry, or a headrace.events.ingestion.v1.Sample."""
+
+class SourceFormat(_SourceFormat, metaclass=_SourceFormatEnumTypeWrapper):
+    """What the values of a topic's events are."""
+
+SOURCE_FORMAT_UNSPECIFIED: SourceFormat.ValueType  # 0
+"""As SOURCE_FORMAT_JSON."""
+SOURCE_FORMAT_JSON: SourceFormat.ValueType  # 1
+"""One flat object."""
+SOURCE_FORMAT_AVRO: SourceFormat.ValueType  # 2
+"""By a schema registry."""
+SOURCE_FORMAT_PROTOBUF: SourceFormat.ValueType  # 3
+"""By a schema registry, or a headrace.events.ingestion.v1.Sample."""
+Global___SourceFormat: typing_extensions.TypeAlias = SourceFormat
+
 class _RejectedState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -591,6 +619,29 @@ class ClassCount(google.protobuf.message.Message):
 Global___ClassCount: typing_extensions.TypeAlias = ClassCount
 
 @typing.final
+class SourceTopic(google.protobuf.message.Message):
+    """A topic whose events are all samples of one dataset, and need no CloudEvents attributes. An event's id is
+    CLUSTER/TOPIC/PARTITION/OFFSET, its source the topic, its time the record's; headers say nothing.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    topic: builtins.str
+    format: Global___SourceFormat.ValueType
+    def __init__(
+        self,
+        *,
+        topic: builtins.str = ...,
+        format: Global___SourceFormat.ValueType = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["format", b"format", "topic", b"topic"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SourceTopic: typing_extensions.TypeAlias = SourceTopic
+
+@typing.final
 class Dataset(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -610,6 +661,7 @@ class Dataset(google.protobuf.message.Message):
     QUALITY_FIELD_NUMBER: builtins.int
     SPLIT_FIELD_NUMBER: builtins.int
     RETENTION_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     schema_version: builtins.int
     """Grows by one with each accepted schema change."""
@@ -643,6 +695,8 @@ class Dataset(google.protobuf.message.Message):
     def split(self) -> Global___Split: ...
     @property
     def retention(self) -> Global___Retention: ...
+    @property
+    def source(self) -> Global___SourceTopic: ...
     def __init__(
         self,
         *,
@@ -662,10 +716,11 @@ class Dataset(google.protobuf.message.Message):
         quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
         split: Global___Split | None = ...,
         retention: Global___Retention | None = ...,
+        source: Global___SourceTopic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "reject_alert_time", b"reject_alert_time", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "split", b"split", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "reject_alert_time", b"reject_alert_time", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source", "split", b"split", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "quality", b"quality", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "retention", b"retention", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "split", b"split", "table_uri", b"table_uri", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "cut", b"cut", "cut_held", b"cut_held", "latest_version", b"latest_version", "name", b"name", "quality", b"quality", "reject_alert_time", b"reject_alert_time", "rejected_count", b"rejected_count", "rejects", b"rejects", "retention", b"retention", "row_count", b"row_count", "schema", b"schema", "schema_version", b"schema_version", "source", b"source", "split", b"split", "table_uri", b"table_uri", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Dataset: typing_extensions.TypeAlias = Dataset
@@ -914,6 +969,7 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     QUALITY_FIELD_NUMBER: builtins.int
     SPLIT_FIELD_NUMBER: builtins.int
     RETENTION_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     @property
     def schema(self) -> Global___Schema: ...
@@ -933,6 +989,12 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     def retention(self) -> Global___Retention:
         """Absent: everything is kept for ever."""
 
+    @property
+    def source(self) -> Global___SourceTopic:
+        """A topic that is read beside the samples topic, from its beginning, or from where another dataset left it.
+        It takes effect within seconds, and so does its absence.
+        """
+
     def __init__(
         self,
         *,
@@ -943,10 +1005,11 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
         quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
         split: Global___Split | None = ...,
         retention: Global___Retention | None = ...,
+        source: Global___SourceTopic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "split", b"split"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source", "split", b"split"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "split", b"split"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source", "split", b"split"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDatasetRequest: typing_extensions.TypeAlias = ApplyDatasetRequest

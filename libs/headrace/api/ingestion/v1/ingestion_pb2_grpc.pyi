@@ -40,6 +40,9 @@ class IngestionServiceStub:
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
     INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
+    INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
+    FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
+    FAILED_PRECONDITION/SOURCE_TAKEN where it is another dataset's;
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
@@ -118,6 +121,9 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
     INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
+    INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
+    FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
+    FAILED_PRECONDITION/SOURCE_TAKEN where it is another dataset's;
     FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
     another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
@@ -199,6 +205,9 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
         INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
         INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
+        INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
+        FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
+        FAILED_PRECONDITION/SOURCE_TAKEN where it is another dataset's;
         FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
         another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;

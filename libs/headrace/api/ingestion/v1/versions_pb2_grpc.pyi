@@ -59,6 +59,7 @@ class DatasetVersionServiceStub:
     every row's event is still there and means the same.
     Errors: FAILED_PRECONDITION/TOPIC_EXPIRED where the topic no longer holds the first event,
     FAILED_PRECONDITION/SOURCE_UNREACHABLE where events came from another cluster or from no topic,
+    FAILED_PRECONDITION/SOURCE_CHANGED where they came from a topic that the dataset does not take any more,
     FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
     version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
     judged by the schema of today, which makes other values of them. Export such a version to have its rows.
@@ -104,6 +105,7 @@ class DatasetVersionServiceAsyncStub(DatasetVersionServiceStub):
     every row's event is still there and means the same.
     Errors: FAILED_PRECONDITION/TOPIC_EXPIRED where the topic no longer holds the first event,
     FAILED_PRECONDITION/SOURCE_UNREACHABLE where events came from another cluster or from no topic,
+    FAILED_PRECONDITION/SOURCE_CHANGED where they came from a topic that the dataset does not take any more,
     FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
     version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
     judged by the schema of today, which makes other values of them. Export such a version to have its rows.
@@ -194,6 +196,7 @@ class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
         every row's event is still there and means the same.
         Errors: FAILED_PRECONDITION/TOPIC_EXPIRED where the topic no longer holds the first event,
         FAILED_PRECONDITION/SOURCE_UNREACHABLE where events came from another cluster or from no topic,
+        FAILED_PRECONDITION/SOURCE_CHANGED where they came from a topic that the dataset does not take any more,
         FAILED_PRECONDITION/ROWS_GONE; FAILED_PRECONDITION/SCHEMA_CHANGED in place of a result that is not the
         version's, where a float of the dataset's schema was ever widened or a default added or changed: events are
         judged by the schema of today, which makes other values of them. Export such a version to have its rows.

@@ -440,6 +440,7 @@ class PipelineSpec(google.protobuf.message.Message):
         REJECTS_FIELD_NUMBER: builtins.int
         QUALITY_FIELD_NUMBER: builtins.int
         RETENTION_FIELD_NUMBER: builtins.int
+        SOURCE_FIELD_NUMBER: builtins.int
         @property
         def schema(self) -> headrace.api.ingestion.v1.ingestion_pb2.Schema: ...
         @property
@@ -454,6 +455,10 @@ class PipelineSpec(google.protobuf.message.Message):
         def retention(self) -> headrace.api.ingestion.v1.ingestion_pb2.Retention:
             """For how long it keeps what it holds; unset: for ever."""
 
+        @property
+        def source(self) -> headrace.api.ingestion.v1.ingestion_pb2.SourceTopic:
+            """A topic of the owner's whose events are the dataset's."""
+
         def __init__(
             self,
             *,
@@ -462,10 +467,11 @@ class PipelineSpec(google.protobuf.message.Message):
             rejects: headrace.api.ingestion.v1.ingestion_pb2.Rejects | None = ...,
             quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
             retention: headrace.api.ingestion.v1.ingestion_pb2.Retention | None = ...,
+            source: headrace.api.ingestion.v1.ingestion_pb2.SourceTopic | None = ...,
         ) -> None: ...
-        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "retention", b"retention", "schema", b"schema"]
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     @typing.final

@@ -1,0 +1,55 @@
+"""Protobuf's schema language to descriptors, by protoc in a process of its own.
+
+Anybody may have registered the text: what it does to the compiler, it does to that process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from headrace.ingestion.domain.avro import UnusableSchema
+
+_SCHEMA: Final = "schema.proto"
+_MOST_BYTES: Final = 1 << 20
+# A tenth of a second is common. Whose takes so much longer would hold up all others' events.
+_SECONDS: Final = 60.0
+_SHOWN: Final = 200
+
+
+def compile_proto(definition: str) -> bytes:
+    """The FileDescriptorSet of a schema that imports nothing but Protobuf's own types, itself the last file.
+
+    Blocks. Raises UnusableSchema.
+    """
+    if len(definition) > _MOST_BYTES:
+        raise UnusableSchema("size", f"has more than {_MOST_BYTES} characters")
+    with tempfile.TemporaryDirectory(prefix="headrace-protoc-") as name:
+        folder = Path(name)
+        (folder / _SCHEMA).write_text(definition, encoding="utf-8", errors="replace")
+        compiled = folder / "descriptors"
+        # Of what protoc can be told to do, this writes one file and reads none but those of the two folders.
+        arguments = [f"-I{folder}", "--include_imports", f"--descriptor_set_out={compiled}", _SCHEMA]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-m", "grpc_tools.protoc", *arguments],
+                cwd=folder,
+                capture_output=True,
+                check=False,
+                timeout=_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UnusableSchema("size", f"takes protoc more than {_SECONDS:g} s") from error
+        if done.returncode:
+            raise UnusableSchema("protobuf", f"is no Protobuf schema: {_why(done)}")
+        return compiled.read_bytes()
+
+
+def _why(done: subprocess.CompletedProcess[bytes]) -> str:
+    """What protoc said first of a file, with line and column."""
+    said = done.stderr.decode(errors="replace").splitlines()
+    about = next((line for line in said if ".proto:" in line), f"protoc ends with {done.returncode}")
+    return about.rpartition(f"{_SCHEMA}:")[2][:_SHOWN]
