@@ -68,7 +68,7 @@ test-chaos: setup
 		$(BIN)/python -m pytest -s tests/component/ingestion/test_chaos.py
 
 fuzz: setup
-	@for target in records json protobuf avro envelopes; do \
+	@for target in records json protobuf avro messages envelopes; do \
 		$(BIN)/python -m tests.fuzz.decoders $$target -max_total_time=$(SECONDS) -timeout=60 || exit 1; \
 	done
 

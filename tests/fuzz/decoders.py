@@ -1,6 +1,8 @@
 """Coverage-guided fuzzing of what reads bytes that anybody may send, by Atheris on libFuzzer.
 
-    python -m tests.fuzz.decoders records|json|protobuf|avro|envelopes [libFuzzer options] [folders of inputs]
+    python -m tests.fuzz.decoders TARGET [libFuzzer options] [folders of inputs]
+
+`TARGETS` are records, json, protobuf, avro, messages and envelopes.
 
 What is compiled elsewhere is interpreted here: so the fuzzer sees which branches its input takes, and an
 index beyond an array, which compiled code does not check, is an error.
@@ -21,6 +23,7 @@ import atheris
 import orjson
 
 with atheris.instrument_imports(include=["headrace"]):
+    from tests.support.protobuf import message
     from tests.support.records import Sent, batch_of
     from tests.unit.ingestion.test_avro import GOOD as GOOD_RECORD
     from tests.unit.ingestion.test_avro import PLAIN, assert_columns_and_records_agree, written
@@ -29,7 +32,9 @@ with atheris.instrument_imports(include=["headrace"]):
     from tests.unit.ingestion.test_flat_protobuf import written as sample_written
     from tests.unit.ingestion.test_judge_batch import ENVELOPE, HEADERS, judge, offsets_of
     from tests.unit.ingestion.test_judge_batch import GOOD as GOOD_SAMPLE
+    from tests.unit.ingestion.test_protobuf import FULL, SCAN, WRITER, reader
 
+    from headrace.ingestion.domain.avro import Unreadable
     from headrace.messaging.attributes import read_attributes
     from headrace.messaging.record_batch import MalformedBatch, RecordBatch, read_records
     from headrace.messaging.record_columns import decode
@@ -67,6 +72,11 @@ def read_avro(data: bytes) -> None:
     assert_columns_and_records_agree(PLAIN, [data])
 
 
+def read_a_message(data: bytes) -> None:
+    """Indexes and a message, by a schema that has each kind of field."""
+    assert isinstance(reader().read(data), dict | Unreadable)
+
+
 def judge_an_event(data: bytes) -> None:
     """Headers by number or name, each with its value, and a payload."""
     provider = atheris.FuzzedDataProvider(data)
@@ -98,6 +108,10 @@ def avro_seeds() -> Iterator[bytes]:
     yield from written(PLAIN, GOOD_RECORD, {**GOOD_RECORD, "depth": None, "grade": None, "taken": None})
 
 
+def message_seeds() -> Iterator[bytes]:
+    yield SCAN + message(WRITER, "clinic.Scan", FULL)
+
+
 def event_seeds() -> Iterator[bytes]:
     structured = b'{"specversion":"1.0","id":"e","source":"s","type":"t","subject":"known","data":'
     yield GOOD_SAMPLE
@@ -109,6 +123,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], Iterator[bytes]]]
     "json": (read_json, json_seeds),
     "protobuf": (read_protobuf, protobuf_seeds),
     "avro": (read_avro, avro_seeds),
+    "messages": (read_a_message, message_seeds),
     "envelopes": (judge_an_event, event_seeds),
 }
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("target", ["records", "json", "protobuf", "avro", "envelopes"])
+@pytest.mark.parametrize("target", ["records", "json", "protobuf", "avro", "messages", "envelopes"])
 def test_no_bytes_break_a_decoder(target: str, tmp_path: Path) -> None:
     options = ["-runs=300", "-seed=1", "-timeout=60", f"-artifact_prefix={tmp_path}/"]
     done = subprocess.run(

@@ -81,10 +81,15 @@ class Registry:
         return self.url.replace(f":{self.port}", f":{port}")
 
     async def register(self, subject: str, schema: Mapping[str, object]) -> int:
-        """The id of the schema, as the subject's next version."""
+        """The id of an Avro schema, as the subject's next version."""
+        return await self._register(subject, {"schema": json.dumps(schema)})
+
+    async def register_protobuf(self, subject: str, definition: str) -> int:
+        """The id of a Protobuf schema, as the subject's next version."""
+        return await self._register(subject, {"schema": definition, "schemaType": "PROTOBUF"})
+
+    async def _register(self, subject: str, body: Mapping[str, str]) -> int:
         async with httpx.AsyncClient(timeout=60) as client:
-            answer = await client.post(
-                f"{self.url}/subjects/{subject}/versions", json={"schema": json.dumps(schema)}
-            )
+            answer = await client.post(f"{self.url}/subjects/{subject}/versions", json=body)
         schema_id: int = answer.raise_for_status().json()["id"]
         return schema_id

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import Background, new_database
 from tests.support.ingestion import Ingestion, Running, ingestion_on
+from tests.support.schema_registry import NEEDED, Apicurio, Registry
 
 from headrace.embedded.parts.postgres import Postgres
 
@@ -102,3 +105,16 @@ def shared_ingestion(request: pytest.FixtureRequest, shared_service: SharedServi
     yield shared_service.for_a_test()
     if request.node.stash.get(FAILED, False):
         shared_service.discard()
+
+
+@pytest.fixture(scope="module")
+def registry(background: Background, session_folder: Path) -> Iterator[Registry]:
+    if given := os.environ.get("HEADRACE_TEST_SCHEMA_REGISTRY"):
+        yield Registry(given)
+        return
+    if missing := [program for program in NEEDED if shutil.which(program) is None]:
+        pytest.skip(f"the schema registry needs {' and '.join(missing)}")
+    part = Apicurio(session_folder / "schema-registry", session_folder / "logs")
+    background.start(part)
+    yield Registry(part.url)
+    background.stop(part)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import fastavro
 import pytest
 from tests.component.ingestion import test_erasure as erasing
 from tests.component.ingestion.test_privacy import EMAIL, KEYS, field
-from tests.conftest import Background
 from tests.support.avro import framed
 from tests.support.faulty_http import Fault, faulty_http
 from tests.support.ingestion import Headers, Ingestion, Process
-from tests.support.schema_registry import NEEDED, Apicurio, Registry
+from tests.support.schema_registry import Registry
 from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
@@ -45,19 +41,6 @@ SECOND = {
     ],
 }
 PERSON = {**FIRST, "fields": [*FIRST["fields"], {"name": "email", "type": "string"}]}
-
-
-@pytest.fixture(scope="module")
-def registry(background: Background, session_folder: Path) -> Iterator[Registry]:
-    if given := os.environ.get("HEADRACE_TEST_SCHEMA_REGISTRY"):
-        yield Registry(given)
-        return
-    if missing := [program for program in NEEDED if shutil.which(program) is None]:
-        pytest.skip(f"the schema registry needs {' and '.join(missing)}")
-    part = Apicurio(session_folder / "schema-registry", session_folder / "logs")
-    background.start(part)
-    yield Registry(part.url)
-    background.stop(part)
 
 
 def event(

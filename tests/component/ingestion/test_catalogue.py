@@ -13,6 +13,7 @@ from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
 from headrace.ingestion.domain.erasure import ErasureState, requested
 from headrace.ingestion.domain.key_ring import NO_KEYS
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.domain.source_topic import Feed, SourceFormat, SourceTopic
 from headrace.ingestion.storage.repository import PostgresCatalogue
 from headrace.postgres import Pool, connect
 from headrace.postgres.migrations import migrate
@@ -97,3 +98,38 @@ async def test_a_version_is_stored_before_rows_are_known_to_be_erased_or_not_at_
             await eventually(partial(waiting, pool), lambda count: count == 1)
         assert not await cutting
         assert await insert(replace(VERSION, version=2, table_version=9))
+
+
+async def test_a_topic_is_one_datasets_whoever_asks_at_the_same_time(postgres_dsn: str) -> None:
+    async with connect(postgres_dsn, schema="ingestion", application_name="tests") as pool:
+        await migrate(pool, "headrace.ingestion.storage")
+        catalogue = PostgresCatalogue(pool)
+        scans = SourceTopic("clinic.scans", SourceFormat.AVRO)
+        one, two, three = (replace(DATASET, name=name) for name in ("one", "two", "three"))
+
+        async def insert(dataset: Dataset) -> bool:
+            async with catalogue.transaction() as repository:
+                return await repository.insert_dataset(dataset)
+
+        async def update(dataset: Dataset, expected: Dataset) -> bool:
+            async with catalogue.transaction() as repository:
+                return await repository.update_dataset(dataset, expected)
+
+        assert await insert(one)
+        assert await insert(two)
+        takers = [replace(each, source=scans, update_time=LATER.update_time) for each in (one, two)]
+        async with catalogue.transaction() as repository:
+            assert await repository.update_dataset(takers[0], one)
+            other = asyncio.create_task(update(takers[1], two))
+            third = asyncio.create_task(insert(replace(three, source=scans)))
+            await eventually(partial(waiting, pool), lambda count: count == 2)
+        assert not await other
+        assert not await third
+        assert await catalogue.feeds() == [Feed("one", scans)]
+        assert (await catalogue.datasets(["one", "two"]))["one"] == takers[0]
+        # Who keeps it is not in its own way, and who lets it go leaves it to others.
+        kept = replace(takers[0], cut=Cut(5), update_time=LATER.update_time.replace(month=2))
+        assert await update(kept, takers[0])
+        assert await update(replace(kept, source=None, update_time=LATER.update_time), kept)
+        assert await update(takers[1], two)
+        assert await catalogue.feeds() == [Feed("two", scans)]

@@ -87,6 +87,21 @@ def test_how_long_things_are_kept_arrives_as_far_as_it_is_said() -> None:
         retention("{row: 1d}")
 
 
+def test_a_topic_of_the_datasets_own_arrives_with_what_its_values_are() -> None:
+    def source(text: str) -> ingestion.SourceTopic:
+        read = pipeline_file.parse(SMALL.replace("    key: id\n", f"    key: id\n    source: {text}\n"))
+        return read.request.spec.dataset.source
+
+    plain = ingestion.SourceTopic(topic="clinic.scans", format=ingestion.SOURCE_FORMAT_JSON)
+    assert source("{topic: clinic.scans}") == plain
+    assert source("{topic: clinic.scans, format: avro}").format == ingestion.SOURCE_FORMAT_AVRO
+    assert not pipeline_file.parse(SMALL).request.spec.dataset.HasField("source")
+    with pytest.raises(InvalidArgument, match="must be one of json, avro, protobuf"):
+        source("{topic: clinic.scans, format: csv}")
+    with pytest.raises(InvalidArgument, match="topic"):
+        source("{format: json}")
+
+
 def test_every_part_of_a_complete_file_arrives() -> None:
     request = pipeline_file.parse(COMPLETE).request
     spec = request.spec

@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 import pytest
 from tests.support.avro import framed, text
+from tests.support.protobuf import FIRST_MESSAGE, message, registered
 from tests.support.records import Sent, records_of
 from tests.unit.ingestion.test_privacy import NOW, RING, SECRET, personal
 from tests.unit.ingestion.test_store_batch import World
@@ -58,7 +59,7 @@ HEADERS = {
     "ce_subject": b"people",
     "ce_time": b"2026-01-02T03:04:05Z",
 }
-JSON, AVRO = b"application/json", b"application/avro"
+JSON, AVRO, PROTOBUF = b"application/json", b"application/avro", b"application/protobuf"
 WRITTEN = (
     ("id", "string"),
     ("a", "float"),
@@ -74,6 +75,20 @@ WRITER = RegisteredSchema(
             "fields": [{"name": name, "type": kind} for name, kind in WRITTEN],
         }
     ),
+)
+MESSAGES = registered(
+    """
+    syntax = "proto3";
+    message Person {
+      string id = 1;
+      float a = 2;
+      int32 y = 3;
+      string email = 4;
+      string phone = 5;
+      string street = 6;
+      optional bytes face = 7;
+    }
+    """
 )
 FACE = np.array([1.5, -2.5], "<f4").tobytes()
 
@@ -100,10 +115,19 @@ def in_avro(*, y: int = 1) -> bytes:
     return framed(7, record + text(SECRET.encode()) + text(b"+4412345") + text(b"Elm St 7"))
 
 
-def test_a_person_is_the_same_in_avro_as_in_json() -> None:
+def in_protobuf(*, y: int = 1, more: str = "") -> bytes:
+    text = f'id: "p1" a: 1.5 y: {y} email: "{SECRET}" phone: "+4412345" street: "Elm St 7" {more}'
+    return framed(6, FIRST_MESSAGE + message(MESSAGES, "Person", text))
+
+
+SCHEMAS = {7: WRITER, 6: MESSAGES}
+
+
+@pytest.mark.parametrize(("payload", "form"), [(in_avro(), AVRO), (in_protobuf(), PROTOBUF)])
+def test_a_person_is_the_same_by_a_schema_registry_as_in_json(payload: bytes, form: bytes) -> None:
     person = {"email": SECRET, "phone": "+4412345", "street": "Elm St 7"}
     asked = judged(in_json(**person), form=JSON).rows["people"]
-    same = judged(in_avro(), form=AVRO, schemas={7: WRITER}).rows["people"]
+    same = judged(payload, form=form, schemas=SCHEMAS).rows["people"]
     names = [field.name for field in SCHEMA.stored_fields]
     assert same.select(names).to_pylist() == asked.select(names).to_pylist()
     assert not [clear for clear in person.values() if clear in str(same.to_pylist())]
@@ -125,6 +149,33 @@ def test_no_message_about_an_avro_event_quotes_a_value() -> None:
     assert told[0] == '"y" is none of the allowed values'
     clear = (SECRET, "+4412345", "Elm", "8125")
     assert not [message for message in told.values() if any(value in message for value in clear)]
+
+
+def test_no_message_about_a_protobuf_event_quotes_a_value() -> None:
+    payloads = [
+        in_protobuf(y=8),
+        in_protobuf()[:-1],
+        in_protobuf() + SECRET.encode(),
+        framed(6, SECRET.encode()),
+        framed(9, SECRET.encode()),
+        framed(7, SECRET.encode()),
+        SECRET.encode(),
+        in_protobuf(more='face: "8125"'),
+    ]
+    rejections = judged(*payloads, form=PROTOBUF, schemas=SCHEMAS).rejections
+    told = {rejection.offset: rejection.verdict.message for rejection in rejections}
+    assert sorted(told) == list(range(8))
+    assert told[0] == '"y" is none of the allowed values'
+    clear = (SECRET, "+4412345", "Elm", "8125")
+    assert not [text for text in told.values() if any(value in text for value in clear)]
+
+
+def test_a_personal_tensor_in_protobuf_is_its_bytes() -> None:
+    escaped = "".join(f"\\x{byte:02x}" for byte in FACE)
+    rows = judged(in_protobuf(more=f'face: "{escaped}"'), form=PROTOBUF, schemas=SCHEMAS).rows["people"]
+    [field] = [field for field in SCHEMA.personal if field.name == "face"]
+    shown = revealed("people", field, rows.column("face").combine_chunks(), RING)
+    assert shown.to_pylist() == [FACE]
 
 
 def test_a_personal_tensor_is_treated_as_its_bytes() -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import orjson
 import pytest
 from tests.support.avro import framed, text
+from tests.support.protobuf import FIRST_MESSAGE, message, registered
 from tests.unit.ingestion.test_privacy import SCHEMA, rejection
 
 from headrace.errors import Unavailable
@@ -32,6 +33,9 @@ WRITER = RegisteredSchema(
 )
 
 
+MESSAGES = registered('syntax = "proto3"; message Person { string note = 16; optional string id = 1; }')
+
+
 class Registry:
     """One that knows one schema, or does not answer."""
 
@@ -41,7 +45,8 @@ class Registry:
     async def schemas(self, ids: Collection[int]) -> Mapping[int, RegisteredSchema]:
         if self._away and ids:
             raise Unavailable("SCHEMA_REGISTRY_UNAVAILABLE", "the schema registry does not answer")
-        return {7: WRITER} if 7 in ids else {}
+        known = {7: WRITER, 8: MESSAGES}
+        return {schema_id: known[schema_id] for schema_id in ids if schema_id in known}
 
 
 def event(payload: bytes, key: bytes = b"", **headers: bytes) -> Rejection:
@@ -61,6 +66,26 @@ def in_avro(note: str, who: str | None, schema_id: int = 7) -> bytes:
 
 def in_protobuf(who: str) -> bytes:
     return Sample(fields={"id": Value(string_value=who)}).SerializeToString()
+
+
+def in_message(note: str, who: str, schema_id: int = 8) -> bytes:
+    text = f'note: "{note}"' + (f' id: "{who}"' if who else "")
+    return framed(schema_id, FIRST_MESSAGE + message(MESSAGES, "Person", text))
+
+
+async def test_a_message_is_read_by_its_writers_schema() -> None:
+    events = [
+        event(in_message("", SUBJECT)),
+        event(in_message(SUBJECT, "other")),
+        event(in_message("", "other")),
+        # Without a key, or by an unknown schema: where the subject stands in its bytes, it is the subject's.
+        event(in_message(SUBJECT, "")),
+        event(in_message("", "")),
+        event(in_message("x", SUBJECT, schema_id=9)),
+        event(in_message(SUBJECT, "other", schema_id=9)),
+        event(in_message("x", "other", schema_id=9)),
+    ]
+    assert await recognised(*events, registry=Registry()) == [0, 3, 5, 6]
 
 
 async def test_an_event_is_that_of_its_key() -> None:

@@ -12,14 +12,17 @@ import pytest
 from headrace.errors import FailedPrecondition
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourceOffset, SourcePartition
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
+from headrace.ingestion.domain.source_topic import SourceTopic
 from headrace.ingestion.use_cases.ports import Catalogue, TopicReader, VersionRows
 from headrace.ingestion.use_cases.replay_version import Replayed, ReplayVersion
 from headrace.messaging.record_columns import Records
+from headrace.messaging.topics import SAMPLES
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8))
 DATASET = Dataset("d", SCHEMA, Cut(), 1, NOW, NOW)
-HERE, ELSEWHERE = SourcePartition("here", "t", 0), SourcePartition("elsewhere", "t", 1)
+HERE, ELSEWHERE = SourcePartition("here", SAMPLES, 0), SourcePartition("elsewhere", SAMPLES, 1)
+THEIRS = SourcePartition("here", "clinic.scans", 0)
 
 
 @dataclass
@@ -28,11 +31,12 @@ class FakeWorld:
 
     held: dict[SourcePartition, Sequence[int]]
     values_changed: bool = False
+    source: SourceTopic | None = None
     gone: bool = False
     asked: list[tuple[SourcePartition, int, int]] = field(default_factory=list)
 
     async def datasets(self, names: Sequence[str]) -> dict[str, Dataset]:
-        return {"d": replace(DATASET, values_changed=self.values_changed)}
+        return {"d": replace(DATASET, values_changed=self.values_changed, source=self.source)}
 
     def at(
         self, dataset: str, table_version: int, columns: Sequence[str], where: object
@@ -86,6 +90,23 @@ async def test_events_of_another_cluster_cannot_be_replayed() -> None:
         await state.replay()
     assert caught.value.reason == "SOURCE_UNREACHABLE"
     assert "holds 2 events from elsewhere, and the broker is here" in caught.value.message
+
+
+@pytest.mark.parametrize("source", [None, SourceTopic("clinic.other")])
+async def test_events_of_a_topic_that_is_the_datasets_no_more_cannot_be_replayed(
+    source: SourceTopic | None,
+) -> None:
+    state = FakeWorld({THEIRS: [1]}, source=source)
+    with pytest.raises(FailedPrecondition) as caught:
+        await state.replay()
+    assert caught.value.reason == "SOURCE_CHANGED"
+    assert "clinic.scans" in caught.value.message
+
+
+async def test_events_of_the_datasets_own_topic_are_read_as_such() -> None:
+    state = FakeWorld({THEIRS: [1]}, source=SourceTopic("clinic.scans"))
+    assert await state.replay() == [Replayed(0, 0)]
+    assert state.asked == [(THEIRS, 1, 2)]
 
 
 async def test_a_version_whose_files_are_gone_cannot_be_replayed() -> None:

@@ -14,6 +14,7 @@ from tests.support.waiting import eventually
 
 from headrace.ingestion import consumers, metrics
 from headrace.ingestion.consumers import COMPONENT, SamplesConsumer
+from headrace.ingestion.domain.source_topic import Feed, SourceTopic
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.judge_batch import Batch
 from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
@@ -24,8 +25,12 @@ from headrace.runtime.health import Health
 PARTITION = TopicPartition(SAMPLES, 0)
 
 
-def record(offset: int) -> RecordBatch:
-    return batch_of(Sent(offset), topic=SAMPLES)
+THEIRS = TopicPartition("clinic.scans", 0)
+FEED = Feed("scans", SourceTopic(THEIRS.topic))
+
+
+def record(offset: int, partition: TopicPartition = PARTITION) -> RecordBatch:
+    return batch_of(Sent(offset), topic=partition.topic)
 
 
 @dataclass
@@ -33,22 +38,33 @@ class FakeWorld:
     """A consumer and a store in memory. Like Kafka's client, a fetch during a rebalance waits for its end."""
 
     arriving: asyncio.Queue[RecordBatch] = field(default_factory=asyncio.Queue)
+    feeds: dict[str, Feed] = field(default_factory=dict)
+    feeds_away: bool = False
+    subscribed: list[list[str]] = field(default_factory=list)
     rebalancing: bool = False
     fetching: bool = False
     away: bool = False
     coordinator_away: bool = False
     stored: list[int] = field(default_factory=list)
+    batches: list[tuple[str, Feed | None]] = field(default_factory=list)
+    """Topic and feed of each batch that was stored."""
     forgotten: int = 0
     committed: list[Mapping[TopicPartition, OffsetAndMetadata]] = field(default_factory=list)
 
     def subscribe(self, topics: Collection[str], listener: ConsumerRebalanceListener) -> None:
-        assert list(topics) == [SAMPLES]
+        self.subscribed.append(list(topics))
+
+    async def look(self) -> Mapping[str, Feed]:
+        if self.feeds_away:
+            raise ConnectionError("the database is away")
+        return dict(self.feeds)
 
     async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[RecordBatch]]:
         self.fetching = True
         try:
             async with asyncio.timeout(None if self.rebalancing else timeout_ms / 1000):
-                return {PARTITION: [await self.arriving.get()]}
+                batch = await self.arriving.get()
+                return {TopicPartition(batch.topic, batch.partition): [batch]}
         except TimeoutError:
             return {}
 
@@ -64,6 +80,7 @@ class FakeWorld:
         if self.away:
             raise ConnectionError("the database is away")
         self.stored += batch.records.offsets.tolist()
+        self.batches.append((batch.records.topic, batch.feed))
         return Stored({}, {}, ())
 
     def forget(self) -> None:
@@ -99,8 +116,9 @@ async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
         cast("AIOKafkaConsumer", world),
         cast("StoreBatch", world),
         cluster_id=cluster,
+        feeds=world.look,
         stored=lambda _: None,
-        settings=Settings(batch_seconds=0.001, retry_seconds=0.01),
+        settings=Settings(batch_seconds=0.001, retry_seconds=0.01, feeds_seconds=0.01),
         health=health,
     )
     task = asyncio.create_task(samples.run())
@@ -164,3 +182,35 @@ async def test_the_lag_of_partitions_that_left_is_no_longer_told(running: Runnin
 def _lags() -> list[float]:
     [family] = metrics.LAG.collect()
     return [sample.value for sample in family.samples]
+
+
+async def test_a_topic_is_read_once_a_dataset_names_it_and_no_more_when_none_does(running: Running) -> None:
+    world = running.world
+
+    async def reads(*topics: str) -> None:
+        await eventually(lambda: asyncio.sleep(0, world.subscribed), lambda told: told[-1] == list(topics))
+
+    await reads(SAMPLES)
+    world.feeds = {THEIRS.topic: FEED}
+    await reads(THEIRS.topic, SAMPLES)
+    # Not to know is no reason to stop.
+    world.feeds_away = True
+    await world.arriving.put(record(0, THEIRS))
+    await world.is_stored(0)
+    await world.arriving.put(record(1))
+    await world.is_stored(1)
+    assert world.batches == [(THEIRS.topic, FEED), (SAMPLES, None)]
+    assert THEIRS in world.committed[0]
+    world.feeds_away, world.feeds = False, {}
+    await reads(SAMPLES)
+    assert world.subscribed == [[SAMPLES], [THEIRS.topic, SAMPLES], [SAMPLES]]
+
+
+async def test_what_was_read_of_a_topic_that_nobody_names_any_more_is_left(running: Running) -> None:
+    world = running.world
+    await world.arriving.put(record(0, THEIRS))
+    await world.arriving.put(record(1))
+    await world.is_stored(1)
+    # Its offset stays where it is, for whoever names it next.
+    assert world.batches == [(SAMPLES, None)]
+    assert [list(offsets) for offsets in world.committed] == [[PARTITION]]

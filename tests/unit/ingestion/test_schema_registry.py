@@ -5,8 +5,10 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from google.protobuf import descriptor_pb2
 
 from headrace.errors import Unavailable
+from headrace.ingestion.domain.avro import UnusableSchema
 from headrace.ingestion.schema_registry import HttpSchemaRegistry, schema_registry
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.ports import RegisteredSchema
@@ -47,6 +49,24 @@ async def test_formats_and_references_are_told() -> None:
     body = {"schema": "s", "schemaType": "PROTOBUF", "references": [{"name": "other", "subject": "o"}]}
     async with registry(lambda _: httpx.Response(200, json=body)) as schemas:
         assert await schemas.schemas([1]) == {1: RegisteredSchema("PROTOBUF", "s", ("other",))}
+
+
+async def test_protobuf_is_compiled_once_or_it_is_told_why_it_cannot_be() -> None:
+    definitions = {"/1": 'syntax = "proto3"; message M {}', "/2": "message {"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        definition = definitions[request.url.path[-2:]]
+        return httpx.Response(200, json={"schema": definition, "schemaType": "PROTOBUF"})
+
+    async with registry(answer) as schemas:
+        found = await schemas.schemas([1, 2])
+        assert isinstance(found[1].descriptors, bytes)
+        files = descriptor_pb2.FileDescriptorSet.FromString(found[1].descriptors).file
+        assert [message.name for message in files[-1].message_type] == ["M"]
+        assert isinstance(found[2].descriptors, UnusableSchema)
+        assert found[2].descriptors.rule == "protobuf"
+        again = await schemas.schemas([1])
+        assert again[1].descriptors is found[1].descriptors
 
 
 async def test_an_id_beyond_all_that_registries_give_is_unknown_without_asking() -> None:
