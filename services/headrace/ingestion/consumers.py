@@ -122,7 +122,9 @@ class SamplesConsumer:
                 collected = collecting.result()
                 collecting = asyncio.create_task(self._collect())
                 for topic, some in collected.by_topic():
-                    await self._process(topic, some)
+                    # What was compacted may have left batches of nothing.
+                    if some.count:
+                        await self._process(topic, some)
         finally:
             # What was collected and not stored is read again by whoever is next.
             collecting.cancel()

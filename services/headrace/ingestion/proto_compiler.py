@@ -37,6 +37,9 @@ def compile_proto(definition: str) -> bytes:
             done = subprocess.run(
                 [sys.executable, "-I", "-m", "grpc_tools.protoc", *arguments],
                 cwd=folder,
+                # Its parent's has secrets.
+                env={},
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
                 timeout=_SECONDS,

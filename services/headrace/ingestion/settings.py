@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     )
     schema_registry_url: AnyHttpUrl | None = Field(
         default=None,
-        description="A Confluent-compatible schema registry, for Avro and Protobuf. None: they are rejected.",
+        description="A Confluent-compatible schema registry. None: what needs one is rejected.",
     )
     schema_registry_user: str = Field(default="", description="Or an API key. Empty: no credentials.")
     schema_registry_password: SecretStr = Field(default=SecretStr(""), description="Or an API key's secret.")

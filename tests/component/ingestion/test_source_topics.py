@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Sequence
 
@@ -133,4 +134,23 @@ async def test_a_topic_is_one_datasets_until_that_lets_it_go(ingestion: Ingestio
     # It goes on where the first one stood.
     assert (row["id"], row["_offset"]) == ("b", 1)
     assert [row["id"] for row in await ingestion.rows()] == ["a"]
+    assert await process.stop() == 0
+
+
+@pytest.mark.skipif(
+    os.environ.get("HEADRACE_TEST_BROKER") != "kafka", reason="the embedded broker has no transactions"
+)
+async def test_what_a_producer_aborted_is_no_row(ingestion: Ingestion) -> None:
+    topic = f"clinic.{uuid.uuid4()}"
+    await create(ingestion, topic)
+    process = await start(ingestion)
+    await apply(ingestion, process, ingestion.dataset, topic)
+    async with AIOKafkaProducer(bootstrap_servers=ingestion.bootstrap, transactional_id=topic) as producer:
+        for name, keeps in (("a", True), ("b", False), ("c", True)):
+            await producer.begin_transaction()
+            await producer.send_and_wait(topic, value(name), partition=0)
+            await (producer.commit_transaction() if keeps else producer.abort_transaction())
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 2)
+    assert [row["id"] for row in rows] == ["a", "c"]
+    assert await ingestion.rejected(process) == []
     assert await process.stop() == 0

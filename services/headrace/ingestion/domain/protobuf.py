@@ -60,7 +60,7 @@ class ProtobufReader:
                 pool.FindMessageTypeByName(f"{files[-1].package}.{message.name}".lstrip("."))
                 for message in files[-1].message_type
             ]
-        except (TypeError, KeyError) as error:
+        except (TypeError, LookupError) as error:
             raise UnusableSchema("protobuf", f"is no Protobuf schema: {error}") from error
         if not self._messages:
             raise UnusableSchema("message", "describes no message, which a sample is")
