@@ -96,6 +96,12 @@ def test_a_topic_of_the_datasets_own_arrives_with_what_its_values_are() -> None:
     assert source("{topic: clinic.scans}") == plain
     assert source("{topic: clinic.scans, format: avro}").format == ingestion.SOURCE_FORMAT_AVRO
     assert not pipeline_file.parse(SMALL).request.spec.dataset.HasField("source")
+    with_source = SMALL.replace("    key: id\n", "    key: id\n    source: {topic: clinic.scans}\n")
+    line = next(n for n, text in enumerate(with_source.splitlines(), 1) if "source:" in text)
+    missing = FieldViolation("spec.dataset.source.topic", "is no topic of the broker's")
+    refused = InvalidArgument("SOURCE_MISSING", "there is no topic clinic.scans", fields=[missing])
+    explained = pipeline_file.parse(with_source, "p.yaml").explained(refused)
+    assert explained.message == f"p.yaml:{line}:14: there is no topic clinic.scans"
     with pytest.raises(InvalidArgument, match="must be one of json, avro, protobuf"):
         source("{topic: clinic.scans, format: csv}")
     with pytest.raises(InvalidArgument, match="topic"):
