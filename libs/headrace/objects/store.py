@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -28,10 +29,15 @@ if TYPE_CHECKING:  # these exist for type checkers only
     from obstore.store import ClientConfig, S3Config
 
 CHUNK_BYTES = 1 << 20
+_PAGE: Final = 1000
 # Not what was asked for but the store is at fault: network, disk, credentials.
 _AWAY = (GenericError, JoinError, PermissionDeniedError, UnauthenticatedError)
 # What a file is called in a folder until all of it is there.
 _UNFINISHED: Final = re.compile(r"#\d+$")
+# How the library tells that a path is a folder's, leads through a file, or has too long a name.
+_NO_PATH: Final = re.compile(rf"\(os error ({errno.EISDIR}|{errno.ENOTDIR}|{errno.ENAMETOOLONG})\)")
+# As many as the library's own default.
+_RETRIES: Final = 10
 # delta-rs would ask for three minutes before anybody hears that the store is at fault; who writes tries again
 # anyway, and says so. For each request:
 _PATIENCE: Final = {"timeout": "15s", "max_retries": "3", "retry_timeout": "60s"}
@@ -51,8 +57,11 @@ class ObjectStore:
         self._store = store
 
     @classmethod
-    def from_uri(cls, uri: str) -> ObjectStore:
-        """Open `file:///folder` (created where missing) or `s3://bucket/prefix`. Raises InvalidArgument."""
+    def from_uri(cls, uri: str, *, retries: int = _RETRIES) -> ObjectStore:
+        """Open `file:///folder` (created where missing) or `s3://bucket/prefix`. Raises InvalidArgument.
+
+        `retries`: how often a request is sent again to S3, with growing pauses, before Unavailable is raised.
+        """
         parts = urlsplit(uri)
         if parts.scheme == "file" and not parts.netloc:
             folder = Path(unquote(parts.path))
@@ -61,9 +70,14 @@ class ObjectStore:
         if parts.scheme == "s3" and parts.netloc:
             prefix = parts.path.strip("/")
             config, client = _s3_options()
-            return cls(
-                uri, S3Store(parts.netloc, prefix=prefix or None, config=config, client_options=client)
+            s3 = S3Store(
+                parts.netloc,
+                prefix=prefix or None,
+                config=config,
+                client_options=client,
+                retry_config={"max_retries": retries},
             )
+            return cls(uri, s3)
         raise InvalidArgument(
             "INVALID_STORE_URI", f"{uri!r} is neither file:///FOLDER nor s3://BUCKET/PREFIX"
         )
@@ -92,6 +106,16 @@ class ObjectStore:
                 raise self._missing(path) from error
             return bytes(await result.bytes_async())
 
+    async def size(self, path: str) -> int:
+        """How many bytes an object has. Raises NotFound."""
+        with self._answering(), self._finding(path):
+            return (await obstore.head_async(self._store, _checked(path)))["size"]
+
+    async def get_part(self, path: str, start: int, end: int) -> bytes:
+        """The bytes of an object from `start` and before `end`, as far as it has them. Raises NotFound."""
+        with self._answering(), self._finding(path):
+            return bytes(await obstore.get_range_async(self._store, _checked(path), start=start, end=end))
+
     async def stream(self, path: str) -> AsyncIterator[bytes]:
         """Read an object in chunks. Raises NotFound."""
         with self._answering():
@@ -113,17 +137,22 @@ class ObjectStore:
 
     async def delete(self, path: str) -> None:
         """Remove an object; one that is not there is fine."""
-        try:
-            with self._answering():
-                await obstore.delete_async(self._store, _checked(path))
-        except (NotFoundError, FileNotFoundError):
-            return
+        with suppress(NotFound), self._answering(), self._finding(path):
+            await obstore.delete_async(self._store, _checked(path))
 
     async def list(self, prefix: str) -> list[str]:
         """Paths of the objects in a folder and below, sorted."""
         with self._answering():
             batches = [batch async for batch in obstore.list(self._store, prefix=prefix)]
         return sorted(item["path"] for batch in batches for item in batch)
+
+    async def older(self, folder: str, before: datetime) -> AsyncIterator[str]:
+        """Paths of the objects in a folder and below that were last written before a moment."""
+        with self._answering():
+            async for batch in obstore.list(self._store, prefix=_checked(folder), chunk_size=_PAGE):
+                for item in batch:
+                    if item["last_modified"] < before:
+                        yield item["path"]
 
     def read_bytes(self, path: str) -> bytes:
         """`get` for code without an event loop. Raises NotFound."""
@@ -199,6 +228,18 @@ class ObjectStore:
             raise Unavailable(
                 "STORE_UNAVAILABLE", f"the object store {self.root} does not do its work: {reason}"
             ) from error
+
+    @contextmanager
+    def _finding(self, path: str) -> Iterator[None]:
+        """Raise NotFound where there is no such object, nor can be one in a folder."""
+        try:
+            yield
+        except (NotFoundError, FileNotFoundError) as error:
+            raise self._missing(path) from error
+        except GenericError as error:
+            if _NO_PATH.search(str(error)):
+                raise self._missing(path) from error
+            raise
 
     def _missing(self, path: str) -> NotFound:
         return NotFound("OBJECT_NOT_FOUND", f"there is no object {self.uri(path)}")

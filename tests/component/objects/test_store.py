@@ -58,6 +58,31 @@ async def test_an_object_is_read_as_it_was_written_and_replaced_whole(store: Obj
     assert await store.get("a/b.bin") == b"without a loop"
 
 
+async def test_an_object_is_measured_and_read_in_parts(store: ObjectStore) -> None:
+    await store.put("a/b", b"0123456789")
+    assert await store.size("a/b") == 10
+    assert [await store.get_part("a/b", start, start + 4) for start in (0, 4, 8)] == [b"0123", b"4567", b"89"]
+    # There is no object of that name, and in a folder there can be none of the others.
+    for path in ("a/c", "a", "a/b/c", f"a/{'x' * 300}"):
+        with pytest.raises(NotFound):
+            await store.size(path)
+        with pytest.raises(NotFound):
+            await store.get_part(path, 0, 1)
+        await store.delete(path)
+    assert await store.exists("a/b")
+
+
+async def test_objects_of_a_folder_are_listed_by_age(store: ObjectStore) -> None:
+    for path in ("a/b", "a/c/d", "other"):
+        await store.put(path, b"x")
+
+    async def older(before: datetime) -> list[str]:
+        return sorted([path async for path in store.older("a", before)])
+
+    assert await older(datetime.now(UTC) + timedelta(minutes=1)) == ["a/b", "a/c/d"]
+    assert await older(datetime.now(UTC) - timedelta(minutes=1)) == []
+
+
 async def test_large_objects_are_streamed_both_ways(store: ObjectStore) -> None:
     parts = [random.Random(number).randbytes(1_000_003) for number in range(13)]
     await store.put("large", chunks(*parts))
