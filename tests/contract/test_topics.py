@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import re
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
 
+from headrace.ingestion.settings import Settings
 from headrace.messaging import topics
 from headrace.messaging.topics import Topic, load_topics
 from headrace.runtime.resources import deploy_path
@@ -134,3 +136,9 @@ def test_the_messages_comments_name_their_topic(topic: Topic) -> None:
 def test_a_topic_is_described_in_sentences(topic: Topic) -> None:
     assert topic.description.endswith(".")
     assert topic.key
+
+
+def test_claimed_payloads_outlive_the_events_that_claim_them() -> None:
+    # A day for what is uploaded before it is sent, and for clocks that differ.
+    needed = timedelta(milliseconds=TOPICS[topics.SAMPLES].retention_ms) + timedelta(days=1)
+    assert timedelta(hours=Settings().claim_retention_hours) >= needed

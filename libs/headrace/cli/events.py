@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 import orjson
@@ -127,18 +127,21 @@ def decoded(record: ConsumerRecord[bytes, bytes]) -> Row:
         "subject": headers.get("ce_subject", ""),
         "time": headers.get("ce_time", ""),
         "traceparent": headers.get("traceparent", ""),
-        "data": _data(record.value or b"", headers.get("content-type", ""), headers.get("ce_type", "")),
+        "data": _data(record.value or b"", headers),
     }
 
 
-def _data(value: bytes, content_type: str, event_type: str) -> Plain:
-    if content_type.startswith("application/json"):
+def _data(value: bytes, headers: Mapping[str, str]) -> Plain:
+    if not value and "ce_dataref" in headers:
+        # A claim check: its payload lies there.
+        return headers["ce_dataref"]
+    if headers.get("content-type", "").startswith("application/json"):
         try:
             document: Plain = orjson.loads(value)
         except ValueError:
             return value.decode(errors="replace")
         return document
-    name = PAYLOADS.get(event_type)
+    name = PAYLOADS.get(headers.get("ce_type", ""))
     if name is None:
         return value.decode(errors="replace")
     descriptor = descriptor_pool.Default().FindMessageTypeByName(name)

@@ -125,7 +125,10 @@ def show(
         for header in sorted(found.headers):
             first, *rest = readable(found.headers[header])
             _show_lines([f"{readable(header.encode())[0]}: {first}", *rest], indent="  ")
-        _show_bytes("payload", found.payload)
+        if "ce_dataref" in found.headers and not found.payload:
+            _show_lines(["payload: in the object store, where ce_dataref says"], indent="")
+        else:
+            _show_bytes("payload", found.payload)
 
     run(data, command)
 

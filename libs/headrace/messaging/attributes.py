@@ -43,6 +43,18 @@ class Attributes:
     plain: Bools
     """Off where only `decode` can tell: names in capitals or twice, no UTF-8, a time in another notation."""
 
+    def part(self, start: int, end: int) -> Attributes:
+        """Those of the records from index `start` and before `end`."""
+        indexes = np.arange(start, end)
+        return Attributes(
+            self.ids.take(indexes),
+            self.times[start:end],
+            self.traceparents.take(indexes),
+            self.shapes[start:end],
+            self.sizes[start:end],
+            self.plain[start:end],
+        )
+
 
 def read_attributes(records: Records) -> Attributes:
     """Read the headers of all records."""

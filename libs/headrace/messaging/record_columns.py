@@ -61,6 +61,10 @@ class Records:
         starts, ends = self.positions[_HEADERS], self.positions[_END]
         return Spans(self.buffer, starts, ends - starts)
 
+    def part(self, start: int, end: int) -> Records:
+        """The records from index `start` and before `end`, in the same buffer."""
+        return Records(self.buffer, self.positions[:, start:end], self.partitions[start:end], self.topic)
+
     def record(self, index: int) -> Record:
         """One record."""
         offset, timestamp, key, key_length, value, value_length, headers, end = self.positions[

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from functools import partial
+from typing import Final
 
 from headrace.api.ingestion.v1 import (
     erasure_pb2,
@@ -13,6 +15,7 @@ from headrace.api.ingestion.v1 import (
     versions_pb2,
     versions_pb2_grpc,
 )
+from headrace.ingestion.claim_remover import ClaimRemover
 from headrace.ingestion.consumers import SamplesConsumer, started
 from headrace.ingestion.cutter import Cutter
 from headrace.ingestion.eraser import Eraser
@@ -26,6 +29,7 @@ from headrace.ingestion.rejected_events import KafkaRejectedEvents
 from headrace.ingestion.schema_registry import schema_registry
 from headrace.ingestion.secrets import key_ring
 from headrace.ingestion.settings import Settings
+from headrace.ingestion.storage.claims import StoredClaims
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.erasure import DeltaErasure
 from headrace.ingestion.storage.expiry import DeltaExpiry
@@ -38,10 +42,13 @@ from headrace.ingestion.use_cases.apply_dataset import ApplyDataset
 from headrace.ingestion.use_cases.cut_versions import CutVersions
 from headrace.ingestion.use_cases.erase_subject import EraseSubject, RequestErasure
 from headrace.ingestion.use_cases.expire import Expire
+from headrace.ingestion.use_cases.fetch_claims import FetchClaims
 from headrace.ingestion.use_cases.maintain_table import MaintainTable
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.read_version import ReadVersion
 from headrace.ingestion.use_cases.recognise_subject import RecogniseSubject
+from headrace.ingestion.use_cases.rejected_claims import RejectedClaims
+from headrace.ingestion.use_cases.remove_claims import RemoveClaims
 from headrace.ingestion.use_cases.replay_version import ReplayVersion
 from headrace.ingestion.use_cases.resolve_rejected import DiscardRejected, ReplayRejected
 from headrace.ingestion.use_cases.show_rejected import ShowRejected
@@ -69,6 +76,9 @@ SERVICE = ingestion_pb2.DESCRIPTOR.services_by_name["IngestionService"].full_nam
 ERASURE_SERVICE = erasure_pb2.DESCRIPTOR.services_by_name["ErasureService"].full_name
 VERSION_SERVICE = versions_pb2.DESCRIPTOR.services_by_name["DatasetVersionService"].full_name
 
+# Whoever uses the store tries again, and says so: it is heard of soon that the store is at fault.
+_STORE_RETRIES: Final = 3
+
 
 async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
     """Open, wire and start everything; what is entered last is closed first."""
@@ -82,7 +92,9 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(Relay(pool, producer).run, "outbox relay")
 
     keys = key_ring(settings)
-    store = ObjectStore.from_uri(platform.store_uri)
+    store = ObjectStore.from_uri(platform.store_uri, retries=_STORE_RETRIES)
+    payloads = StoredClaims(store, seconds=settings.claim_seconds)
+    claims = FetchClaims(payloads, max_bytes=settings.max_claim_bytes)
 
     def table_path(dataset: str) -> str:
         return f"datasets/{dataset}"
@@ -127,9 +139,16 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             profiles,
             keys,
             RecogniseSubject(registry),
+            RejectedClaims(catalogue, payloads, max_bytes=settings.max_claim_bytes),
             clock=utc_now,
         ),
         one_table_writer,
+    )
+    claim_remover = ClaimRemover(
+        RemoveClaims(
+            catalogue, payloads, clock=utc_now, retention=timedelta(hours=settings.claim_retention_hours)
+        ),
+        interval=timedelta(hours=settings.vacuum_hours),
     )
 
     expirer = Expirer(
@@ -144,6 +163,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             group.create_task(maintainer.run())
             group.create_task(eraser.run())
             group.create_task(expirer.run())
+            group.create_task(claim_remover.run())
 
     runner.spawn(lead(pool, "headrace.ingestion.maintenance", look_after_tables), "table maintenance")
 
@@ -172,6 +192,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             KafkaTopicReader(platform.kafka_bootstrap, client_id=client_id),
             max_event_bytes=settings.max_event_bytes,
             registry=registry,
+            claims=claims,
             keys=keys,
         ),
     )
@@ -210,6 +231,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             max_event_bytes=settings.max_event_bytes,
             deduplicate_events=settings.deduplicate_events,
             registry=registry,
+            claims=claims,
             keys=keys,
         ),
         cluster_id=partial(cluster_id, platform.kafka_bootstrap),

@@ -199,10 +199,14 @@ class SamplesConsumer:
         pause, failures = _FIRST_PAUSE_SECONDS, 0
         while True:
             try:
+                # Partitions may leave between two parts of a batch, too.
                 async with self._batch_lock:
                     # A topic that nobody names any more goes, with what was read of it.
-                    if collected.assignment == self._assignment and topic in self._topics:
-                        await self._attempt(topic, collected)
+                    ended = (
+                        collected.assignment != self._assignment
+                        or topic not in self._topics
+                        or await self._attempt(topic, collected)
+                    )
             except Exception as error:
                 failures += 1
                 metrics.BATCH_FAILURES.inc()
@@ -219,7 +223,10 @@ class SamplesConsumer:
             else:
                 # Also where the batch has become somebody else's: what failed was that batch.
                 self._health.set_ready(COMPONENT, True)
-                return
+                if ended or self._stopping.is_set():
+                    return
+                pause, failures = _FIRST_PAUSE_SECONDS, 0
+                continue
             if await self._stops_within(pause):
                 # Nothing is lost: the offsets stay where they are.
                 return
@@ -233,7 +240,8 @@ class SamplesConsumer:
             return False
         return True
 
-    async def _attempt(self, topic: str, collected: _Collected) -> None:
+    async def _attempt(self, topic: str, collected: _Collected) -> bool:
+        """Store the batch, or the next part of it; answer whether all of it is stored."""
         started = asyncio.get_running_loop().time()
         cluster = await self._cluster_of(collected)
         batch = await asyncio.to_thread(_batch_of, cluster, topic, collected, self._feeds.get(topic))
@@ -257,8 +265,11 @@ class SamplesConsumer:
             span.set_attribute(names.REPEATED, sum(stored.repeated.values()))
             span.set_attribute(names.REJECTED, len(stored.rejections))
         self._stored([name for name, rows in stored.rows.items() if rows])
+        if not stored.complete:
+            return False
         await self._commit_offsets(collected)
         self._count(collected, stored, asyncio.get_running_loop().time() - started)
+        return True
 
     async def _cluster_of(self, collected: _Collected) -> str:
         """The cluster's id, asked again where offsets went backwards: then the broker lost its log."""

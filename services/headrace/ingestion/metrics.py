@@ -46,6 +46,14 @@ CUT_HELD: Final = Gauge(
 VERSIONS: Final = Counter(
     names.METRIC_INGESTION_VERSIONS.removesuffix("_total"), "Versions cut, by dataset", ["dataset"]
 )
+CLAIMED_BYTES: Final = Counter(
+    names.METRIC_INGESTION_CLAIMED_BYTES.removesuffix("_total"),
+    "Bytes of payloads that were fetched from the object store and are what their events claim",
+)
+REMOVED_CLAIMS: Final = Counter(
+    names.METRIC_INGESTION_REMOVED_CLAIMS.removesuffix("_total"),
+    "Claimed payloads that were removed from the object store for their age",
+)
 BATCH_EVENTS: Final = Histogram(
     names.METRIC_INGESTION_BATCH_EVENTS,
     "Events in a batch",

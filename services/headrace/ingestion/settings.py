@@ -8,11 +8,14 @@ from pydantic import AnyHttpUrl, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from headrace.postgres.outbox import MAX_EVENT_BYTES
+from headrace.rpc.options import MAX_MESSAGE_BYTES
 
 # Room for what says how an event was judged, whatever was cut off of the event itself.
 MIN_PUBLISHED_BYTES: Final = 16 * 1024
 # A larger record would be refused for ever; the event about a rejected one has headers and a key besides.
 MAX_PUBLISHED_BYTES: Final = MAX_EVENT_BYTES - 100_000
+# A row always fits into a message of gRPC, with room for its other columns.
+MAX_CLAIM_BYTES: Final = MAX_MESSAGE_BYTES - (4 << 20)
 
 
 class Settings(BaseSettings):
@@ -48,6 +51,21 @@ class Settings(BaseSettings):
             "An event is left out where one of the same source and id was stored from the same partition, "
             "at most so many offsets before. 0: never."
         ),
+    )
+    max_claim_bytes: int = Field(
+        default=MAX_CLAIM_BYTES,
+        gt=0,
+        le=MAX_CLAIM_BYTES,
+        description="A larger claimed payload is rejected; at most so many bytes are fetched at once.",
+    )
+    claim_seconds: float = Field(
+        default=30.0, gt=0, description="How long the object store's answer about a claim is waited for."
+    )
+    # A day more than the samples topic keeps events.
+    claim_retention_hours: int = Field(
+        default=192,
+        ge=24,
+        description="Claimed payloads are removed so long after they were written; longer than the topic's.",
     )
     privacy_keys_file: str = Field(
         default="",

@@ -297,6 +297,17 @@ def test_a_rejected_event_is_shown_so_that_a_terminal_does_not_obey_it(
     assert json.loads(headrace("rejected", "show", "17", "-o", "json").stdout)["id"] == 17
 
 
+def test_of_a_rejected_claim_check_it_is_said_where_the_payload_lies(
+    services: Services, headrace: Headrace
+) -> None:
+    claim = {"ce_dataref": b"s3://bucket/claims/x"}
+    services.answers["GetRejected"] = lambda _: rejected_event(payload=b"", headers=claim)
+    result = headrace("rejected", "show", "17")
+    assert result.exit_code == 0, result.output
+    assert "  ce_dataref: s3://bucket/claims/x\n" in result.stdout
+    assert "payload: in the object store, where ce_dataref says\n" in result.stdout
+
+
 def test_rejected_events_are_replayed_by_their_ids(
     services: Services, headrace: Headrace, tmp_path: Path
 ) -> None:

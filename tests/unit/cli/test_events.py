@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
+from aiokafka import ConsumerRecord
 
 from headrace.cli import events
 
@@ -83,6 +85,12 @@ async def keys(
         if len(seen) == at_most:
             break
     return seen
+
+
+def test_of_a_claim_check_is_shown_where_its_payload_lies() -> None:
+    headers = (("content-type", b"application/json"), ("ce_dataref", b"s3://bucket/claims/x"))
+    row = events.decoded(cast("ConsumerRecord[bytes, bytes]", Record(b"k", headers=headers)))
+    assert row["data"] == "s3://bucket/claims/x"
 
 
 async def test_a_slow_first_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:

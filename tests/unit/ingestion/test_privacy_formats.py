@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 import pytest
 from tests.support.avro import framed, text
+from tests.support.claims import FakePayloads, claims_of
 from tests.support.protobuf import FIRST_MESSAGE, message, registered
 from tests.support.records import Sent, records_of
 from tests.unit.ingestion.test_privacy import NOW, RING, SECRET, personal
@@ -234,6 +235,7 @@ async def test_avro_is_sealed_and_covered_by_the_schema_that_holds_when_it_is_st
         max_event_bytes=1000,
         deduplicate_events=0,
         registry=world,
+        claims=claims_of(FakePayloads()),
         keys=RING,
     )
     payloads = [in_avro(), in_avro(y=8), framed(9, SECRET.encode())]

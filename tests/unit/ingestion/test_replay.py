@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
+from tests.support.claims import claim_headers
 
 from headrace.errors import InvalidArgument
 from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict
 from headrace.ingestion.domain.replay import Correction, Replay, origin_of, replay
+from headrace.messaging.claims import claim_of
 from headrace.messaging.events import decode
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -47,6 +49,14 @@ def test_an_event_is_sent_again_as_it_came_and_says_what_it_is_the_replay_of() -
     assert replay(rejection(), Correction()) == Replay(
         b"\xff", [*ENVELOPE, ("ce_replayof", b"17")], b'{"x": -1}'
     )
+
+
+def test_a_corrected_payload_takes_the_place_of_a_claimed_one() -> None:
+    claim = [*claim_headers(b"large", "s3://bucket/claims/large"), ("CE_DataRef", b"twice")]
+    kept = replay(rejection([*ENVELOPE, *claim], b""), Correction(attributes={"subject": "other"}))
+    assert claim_of(decode(kept.headers, kept.payload, received=datetime.now(UTC))) is not None
+    sent = replay(rejection([*ENVELOPE, *claim], b""), Correction(b"small"))
+    assert sent == Replay(b"\xff", [*ENVELOPE, ("ce_replayof", b"17")], b"small")
 
 
 def test_a_correction_takes_the_place_of_what_was_there() -> None:

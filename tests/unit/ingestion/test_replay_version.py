@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.support.claims import FakePayloads, claims_of
 
 from headrace.errors import FailedPrecondition
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourceOffset, SourcePartition
@@ -65,6 +66,7 @@ class FakeWorld:
             cast("TopicReader", self),
             max_event_bytes=1000,
             registry=None,
+            claims=claims_of(FakePayloads()),
         )
         return [replayed async for replayed in replay(version)]
 

@@ -44,6 +44,8 @@ class FakeWorld:
     rebalancing: bool = False
     fetching: bool = False
     away: bool = False
+    parts: int = 0
+    """In how many more parts the next batch is stored than one."""
     coordinator_away: bool = False
     stored: list[int] = field(default_factory=list)
     batches: list[tuple[str, Feed | None]] = field(default_factory=list)
@@ -79,6 +81,9 @@ class FakeWorld:
     async def __call__(self, batch: Batch) -> Stored:
         if self.away:
             raise ConnectionError("the database is away")
+        if self.parts:
+            self.parts -= 1
+            return Stored({}, {}, (), complete=False)
         self.stored += batch.records.offsets.tolist()
         self.batches.append((batch.records.topic, batch.feed))
         return Stored({}, {}, ())
@@ -149,6 +154,20 @@ async def test_a_batch_that_is_stored_makes_the_service_ready(running: Running) 
     running.world.away = False
     await running.ready(True)
     assert running.world.stored == [0]
+
+
+async def test_offsets_are_committed_when_all_parts_of_a_batch_are_stored(running: Running) -> None:
+    running.world.parts = 3
+    await running.world.arriving.put(record(0))
+    await eventually(lambda: asyncio.sleep(0, len(running.world.committed)), bool)
+    assert (running.world.parts, running.world.stored) == (0, [0])
+
+
+async def test_a_stop_does_not_wait_for_the_other_parts_of_a_batch() -> None:
+    async with consuming(FakeWorld(parts=1 << 60)) as running:
+        await running.world.arriving.put(record(0))
+        await eventually(lambda: asyncio.sleep(0, running.world.parts), lambda parts: parts < 1 << 60)
+    assert running.world.committed == []
 
 
 async def test_a_stop_does_not_wait_for_the_end_of_a_rebalance() -> None:

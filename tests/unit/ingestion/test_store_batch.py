@@ -10,10 +10,12 @@ from typing import cast
 
 import pyarrow as pa
 import pytest
+from tests.support.claims import ROOT, FakePayloads, claim_headers, claims_of
 from tests.support.records import Sent, records_of
 
+from headrace.errors import Unavailable
 from headrace.ingestion.domain.dataset import Dataset, SourcePartition
-from headrace.ingestion.domain.rejection import Rejection
+from headrace.ingestion.domain.rejection import Reason, Rejection
 from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.judge_batch import Batch
@@ -38,6 +40,9 @@ class World:
     """PostgreSQL, tables and topics, all of which may fail."""
 
     kept: dict[Place, RejectedRow] = field(default_factory=dict)
+    claims: dict[int, str] = field(default_factory=dict)
+    spans: list[Sequence[Span]] = field(default_factory=list)
+    """Those of each append."""
     published: list[int] = field(default_factory=list)
     rows: int = 0
     declared: Dataset = DATASET
@@ -62,6 +67,9 @@ class World:
         self.kept |= {(r.topic, r.partition, r.offset): RejectedRow(0, reject_time, r) for r in new}
         return new
 
+    async def keep_claims(self, paths: Mapping[int, str]) -> None:
+        self.claims |= paths
+
     async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
         return set(self.kept)
 
@@ -83,18 +91,19 @@ class World:
         self.published += [rejection.id for rejection in rejections]
 
     def append(self, append: Append) -> int:
-        assert self.published, "rows before what was rejected beside them"
+        assert self.published or not self.kept, "rows before what was rejected beside them"
         if self.refuse_rows:
             self.refuse_rows -= 1
             raise OSError("no store")
         self.rows += append.rows.num_rows
+        self.spans.append(append.spans)
         return append.rows.num_rows
 
     def stored_events(self, dataset: Dataset, spans: Sequence[Span]) -> pa.Table:
         return pa.table({name: [] for name in ("_event_source", "_event_id", "_partition", "_offset")})
 
 
-def store_batch(world: World) -> StoreBatch:
+def store_batch(world: World, payloads: FakePayloads | None = None) -> StoreBatch:
     return StoreBatch(
         cast("Catalogue", world),
         cast("SampleTables", world),
@@ -103,6 +112,7 @@ def store_batch(world: World) -> StoreBatch:
         max_event_bytes=1000,
         deduplicate_events=0,
         registry=None,
+        claims=claims_of(payloads or FakePayloads(), max_bytes=40),
     )
 
 
@@ -189,3 +199,71 @@ async def test_an_event_that_is_older_than_rows_are_kept_becomes_none() -> None:
     assert (stored.rows, stored.expired) == ({"known": 1}, {"known": 1})
     # One that is rejected is, however old.
     assert world.published == [2]
+
+
+LEFT, RIGHT = (SourcePartition("cluster", "t", partition) for partition in range(2))
+
+
+def claim_checks(payloads: FakePayloads, *, missing: int = 0) -> Batch:
+    """Two partitions with three claims of 18 bytes each, and an event with its payload between each two."""
+    sent = []
+    for partition in range(2):
+        for offset in range(5):
+            headers = [*HEADERS, ("ce_id", b"%d" % offset)]
+            value = b'{"id":"pp","a":1}\n'
+            if offset % 2 == 0:
+                gone = partition == 0 and offset < missing
+                reference = f"{ROOT}/claims/gone" if gone else payloads.put(f"{partition}-{offset}", value)
+                headers += claim_headers(value, reference)
+                value = b""
+            sent.append(Sent(offset, value, headers, partition=partition))
+    records = records_of(sent)
+    return Batch("cluster", records, read_attributes(records), [Span(LEFT, 0, 9), Span(RIGHT, 0, 5)])
+
+
+async def test_claims_that_do_not_fit_together_cut_a_batch_into_parts_that_lose_nothing() -> None:
+    world, payloads = World(), FakePayloads()
+    store, batch = store_batch(world, payloads), claim_checks(payloads)
+    parts = [await store(batch) for _ in range(3)]
+    assert [part.complete for part in parts] == [False, False, True]
+    assert [dict(part.rows) for part in parts] == [{"known": 4}, {"known": 7}, {"known": 10}]
+    assert world.spans == [
+        [Span(LEFT, 0, 4)],
+        [Span(LEFT, 4, 9), Span(RIGHT, 0, 2)],
+        [Span(RIGHT, 2, 5)],
+    ]
+    # All of it is done: the next batch begins at its own first event.
+    assert not (await store(batch)).complete
+
+
+async def test_a_part_that_was_stored_is_not_fetched_again_when_a_later_one_fails() -> None:
+    world, payloads = World(), FakePayloads()
+    store = store_batch(world, payloads)
+    await store(claim_checks(payloads))
+    batch = claim_checks(payloads)
+    payloads.away = True
+    with pytest.raises(Unavailable, match="the object store is away"):
+        await store(batch)
+    payloads.away = False
+    del payloads.objects["claims/0-0"]
+    parts = [await store(batch) for _ in range(2)]
+    assert [part.complete for part in parts] == [False, True]
+    assert (world.rows, world.kept) == (10, {})
+
+
+async def test_other_owners_of_partitions_begin_at_the_first_part() -> None:
+    world, payloads = World(), FakePayloads()
+    store = store_batch(world, payloads)
+    await store(claim_checks(payloads))
+    store.forget()
+    await store(claim_checks(payloads))
+    assert [spans[0].start for spans in world.spans] == [0, 0]
+
+
+async def test_a_rejected_claim_check_keeps_its_claim_and_says_where_its_payload_lies() -> None:
+    world, payloads = World(), FakePayloads()
+    stored = await store_batch(world, payloads)(claim_checks(payloads, missing=1))
+    [rejection] = stored.rejections
+    assert (rejection.offset, rejection.verdict.reason, rejection.payload) == (0, Reason.CLAIM_MISSING, b"")
+    assert dict(rejection.headers)["ce_dataref"] == f"{ROOT}/claims/gone".encode()
+    assert world.claims == {1: "claims/gone"}

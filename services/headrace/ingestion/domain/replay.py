@@ -9,12 +9,14 @@ from typing import Final
 from headrace.errors import InvalidArgument
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.domain.source_topic import place_id
+from headrace.messaging.claims import ATTRIBUTES
 from headrace.messaging.events import InvalidCloudEvent, in_binary_mode, is_structured
 
 REPLAY_OF: Final = "ce_replayof"
 """The header that says which rejected event a sample comes from."""
 
 _CONTENT_TYPE: Final = "datacontenttype"
+_CLAIM: Final = frozenset(f"ce_{attribute}" for attribute in ATTRIBUTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,9 @@ def replay(rejection: Rejection, correction: Correction) -> Replay:
     except InvalidCloudEvent as error:
         headers, payload, unreadable = rejection.headers, rejection.payload, f" and cannot be read ({error})"
     changes = {_header(name): text.encode() for name, text in correction.attributes.items()}
+    if correction.payload is not None and not is_structured(headers):
+        # It takes the place of one that lies elsewhere.
+        headers = [header for header in headers if header[0].lower() not in _CLAIM]
     headers = _changed(headers, {**changes, REPLAY_OF: str(rejection.id).encode()})
     if is_structured(headers):
         if changes:

@@ -306,7 +306,7 @@ select * from erasures where dataset = $1 order by create_time desc limit $2;
 -- name: erasable_rejected
 -- Those of the dataset, and of none, whose producer may have meant it.
 select * from rejected_samples
-where sequence > $2 and octet_length(key) + octet_length(payload) > 0
+where sequence > $2 and (octet_length(key) + octet_length(payload) > 0 or headers <> '[]')
     and (dataset = $1 or not exists (select from datasets where name = rejected_samples.dataset))
 order by sequence
 limit $3;
@@ -385,3 +385,24 @@ returning version;
 
 -- name: delete_profiles
 delete from version_profiles where dataset = $1 and version = any($2::bigint[]);
+
+-- name: keep_claims
+insert into rejected_claims (sequence, path)
+select * from unnest($1::bigint[], $2::text[]);
+
+-- name: claims_of
+select sequence, path from rejected_claims where sequence = any($1::bigint[]) and not erased;
+
+-- name: claims_in_use
+-- A replay may be read from the topic for as long as any event: from when the entry was resolved.
+select distinct path from rejected_claims join rejected_samples using (sequence)
+where not erased and (state = 'PENDING' or resolve_time >= $1);
+
+-- name: mark_claims_erased
+update rejected_claims set erased = true where sequence = any($1::bigint[]);
+
+-- name: erased_claims
+select sequence, path from rejected_claims where erased;
+
+-- name: forget_claims
+delete from rejected_claims where sequence = any($1::bigint[]);

@@ -251,6 +251,20 @@ class PostgresCatalogue:
             _erasure(row) for row in await self._pool.fetch(self._queries["list_erasures"], dataset, limit)
         ]
 
+    async def claims_of(self, ids: Sequence[int]) -> Mapping[int, str]:
+        """Where those of the entries that have a payload elsewhere have it."""
+        rows = await self._pool.fetch(self._queries["claims_of"], ids)
+        return {row["sequence"]: row["path"] for row in rows}
+
+    async def claims_in_use(self, since: datetime) -> Collection[str]:
+        """Where payloads lie of entries that wait, or were resolved after that moment."""
+        return {row["path"] for row in await self._pool.fetch(self._queries["claims_in_use"], since)}
+
+    async def erased_claims(self) -> Mapping[int, str]:
+        """The payloads that are to be removed, by entry."""
+        rows = await self._pool.fetch(self._queries["erased_claims"])
+        return {row["sequence"]: row["path"] for row in rows}
+
     async def erasable_rejected(self, dataset: str, after: int, limit: int) -> Sequence[Rejection]:
         """Entries that may be about a subject of the dataset, with ids above `after`, oldest first."""
         rows = await self._pool.fetch(self._queries["erasable_rejected"], dataset, after, limit)
@@ -429,6 +443,18 @@ class PostgresRepository:
             replace(given[tuple(place)], id=entry, replay_of=origin or 0)
             for entry, *place, origin in inserted
         ]
+
+    async def keep_claims(self, paths: Mapping[int, str]) -> None:
+        """Say of entries where their events' payloads lie."""
+        await self._connection.execute(self._queries["keep_claims"], [*paths], [*paths.values()])
+
+    async def mark_claims_erased(self, ids: Sequence[int]) -> None:
+        """Say of these entries that their payloads are to be removed, as they were emptied themselves."""
+        await self._connection.execute(self._queries["mark_claims_erased"], ids)
+
+    async def forget_claims(self, ids: Sequence[int]) -> None:
+        """These entries' payloads are removed."""
+        await self._connection.execute(self._queries["forget_claims"], ids)
 
     async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None:
         """Queue DatasetVersionCommitted."""

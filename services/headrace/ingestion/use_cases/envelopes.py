@@ -20,6 +20,7 @@ from headrace.ingestion.domain.framing import UNFRAMED, schema_ids
 from headrace.ingestion.domain.rejection import Reason, Verdict
 from headrace.ingestion.use_cases.ports import Place
 from headrace.messaging.attributes import Attributes
+from headrace.messaging.claims import REFERENCE, Claim, claim_of
 from headrace.messaging.events import Event, InvalidCloudEvent, decode, is_structured, media_type
 from headrace.messaging.record_batch import Record
 from headrace.messaging.record_columns import Records
@@ -77,15 +78,28 @@ def _as_it_came(record: Record) -> Record:
     return record
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An event whose payload lies in the object store. `index`: which of the batch's records it is."""
+
+    index: int
+    event: Event
+    claim: Claim
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
-    """A batch after its envelopes were read: samples, and what is none, by the record's index."""
+    """A batch after its envelopes were read: samples, and what is none, by the record's index.
+
+    `claimed`: samples without their payloads, in the records' order (see `fetch_claims`).
+    """
 
     records: Records
     samples: Sequence[Samples]
     refused: Sequence[tuple[int, Verdict]]
     enveloped: Callable[[Record], Record] = _as_it_came
     """A record as it is kept where it is rejected."""
+    claimed: Sequence[Claimed] = ()
 
     def record(self, index: int) -> Record:
         """One of the records, as it is kept where it is rejected."""
@@ -93,7 +107,7 @@ class Opened:
 
     def datasets(self) -> Collection[str]:
         """The datasets that the samples name."""
-        return {samples.dataset for samples in self.samples}
+        return {samples.dataset for samples in self.samples} | {one.event.subject for one in self.claimed}
 
     def schema_ids(self) -> Collection[int]:
         """The ids of the schemas by which Avro and Protobuf payloads were written."""
@@ -126,19 +140,30 @@ def open_envelopes(
             alike[indexes] = False
             continue
         kind = _judged(first, max_event_bytes)
+        if isinstance(kind, Event) and REFERENCE in kind.extensions:
+            # Those without a payload claim one.
+            alike[indexes] = False
+            continue
         if isinstance(kind, Verdict):
             refused += [(int(index), kind) for index in indexes]
         else:
             samples.append(_samples(kind, indexes, records, attributes))
     others = _Others()
+    claimed: list[Claimed] = []
     for index in np.flatnonzero(new & ~alike):
         record = records.record(int(index))
         event = _judged(record, max_event_bytes)
         if isinstance(event, Verdict):
             refused.append((int(index), event))
+            continue
+        claim = _claim_of(event)
+        if isinstance(claim, Verdict):
+            refused.append((int(index), claim))
+        elif claim is not None:
+            claimed.append(Claimed(int(index), event, claim))
         else:
             others.add(int(index), event)
-    return Opened(records, [*samples, *others.samples()], refused)
+    return Opened(records, [*samples, *others.samples()], refused, claimed=claimed)
 
 
 def event_size(record: Record) -> int:
@@ -200,6 +225,21 @@ def _samples(event: Event, indexes: Int64s, records: Records, attributes: Attrib
     )
 
 
+def samples_of(found: Sequence[tuple[int, Event]], payloads: Spans) -> Samples:
+    """Events of one dataset and media type, by their records' indexes, and what each of them carries."""
+    _, first = found[0]
+    return Samples(
+        first.subject,
+        _media_type(first),
+        np.array([index for index, _ in found], np.int64),
+        payloads,
+        pa.array([event.id for _, event in found], pa.string()),
+        pa.array([event.source for _, event in found], pa.string()),
+        pa.array([event.time for _, event in found], TIME_TYPE),
+        pa.array([event.traceparent or None for _, event in found], pa.string()),
+    )
+
+
 @dataclass(slots=True)
 class _Others:
     """Events that were read one by one."""
@@ -212,17 +252,8 @@ class _Others:
         self.events[event.subject, _media_type(event)].append((index, event))
 
     def samples(self) -> Iterator[Samples]:
-        for (dataset, form), found in self.events.items():
-            yield Samples(
-                dataset,
-                form,
-                np.array([index for index, _ in found], np.int64),
-                Spans.of(event.data for _, event in found),
-                pa.array([event.id for _, event in found], pa.string()),
-                pa.array([event.source for _, event in found], pa.string()),
-                pa.array([event.time for _, event in found], TIME_TYPE),
-                pa.array([event.traceparent or None for _, event in found], pa.string()),
-            )
+        for found in self.events.values():
+            yield samples_of(found, Spans.of(event.data for _, event in found))
 
 
 def _judged(record: Record, max_event_bytes: int) -> Event | Verdict:
@@ -236,6 +267,13 @@ def _judged(record: Record, max_event_bytes: int) -> Event | Verdict:
     except InvalidCloudEvent as error:
         return Verdict(Reason.INVALID_CLOUDEVENT, str(error), field=error.attribute)
     return event
+
+
+def _claim_of(event: Event) -> Claim | Verdict | None:
+    try:
+        return claim_of(event)
+    except InvalidCloudEvent as error:
+        return Verdict(Reason.INVALID_CLOUDEVENT, str(error), field=error.attribute)
 
 
 def _expect_sample(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""A subject out of a dataset: rows of every version, and rejected events.
+"""A subject out of a dataset: rows of every version, and rejected events with the payloads that they claim.
 
 An erasure is stored before anything is done, and each step can be done again: whoever goes on after a crash
 looks at what there is. It ends when a look at every file finds nothing.
@@ -21,6 +21,7 @@ from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.ports import Catalogue, TableErasure
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.recognise_subject import RecogniseSubject
+from headrace.ingestion.use_cases.rejected_claims import RejectedClaims
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.runtime.ids import new_id
@@ -64,10 +65,12 @@ class EraseSubject:
         profiles: ProfileVersions,
         keys: KeyRing,
         recognise: RecogniseSubject,
+        claims: RejectedClaims,
         *,
         clock: Clock,
     ) -> None:
         self._catalogue = catalogue
+        self._claims = claims
         self._tables = tables
         self._profiles = profiles
         self._keys = keys
@@ -118,14 +121,20 @@ class EraseSubject:
         after = 0
         while page := await self._catalogue.erasable_rejected(dataset.name, after, _PAGE):
             opened = [unsealed(rejection, self._keys) for rejection in page]
-            ids = [one.id for one in await self._recognise(opened, dataset.schema, subject)]
+            ids = [
+                one.id
+                async for filled in self._claims.filled(opened)
+                for one in await self._recognise(filled, dataset.schema, subject)
+            ]
             erasure = replace(erasure, rejected_count=erasure.rejected_count + len(ids))
             if ids:
                 async with self._catalogue.transaction() as repository:
                     await repository.erase_rejected(ids, self._clock())
+                    await repository.mark_claims_erased(ids)
                     await repository.update_erasure(erasure)
                 fault_point("ingestion.after-erase-rejected")
             after = page[-1].id
+        await self._claims.remove_erased()
         return erasure
 
     async def _finished(self, erasure: Erasure, dataset: Dataset) -> Erasure:

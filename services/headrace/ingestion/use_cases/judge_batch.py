@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final
 
@@ -50,6 +50,36 @@ class Batch:
     spans: Sequence[Span]
     feed: Feed | None = None
     """Of a topic whose events are all samples of one dataset; None: of the samples topic."""
+
+    @property
+    def begin(self) -> tuple[str, str, int, int]:
+        """Cluster, topic, partition and offset of its first record."""
+        records = self.records
+        return self.cluster, records.topic, int(records.partitions[0]), int(records.offsets[0])
+
+    def split(self, index: int) -> tuple[Batch, Batch]:
+        """The batch before a record, and from it on.
+
+        The records of a partition stand together, at rising offsets.
+        """
+        before, behind = [], []
+        for span in self.spans:
+            places = np.flatnonzero(self.records.partitions == span.source.partition)
+            rest = places[places >= index]
+            if not len(rest):
+                before.append(span)
+            elif len(rest) == len(places):
+                behind.append(span)
+            else:
+                offset = int(self.records.offsets[rest[0]])
+                before.append(replace(span, end=offset))
+                behind.append(replace(span, start=offset))
+        end = len(self.records)
+        return self._part(0, index, before), self._part(index, end, behind)
+
+    def _part(self, start: int, end: int, spans: Sequence[Span]) -> Batch:
+        records, attributes = self.records.part(start, end), self.attributes.part(start, end)
+        return replace(self, records=records, attributes=attributes, spans=spans)
 
 
 @dataclass(slots=True)

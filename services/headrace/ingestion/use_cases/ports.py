@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -159,6 +159,31 @@ class SchemaRegistry(Protocol):
         """
 
 
+class ClaimedPayloads(Protocol):
+    """The payloads that producers put into the object store.
+
+    All but `path` raise Unavailable STORE_UNAVAILABLE where the store does not do its work.
+    """
+
+    folder: str
+    """Address of the folder below which payloads may lie."""
+
+    def path(self, reference: str) -> str | None:
+        """Where the payload of that address lies; None where no payload may."""
+
+    async def size(self, path: str) -> int:
+        """Bytes of a payload. Raises NotFound."""
+
+    def read(self, path: str, size: int) -> AsyncIterator[bytes]:
+        """A payload of so many bytes, in parts. Raises NotFound."""
+
+    def older(self, before: datetime) -> AsyncIterator[str]:
+        """Paths of the payloads that were last written before a moment."""
+
+    async def remove(self, path: str) -> None:
+        """Remove a payload; one that is not there is fine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Merge:
     """A table had `files`; `merged` of them, `size` bytes in all, became one: 0 where they were too few."""
@@ -290,6 +315,15 @@ class Repository(Protocol):
 
         The copy of a replay whose rejection is there is there.
         """
+
+    async def keep_claims(self, paths: Mapping[int, str]) -> None:
+        """Say of entries where their events' payloads lie."""
+
+    async def mark_claims_erased(self, ids: Sequence[int]) -> None:
+        """Say of these entries that their payloads are to be removed, as they were emptied themselves."""
+
+    async def forget_claims(self, ids: Sequence[int]) -> None:
+        """These entries' payloads are removed."""
 
     async def publish_version(self, dataset: Dataset, version: DatasetVersion, table_uri: str) -> None:
         """Queue DatasetVersionCommitted."""
@@ -448,6 +482,15 @@ class Catalogue(Protocol):
 
     async def list_erasures(self, dataset: str, limit: int) -> Sequence[Erasure]:
         """A dataset's, newest first."""
+
+    async def claims_of(self, ids: Sequence[int]) -> Mapping[int, str]:
+        """Where those of the entries that have a payload elsewhere have it."""
+
+    async def claims_in_use(self, since: datetime) -> Collection[str]:
+        """Where payloads lie of entries that wait, or were resolved after that moment."""
+
+    async def erased_claims(self) -> Mapping[int, str]:
+        """The payloads that are to be removed, by entry."""
 
     async def erasable_rejected(self, dataset: str, after: int, limit: int) -> Sequence[Rejection]:
         """Entries that may be about a subject of the dataset, with ids above `after`, oldest first."""

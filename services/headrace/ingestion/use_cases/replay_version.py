@@ -25,9 +25,11 @@ from headrace.errors import FailedPrecondition
 from headrace.ingestion.domain.content_hash import combine, hash_rows
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourcePartition
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
+from headrace.ingestion.domain.rejection import Verdict
 from headrace.ingestion.domain.source_topic import Feed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
+from headrace.ingestion.use_cases.fetch_claims import FetchClaims
 from headrace.ingestion.use_cases.judge_batch import Judge
 from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
@@ -68,6 +70,7 @@ class ReplayVersion:
         *,
         max_event_bytes: int,
         registry: SchemaRegistry | None,
+        claims: FetchClaims,
         keys: KeyRing = NO_KEYS,
     ) -> None:
         self._catalogue = catalogue
@@ -75,15 +78,18 @@ class ReplayVersion:
         self._topic = topic
         self._max_event_bytes = max_event_bytes
         self._registry = registry
+        self._claims = claims
         self._keys = keys
         self._judge = Judge(keys)
 
     async def __call__(self, version: DatasetVersion) -> AsyncGenerator[Replayed, None]:
         """Replay the version, and tell of each part; the last one is the result.
 
-        Raises FailedPrecondition SOURCE_UNREACHABLE, SOURCE_CHANGED, TOPIC_EXPIRED, ROWS_GONE, ROWS_ERASED or
+        Raises FailedPrecondition SOURCE_UNREACHABLE, SOURCE_CHANGED, TOPIC_EXPIRED, CLAIM_GONE, ROWS_GONE,
+        ROWS_ERASED or
         PRIVACY_KEY_MISSING; and where the rows are not the version's, after the last part SCHEMA_CHANGED or
-        PRIVACY_KEY_CHANGED where that may be why; Unavailable SCHEMA_REGISTRY_UNAVAILABLE.
+        PRIVACY_KEY_CHANGED where that may be why; Unavailable SCHEMA_REGISTRY_UNAVAILABLE or
+        STORE_UNAVAILABLE.
         """
         dataset = await require_dataset(self._catalogue, version.dataset)
         if version.erased_rows:
@@ -108,13 +114,22 @@ class ReplayVersion:
                 )
             feed = _feed(dataset, offset.source)
             async for records in self._topic.read(offset.source, int(held[0]), int(held[-1]) + 1):
-                opened = await asyncio.to_thread(self._open, dataset, cluster, records, feed)
-                schemas = await schemas_of(opened, self._registry)
-                rows = await asyncio.to_thread(self._rows_of, dataset, offset.source, opened, schemas, held)
-                names = [field.name for field in dataset.schema.stored_fields]
-                if rows is not None:
-                    digest = await asyncio.to_thread(hash_rows, rows, names)
-                    replayed = Replayed(replayed.rows + rows.num_rows, combine(replayed.content_hash, digest))
+                found = await asyncio.to_thread(self._open, dataset, cluster, records, feed, held)
+                for part in self._claims.parts(found):
+                    opened = await self._claims(part, {dataset.name})
+                    if opened.refused:
+                        _, verdict = opened.refused[0]
+                        raise _claim_gone(version, verdict)
+                    schemas = await schemas_of(opened, self._registry)
+                    rows = await asyncio.to_thread(
+                        self._rows_of, dataset, offset.source, opened, schemas, held
+                    )
+                    names = [field.name for field in dataset.schema.stored_fields]
+                    if rows is not None:
+                        digest = await asyncio.to_thread(hash_rows, rows, names)
+                        replayed = Replayed(
+                            replayed.rows + rows.num_rows, combine(replayed.content_hash, digest)
+                        )
                 yield replayed
         self._require_comparable(dataset, version, replayed)
 
@@ -144,12 +159,16 @@ class ReplayVersion:
         held: Int64s = np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
         return held
 
-    def _open(self, dataset: Dataset, cluster: str, records: Records, feed: Feed | None) -> Opened:
-        """The records that are samples of the dataset."""
+    def _open(
+        self, dataset: Dataset, cluster: str, records: Records, feed: Feed | None, held: Int64s
+    ) -> Opened:
+        """The records that are samples of the dataset; of claim checks, those that the version holds."""
         open_events = PlainEvents(cluster, feed).open if feed else open_envelopes
         opened = open_events(records, read_attributes(records), (), self._max_event_bytes)
         own = [samples for samples in opened.samples if samples.dataset == dataset.name]
-        return replace(opened, samples=own, refused=())
+        is_held = np.isin(records.offsets, held)
+        claimed = [one for one in opened.claimed if one.event.subject == dataset.name and is_held[one.index]]
+        return replace(opened, samples=own, refused=(), claimed=claimed)
 
     def _rows_of(
         self,
@@ -180,6 +199,14 @@ def _feed(dataset: Dataset, source: SourcePartition) -> Feed | None:
             "nothing else says what their values are; apply it with that topic again, or export the version",
         )
     return Feed(dataset.name, dataset.source)
+
+
+def _claim_gone(version: DatasetVersion, verdict: Verdict) -> FailedPrecondition:
+    return FailedPrecondition(
+        "CLAIM_GONE",
+        f"a payload that an event of version {version.version} of {version.dataset} claims is not there as "
+        f"it was: {verdict.message}; export the version instead",
+    )
 
 
 def _schema_changed(dataset: Dataset, version: DatasetVersion, replayed: Replayed) -> FailedPrecondition:

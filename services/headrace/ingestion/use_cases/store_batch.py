@@ -17,17 +17,22 @@ read after the schemas were. So what became a rejection here is no row there, by
 Were rows stored first, a crash before the rejections would leave events that are below the table's
 transaction version and yet in neither place; valid by a schema that was widened meanwhile, they would be
 lost.
+
+A batch whose claimed payloads do not fit into memory is stored in parts, each as if it were a batch of its
+own.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 
+import numpy as np
 import pyarrow as pa
 
 from headrace.ingestion import metrics
@@ -37,6 +42,7 @@ from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.domain.retention import is_recent
 from headrace.ingestion.use_cases.deduplicate import Deduplicator, Fresh
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
+from headrace.ingestion.use_cases.fetch_claims import FetchClaims
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
 from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
@@ -59,22 +65,65 @@ class Stored:
     """What a batch added: rows by dataset name, and the rejections that are new.
 
     `repeated`: events left out because they were sent before, and `expired`: because they are older than the
-    dataset keeps rows, both by dataset name.
+    dataset keeps rows, both by dataset name. `complete`: off where only the batch's first parts are stored.
     """
 
     rows: Mapping[str, int]
     repeated: Mapping[str, int]
     rejections: Sequence[Rejection]
     expired: Mapping[str, int] = field(default_factory=dict)
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Judged:
-    """`versions`: of the schemas by which events were rejected; 0 where there was none."""
+    """The part of a batch that was judged, and what is left of it.
 
+    `versions`: of the schemas by which events were rejected; 0 where there was none. `claims`: where the
+    payloads lie that events claimed.
+    """
+
+    batch: Batch
+    rest: Batch | None
     outcome: Judged
     datasets: Mapping[str, Dataset]
     versions: Mapping[str, int]
+    claims: Mapping[Place, str]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Of the batch at hand, what its parts added that are stored, and the first place that is not.
+
+    `rest`: cluster, topic, partition and offset; None: nothing is stored.
+    """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    repeated: Counter[str] = field(default_factory=Counter)
+    expired: Counter[str] = field(default_factory=Counter)
+    rejections: list[Rejection] = field(default_factory=list)
+    rest: tuple[str, str, int, int] | None = None
+
+    def left(self, batch: Batch) -> Batch | None:
+        """What is not stored of the batch; None where another one was at hand, which was given up."""
+        if self.rest is None:
+            return batch
+        cluster, topic, partition, offset = self.rest
+        records = batch.records
+        begin = np.flatnonzero((records.partitions == partition) & (records.offsets == offset))
+        if not len(begin) or (batch.cluster, records.topic) != (cluster, topic):
+            return None
+        return batch.split(int(begin[0]))[1]
+
+    def stored(self) -> Stored:
+        """What it is so far."""
+        return Stored(
+            dict(self.rows),
+            dict(self.repeated),
+            tuple(self.rejections),
+            dict(self.expired),
+            complete=self.rest is None,
+        )
 
 
 class StoreBatch:
@@ -90,6 +139,7 @@ class StoreBatch:
         max_event_bytes: int,
         deduplicate_events: int,
         registry: SchemaRegistry | None,
+        claims: FetchClaims,
         keys: KeyRing = NO_KEYS,
     ) -> None:
         self._catalogue = catalogue
@@ -98,32 +148,50 @@ class StoreBatch:
         self._clock = clock
         self._max_event_bytes = max_event_bytes
         self._registry = registry
+        self._claims = claims
         self._judge = Judge(keys)
         self._seal = SealRejected(catalogue, keys)
         self._deduplicator = Deduplicator(tables, reach=deduplicate_events)
         # Of the batch at hand, which may fail again and again: what was published needs not be again.
         self._published: set[Place] = set()
+        self._progress = _Progress()
 
     def forget(self) -> None:
         """Others may store events of the same partitions from here on."""
         self._deduplicator.forget()
+        self._progress = _Progress()
 
     async def __call__(self, batch: Batch) -> Stored:
-        """Store the batch. Raises whatever the database, the store or the registry raises: call again."""
-        judged = await self._judged(batch)
+        """Store the batch, or the next part of it: call again with the same one until all of it is stored.
+
+        Raises whatever the database, the store or the registry raises: call again, too.
+        """
+        left = self._progress.left(batch)
+        if left is None:
+            self._progress, left = _Progress(), batch
+        progress = self._progress
+        judged = await self._judged(left)
         while (rejections := await self._reject(judged)) is None:
-            judged = await self._judged(batch)
+            judged = await self._judged(left)
         rows, repeated, expired = {}, {}, {}
         for name, some in judged.outcome.rows.items():
             dataset = judged.datasets[name]
             recent = await self._recent(dataset, some)
             expired[name] = some.num_rows - recent.num_rows
-            rows[name], repeated[name] = await self._append(dataset, recent, batch)
+            rows[name], repeated[name] = await self._append(dataset, recent, judged.batch)
         fault_point("ingestion.after-delta-commit")
-        self._published.clear()
-        return Stored(rows, repeated, rejections, expired)
+        progress.rows.update(rows)
+        progress.repeated.update(repeated)
+        progress.expired.update(expired)
+        progress.rejections += rejections
+        progress.rest = None if judged.rest is None else judged.rest.begin
+        if progress.rest is None:
+            self._published.clear()
+            self._progress = _Progress()
+        return progress.stored()
 
     async def _judged(self, batch: Batch) -> _Judged:
+        """The batch judged, or as much of it as fits."""
         rejected = await self._catalogue.rejected_places(batch.spans)
         opened, datasets = await self._open(batch, rejected)
         while (latest := await self._catalogue.rejected_places(batch.spans)) != rejected:
@@ -132,24 +200,44 @@ class StoreBatch:
         await self._publish_again(
             batch.cluster, [place for place in rejected if place not in self._published]
         )
+        rest = None
+        fitting = self._claims.fitting(opened.claimed)
+        if fitting < len(opened.claimed):
+            batch, rest = batch.split(opened.claimed[fitting].index)
+            opened = await self._opened(batch, rejected)
+        named, claims = opened.datasets(), self._places(opened)
+        opened = await self._claims(opened, datasets.keys())
         schemas = await schemas_of(opened, self._registry)
         outcome = await asyncio.to_thread(self._judge.judge, batch.cluster, opened, datasets, schemas)
         rejecting = {rejection.dataset for rejection in outcome.rejections}
         versions = {
             name: datasets[name].schema_version if name in datasets else 0
-            for name in opened.datasets()
+            for name in named
             if name in rejecting
         }
-        return _Judged(outcome, datasets, versions)
+        return _Judged(batch, rest, outcome, datasets, versions, claims)
+
+    def _places(self, opened: Opened) -> Mapping[Place, str]:
+        """Where the payloads lie that the events at these places claim."""
+        records = opened.records
+        paths = [(one.index, self._claims.path(one.claim)) for one in opened.claimed]
+        return {
+            (records.topic, int(records.partitions[index]), int(records.offsets[index])): path
+            for index, path in paths
+            if path is not None
+        }
 
     async def _open(self, batch: Batch, rejected: Collection[Place]) -> tuple[Opened, Mapping[str, Dataset]]:
-        open_events = PlainEvents(batch.cluster, batch.feed).open if batch.feed else open_envelopes
-        opened = await asyncio.to_thread(
-            open_events, batch.records, batch.attributes, rejected, self._max_event_bytes
-        )
+        opened = await self._opened(batch, rejected)
         # Read for each batch: a sample that is sent after ApplyDataset answered meets what was applied,
         # whichever instance answered and whichever reads the sample.
         return opened, await self._catalogue.datasets(opened.datasets())
+
+    async def _opened(self, batch: Batch, rejected: Collection[Place]) -> Opened:
+        open_events = PlainEvents(batch.cluster, batch.feed).open if batch.feed else open_envelopes
+        return await asyncio.to_thread(
+            open_events, batch.records, batch.attributes, rejected, self._max_event_bytes
+        )
 
     async def _reject(self, judged: _Judged) -> Sequence[Rejection] | None:
         """Those that are new; None where a schema changed since, and nothing was stored."""
@@ -161,6 +249,11 @@ class StoreBatch:
             if await repository.hold_schema_versions(judged.versions.keys()) != judged.versions:
                 return None
             new = await repository.insert_rejected(rejections, now)
+            if judged.claims:
+                places = {(r.topic, r.partition, r.offset): r.id for r in new}
+                await repository.keep_claims(
+                    {places[place]: path for place, path in judged.claims.items() if place in places}
+                )
         fault_point("ingestion.after-reject-commit")
         await self._publish(new, now)
         fault_point("ingestion.after-reject-publish")

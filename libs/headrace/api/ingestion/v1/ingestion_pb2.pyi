@@ -899,7 +899,9 @@ class RejectedSample(google.protobuf.message.Message):
     reason: builtins.str
     """Stable code: MALFORMED_PAYLOAD, INVALID_CLOUDEVENT, UNKNOWN_DATASET, SCHEMA_VIOLATION, OVERSIZE_EVENT,
     SCHEMA_UNKNOWN (the schema registry knows no schema of the payload's id, or there is no registry),
-    SCHEMA_UNUSABLE (by the payload's schema no sample can be read).
+    SCHEMA_UNUSABLE (by the payload's schema no sample can be read); of claim checks, whose payload lies in the
+    object store: CLAIM_FOREIGN (it is claimed from elsewhere), CLAIM_OVERSIZE, CLAIM_MISSING, CLAIM_MISMATCH (the
+    object is another one than the event says).
     """
     field: builtins.str
     """The field and the rule that it broke; empty where the whole event is at fault."""

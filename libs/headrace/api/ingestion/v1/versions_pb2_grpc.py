@@ -155,6 +155,7 @@ class DatasetVersionServiceServicer(object):
         FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
         another key than the newest.
         UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
+        FAILED_PRECONDITION/CLAIM_GONE where a payload that an event claims is not in the object store any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

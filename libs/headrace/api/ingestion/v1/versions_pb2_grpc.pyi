@@ -67,6 +67,7 @@ class DatasetVersionServiceStub:
     FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
     another key than the newest.
     UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
+    FAILED_PRECONDITION/CLAIM_GONE where a payload that an event claims is not in the object store any more.
     """
 
 @typing.type_check_only
@@ -113,6 +114,7 @@ class DatasetVersionServiceAsyncStub(DatasetVersionServiceStub):
     FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
     another key than the newest.
     UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
+    FAILED_PRECONDITION/CLAIM_GONE where a payload that an event claims is not in the object store any more.
     """
 
 class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
@@ -204,6 +206,7 @@ class DatasetVersionServiceServicer(metaclass=abc.ABCMeta):
         FAILED_PRECONDITION/PRIVACY_KEY_CHANGED in the same place, where personal fields may have been covered with
         another key than the newest.
         UNAVAILABLE/SCHEMA_REGISTRY_UNAVAILABLE where events are Avro and their registry does not answer.
+        FAILED_PRECONDITION/CLAIM_GONE where a payload that an event claims is not in the object store any more.
         """
 
 def add_DatasetVersionServiceServicer_to_server(servicer: DatasetVersionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
