@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
 import uuid
@@ -21,7 +22,7 @@ from headrace.api.ingestion.v1 import erasure_pb2_grpc, ingestion_pb2, ingestion
 from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
 from headrace.api.training.v1 import training_pb2_grpc
-from headrace.client.targets import Targets
+from headrace.client.targets import VARIABLES, Targets
 from headrace.errors import InvalidArgument, Unavailable
 from headrace.rpc.client import channel
 from headrace.telemetry.tracing import current_traceparent, new_traceparent
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from headrace.client.claim_checks import ClaimChecks
     from headrace.client.inference_protocol import InferenceProtocol, Prediction
     from headrace.messaging.events import Event
     from headrace.messaging.producer import Producer
@@ -39,11 +41,18 @@ FEEDBACK_TYPE: Final = "headrace.inference.feedback.v1"
 SOURCE: Final = "headrace/client"
 # Samples in flight at once; the broker's acknowledgement is awaited for each such batch.
 BATCH: Final = 5000
+# Below the 1 MiB that Kafka and ingestion take by default, with room for key and headers.
+INLINE_BYTES: Final = 900_000
+# Bytes of samples that are held before they are published.
+BATCH_BYTES: Final = 32 << 20
 # A broker that is away is waited for no longer than this.
 PUBLISH_SECONDS: Final = 30.0
 
 Sample = Mapping[str, object] | bytes | str
-"""A sample: its fields, or one JSON object as text."""
+"""A sample: its fields, or one JSON object as text.
+
+A tensor is an array of numpy in its field's dtype and shape, or the bytes of an image.
+"""
 
 
 class HeadraceClient:
@@ -57,10 +66,13 @@ class HeadraceClient:
     Every call raises `headrace.errors.HeadraceError`.
     """
 
-    def __init__(self, targets: Targets) -> None:
+    def __init__(self, targets: Targets, *, inline_bytes: int = INLINE_BYTES) -> None:
+        """`inline_bytes`: a sample with a larger payload is sent as a claim check."""
         self.targets = targets
+        self._inline_bytes = inline_bytes
         self._open = AsyncExitStack()
         self._producer: Producer | None = None
+        self._claims: ClaimChecks | None = None
         self._producer_lock = asyncio.Lock()
 
     @classmethod
@@ -139,25 +151,42 @@ class HeadraceClient:
     ) -> int:
         """Publish samples to Kafka, and return their number once the broker has them all.
 
-        They are validated when they are consumed: `ingestion.ListRejected` tells which were refused.
+        They are validated when they are consumed: `ingestion.ListRejected` tells which were refused. A
+        payload that is too large for Kafka is put into the object store, and its event claims it.
         `key` names the field whose value is the record's key, or makes the key of a sample; samples of
         one key keep their order. Where it is left out the dataset is asked. They carry `traceparent`,
         or else the current span's, or else that of a new trace.
-        """
-        from headrace.messaging import topics
 
+        Raises InvalidArgument INVALID_SAMPLE or OVERSIZE_EVENT, Unavailable BROKER_UNAVAILABLE or
+        STORE_UNAVAILABLE; samples before may have been published.
+        """
         traceparent = traceparent or current_traceparent() or new_traceparent()
         make_key = key if callable(key) else _key_from(key or await self._key_field(dataset))
-        count, batch = 0, []
+        count, size, batch = 0, 0, []
         for sample in samples:
             count += 1
             fields, data = _read_sample(sample, count)
             batch.append((make_key(fields), _json_event(SAMPLE_TYPE, dataset, data, traceparent)))
-            if len(batch) == BATCH:
-                await self.publish(topics.SAMPLES, batch)
-                batch = []
-        await self.publish(topics.SAMPLES, batch)
+            size += len(data)
+            if len(batch) == BATCH or size >= BATCH_BYTES:
+                await self.publish_samples(batch)
+                size, batch = 0, []
+        await self.publish_samples(batch)
         return count
+
+    async def publish_samples(self, keyed: Iterable[tuple[str, Event]]) -> None:
+        """Publish samples with their keys, those that are too large as claim checks.
+
+        Their payloads are in the object store before any of these events is sent. Raises InvalidArgument
+        OVERSIZE_EVENT where no store is known, Unavailable STORE_UNAVAILABLE or BROKER_UNAVAILABLE.
+        """
+        from headrace.messaging import topics
+
+        pairs = list(keyed)
+        largest = max((len(event.data) for _, event in pairs), default=0)
+        if largest > self._inline_bytes:
+            pairs = await self._claim_checks(largest).checked(pairs, above=self._inline_bytes)
+        await self.publish(topics.SAMPLES, pairs)
 
     async def replay_rejected(
         self, *, dataset: str = "", reason: str = ""
@@ -257,6 +286,21 @@ class HeadraceClient:
         self._open.push_async_callback(opened.close)
         return opened
 
+    def _claim_checks(self, largest: int) -> ClaimChecks:
+        from headrace.client.claim_checks import ClaimChecks
+        from headrace.objects import ObjectStore
+
+        if self._claims is None:
+            uri = self.targets.addresses.get("store", "")
+            if not uri:
+                raise InvalidArgument(
+                    "OVERSIZE_EVENT",
+                    f"a sample has {largest} bytes, and {self._inline_bytes} is the most without the stack's "
+                    f"object store, for its payload: name it by {VARIABLES['store']}",
+                )
+            self._claims = ClaimChecks(ObjectStore.from_uri(uri))
+        return self._claims
+
     async def _key_field(self, dataset: str) -> str:
         found = await self.ingestion.GetDataset(ingestion_pb2.GetDatasetRequest(name=dataset))
         return found.schema.key
@@ -318,7 +362,7 @@ def _read_sample(sample: Sample, number: int) -> tuple[Mapping[str, object], byt
     """Return a sample's fields and its JSON. `number` counts from 1, for the error."""
     if isinstance(sample, Mapping):
         try:
-            return sample, json.dumps(sample, allow_nan=False).encode()
+            return sample, json.dumps(sample, allow_nan=False, default=_as_json).encode()
         except (TypeError, ValueError) as error:
             raise InvalidArgument("INVALID_SAMPLE", f"sample {number} is not JSON: {error}") from error
     data = sample.encode() if isinstance(sample, str) else sample
@@ -329,6 +373,19 @@ def _read_sample(sample: Sample, number: int) -> tuple[Mapping[str, object], byt
     if not isinstance(fields, dict):
         raise InvalidArgument("INVALID_SAMPLE", f"sample {number} is not a JSON object")
     return fields, data
+
+
+def _as_json(value: object) -> object:
+    """A tensor's bytes in base64, and a number of numpy. Raises TypeError."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        value = value.astype(value.dtype.newbyteorder("<")).tobytes()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is neither JSON nor a tensor's bytes")
 
 
 def _key_from(field: str) -> Callable[[Mapping[str, object]], str]:

@@ -41,6 +41,8 @@ _S3: Final = "s3"
 _WILDCARDS: Final = "*?["
 _READ_BYTES: Final = 1 << 20
 _BATCH_ROWS: Final = 4096
+# Of Parquet's rows, fewer where they are large.
+_BATCH_BYTES: Final = 32 << 20
 # csv's own limit is 128 KiB a cell, less than an event may have.
 _CELL_CHARACTERS: Final = 16 << 20
 
@@ -287,7 +289,10 @@ def _parquet_rows(path: Path, schema: ingestion.Schema) -> Iterator[Row]:
 
     number = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_BATCH_ROWS):
+        row_bytes = sum(
+            file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)
+        ) // max(1, file.metadata.num_rows)
+        for batch in file.iter_batches(max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))):
             for values in batch.to_pylist():
                 number += 1
                 sample = {

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
-from headrace.client.client import SAMPLE_TYPE, HeadraceClient
+from headrace.client.client import BATCH_BYTES, SAMPLE_TYPE, HeadraceClient
 from headrace.client.data_files import DataFile, FileContent, Row, inspect, read_rows
-from headrace.messaging import topics
 from headrace.messaging.events import JSON, Event
 
 SOURCE: Final = "headrace/import"
@@ -94,8 +93,9 @@ async def import_file(
     """Publish a file's rows, from behind the last one that a broker has, or `again` from the first.
 
     `opened` is told how many rows there are, about, and `published` how many more are. `other_broker` is
-    told how many rows another broker than this one had been sent. Raises Unavailable BROKER_UNAVAILABLE,
-    InvalidArgument UNREADABLE_FILE, OVERSIZE_EVENT; rows before the fault are published.
+    told how many rows another broker than this one had been sent. Rows that are too large for Kafka are claim
+    checks. Raises Unavailable BROKER_UNAVAILABLE or STORE_UNAVAILABLE, InvalidArgument UNREADABLE_FILE or
+    OVERSIZE_EVENT; rows before the fault are published.
     """
     async with file.on_disk() as path:
         content = await asyncio.to_thread(inspect, path)
@@ -111,7 +111,7 @@ async def import_file(
             before += len(batch) - len(fresh)
             if fresh:
                 events = [(row.key, _event(dataset.name, content, row, traceparent)) for row in fresh]
-                await client.publish(topics.SAMPLES, events)
+                await client.publish_samples(events)
                 reached = Noted(fresh[-1].number, cluster)
                 await asyncio.to_thread(log.note, dataset, content, file.name, reached)
                 count += len(fresh)
@@ -120,8 +120,19 @@ async def import_file(
 
 
 async def _batches(rows: Iterator[Row]) -> AsyncIterator[list[Row]]:
-    while batch := await asyncio.to_thread(lambda: list(islice(rows, BATCH))):
+    while batch := await asyncio.to_thread(_batch, rows):
         yield batch
+
+
+def _batch(rows: Iterator[Row]) -> list[Row]:
+    """The next rows, as many as are held at once."""
+    batch, size = [], 0
+    for row in islice(rows, BATCH):
+        batch.append(row)
+        size += len(row.json)
+        if size >= BATCH_BYTES:
+            break
+    return batch
 
 
 def _event(dataset: str, content: FileContent, row: Row, traceparent: str) -> Event:

@@ -26,6 +26,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "inference_protocol": "HEADRACE_INFERENCE_PROTOCOL_TARGET",
     "kafka": "HEADRACE_KAFKA_BOOTSTRAP",
     "postgres": "HEADRACE_POSTGRES_DSN",
+    "store": "HEADRACE_STORE_URI",
 }
 IDEMPOTENCE_VARIABLE: Final = "HEADRACE_KAFKA_IDEMPOTENCE"
 

@@ -198,6 +198,9 @@ class Plan:
         )
         target = self._target(name)
         targets = {name: target, f"{name}_http": own["http_address"]}
+        if name == "ingestion":
+            # Producers put payloads there that are too large for Kafka.
+            targets["store"] = self.options.store_uri
         return Node(part, after=(*FOUNDATIONS, *after), address=target, targets=targets)
 
     def _service_settings(self, name: str) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
-from headrace.client import HeadraceClient
+from headrace.client import HeadraceClient, importing
 from headrace.client.data_files import find_files
 from headrace.client.importing import Imported, ImportLog, import_file
 from headrace.messaging.events import Event
@@ -25,12 +25,16 @@ class FakeClient:
 
     cluster: str = "first"
     sent: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    """How many events each of them had."""
 
     async def cluster_id(self) -> str:
         return self.cluster
 
-    async def publish(self, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
-        self.sent += [key for key, _ in keyed]
+    async def publish_samples(self, keyed: Iterable[tuple[str, Event]]) -> None:
+        keys = [key for key, _ in keyed]
+        self.sent += keys
+        self.batches.append(len(keys))
 
 
 @pytest.fixture
@@ -71,6 +75,14 @@ def test_a_file_that_one_broker_has_is_not_sent_to_it_again(file: Path) -> None:
     assert run(client, file) == (Imported(2, 0), [])
     assert run(client, file) == (Imported(0, 2), [])
     assert run(client, file, again=True) == (Imported(2, 0), [])
+
+
+def test_of_large_rows_fewer_are_held_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "BATCH_BYTES", 20)
+    file.write_text("".join(f'{{"id": "{name}"}}\n' for name in "abcde"))
+    client = FakeClient()
+    assert run(client, file) == (Imported(5, 0), [])
+    assert (client.sent, client.batches) == (list("abcde"), [2, 2, 1])
 
 
 def test_rows_that_another_broker_had_are_told_and_sent_only_if_that_is_wanted(file: Path) -> None:
