@@ -51,7 +51,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from ingestion import DATASET, FEATURES, apply, described, peak_mib, produce, services_on, started_broker
-from setting import machine
+from setting import Service, machine
 
 from headrace.embedded.parts import Part
 from headrace.embedded.parts.kafka import DEPENDENCY_PLUGIN, ApacheKafka
@@ -237,12 +237,20 @@ def check(side: str, table: ds.Dataset, events: int) -> None:
         )
 
 
+@asynccontextmanager
+async def service_in(folder: Path, broker: ApacheKafka) -> AsyncIterator[Service]:
+    """The service while the block runs: what it stores stays in the folder."""
+    group = {"HEADRACE_INGESTION_CONSUMER_GROUP": f"benchmark-{folder.parent.name}"}
+    async with AsyncExitStack() as stack:
+        [service] = await services_on(broker, folder, stack, settings=group)
+        await service.start()
+        yield service
+
+
 async def headrace(broker: ApacheKafka, folder: Path, options: argparse.Namespace) -> Figures:
     """Run the service until every event is a row."""
     events = options.warm_up + options.events
-    async with AsyncExitStack() as stack:
-        [service] = await services_on(broker, folder, stack)
-        await service.start()
+    async with service_in(folder, broker) as service:
         assert service.pid is not None
         async with watched(service.pid) as readings:
             while True:
@@ -298,9 +306,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> dict[str, list[F
         rounds = [folder / f"round-{number}" for number in range(options.rounds)]
         for place in rounds if "headrace" in seen else []:
             # While the topic is empty: an event of a dataset that nobody has declared yet is a rejected one.
-            async with AsyncExitStack() as declaring:
-                [service] = await services_on(broker, place / "headrace", declaring)
-                await service.start()
+            async with service_in(place / "headrace", broker) as service:
                 await apply(service)
         await produce(broker.bootstrap, options.warm_up + options.events, malformed=0.0)
         for place in rounds:
