@@ -218,6 +218,7 @@ def nested(depth: int) -> str:
             "size",
         ),
         (json.dumps(record(("a", doubling(30)))), "size"),
+        (nested(100), "size"),
         (nested(1000), "size"),
     ],
 )

@@ -31,6 +31,7 @@ NANOSECONDS: Final[Mapping[str, int]] = {
 # A type without an end to its depth could overflow the decoder's stack, and one that takes no bytes could be
 # written without end: what such a schema allows, no decoder of theirs is safe from.
 _MOST_TYPES: Final = 10_000
+_MOST_DEPTH: Final = 100
 _MOST_BYTES: Final = 2**31 - 1
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
@@ -180,10 +181,16 @@ class _Types:
     def __init__(self) -> None:
         self._named: dict[str, _Extent] = {}
         self._entered: set[str] = set()
+        self._depth = 0
 
     def extent(self, node: Node) -> _Extent:
         """Raises UnusableSchema where reading might not end, or take too long."""
+        # Python's own limit is whatever some library has set it to.
+        if self._depth == _MOST_DEPTH:
+            raise UnusableSchema("size", f"is nested more than {_MOST_DEPTH} types deep")
+        self._depth += 1
         found = self._of_name(node) if isinstance(node, str) else self._of_type(node)
+        self._depth -= 1
         if found.types > _MOST_TYPES:
             raise UnusableSchema("size", f"is made of more than {_MOST_TYPES} types")
         return found
