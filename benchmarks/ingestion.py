@@ -77,18 +77,20 @@ def headers_of(number: int, form: Format = FORMATS["json"]) -> list[tuple[str, b
     ]
 
 
-async def produce(bootstrap: str, events: int, malformed: float, form: Format = FORMATS["json"]) -> float:
-    """Fill the topic; mean bytes of a payload."""
-    rng, size = random.Random(0), 0
+async def produce(
+    bootstrap: str, events: int, malformed: float, form: Format = FORMATS["json"], first: int = 0
+) -> float:
+    """Send so many events, `first` the first one's number; mean bytes of a payload."""
+    rng, size = random.Random(first), 0
     async with AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks=1, max_batch_size=1 << 20, linger_ms=20
     ) as producer:
         partitions = sorted(await producer.partitions_for(SAMPLES))
         pending: set[asyncio.Future[object]] = set()
-        for start in range(0, events, _PRODUCED_AT_ONCE):
+        for start in range(first, first + events, _PRODUCED_AT_ONCE):
             partition = partitions[start // _PRODUCED_AT_ONCE % len(partitions)]
             batch = producer.create_batch()
-            for number in range(start, min(events, start + _PRODUCED_AT_ONCE)):
+            for number in range(start, min(first + events, start + _PRODUCED_AT_ONCE)):
                 value = payload(rng, number, malformed, form)
                 size += len(value)
                 key = f"p{number:07}".encode()
@@ -161,7 +163,7 @@ async def ingest(services: Sequence[Service], table: str, events: int) -> dict[s
         if dataset.row_count + dataset.rejected_count >= events:
             break
         await asyncio.sleep(0.25)
-    peak = max(peak_mib(service.pid) for service in services if service.pid is not None)
+    peak = max(resident_mib(service.pid) for service in services if service.pid is not None)
     history = deltalake.DeltaTable(table).history()
     for service in services:
         await service.stop()
@@ -176,10 +178,10 @@ async def ingest(services: Sequence[Service], table: str, events: int) -> dict[s
     }
 
 
-def peak_mib(pid: int) -> float:
-    """The largest resident size of a process so far."""
+def resident_mib(pid: int, what: str = "VmHWM") -> float:
+    """The largest resident size of a process so far; with "VmRSS" the present one."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
 
 
 async def started_broker(folder: Path, broker_name: str, stack: AsyncExitStack) -> ApacheKafka | Tansu:

@@ -50,7 +50,7 @@ import psutil
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from ingestion import DATASET, FEATURES, apply, described, peak_mib, produce, services_on, started_broker
+from ingestion import DATASET, FEATURES, apply, described, produce, resident_mib, services_on, started_broker
 from setting import Service, machine
 
 from headrace.embedded.parts import Part
@@ -174,7 +174,7 @@ async def watched(pid: int) -> AsyncIterator[list[Reading]]:
         while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
             with suppress(psutil.Error, OSError, StopIteration):  # one that ends meanwhile
                 tree = [root, *root.children(recursive=True)]
-                peaks.update({process.pid: peak_mib(process.pid) for process in tree})
+                peaks.update({process.pid: resident_mib(process.pid) for process in tree})
                 used = sum(sum(process.cpu_times()[:2]) for process in tree)
                 readings.append(Reading(time(), used, sum(peaks.values())))
             await asyncio.sleep(_READ_SECONDS)
