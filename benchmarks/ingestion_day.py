@@ -2,8 +2,9 @@
 
     python benchmarks/ingestion_day.py [--events 50000000] [--wave 500000] [--broker kafka] [--json FILE]
 
-Events are those of `ingestion.py`, one of a thousand malformed. A producer sends them in waves, and after
-each the last hundredth of it again, as producers do that got no answer; it waits where it is two waves ahead.
+Events are those of `ingestion.py`. A producer sends them in waves of 50,000 or a multiple, with each a
+thousandth as many malformed ones, and the last hundredth of it again, as producers do that got no answer; it
+waits where it is two waves ahead.
 Versions are cut of each million rows, and the table is maintained beside it. After each wave the process's
 memory and what lies on disk are noted. Fifty million events take some 40 GB, most of it Kafka's.
 """
@@ -31,7 +32,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
 from headrace.rpc.client import channel
 
 BAR_MEMORY_MIB: Final = 600
-MALFORMED: Final = 0.001
+REPEATED, MALFORMED = 100, 1000
 VERSION_ROWS: Final = 1_000_000
 _MIB: Final = 1 << 20
 
@@ -85,20 +86,22 @@ def noted(service: Service, table: Path, dataset: api.Dataset, events: int, seco
     )
 
 
-async def measure(folder: Path, broker: str, events: int, wave: int) -> tuple[list[Noted], float]:
-    """Send and take in all waves; what was noted after each, and the process's peak."""
+async def measure(folder: Path, broker: str, events: int, wave: int) -> tuple[list[Noted], int, float]:
+    """All waves: what was noted after each, how many events were malformed, and the process's peak."""
     notes: list[Noted] = []
     async with AsyncExitStack() as stack:
         [service], bootstrap = await started_parts(folder, broker, stack)
         await service.start()
         assert service.pid is not None
         await apply(service)
-        started = time.perf_counter()
+        started, malformed = time.perf_counter(), 0
         for first in range(0, events, wave):
             count = min(wave, events - first)
-            await produce(bootstrap, count, MALFORMED, first=first)
-            again = count // 100
+            await produce(bootstrap, count, 0.0, first=first)
+            again = count // REPEATED
             await produce(bootstrap, again, 0.0, first=first + count - again)
+            await produce(bootstrap, count // MALFORMED, 1.0, first=events + first)
+            malformed += count // MALFORMED
             dataset = await caught_up(service, first - wave)
             note = noted(
                 service,
@@ -114,10 +117,10 @@ async def measure(folder: Path, broker: str, events: int, wave: int) -> tuple[li
                 f"{note.files:>5} files {note.table:>7,.0f} MiB table {note.log:6.1f} MiB log",
                 flush=True,
             )
-        dataset = await caught_up(service, events)
+        dataset = await caught_up(service, events + malformed)
         seconds = time.perf_counter() - started
         notes.append(noted(service, folder / "store" / "datasets" / DATASET, dataset, events, seconds))
-        return notes, resident_mib(service.pid)
+        return notes, malformed, resident_mib(service.pid)
 
 
 def main() -> int:
@@ -131,7 +134,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
-        notes, peak = asyncio.run(measure(Path(folder), arguments.broker, arguments.events, arguments.wave))
+        notes, malformed, peak = asyncio.run(
+            measure(Path(folder), arguments.broker, arguments.events, arguments.wave)
+        )
     where = machine("aiokafka", "deltalake", "pyarrow")
     for name, value in where.items():
         print(f"{name:10} {value}")
@@ -142,10 +147,10 @@ def main() -> int:
     early, late = (
         statistics.median(note.resident for note in some) for some in (settled[:part], settled[-part:])
     )
-    whole = last.rows + last.rejected == arguments.events
+    whole = (last.rows, last.rejected) == (arguments.events, malformed)
     print(f"\n{last.events:,} events, and each hundredth again, in {last.seconds:,.0f} s")
-    judged = last.rows + last.rejected
-    print(f"rows and rejected {judged:>12,} {'each once' if whole else 'MISSING OR TWICE'}")
+    print(f"rows              {last.rows:>12,} {'each once' if whole else 'MISSING OR TWICE'}")
+    print(f"rejected          {last.rejected:>12,} of {malformed:,}")
     print(f"events/s          {last.events / last.seconds:>12,.0f}")
     print(f"resident, early   {early:>12,.0f} MiB")
     print(f"resident, late    {late:>12,.0f} MiB")
