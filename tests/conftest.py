@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import tempfile
@@ -16,11 +15,10 @@ from typing import TypeVar
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.support.brokers import new_broker
 
 from headrace.embedded.parts import Part, free_port
-from headrace.embedded.parts.kafka import ApacheKafka
 from headrace.embedded.parts.postgres import Postgres
-from headrace.embedded.parts.tansu import Tansu
 
 T = TypeVar("T")
 
@@ -74,12 +72,8 @@ def session_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def kafka_bootstrap(background: Background, session_folder: Path) -> Iterator[str]:
-    """A broker: the embedded one, or Apache Kafka with HEADRACE_TEST_BROKER=kafka."""
-    broker: Tansu | ApacheKafka
-    if os.environ.get("HEADRACE_TEST_BROKER") == "kafka":
-        broker = ApacheKafka(session_folder / "kafka", session_folder / "logs", free_port(), free_port())
-    else:
-        broker = Tansu(session_folder / "tansu", session_folder / "logs", free_port())
+    """A broker."""
+    broker = new_broker(session_folder)
     background.start(broker)
     yield broker.bootstrap
     background.stop(broker)
