@@ -46,10 +46,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
@@ -62,53 +62,28 @@ API_VERSION: Final = "headrace.dev/v1"
 KIND: Final = "Pipeline"
 DATASET_VERSION: Final = "dataset_version"
 
-TYPES: Final = {
-    name.removeprefix("FIELD_TYPE_").lower(): number
-    for name, number in ingestion.FieldType.items()
-    if number != ingestion.FIELD_TYPE_UNSPECIFIED
-}
-ROLES: Final = {
-    name.removeprefix("FIELD_ROLE_").lower(): number
-    for name, number in ingestion.FieldRole.items()
-    if number != ingestion.FIELD_ROLE_UNSPECIFIED
-}
-DTYPES: Final = {
-    name.removeprefix("TENSOR_DTYPE_").lower(): number
-    for name, number in ingestion.TensorDtype.items()
-    if number != ingestion.TENSOR_DTYPE_UNSPECIFIED
-}
-FORMATS: Final = {
-    name.removeprefix("TENSOR_FORMAT_").lower(): number
-    for name, number in ingestion.TensorFormat.items()
-    if number != ingestion.TENSOR_FORMAT_UNSPECIFIED
-}
-SOURCE_FORMATS: Final = {
-    name.removeprefix("SOURCE_FORMAT_").lower(): number
-    for name, number in ingestion.SourceFormat.items()
-    if number != ingestion.SOURCE_FORMAT_UNSPECIFIED
-}
-TREATMENTS: Final = {
-    name.removeprefix("FIELD_TREATMENT_").lower(): number
-    for name, number in ingestion.FieldTreatment.items()
-    if number != ingestion.FIELD_TREATMENT_UNSPECIFIED
-}
-NORMALISATIONS: Final = {
-    "none": scheduling.NORMALISATION_NONE,
-    "standard": scheduling.NORMALISATION_STANDARD,
-    "min_max": scheduling.NORMALISATION_MIN_MAX,
-    "robust": scheduling.NORMALISATION_ROBUST,
-}
+E = TypeVar("E", bound=int)
+
+
+def _words(names: Iterable[tuple[str, E]], prefix: str) -> dict[str, E]:
+    """An enum's names as a file has them; "unspecified" is none."""
+    return {name.removeprefix(prefix).lower(): number for name, number in names if number}
+
+
+TYPES: Final = _words(ingestion.FieldType.items(), "FIELD_TYPE_")
+ROLES: Final = _words(ingestion.FieldRole.items(), "FIELD_ROLE_")
+DTYPES: Final = _words(ingestion.TensorDtype.items(), "TENSOR_DTYPE_")
+FORMATS: Final = _words(ingestion.TensorFormat.items(), "TENSOR_FORMAT_")
+SOURCE_FORMATS: Final = _words(ingestion.SourceFormat.items(), "SOURCE_FORMAT_")
+TREATMENTS: Final = _words(ingestion.FieldTreatment.items(), "FIELD_TREATMENT_")
+NORMALISATIONS: Final = _words(scheduling.Normalisation.items(), "NORMALISATION_")
 LABEL_NORMALISATIONS: Final = {name: NORMALISATIONS[name] for name in ("none", "standard")}
 MISSING_RULES: Final = {
     "refuse": scheduling.MISSING_RULE_REFUSE,
     "mean": scheduling.MISSING_RULE_MEAN,
     "median": scheduling.MISSING_RULE_MEDIAN,
 }
-ENCODINGS: Final = {
-    "number": scheduling.ENCODING_NUMBER,
-    "one_hot": scheduling.ENCODING_ONE_HOT,
-    "ordinal": scheduling.ENCODING_ORDINAL,
-}
+ENCODINGS: Final = _words(scheduling.Encoding.items(), "ENCODING_")
 # What may be said of all features at once, and of each.
 PREPARATIONS: Final = ("normalise", "missing", "indicator", "clip", "log")
 DEFAULT_SPLIT: Final = scheduling.Split(train=0.7, validation=0.15, test=0.15)
