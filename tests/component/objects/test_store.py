@@ -63,7 +63,11 @@ async def test_an_object_is_measured_and_read_in_parts(store: ObjectStore) -> No
     assert await store.size("a/b") == 10
     assert [await store.get_part("a/b", start, start + 4) for start in (0, 4, 8)] == [b"0123", b"4567", b"89"]
     # There is no object of that name, and in a folder there can be none of the others.
-    for path in ("a/c", "a", "a/b/c", f"a/{'x' * 300}"):
+    nowhere = ["a/c", "a", "a/b/c", f"a/{'x' * 255}"]
+    if store.root.startswith("file:"):
+        # Longer names are for the store to refuse; MinIO does.
+        nowhere.append(f"a/{'x' * 300}")
+    for path in nowhere:
         with pytest.raises(NotFound):
             await store.size(path)
         with pytest.raises(NotFound):
@@ -226,10 +230,7 @@ def test_a_folder_is_created_where_it_is_missing(tmp_path: Path) -> None:
 async def test_files_in_s3_are_found_by_patterns_and_fetched(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    use_s3(monkeypatch, s3_endpoint)
     root = f"s3://{BUCKET}/{uuid.uuid4()}"
     store = ObjectStore.from_uri(root)
     for path in ("day=1/a.csv", "day=1/deep/a.csv", "day=2/b.csv.gz", "day=2/c.parquet", "other/d.csv"):

@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 from tests.support.avro import framed
+from tests.support.claims import FakePayloads, claims_of
 from tests.support.records import Headers, Sent, batch_of
 from tests.unit.ingestion.test_judge_batch import DATASETS, GOOD, HEADERS
 from tests.unit.ingestion.test_store_batch import NOW, World
@@ -127,6 +128,7 @@ async def test_a_topics_events_are_stored_without_a_look_for_repetitions() -> No
         max_event_bytes=1000,
         deduplicate_events=1000,
         registry=None,
+        claims=claims_of(FakePayloads(), max_bytes=0),
     )
     records = records_of(Sent(10, GOOD), Sent(11, BAD), Sent(12, GOOD))
     spans = [Span(SourcePartition("c", TOPIC, 0), 10, 13)]

@@ -16,8 +16,9 @@ from headrace.objects import ObjectStore
 _PART_BYTES: Final = 8 << 20
 # S3 takes 1024 bytes with the store's own prefix.
 _LONGEST: Final = 512
-# Names that no store, and no escaping, makes anything else of: nothing leads out of the folder.
-_PATH: Final = re.compile(rf"{CLAIMS}(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
+# Names that no store, and no escaping, makes anything else of: nothing leads out of the folder. Longer ones
+# some stores do not answer for.
+_PATH: Final = re.compile(rf"{CLAIMS}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{{0,254}})+")
 
 T = TypeVar("T")
 
