@@ -31,7 +31,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import ingestion_pb2_grpc as api_grpc
 from headrace.rpc.client import channel
 
-BAR_MEMORY_MIB: Final = 600
+BAR_GROWTH: Final = 1.1
 REPEATED, MALFORMED = 100, 1000
 VERSION_ROWS: Final = 1_000_000
 _MIB: Final = 1 << 20
@@ -124,7 +124,7 @@ async def measure(folder: Path, broker: str, events: int, wave: int) -> tuple[li
 
 
 def main() -> int:
-    """Measure, print, and answer 0 where nothing is missing or twice, and memory is bounded and flat."""
+    """Measure, print, and answer 0 where nothing is missing or twice, and memory stays flat."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -153,14 +153,14 @@ def main() -> int:
     print(f"rejected          {last.rejected:>12,} of {malformed:,}")
     print(f"events/s          {last.events / last.seconds:>12,.0f}")
     print(f"resident, early   {early:>12,.0f} MiB")
-    print(f"resident, late    {late:>12,.0f} MiB")
-    print(f"peak memory       {peak:>12,.0f} MiB (bar: {BAR_MEMORY_MIB})")
+    print(f"resident, late    {late:>12,.0f} MiB (bar: {BAR_GROWTH:g} times that)")
+    print(f"peak memory       {peak:>12,.0f} MiB")
     print(f"table             {last.table:>12,.0f} MiB in {last.files:,} files, {last.versions} versions")
     print(f"its log           {last.log:>12,.1f} MiB")
     if arguments.json:
         figures = {"peak_mib": peak, "notes": [asdict(note) for note in notes]}
         arguments.json.write_text(json.dumps({"machine": where, "figures": figures}, indent=1) + "\n")
-    kept = whole and peak < BAR_MEMORY_MIB
+    kept = whole and late < BAR_GROWTH * early
     print("\nthe bars are kept" if kept else "\na bar is missed")
     return 0 if kept else 1
 
