@@ -94,14 +94,18 @@ class FlatJsonReader:
             np.zeros(fields, np.int64),
             read,
         )
-        if not read.all():
-            values = np.ascontiguousarray(values[:, read])
-            lengths = np.ascontiguousarray(lengths[:, read])
-        columns = [
-            column_of(Kind(kind), payloads.buffer, values[field], lengths[field])
-            for field, kind in enumerate(self._kinds)
-        ]
-        return ReadRows(columns, read, lengths)
+        return rows_of(self._kinds, payloads.buffer, values, lengths, read)
+
+
+def rows_of(kinds: Int64s, buffer: Bytes, values: UInt64s, lengths: Int64s, read: Bools) -> ReadRows:
+    """What was read of [fields, rows]: a column for each field, of the rows in `read`."""
+    if not read.all():
+        values = np.ascontiguousarray(values[:, read])
+        lengths = np.ascontiguousarray(lengths[:, read])
+    columns = [
+        column_of(Kind(kind), buffer, values[field], lengths[field]) for field, kind in enumerate(kinds)
+    ]
+    return ReadRows(columns, read, lengths)
 
 
 def column_of(kind: Kind, buffer: Bytes, values: UInt64s, lengths: Int64s) -> pa.Array:

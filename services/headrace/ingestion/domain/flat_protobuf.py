@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from headrace.ingestion.domain.flat_json import MISSING, NULL, Kind, ReadRows, column_of
+from headrace.ingestion.domain.flat_json import MISSING, NULL, Kind, ReadRows, rows_of
 from headrace.native import Bools, Bytes, Float64s, Int64s, Spans, UInt64s, compiled
 from headrace.native.rfc3339 import read_time
 from headrace.native.spans import is_utf8, same_bytes
@@ -56,14 +56,7 @@ class FlatProtobufReader:
             np.arange(fields + 1),
             read,
         )
-        if not read.all():
-            values = np.ascontiguousarray(values[:, read])
-            lengths = np.ascontiguousarray(lengths[:, read])
-        columns = [
-            column_of(Kind(kind), payloads.buffer, values[field], lengths[field])
-            for field, kind in enumerate(self._kinds)
-        ]
-        return ReadRows(columns, read, lengths)
+        return rows_of(self._kinds, payloads.buffer, values, lengths, read)
 
 
 @compiled
