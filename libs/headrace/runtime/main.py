@@ -49,7 +49,7 @@ def run(
     Signals: the first SIGTERM or SIGINT drains within `platform.drain_seconds`, the second one exits at
     once. Exit code 0 after a clean stop, 1 after a failure, 128 + signal after a forced exit.
     """
-    # What was imported stays: to look through it again and again would stop everything for a tenth of a second.
+    # What was imported stays; to look through it again and again would stop all for a tenth of a second.
     gc.freeze()
     logs.setup(platform.log_level, platform.log_format)
     tracing = telemetry.setup(name, f"{socket.gethostname()}-{os.getpid()}", platform.otlp_endpoint)

@@ -10,15 +10,13 @@ from headrace.events.ingestion.v1 import events_pb2
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.storage.repository import SOURCE
 from headrace.ingestion.translation import write_rejected
-from headrace.messaging.events import Event, protobuf_event
-from headrace.messaging.producer import Producer
+from headrace.messaging.events import Event, encode, protobuf_event
+from headrace.messaging.producer import Encoded, Producer
 from headrace.messaging.topics import REJECTED_SAMPLES
 
 SAMPLE_REJECTED: Final = "headrace.ingestion.sample-rejected.v1"
 # Of a rejected event's key, so much is the key of the event about it; the message holds all of it.
 _MAX_KEY_BYTES: Final = 4096
-# Events that are made before they are sent: a batch may have been rejected as a whole.
-_AT_ONCE: Final = 1000
 
 
 class KafkaRejectedEvents:
@@ -29,16 +27,14 @@ class KafkaRejectedEvents:
         self._producer = producer
         self._max_bytes = max_bytes
 
-    async def publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
-        """Publish one for each. Raises aiokafka's KafkaError where the broker refuses it."""
-        for start in range(0, len(rejections), _AT_ONCE):
-            await self._producer.publish_all(
-                REJECTED_SAMPLES,
-                [
-                    rejected_event(rejection, reject_time, self._max_bytes)
-                    for rejection in rejections[start : start + _AT_ONCE]
-                ],
-            )
+    def encode(self, rejections: Sequence[Rejection], reject_time: datetime) -> Sequence[Encoded]:
+        """Write one for each."""
+        keyed = [rejected_event(rejection, reject_time, self._max_bytes) for rejection in rejections]
+        return [(REJECTED_SAMPLES, key, *encode(event)) for key, event in keyed]
+
+    async def publish(self, events: Sequence[Encoded]) -> None:
+        """Publish what was written. Raises aiokafka's KafkaError where the broker refuses it."""
+        await self._producer.publish_batches(events)
 
 
 def rejected_event(rejection: Rejection, reject_time: datetime, max_bytes: int) -> tuple[str, Event]:

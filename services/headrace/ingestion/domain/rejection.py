@@ -50,7 +50,8 @@ def verdict_of(fault: Fault) -> Verdict:
     return Verdict(Reason.SCHEMA_VIOLATION, fault.message, field=fault.field, rule=fault.rule.value)
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: as many are made as there are bad events, and to make a frozen one takes four times as long.
+@dataclass(slots=True)
 class Rejection:
     """One rejected event with its original bytes, and where it stands in the source.
 

@@ -143,7 +143,7 @@ select exists (
 );
 
 -- name: insert_rejected
--- Answers those that were not there yet. One that says it is a replay is one if that entry was replayed and
+-- Of one cluster; answers those that were not there yet. One that says it is a replay is one if that entry was replayed and
 -- has its event id, or had none of use; a copy of a replay that was rejected is there.
 insert into rejected_samples
     (cluster, topic, partition, "offset", dataset, event_id, traceparent, reason, field, rule, message,
@@ -163,7 +163,7 @@ left join rejected_samples as origin on origin.sequence = given.replay_of and or
 where horizon.next_offset is null or given."offset" >= horizon.next_offset
 order by given.number
 on conflict do nothing
-returning sequence, cluster, topic, partition, "offset", replay_of;
+returning sequence, topic, partition, "offset", replay_of;
 
 -- name: rejected_places
 select topic, partition, "offset"

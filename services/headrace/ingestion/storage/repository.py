@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -417,7 +416,7 @@ class PostgresRepository:
     async def insert_rejected(
         self, rejections: Sequence[Rejection], reject_time: datetime
     ) -> Sequence[Rejection]:
-        """Store those that are not there yet, and return them as they are kept."""
+        """Store those that are not there yet, and return them, with what they got."""
         inserted = await self._connection.fetch(
             self._queries["insert_rejected"],
             [r.cluster for r in rejections],
@@ -438,11 +437,13 @@ class PostgresRepository:
             [origin_of(r.headers) for r in rejections],
             [r.sealed_by for r in rejections],
         )
-        given = {(r.cluster, r.topic, r.partition, r.offset): r for r in rejections}
-        return [
-            replace(given[tuple(place)], id=entry, replay_of=origin or 0)
-            for entry, *place, origin in inserted
-        ]
+        given = {(r.topic, r.partition, r.offset): r for r in rejections}
+        new = []
+        for entry, topic, partition, offset, origin in inserted:
+            rejection = given[topic, partition, offset]
+            rejection.id, rejection.replay_of = entry, origin or 0
+            new.append(rejection)
+        return new
 
     async def keep_claims(self, paths: Mapping[int, str]) -> None:
         """Say of entries where their events' payloads lie."""

@@ -24,6 +24,7 @@ from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Episode, RejectShare
 from headrace.ingestion.domain.replay import Replay
 from headrace.ingestion.domain.source_topic import Feed
+from headrace.messaging.producer import Encoded
 from headrace.messaging.record_columns import Records
 
 
@@ -383,8 +384,11 @@ class Repository(Protocol):
 class RejectedEvents(Protocol):
     """Tells others of rejected events."""
 
-    async def publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
-        """Publish SampleRejected for each, an entry's always with one event id, until the broker has all."""
+    def encode(self, rejections: Sequence[Rejection], reject_time: datetime) -> Sequence[Encoded]:
+        """Write SampleRejected for each, an entry's always with one event id. Pure computation."""
+
+    async def publish(self, events: Sequence[Encoded]) -> None:
+        """Publish what was written, until the broker has all."""
 
 
 class Catalogue(Protocol):

@@ -1,7 +1,7 @@
 """A batch of events into tables and the list of rejected events, each event exactly once.
 
-Order matters. Rejections first, then the events about them, then rows, then (by the caller) the offsets in
-Kafka. A crash anywhere leads to the same records being read again, and then:
+Order matters. Rejections first, then the events about them beside the rows, then (by the caller) the offsets
+in Kafka. A crash anywhere leads to the same records being read again, and then:
 
 - an event that was rejected is known to be, and is not judged again (a schema that was widened since would
   make a row of it); the event about it may not have been published, and is published again, with its id;
@@ -28,9 +28,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from itertools import groupby
-from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
@@ -53,10 +50,11 @@ from headrace.ingestion.use_cases.ports import (
     SampleTables,
     SchemaRegistry,
 )
+from headrace.ingestion.use_cases.reject_events import Kept, RejectEvents
 from headrace.ingestion.use_cases.schemas import schemas_of
-from headrace.ingestion.use_cases.seal_rejected import SealRejected
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
+from headrace.runtime.tasks import alongside
 from headrace.telemetry import names, tracing
 
 
@@ -144,16 +142,13 @@ class StoreBatch:
     ) -> None:
         self._catalogue = catalogue
         self._tables = tables
-        self._rejected_events = rejected_events
         self._clock = clock
         self._max_event_bytes = max_event_bytes
         self._registry = registry
         self._claims = claims
         self._judge = Judge(keys)
-        self._seal = SealRejected(catalogue, keys)
+        self._reject = RejectEvents(catalogue, rejected_events, keys=keys, clock=clock)
         self._deduplicator = Deduplicator(tables, reach=deduplicate_events)
-        # Of the batch at hand, which may fail again and again: what was published needs not be again.
-        self._published: set[Place] = set()
         self._progress = _Progress()
 
     def forget(self) -> None:
@@ -171,22 +166,23 @@ class StoreBatch:
             self._progress, left = _Progress(), batch
         progress = self._progress
         judged = await self._judged(left)
-        while (rejections := await self._reject(judged)) is None:
+        while (kept := await self._keep(judged)) is None:
             judged = await self._judged(left)
         rows, repeated, expired = {}, {}, {}
-        for name, some in judged.outcome.rows.items():
-            dataset = judged.datasets[name]
-            recent = await self._recent(dataset, some)
-            expired[name] = some.num_rows - recent.num_rows
-            rows[name], repeated[name] = await self._append(dataset, recent, judged.batch)
-        fault_point("ingestion.after-delta-commit")
+        async with alongside(self._reject.publish(kept)):
+            for name, some in judged.outcome.rows.items():
+                dataset = judged.datasets[name]
+                recent = await self._recent(dataset, some)
+                expired[name] = some.num_rows - recent.num_rows
+                rows[name], repeated[name] = await self._append(dataset, recent, judged.batch)
+            fault_point("ingestion.after-delta-commit")
         progress.rows.update(rows)
         progress.repeated.update(repeated)
         progress.expired.update(expired)
-        progress.rejections += rejections
+        progress.rejections += kept.rejections
         progress.rest = None if judged.rest is None else judged.rest.begin
         if progress.rest is None:
-            self._published.clear()
+            self._reject.forget()
             self._progress = _Progress()
         return progress.stored()
 
@@ -197,9 +193,7 @@ class StoreBatch:
         while (latest := await self._catalogue.rejected_places(batch.spans)) != rejected:
             rejected = latest
             opened, datasets = await self._open(batch, rejected)
-        await self._publish_again(
-            batch.cluster, [place for place in rejected if place not in self._published]
-        )
+        await self._reject.publish_again(batch.cluster, rejected)
         rest = None
         fitting = self._claims.fitting(opened.claimed)
         if fitting < len(opened.claimed):
@@ -239,36 +233,9 @@ class StoreBatch:
             open_events, batch.records, batch.attributes, rejected, self._max_event_bytes
         )
 
-    async def _reject(self, judged: _Judged) -> Sequence[Rejection] | None:
-        """Those that are new; None where a schema changed since, and nothing was stored."""
-        if not judged.outcome.rejections:
-            return ()
-        rejections = await self._seal(judged.outcome.rejections, judged.datasets)
-        now = self._clock()
-        async with self._catalogue.transaction() as repository:
-            if await repository.hold_schema_versions(judged.versions.keys()) != judged.versions:
-                return None
-            new = await repository.insert_rejected(rejections, now)
-            if judged.claims:
-                places = {(r.topic, r.partition, r.offset): r.id for r in new}
-                await repository.keep_claims(
-                    {places[place]: path for place, path in judged.claims.items() if place in places}
-                )
-        fault_point("ingestion.after-reject-commit")
-        await self._publish(new, now)
-        fault_point("ingestion.after-reject-publish")
-        return new
-
-    async def _publish_again(self, cluster: str, places: Collection[Place]) -> None:
-        if not places:
-            return
-        rows = await self._catalogue.rejected_at(cluster, places)
-        for reject_time, together in groupby(rows, key=attrgetter("reject_time")):
-            await self._publish([row.rejection for row in together], reject_time)
-
-    async def _publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
-        await self._rejected_events.publish(rejections, reject_time)
-        self._published.update((r.topic, r.partition, r.offset) for r in rejections)
+    async def _keep(self, judged: _Judged) -> Kept | None:
+        rejections, datasets = judged.outcome.rejections, judged.datasets
+        return await self._reject.keep(rejections, datasets, judged.versions, judged.claims)
 
     async def _recent(self, dataset: Dataset, rows: pa.Table) -> pa.Table:
         """The rows that are not older than the dataset keeps them: what was taken out of its table is not
