@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.errors import FieldViolation, InvalidArgument
@@ -279,13 +282,19 @@ def write_rejected(
     message.payload = rejection.payload
     # As the envelope's reader does: of a header that is there twice, the last counts.
     message.headers.update(rejection.headers)
-    message.reject_time.FromDatetime(reject_time)
+    message.reject_time.CopyFrom(_timestamp(reject_time))
     message.id = rejection.id
     message.state = api.REJECTED_STATE_PENDING
     message.replay_of = rejection.replay_of
     message.sealed_by = rejection.sealed_by
     if max_bytes is not None and message.ByteSize() > max_bytes:
         _shorten(message, max_bytes)
+
+
+@lru_cache(maxsize=64)
+def _timestamp(time: datetime) -> Timestamp:
+    # Events of one batch have one time.
+    return to_timestamp(time)
 
 
 def rejected_row_to_message(row: RejectedRow) -> api.RejectedSample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from headrace.ingestion.use_cases.judge_batch import Batch
 from headrace.ingestion.use_cases.ports import Append, Catalogue, Place, RejectedRow, SampleTables, Span
 from headrace.ingestion.use_cases.store_batch import StoreBatch
 from headrace.messaging.attributes import read_attributes
+from headrace.messaging.producer import Encoded
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SCHEMA = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8, nullable=True))
@@ -52,6 +54,8 @@ class World:
     """Are rejected by somebody else as soon as the datasets were read."""
     refuse_rows: int = 0
     refuse_events: int = 0
+    rejects: bool = False
+    """Whether rows must not come before a rejection."""
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[World]:
@@ -84,20 +88,27 @@ class World:
         self.reject_next = ()
         return {declared.name: declared}
 
-    async def publish(self, rejections: Sequence[Rejection], reject_time: datetime) -> None:
+    def encode(self, rejections: Sequence[Rejection], reject_time: datetime) -> Sequence[Encoded]:
+        return [("rejected", str(rejection.id), [], b"") for rejection in rejections]
+
+    async def publish(self, events: Sequence[Encoded]) -> None:
         if self.refuse_events:
             self.refuse_events -= 1
+            # As long as a broker takes to refuse something.
+            while not self.spans:
+                await asyncio.sleep(0)
             raise ConnectionError("no broker")
-        self.published += [rejection.id for rejection in rejections]
+        self.published += [int(str(entry)) for _, entry, _, _ in events]
 
     def append(self, append: Append) -> int:
-        assert self.published or not self.kept, "rows before what was rejected beside them"
+        assert self.kept or not self.rejects, "rows before what was rejected beside them"
         if self.refuse_rows:
             self.refuse_rows -= 1
             raise OSError("no store")
-        self.rows += append.rows.num_rows
+        stored = 0 if append.spans in self.spans else append.rows.num_rows
+        self.rows += stored
         self.spans.append(append.spans)
-        return append.rows.num_rows
+        return stored
 
     def stored_events(self, dataset: Dataset, spans: Sequence[Span]) -> pa.Table:
         return pa.table({name: [] for name in ("_event_source", "_event_id", "_partition", "_offset")})
@@ -136,15 +147,25 @@ async def test_a_batch_that_failed_and_is_tried_again_publishes_its_rejections_o
     assert (world.rows, world.published) == (2, [2])
 
 
-async def test_nothing_is_stored_while_nobody_can_hear_of_rejections() -> None:
-    world = World(refuse_events=2)
+async def test_a_batch_is_not_done_while_nobody_can_hear_of_its_rejections() -> None:
+    world = World(refuse_events=2, rejects=True)
     store = store_batch(world)
     for _ in range(2):
         with pytest.raises(ConnectionError, match="no broker"):
             await store(a_batch())
-        assert world.rows == 0
-    await store(a_batch())
+    stored = await store(a_batch())
     assert (world.rows, world.published) == (2, [2])
+    # What the first attempt stored counts.
+    assert (dict(stored.rows), [rejection.offset for rejection in stored.rejections]) == ({"known": 2}, [1])
+
+
+async def test_events_about_many_rejections_keep_their_order() -> None:
+    records = records_of(Sent(offset, b"?", [*HEADERS, ("ce_id", b"%d" % offset)]) for offset in range(2500))
+    world = World()
+    batch = Batch("cluster", records, read_attributes(records), [Span(LEFT, 0, 2500)])
+    stored = await store_batch(world)(batch)
+    assert [rejection.offset for rejection in stored.rejections] == list(range(2500))
+    assert world.published == list(range(1, 2501))
 
 
 async def test_what_somebody_else_rejected_and_may_not_have_published_is_published() -> None:

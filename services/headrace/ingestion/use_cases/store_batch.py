@@ -168,18 +168,19 @@ class StoreBatch:
         judged = await self._judged(left)
         while (kept := await self._keep(judged)) is None:
             judged = await self._judged(left)
-        rows, repeated, expired = {}, {}, {}
+        # Before anything else may fail: what was stored is not counted when it is tried again.
+        progress.rejections += kept.rejections
+        repeated, expired = {}, {}
         async with alongside(self._reject.publish(kept)):
             for name, some in judged.outcome.rows.items():
                 dataset = judged.datasets[name]
                 recent = await self._recent(dataset, some)
                 expired[name] = some.num_rows - recent.num_rows
-                rows[name], repeated[name] = await self._append(dataset, recent, judged.batch)
+                rows, repeated[name] = await self._append(dataset, recent, judged.batch)
+                progress.rows[name] += rows
             fault_point("ingestion.after-delta-commit")
-        progress.rows.update(rows)
         progress.repeated.update(repeated)
         progress.expired.update(expired)
-        progress.rejections += kept.rejections
         progress.rest = None if judged.rest is None else judged.rest.begin
         if progress.rest is None:
             self._reject.forget()
