@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import Protocol
 
 from headrace import telemetry
 from headrace.runtime.http import serve_http
+from headrace.runtime.memory import settle_memory
 from headrace.runtime.runner import Runner
 from headrace.runtime.settings import PlatformSettings
 from headrace.telemetry import logs
@@ -49,8 +49,7 @@ def run(
     Signals: the first SIGTERM or SIGINT drains within `platform.drain_seconds`, the second one exits at
     once. Exit code 0 after a clean stop, 1 after a failure, 128 + signal after a forced exit.
     """
-    # What was imported stays; to look through it again and again would stop all for a tenth of a second.
-    gc.freeze()
+    settle_memory()
     logs.setup(platform.log_level, platform.log_format)
     tracing = telemetry.setup(name, f"{socket.gethostname()}-{os.getpid()}", platform.otlp_endpoint)
     try:
