@@ -10,6 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 from tests.support.records import Sent, batch_of
+from tests.support.spans import recorded_spans
 from tests.support.waiting import eventually
 
 from headrace.ingestion import consumers, metrics
@@ -50,6 +51,8 @@ class FakeWorld:
     stored: list[int] = field(default_factory=list)
     batches: list[tuple[str, Feed | None]] = field(default_factory=list)
     """Topic and feed of each batch that was stored."""
+    counts: list[int] = field(default_factory=list)
+    """How many events each of them had."""
     forgotten: int = 0
     committed: list[Mapping[TopicPartition, OffsetAndMetadata]] = field(default_factory=list)
 
@@ -86,6 +89,7 @@ class FakeWorld:
             return Stored({}, {}, (), complete=False)
         self.stored += batch.records.offsets.tolist()
         self.batches.append((batch.records.topic, batch.feed))
+        self.counts.append(len(batch.records))
         return Stored({}, {}, ())
 
     def forget(self) -> None:
@@ -112,7 +116,7 @@ async def running() -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
+async def consuming(world: FakeWorld, **bounds: float) -> AsyncIterator[Running]:
     async def cluster() -> str:
         return "cluster"
 
@@ -123,7 +127,9 @@ async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
         cluster_id=cluster,
         feeds=world.look,
         stored=lambda _: None,
-        settings=Settings(batch_seconds=0.001, retry_seconds=0.01, feeds_seconds=0.01),
+        settings=Settings(
+            **{"batch_seconds": 0.001, "retry_seconds": 0.01, "feeds_seconds": 0.01, **bounds}  # type: ignore[arg-type]
+        ),
         health=health,
     )
     task = asyncio.create_task(samples.run())
@@ -131,6 +137,54 @@ async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
     async with asyncio.timeout(5):
         await samples.drain()
         await task
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"batch_events": 3}, [3, 3]),
+        ({"batch_bytes": 2 * record(0).size}, [2, 2, 2]),
+        # So few are neither many nor large.
+        ({"batch_seconds": 0.5}, [7]),
+    ],
+)
+async def test_a_batch_is_closed_by_rows_bytes_or_time_whatever_comes_first(
+    bounds: dict[str, float], expected: list[int]
+) -> None:
+    async with consuming(FakeWorld(), **{"batch_seconds": 3600, **bounds}) as running:
+        for offset in range(7):
+            await running.world.arriving.put(record(offset))
+        await eventually(lambda: asyncio.sleep(0, running.world.counts), lambda found: found == expected)
+
+
+async def test_a_record_batch_that_cannot_be_read_is_named_and_never_skipped(running: Running) -> None:
+    whole = record(5)
+    await running.world.arriving.put(RecordBatch(SAMPLES, 0, 5, whole.data[:-1]))
+    await running.ready(False)
+    assert f"{SAMPLES}/0, batch at offset 5" in running.health.components[COMPONENT].message
+    assert (running.world.stored, running.world.committed) == ([], [])
+    # Whoever has its partition next begins with it.
+    await running.samples.release()
+    await running.ready(True)
+    await running.world.arriving.put(whole)
+    await running.world.is_stored(5)
+
+
+async def test_a_batch_links_some_of_its_events_however_many_are_traced() -> None:
+    traceparents = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 201)]
+    events = [
+        Sent(number, headers=[("traceparent", traceparent.encode())])
+        for number, traceparent in enumerate(traceparents)
+    ]
+    with recorded_spans() as exporter:
+        async with consuming(FakeWorld()) as running:
+            await running.world.arriving.put(batch_of(*events, topic=SAMPLES))
+            await running.world.is_stored(199)
+        [span] = [span for span in exporter.get_finished_spans() if span.name == f"process {SAMPLES}"]
+    assert span.parent is not None
+    assert span.parent.trace_id == 1
+    assert [link.context.trace_id for link in span.links] == list(range(1, 129))
+    assert (span.attributes or {})["messaging.batch.message_count"] == 200
 
 
 async def test_a_failure_that_a_rebalance_ends_leaves_the_service_ready(
