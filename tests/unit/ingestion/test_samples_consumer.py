@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
+from prometheus_client import Gauge
 from tests.support.records import Sent, batch_of
 from tests.support.spans import recorded_spans
 from tests.support.waiting import eventually
@@ -45,6 +47,8 @@ class FakeWorld:
     rebalancing: bool = False
     fetching: bool = False
     away: bool = False
+    newest: float = 0.0
+    """The time of the newest event of each batch, in seconds since the epoch."""
     parts: int = 0
     """In how many more parts the next batch is stored than one."""
     coordinator_away: bool = False
@@ -90,7 +94,8 @@ class FakeWorld:
         self.stored += batch.records.offsets.tolist()
         self.batches.append((batch.records.topic, batch.feed))
         self.counts.append(len(batch.records))
-        return Stored({}, {}, ())
+        count = len(batch.records)
+        return Stored({"d": count}, {}, (), newest={"d": self.newest})
 
     def forget(self) -> None:
         self.forgotten += 1
@@ -250,6 +255,24 @@ async def test_the_lag_of_partitions_that_left_is_no_longer_told(running: Runnin
     await eventually(lambda: asyncio.sleep(0, _lags()), lambda lags: lags == [99])
     await running.samples.release()
     assert _lags() == []
+
+
+async def test_how_fresh_a_dataset_is_is_told_by_its_topic_and_by_its_events(running: Running) -> None:
+    now = datetime.now(UTC).timestamp()
+    for newest, expected in ((now - 3600, 3600), (now + 3600, 0)):
+        running.world.newest = newest
+        sent = Sent(0, timestamp=int((now - 9000) * 1000))
+        await running.world.arriving.put(batch_of(sent, topic=SAMPLES))
+        await eventually(
+            lambda: asyncio.sleep(0, _of_the_dataset(metrics.EVENT_AGE)),
+            lambda age, expected=expected: age == pytest.approx(expected, abs=1000),
+        )
+        assert _of_the_dataset(metrics.DATASET_FRESHNESS) == pytest.approx(9000, abs=1000)
+
+
+def _of_the_dataset(gauge: Gauge) -> float:
+    [family] = gauge.collect()
+    return next((sample.value for sample in family.samples if sample.labels == {"dataset": "d"}), 0.0)
 
 
 def _lags() -> list[float]:

@@ -34,6 +34,7 @@ from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
@@ -65,13 +66,15 @@ class Stored:
     """What a batch added: rows by dataset name, and the rejections that are new.
 
     `repeated`: events left out because they were sent before, and `expired`: because they are older than the
-    dataset keeps rows, both by dataset name. `complete`: off where only the batch's first parts are stored.
+    dataset keeps rows, both by dataset name. `newest`: the latest event time, in seconds since the epoch, by
+    the name of each dataset that got rows. `complete`: off where only the batch's first parts are stored.
     """
 
     rows: Mapping[str, int]
     repeated: Mapping[str, int]
     rejections: Sequence[Rejection]
     expired: Mapping[str, int] = field(default_factory=dict)
+    newest: Mapping[str, float] = field(default_factory=dict)
     complete: bool = True
 
 
@@ -101,6 +104,7 @@ class _Progress:
     rows: Counter[str] = field(default_factory=Counter)
     repeated: Counter[str] = field(default_factory=Counter)
     expired: Counter[str] = field(default_factory=Counter)
+    newest: dict[str, float] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     rest: tuple[str, str, int, int] | None = None
 
@@ -122,6 +126,7 @@ class _Progress:
             dict(self.repeated),
             tuple(self.rejections),
             dict(self.expired),
+            dict(self.newest),
             complete=self.rest is None,
         )
 
@@ -174,15 +179,20 @@ class StoreBatch:
         while (rejections := await self._reject(judged)) is None:
             judged = await self._judged(left)
         rows, repeated, expired = {}, {}, {}
+        newest: dict[str, float] = {}
         for name, some in judged.outcome.rows.items():
             dataset = judged.datasets[name]
             recent = await self._recent(dataset, some)
             expired[name] = some.num_rows - recent.num_rows
             rows[name], repeated[name] = await self._append(dataset, recent, judged.batch)
+            if rows[name]:
+                newest[name] = _newest_time(recent)
         fault_point("ingestion.after-delta-commit")
         progress.rows.update(rows)
         progress.repeated.update(repeated)
         progress.expired.update(expired)
+        for name, time in newest.items():
+            progress.newest[name] = max(time, progress.newest.get(name, time))
         progress.rejections += rejections
         progress.rest = None if judged.rest is None else judged.rest.begin
         if progress.rest is None:
@@ -297,3 +307,8 @@ class StoreBatch:
             span.set_attribute(names.ROWS_STORED, stored)
         fresh.remember()
         return stored, fresh.repeated
+
+
+def _newest_time(rows: pa.Table) -> float:
+    """Seconds since the epoch: a number, for not every event's time is in Python's calendar."""
+    return float(pc.max(rows.column("_event_time")).cast(pa.int64()).as_py()) / 1e6
