@@ -58,6 +58,15 @@ def test_what_shows_ingestions_guarantees_is_there() -> None:
     assert missing == []
 
 
+def test_every_fault_point_stands_in_the_life_of_a_batch() -> None:
+    service = ROOT / "services" / "headrace" / "ingestion"
+    code = "".join(file.read_text() for file in service.rglob("*.py"))
+    points = re.findall(r'fault_point\("([\w.-]+)"\)', code)
+    assert len(points) == code.count("fault_point(")
+    described = set(re.findall(r"ingestion\.(?:before|after)-[\w-]+", (service / "README.md").read_text()))
+    assert described == set(points)
+
+
 def test_each_line_of_what_ingestion_guarantees_says_by_what_it_is_shown() -> None:
     shown = INGESTION.read_text().partition("## How it is shown")[2]
     lines = [line for line in shown.splitlines() if line.startswith("| ") and line != "| what | by |"]

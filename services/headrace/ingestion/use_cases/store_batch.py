@@ -187,7 +187,7 @@ class StoreBatch:
             rows[name], repeated[name] = await self._append(dataset, recent, judged.batch)
             if rows[name]:
                 newest[name] = _newest_time(recent)
-        fault_point("ingestion.after-delta-commit")
+            fault_point("ingestion.after-delta-commit")
         progress.rows.update(rows)
         progress.repeated.update(repeated)
         progress.expired.update(expired)
