@@ -171,11 +171,13 @@ class Ingestion:
             label=api.Field(name="malignant", type=api.FIELD_TYPE_INT8, allowed_values=["0", "1"]),
         )
 
-    async def apply(self, process: Process, **cut: float) -> api.Dataset:
+    async def apply(
+        self, process: Process, *, rows: int = 0, seconds: float = 0, schedule: str = ""
+    ) -> api.Dataset:
         request = api.ApplyDatasetRequest(
             name=self.dataset,
             schema=self.schema(),
-            cut=api.Cut(rows=int(cut.get("rows", 0)), seconds=cut.get("seconds", 0)),
+            cut=api.Cut(rows=rows, seconds=seconds, schedule=schedule),
         )
         async with self.stub(process) as stub:
             return await stub.ApplyDataset(request)

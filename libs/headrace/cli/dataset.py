@@ -1,4 +1,4 @@
-"""Commands about datasets' versions: versions, show, diff, tag, untag, pin, unpin, export, replay."""
+"""Commands about datasets' versions: versions, cut, show, diff, tag, untag, pin, unpin, export, replay."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def list_versions(
     async def command(client: HeadraceClient) -> None:
         kind = kind_named("versions")
         show_rows(await kind.list(client, name), kind.columns, output)
+
+    run(data, command)
+
+
+@dataset_app.command()
+def cut(name: NameArgument, output: OutputOption = Format.TABLE, data: DataOption = DEFAULT_DATA) -> None:
+    """Cut a version of all that is stored, now; where nothing is new, tell the last one."""
+    from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
+
+    async def command(client: HeadraceClient) -> None:
+        found = await client.ingestion.CommitVersion(ingestion.CommitVersionRequest(dataset=name))
+        _show_change(found, f"version {found.version} of {name} has {found.row_count} rows", output)
 
     run(data, command)
 

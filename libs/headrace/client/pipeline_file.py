@@ -17,7 +17,7 @@ spec:
       taken: {type: timestamp, role: time, nullable: true}
       email: {type: string, role: personal, treatment: pseudonymise}   # or drop (the default), encrypt
     source: {topic: clinic.scans, format: json}       # a topic of your own; or avro, protobuf
-    cut: {rows: 500, seconds: 30}
+    cut: {rows: 500, seconds: 30}       # or schedule: "0 2 * * *", a cron expression in UTC
     rejects: {alert_share: 0.05, window: 10m, hold_cut: true}
     quality: [{rule: null_share, field: site, max: 0.01, action: block}]
     retention: {rows: 90d, versions: 365d, rejected: 30d}     # what is not named is kept for ever
@@ -227,9 +227,10 @@ def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec
     if "source" in entries:
         dataset.source.CopyFrom(_source(document, entries["source"]))
     if "cut" in entries:
-        cut = document.mapping(entries["cut"], ("rows", "seconds"))
+        cut = document.mapping(entries["cut"], ("rows", "seconds", "schedule"))
         dataset.cut.rows = document.integer(cut.get("rows"))
         dataset.cut.seconds = document.number(cut.get("seconds"))
+        dataset.cut.schedule = document.text(cut.get("schedule"))
     if "rejects" in entries:
         dataset.rejects.CopyFrom(_rejects(document, entries["rejects"]))
     dataset.quality.extend(quality_rule(document, rule) for rule in document.items(entries.get("quality")))

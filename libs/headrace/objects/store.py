@@ -49,7 +49,8 @@ class ObjectStore:
     Any other path raises InvalidArgument INVALID_OBJECT_PATH; a store that does not do its work, Unavailable
     STORE_UNAVAILABLE.
     A put is atomic: readers see the old object, then the new one. S3's endpoint and credentials come from
-    the usual `AWS_*` environment variables.
+    the usual `AWS_*` environment variables; without keys there, from a web identity's token, the container's
+    role or the instance's. Profiles in `~/.aws` are not read.
     """
 
     def __init__(self, uri: str, store: LocalStore | S3Store) -> None:

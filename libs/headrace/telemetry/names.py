@@ -100,6 +100,7 @@ METRIC_INGESTION_BATCH_FAILURES: Final = "headrace_ingestion_batch_failures_tota
 METRIC_INGESTION_LAG: Final = "headrace_ingestion_lag_events"
 METRIC_INGESTION_FRESHNESS: Final = "headrace_ingestion_freshness_seconds"
 METRIC_INGESTION_DATASET_FRESHNESS: Final = "headrace_ingestion_dataset_freshness_seconds"
+METRIC_INGESTION_EVENT_AGE: Final = "headrace_ingestion_event_age_seconds"
 METRIC_INGESTION_COMMIT_SECONDS: Final = "headrace_ingestion_commit_seconds"
 METRIC_INGESTION_TABLE_FILES: Final = "headrace_ingestion_table_files"
 METRIC_INGESTION_MERGED_FILES: Final = "headrace_ingestion_merged_files_total"

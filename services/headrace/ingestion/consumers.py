@@ -313,6 +313,9 @@ class SamplesConsumer:
         for name, rows in stored.rows.items():
             if rows:
                 metrics.DATASET_FRESHNESS.labels(name).set(max(0.0, now - oldest))
+        for name, time in stored.newest.items():
+            # The clock of who made the event may be ahead.
+            metrics.EVENT_AGE.labels(name).set(max(0.0, now - time))
         for partition, batches in collected.batches.items():
             metrics.FRESHNESS.observe(max(0.0, now - batches[0].base_timestamp / 1000))
             highwater = self._consumer.highwater(partition)

@@ -185,7 +185,7 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         return api.Dataset(
             name=dataset.name,
             schema=translation.schema_to_message(dataset.schema),
-            cut=api.Cut(rows=dataset.cut.rows, seconds=dataset.cut.seconds),
+            cut=translation.cut_to_message(dataset.cut),
             schema_version=dataset.schema_version,
             table_uri=self._tables.uri(dataset.name),
             row_count=(last.row_count if last else 0) + uncut.rows - uncut.erased,

@@ -79,6 +79,11 @@ DATASET_FRESHNESS: Final = Gauge(
     "Of the last batch with rows for a dataset: from its first event's arrival to its visibility",
     ["dataset"],
 )
+EVENT_AGE: Final = Gauge(
+    names.METRIC_INGESTION_EVENT_AGE,
+    "Of the last batch with rows for a dataset: from its newest event's own time to its visibility",
+    ["dataset"],
+)
 COMMIT_SECONDS: Final = Histogram(
     names.METRIC_INGESTION_COMMIT_SECONDS,
     "Writing and committing a batch's rows of one dataset, conflicts included",

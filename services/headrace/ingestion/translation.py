@@ -159,7 +159,12 @@ def _field_to_message(field: Field) -> api.Field:
 
 def cut_from_message(message: api.Cut) -> Cut:
     """An absent message cuts nothing by itself."""
-    return Cut(message.rows, message.seconds)
+    return Cut(message.rows, message.seconds, message.schedule)
+
+
+def cut_to_message(cut: Cut) -> api.Cut:
+    """The inverse."""
+    return api.Cut(rows=cut.rows, seconds=cut.seconds, schedule=cut.schedule)
 
 
 def unjudged_from_message(message: api.ValidateSamplesRequest) -> Unjudged:

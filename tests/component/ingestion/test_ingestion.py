@@ -267,6 +267,23 @@ async def test_rows_and_age_cut_versions_that_can_be_read_back(shared_ingestion:
     assert headers["ce_type"] == b"headrace.ingestion.dataset-version-committed.v1"
 
 
+async def test_a_schedule_cuts_versions_of_what_is_new(shared_ingestion: Running) -> None:
+    ingestion, process = shared_ingestion
+    with pytest.raises(InvalidArgument) as refused:
+        await ingestion.apply(process, schedule="nightly")
+    assert (refused.value.reason, refused.value.fields[0].field) == ("INVALID_CUT", "cut.schedule")
+    # Each second, so that nobody waits for the night.
+    dataset = await ingestion.apply(process, schedule="* * * * * *")
+    assert dataset.cut == api.Cut(schedule="* * * * * *")
+    for count in (1, 2):
+        await ingestion.publish([good(ingestion, count)])
+        versions = await eventually(
+            lambda: ingestion.versions(process),
+            lambda versions, count=count: len(versions) == count,
+        )
+    assert [version.row_count for version in versions] == [1, 2]
+
+
 async def test_a_version_on_request(shared_ingestion: Running) -> None:
     ingestion, process = shared_ingestion
     await ingestion.apply(process)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import deltalake
@@ -121,6 +122,35 @@ async def test_a_kill_loses_nothing_and_doubles_nothing(
     again = await ingestion.start_ready(**environment)
     await assert_each_event_is_accounted_for_once(ingestion, again)
     await assert_versions_hold_what_they_say(ingestion, again)
+    assert await again.stop() == 0
+
+
+async def test_a_kill_between_two_datasets_of_a_batch_doubles_neither(ingestion: Ingestion) -> None:
+    before = await ingestion.start_ready()
+    other = replace(ingestion, dataset=f"{ingestion.dataset}-b")
+    both = (ingestion, other)
+    for each in both:
+        await each.apply(before)
+    await ingestion.caught_up(before)
+    assert await before.stop() == 0
+
+    # All of them wait when it starts, and come in one batch.
+    payload = json.dumps({"id": "p", "radius": 1.5, "grade": 1, "malignant": 0}).encode()
+    await ingestion.publish(
+        [
+            (b"p", payload, each.headers(f"{each.dataset}-{number:03}"))
+            for number in range(20)
+            for each in both
+        ]
+    )
+    doomed = await ingestion.start(HEADRACE_FAULT="ingestion.after-delta-commit")
+    await doomed.killed()
+    assert sorted([len(await each.rows()) for each in both]) == [0, 20]
+
+    again = await ingestion.start_ready()
+    for each in both:
+        rows = await eventually(each.rows, lambda rows: len(rows) >= 20)
+        assert [row["_event_id"] for row in rows] == [f"{each.dataset}-{number:03}" for number in range(20)]
     assert await again.stop() == 0
 
 

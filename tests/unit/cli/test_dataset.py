@@ -100,6 +100,14 @@ def test_versions_are_listed_with_what_they_are(services: Services, headrace: He
     assert headrace("get", "versions", "small").stdout == result.stdout
 
 
+def test_a_version_is_cut_on_request(services: Services, headrace: Headrace) -> None:
+    services.answers["CommitVersion"] = lambda _: version(3)
+    result = headrace("dataset", "cut", "small")
+    assert (result.exit_code, result.output) == (0, "version 3 of small has 300 rows\n")
+    assert services.requests == [ingestion.CommitVersionRequest(dataset="small")]
+    assert json.loads(headrace("dataset", "cut", "small", "-o", "json").stdout)["version"] == 3
+
+
 def test_a_profile_is_a_table_with_histograms(services: Services, headrace: Headrace) -> None:
     finding = quality.QualityFinding(
         rule="null_share", field="radius", verdict=quality.VERDICT_BLOCK, message="radius: 0.1 have none"

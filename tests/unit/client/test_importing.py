@@ -37,6 +37,17 @@ class FakeClient:
         self.batches.append(len(keys))
 
 
+@dataclass
+class Progress:
+    """What a bar is told."""
+
+    total: int = 0
+    steps: list[int] = field(default_factory=list)
+
+    def opened(self, rows: int) -> None:
+        self.total = rows
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
@@ -44,9 +55,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def run(client: FakeClient, file: Path, *, again: bool = False) -> tuple[Imported, list[int]]:
+def run(
+    client: FakeClient, file: Path, *, again: bool = False, progress: Progress | None = None
+) -> tuple[Imported, list[int]]:
     """What it came to, and what was told of another broker, before anything was sent to this one."""
     told: list[int] = []
+    bar = progress or Progress()
     sent = len(client.sent)
 
     def other_broker(rows: int) -> None:
@@ -62,8 +76,8 @@ def run(client: FakeClient, file: Path, *, again: bool = False) -> tuple[Importe
             ImportLog(file.parent / "imports"),
             again=again,
             traceparent="",
-            opened=lambda _: None,
-            published=lambda _: None,
+            opened=bar.opened,
+            published=bar.steps.append,
             other_broker=other_broker,
         )
 
@@ -75,6 +89,14 @@ def test_a_file_that_one_broker_has_is_not_sent_to_it_again(file: Path) -> None:
     assert run(client, file) == (Imported(2, 0), [])
     assert run(client, file) == (Imported(0, 2), [])
     assert run(client, file, again=True) == (Imported(2, 0), [])
+
+
+def test_progress_is_told_as_rows_are_published(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "BATCH", 2)
+    file.write_text("".join(f'{{"id": "{name}"}}\n' for name in "abcde"))
+    progress = Progress()
+    run(FakeClient(), file, progress=progress)
+    assert (progress.total, progress.steps) == (5, [2, 2, 1])
 
 
 def test_of_large_rows_fewer_are_held_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,13 @@ def test_every_part_of_a_complete_file_arrives() -> None:
     assert spec.retrain_on_dataset_version
 
 
+def test_a_cut_may_be_scheduled() -> None:
+    text = COMPLETE.replace("cut: {rows: 500, seconds: 30}", 'cut: {schedule: "0 2 * * *"}')
+    assert text != COMPLETE
+    cut = pipeline_file.parse(text).request.spec.dataset.cut
+    assert cut == ingestion.Cut(schedule="0 2 * * *")
+
+
 def test_a_feature_may_be_a_tensor() -> None:
     text = COMPLETE.replace(
         "site: string", "site: {type: tensor, dtype: uint8, shape: [8, 8, 3], format: jpeg}"

@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from headrace.ingestion.domain.cut import due_time, is_due
+from headrace.errors import InvalidArgument
+from headrace.ingestion.domain.cut import check_cut, due_time, is_due
 from headrace.ingestion.domain.dataset import (
     Dataset,
     SourceOffset,
@@ -46,6 +47,47 @@ def test_the_due_time_counts_from_the_first_uncut_row() -> None:
     uncut = Uncut(0).advance([commit(1, 0), commit(2, 5), commit(3, 5)], 3)
     assert due_time(Cut(seconds=10), uncut, START) == START + timedelta(seconds=12)
     assert due_time(Cut(rows=1), uncut, START) is None
+
+
+@pytest.mark.parametrize(
+    ("cut", "first", "due"),
+    [
+        (
+            Cut(schedule="0 2 * * *"),
+            datetime(2026, 1, 1, 23, 59, tzinfo=UTC),
+            datetime(2026, 1, 2, 2, tzinfo=UTC),
+        ),
+        (Cut(schedule="0 2 * * *"), datetime(2026, 1, 2, 2, tzinfo=UTC), datetime(2026, 1, 3, 2, tzinfo=UTC)),
+        (
+            Cut(schedule="30 6 * * mon"),
+            datetime(2026, 1, 2, tzinfo=UTC),
+            datetime(2026, 1, 5, 6, 30, tzinfo=UTC),
+        ),
+        (Cut(schedule="*/10 * * * * *"), START, START + timedelta(seconds=10)),
+        # The earlier one of both.
+        (Cut(schedule="0 2 * * *", seconds=60), START, START + timedelta(seconds=60)),
+        (Cut(schedule="0 2 * * *", seconds=86_400), START, START + timedelta(hours=2)),
+    ],
+)
+def test_by_schedule_a_version_is_due_at_the_first_moment_after_its_first_row(
+    cut: Cut, first: datetime, due: datetime
+) -> None:
+    uncut = Uncut(3, 1, first_commit_time=first)
+    assert due_time(cut, uncut, first) == due
+    assert not is_due(cut, uncut, due - timedelta(seconds=1))
+    assert is_due(cut, uncut, due)
+    # However late somebody looks.
+    assert is_due(cut, uncut, due + timedelta(days=40))
+    assert not is_due(cut, Uncut(3), due + timedelta(days=40))
+
+
+@pytest.mark.parametrize("schedule", ["nightly", "0 25 * * *", "0 2 * * * * *", "0 2 30 2 *"])
+def test_a_schedule_that_makes_no_sense_is_refused(schedule: str) -> None:
+    check_cut(Cut(schedule="0 2 * * *"))
+    with pytest.raises(InvalidArgument, match="must be a cron expression") as caught:
+        check_cut(Cut(schedule=schedule))
+    assert caught.value.reason == "INVALID_CUT"
+    assert [violation.field for violation in caught.value.fields] == ["cut.schedule"]
 
 
 def test_rows_from_a_time_to_come_are_due_where_the_clock_was_set_back() -> None:

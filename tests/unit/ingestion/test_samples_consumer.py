@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
+from prometheus_client import Gauge
 from tests.support.records import Sent, batch_of
+from tests.support.spans import recorded_spans
 from tests.support.waiting import eventually
 
 from headrace.ingestion import consumers, metrics
@@ -44,12 +47,16 @@ class FakeWorld:
     rebalancing: bool = False
     fetching: bool = False
     away: bool = False
+    newest: float = 0.0
+    """The time of the newest event of each batch, in seconds since the epoch."""
     parts: int = 0
     """In how many more parts the next batch is stored than one."""
     coordinator_away: bool = False
     stored: list[int] = field(default_factory=list)
     batches: list[tuple[str, Feed | None]] = field(default_factory=list)
     """Topic and feed of each batch that was stored."""
+    counts: list[int] = field(default_factory=list)
+    """How many events each of them had."""
     forgotten: int = 0
     committed: list[Mapping[TopicPartition, OffsetAndMetadata]] = field(default_factory=list)
 
@@ -86,7 +93,9 @@ class FakeWorld:
             return Stored({}, {}, (), complete=False)
         self.stored += batch.records.offsets.tolist()
         self.batches.append((batch.records.topic, batch.feed))
-        return Stored({}, {}, ())
+        self.counts.append(len(batch.records))
+        count = len(batch.records)
+        return Stored({"d": count}, {}, (), newest={"d": self.newest})
 
     def forget(self) -> None:
         self.forgotten += 1
@@ -112,7 +121,7 @@ async def running() -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
+async def consuming(world: FakeWorld, **bounds: float) -> AsyncIterator[Running]:
     async def cluster() -> str:
         return "cluster"
 
@@ -123,7 +132,9 @@ async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
         cluster_id=cluster,
         feeds=world.look,
         stored=lambda _: None,
-        settings=Settings(batch_seconds=0.001, retry_seconds=0.01, feeds_seconds=0.01),
+        settings=Settings(
+            **{"batch_seconds": 0.001, "retry_seconds": 0.01, "feeds_seconds": 0.01, **bounds}  # type: ignore[arg-type]
+        ),
         health=health,
     )
     task = asyncio.create_task(samples.run())
@@ -131,6 +142,54 @@ async def consuming(world: FakeWorld) -> AsyncIterator[Running]:
     async with asyncio.timeout(5):
         await samples.drain()
         await task
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"batch_events": 3}, [3, 3]),
+        ({"batch_bytes": 2 * record(0).size}, [2, 2, 2]),
+        # So few are neither many nor large.
+        ({"batch_seconds": 0.5}, [7]),
+    ],
+)
+async def test_a_batch_is_closed_by_rows_bytes_or_time_whatever_comes_first(
+    bounds: dict[str, float], expected: list[int]
+) -> None:
+    async with consuming(FakeWorld(), **{"batch_seconds": 3600, **bounds}) as running:
+        for offset in range(7):
+            await running.world.arriving.put(record(offset))
+        await eventually(lambda: asyncio.sleep(0, running.world.counts), lambda found: found == expected)
+
+
+async def test_a_record_batch_that_cannot_be_read_is_named_and_never_skipped(running: Running) -> None:
+    whole = record(5)
+    await running.world.arriving.put(RecordBatch(SAMPLES, 0, 5, whole.data[:-1]))
+    await running.ready(False)
+    assert f"{SAMPLES}/0, batch at offset 5" in running.health.components[COMPONENT].message
+    assert (running.world.stored, running.world.committed) == ([], [])
+    # Whoever has its partition next begins with it.
+    await running.samples.release()
+    await running.ready(True)
+    await running.world.arriving.put(whole)
+    await running.world.is_stored(5)
+
+
+async def test_a_batch_links_some_of_its_events_however_many_are_traced() -> None:
+    traceparents = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 201)]
+    events = [
+        Sent(number, headers=[("traceparent", traceparent.encode())])
+        for number, traceparent in enumerate(traceparents)
+    ]
+    with recorded_spans() as exporter:
+        async with consuming(FakeWorld()) as running:
+            await running.world.arriving.put(batch_of(*events, topic=SAMPLES))
+            await running.world.is_stored(199)
+        [span] = [span for span in exporter.get_finished_spans() if span.name == f"process {SAMPLES}"]
+    assert span.parent is not None
+    assert span.parent.trace_id == 1
+    assert [link.context.trace_id for link in span.links] == list(range(1, 129))
+    assert (span.attributes or {})["messaging.batch.message_count"] == 200
 
 
 async def test_a_failure_that_a_rebalance_ends_leaves_the_service_ready(
@@ -196,6 +255,24 @@ async def test_the_lag_of_partitions_that_left_is_no_longer_told(running: Runnin
     await eventually(lambda: asyncio.sleep(0, _lags()), lambda lags: lags == [99])
     await running.samples.release()
     assert _lags() == []
+
+
+async def test_how_fresh_a_dataset_is_is_told_by_its_topic_and_by_its_events(running: Running) -> None:
+    now = datetime.now(UTC).timestamp()
+    for newest, expected in ((now - 3600, 3600), (now + 3600, 0)):
+        running.world.newest = newest
+        sent = Sent(0, timestamp=int((now - 9000) * 1000))
+        await running.world.arriving.put(batch_of(sent, topic=SAMPLES))
+        await eventually(
+            lambda: asyncio.sleep(0, _of_the_dataset(metrics.EVENT_AGE)),
+            lambda age, expected=expected: age == pytest.approx(expected, abs=1000),
+        )
+        assert _of_the_dataset(metrics.DATASET_FRESHNESS) == pytest.approx(9000, abs=1000)
+
+
+def _of_the_dataset(gauge: Gauge) -> float:
+    [family] = gauge.collect()
+    return next((sample.value for sample in family.samples if sample.labels == {"dataset": "d"}), 0.0)
 
 
 def _lags() -> list[float]:

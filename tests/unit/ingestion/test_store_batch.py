@@ -147,6 +147,18 @@ async def test_a_batch_that_failed_and_is_tried_again_publishes_its_rejections_o
     assert (world.rows, world.published) == (2, [2])
 
 
+async def test_how_new_a_batch_is_is_that_of_its_newest_row() -> None:
+    times = ["2026-01-01T00:00:00Z", "2026-01-03T00:00:00.5Z", "2026-01-02T00:00:00Z", "9999-01-01T00:00:00Z"]
+    values = [b'{"id":"p","a":1}'] * 3 + [b'{"id":"p","a":"no"}']
+    records = records_of(
+        Sent(offset, value, [*HEADERS, ("ce_id", b"%d" % offset), ("ce_time", times[offset].encode())])
+        for offset, value in enumerate(values)
+    )
+    span = Span(SourcePartition("cluster", "t", 0), 0, len(values))
+    stored = await store_batch(World())(Batch("cluster", records, read_attributes(records), [span]))
+    assert stored.newest == {"known": datetime(2026, 1, 3, microsecond=500_000, tzinfo=UTC).timestamp()}
+
+
 async def test_a_batch_is_not_done_while_nobody_can_hear_of_its_rejections() -> None:
     world = World(refuse_events=2, rejects=True)
     store = store_batch(world)

@@ -179,6 +179,8 @@ class Cut:
 
     rows: int = 0
     seconds: float = 0.0
+    schedule: str = ""
+    """A cron expression, in UTC; "" switches it off."""
 
 
 def check_schema(schema: Schema) -> None:

@@ -1,22 +1,22 @@
 -- name: datasets_by_name
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split, retention, source_topic, source_format
+select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
+    quality, values_changed, split, retention, source_topic, source_format
 from datasets
 where name = any($1::text[]);
 
 -- name: list_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split, retention, source_topic, source_format
+select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
+    quality, values_changed, split, retention, source_topic, source_format
 from datasets
 where name > $1
 order by name
 limit $2;
 
 -- name: self_cutting_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split, retention, source_topic, source_format
+select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
+    quality, values_changed, split, retention, source_topic, source_format
 from datasets
-where cut_rows > 0 or cut_seconds > 0
+where cut_rows > 0 or cut_seconds > 0 or cut_schedule <> ''
 order by name;
 
 -- name: feeds
@@ -40,8 +40,8 @@ select name, schema_version from datasets where name = any($1::text[]);
 -- name: insert_dataset
 insert into datasets
     (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-     values_changed, split, retention, source_topic, source_format)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+     values_changed, split, retention, source_topic, source_format, cut_schedule)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 on conflict do nothing
 returning name;
 
@@ -49,7 +49,8 @@ returning name;
 -- update_time tells whether the row is still the one that was read.
 update datasets
 set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7,
-    quality = $9, values_changed = $10, split = $11, retention = $12, source_topic = $13, source_format = $14
+    quality = $9, values_changed = $10, split = $11, retention = $12, source_topic = $13, source_format = $14,
+    cut_schedule = $15
 where name = $1 and update_time = $8
     and not exists (select from datasets as others where others.source_topic = $13 and others.name <> $1)
 returning name;
@@ -328,8 +329,8 @@ update dataset_versions set erased_rows = $3, split_counts = $4 where dataset = 
 delete from version_profiles where dataset = $1 and version = $2;
 
 -- name: retaining_datasets
-select name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-    values_changed, split, retention, source_topic, source_format
+select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
+    quality, values_changed, split, retention, source_topic, source_format
 from datasets
 where retention <> '{}'
 order by name;

@@ -302,6 +302,7 @@ class PostgresRepository:
             _retention_json(dataset.retention),
             dataset.source.topic if dataset.source else None,
             dataset.source.format.value if dataset.source else None,
+            dataset.cut.schedule,
         )
         return inserted is not None
 
@@ -328,6 +329,7 @@ class PostgresRepository:
             _retention_json(dataset.retention),
             dataset.source.topic if dataset.source else None,
             dataset.source.format.value if dataset.source else None,
+            dataset.cut.schedule,
         )
         return updated is not None
 
@@ -677,7 +679,7 @@ def _dataset(row: asyncpg.Record) -> Dataset:
     return Dataset(
         name=row["name"],
         schema=translation.schema_from_message(json_format.ParseDict(row["schema"], api.Schema())),
-        cut=Cut(row["cut_rows"], row["cut_seconds"]),
+        cut=Cut(row["cut_rows"], row["cut_seconds"], row["cut_schedule"]),
         schema_version=row["schema_version"],
         create_time=row["create_time"],
         update_time=row["update_time"],

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from headrace.errors import Aborted, FailedPrecondition, FieldViolation
+from headrace.ingestion.domain.cut import check_cut
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.quality import QualityRule, check_quality
@@ -56,13 +57,14 @@ class ApplyDataset:
     ) -> Dataset:
         """Make the dataset be so.
 
-        Raises InvalidArgument INVALID_SCHEMA, INVALID_QUALITY, INVALID_SPLIT, INVALID_RETENTION or
-        INVALID_SOURCE, FailedPrecondition INCOMPATIBLE_SCHEMA, TABLE_MISMATCH, PRIVACY_KEY_MISSING,
-        SOURCE_MISSING or SOURCE_TAKEN.
+        Raises InvalidArgument INVALID_SCHEMA, INVALID_QUALITY, INVALID_SPLIT, INVALID_CUT,
+        INVALID_RETENTION or INVALID_SOURCE, FailedPrecondition INCOMPATIBLE_SCHEMA, TABLE_MISMATCH,
+        PRIVACY_KEY_MISSING, SOURCE_MISSING or SOURCE_TAKEN.
         """
         check_schema(schema)
         check_quality(quality, schema)
         check_split(split)
+        check_cut(cut)
         check_retention(retention, rejects)
         check_source(source)
         if schema.personal:

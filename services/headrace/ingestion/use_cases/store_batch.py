@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
@@ -63,13 +64,15 @@ class Stored:
     """What a batch added: rows by dataset name, and the rejections that are new.
 
     `repeated`: events left out because they were sent before, and `expired`: because they are older than the
-    dataset keeps rows, both by dataset name. `complete`: off where only the batch's first parts are stored.
+    dataset keeps rows, both by dataset name. `newest`: the latest event time, in seconds since the epoch, by
+    the name of each dataset that got rows. `complete`: off where only the batch's first parts are stored.
     """
 
     rows: Mapping[str, int]
     repeated: Mapping[str, int]
     rejections: Sequence[Rejection]
     expired: Mapping[str, int] = field(default_factory=dict)
+    newest: Mapping[str, float] = field(default_factory=dict)
     complete: bool = True
 
 
@@ -99,6 +102,7 @@ class _Progress:
     rows: Counter[str] = field(default_factory=Counter)
     repeated: Counter[str] = field(default_factory=Counter)
     expired: Counter[str] = field(default_factory=Counter)
+    newest: dict[str, float] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     rest: tuple[str, str, int, int] | None = None
 
@@ -120,6 +124,7 @@ class _Progress:
             dict(self.repeated),
             tuple(self.rejections),
             dict(self.expired),
+            dict(self.newest),
             complete=self.rest is None,
         )
 
@@ -178,7 +183,10 @@ class StoreBatch:
                 expired[name] = some.num_rows - recent.num_rows
                 rows, repeated[name] = await self._append(dataset, recent, judged.batch)
                 progress.rows[name] += rows
-            fault_point("ingestion.after-delta-commit")
+                if rows:
+                    time = _newest_time(recent)
+                    progress.newest[name] = max(time, progress.newest.get(name, time))
+                fault_point("ingestion.after-delta-commit")
         progress.repeated.update(repeated)
         progress.expired.update(expired)
         progress.rest = None if judged.rest is None else judged.rest.begin
@@ -265,3 +273,8 @@ class StoreBatch:
             span.set_attribute(names.ROWS_STORED, stored)
         fresh.remember()
         return stored, fresh.repeated
+
+
+def _newest_time(rows: pa.Table) -> float:
+    """Seconds since the epoch: a number, for not every event's time is in Python's calendar."""
+    return float(pc.max(rows.column("_event_time")).cast(pa.int64()).as_py()) / 1e6

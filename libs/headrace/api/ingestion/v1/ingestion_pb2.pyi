@@ -407,17 +407,23 @@ class Cut(google.protobuf.message.Message):
 
     ROWS_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    SCHEDULE_FIELD_NUMBER: builtins.int
     rows: builtins.int
     """After this many rows since the last version."""
     seconds: builtins.float
     """This many seconds after the first row since the last version."""
+    schedule: builtins.str
+    """At these moments, in UTC, where there are rows since the last version: a cron expression of five fields, such
+    as "0 2 * * *" for two o'clock each night, or of six with the second first. "": at none.
+    """
     def __init__(
         self,
         *,
         rows: builtins.int = ...,
         seconds: builtins.float = ...,
+        schedule: builtins.str = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["rows", b"rows", "seconds", b"seconds"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["rows", b"rows", "schedule", b"schedule", "seconds", b"seconds"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Cut: typing_extensions.TypeAlias = Cut

@@ -39,6 +39,7 @@ class IngestionServiceStub:
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
+    INVALID_ARGUMENT/INVALID_CUT (a schedule that is no cron expression);
     INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
     INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
     FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
@@ -120,6 +121,7 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
+    INVALID_ARGUMENT/INVALID_CUT (a schedule that is no cron expression);
     INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
     INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
     FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
@@ -204,6 +206,7 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
         INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
+        INVALID_ARGUMENT/INVALID_CUT (a schedule that is no cron expression);
         INVALID_ARGUMENT/INVALID_RETENTION (rejected events are kept for less than the window of their alert);
         INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
         FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
