@@ -12,8 +12,10 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import asyncpg
@@ -25,6 +27,7 @@ from tests.support.ingestion import Ingestion, Process
 from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.events.ingestion.v1 import events_pb2
 from headrace.ingestion.domain.content_hash import hash_rows, to_hex
 from headrace.messaging import topics
 
@@ -104,8 +107,8 @@ class Chaos:
             await connection.close()
         return [(row["partition"], row["offset"]) for row in rows]
 
-    def records(self) -> Iterator[Message]:
-        """Every record of this test's in the topic, in the order of each partition."""
+    def records(self, topic: str) -> Generator[Message, None, None]:
+        """This test's records of a topic, in the order of each partition, for as long as any come."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.ingestion.bootstrap,
@@ -113,23 +116,36 @@ class Chaos:
                 "enable.auto.commit": False,
             }
         )
-        partitions = consumer.list_topics(topics.SAMPLES, 30).topics[topics.SAMPLES].partitions
-        consumer.assign([TopicPartition(topics.SAMPLES, partition, 0) for partition in partitions])
-        found = 0
-        while found < self.sent:
-            record = consumer.poll(60)
-            assert record is not None
-            assert record.error() is None
-            if dict(record.headers() or []).get("ce_subject") == self.ingestion.dataset.encode():
-                found += 1
-                yield record
-        consumer.close()
+        partitions = consumer.list_topics(topic, 30).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        try:
+            while True:
+                record = consumer.poll(60)
+                assert record is not None
+                assert record.error() is None
+                if dict(record.headers() or []).get("ce_subject") == self.ingestion.dataset.encode():
+                    yield record
+        finally:
+            consumer.close()
+
+    def announced(self, count: int) -> list[Place]:
+        """So many rejected events that were told of, each once however often its event was published."""
+        told: dict[bytes, Place] = {}
+        with closing(self.records(topics.REJECTED_SAMPLES)) as records:
+            while len(told) < count:
+                record = next(records)
+                rejected = events_pb2.SampleRejected.FromString(record.value()).rejected
+                place = (rejected.partition, rejected.offset)
+                assert told.setdefault(dict(record.headers())["ce_id"], place) == place
+        return sorted(told.values())
 
     def expected(self) -> tuple[dict[str, Place], list[Place]]:
         """Where each valid event came first, and where the others are."""
         valid: dict[str, Place] = {}
         invalid: list[Place] = []
-        for record in self.records():
+        with closing(self.records(topics.SAMPLES)) as records:
+            sent = list(islice(records, self.sent))
+        for record in sent:
             place = (record.partition(), record.offset())
             name = dict(record.headers())["ce_id"].decode()
             if is_valid(record.value()):
@@ -202,5 +218,6 @@ async def test_random_faults_lose_nothing_and_double_nothing(ingestion: Ingestio
     assert Counter(names) == Counter(valid.keys())
     assert dict(zip(names, zip(partitions, offsets, strict=True), strict=True)) == valid
     assert sorted(await chaos.rejected()) == invalid
+    assert await asyncio.to_thread(chaos.announced, len(invalid)) == invalid
     assert version.row_count == len(valid)
     assert version.content_hash == to_hex(hash_rows(table, ["id", "radius", "grade", "malignant"]))
