@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -24,6 +24,7 @@ from obstore.exceptions import (
 from obstore.store import LocalStore, S3Store
 
 from headrace.errors import Aborted, InvalidArgument, NotFound, Unavailable
+from headrace.objects.aws_profile import profile_credentials
 
 if TYPE_CHECKING:  # these exist for type checkers only
     from obstore.store import ClientConfig, S3Config
@@ -50,7 +51,7 @@ class ObjectStore:
     STORE_UNAVAILABLE.
     A put is atomic: readers see the old object, then the new one. S3's endpoint and credentials come from
     the usual `AWS_*` environment variables; without keys there, from a web identity's token, the container's
-    role or the instance's. Profiles in `~/.aws` are not read.
+    role, a profile in `~/.aws` that has keys, or the instance's role.
     """
 
     def __init__(self, uri: str, store: LocalStore | S3Store) -> None:
@@ -253,22 +254,25 @@ def _checked(path: str) -> str:
 
 
 def delta_storage_options() -> dict[str, str]:
-    """What delta-rs needs beside the standard credentials chain to open tables in the same store.
+    """What delta-rs needs beside the environment to open tables in the same store.
 
     Commits are conditional puts: delta-rs asks S3 for them by default.
     """
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    if not endpoint:
-        return dict(_PATIENCE)
-    return {
-        **_PATIENCE,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": str(endpoint.startswith("http:")).lower(),
-    }
+    options = {**_PATIENCE, **_profile()}
+    if endpoint:
+        options["AWS_ENDPOINT_URL"] = endpoint
+        options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http:")).lower()
+    return options
 
 
 def _s3_options() -> tuple[S3Config, ClientConfig]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    config = cast("S3Config", {name.lower(): value for name, value in _profile().items()})
     if not endpoint:
-        return {}, {}
-    return {"endpoint": endpoint}, {"allow_http": endpoint.startswith("http:")}
+        return config, {}
+    return {**config, "endpoint": endpoint}, {"allow_http": endpoint.startswith("http:")}
+
+
+def _profile() -> dict[str, str]:
+    return profile_credentials(os.environ, Path.home())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -293,3 +294,23 @@ def test_what_dead_writers_left_is_removed_once_it_is_old(store: ObjectStore, tm
     assert store.drop_unfinished("folder", now + timedelta(hours=1)) == 0
     assert left.exists() == (not in_folder)
     assert store.read_bytes("folder/a") == b"whole"
+
+
+async def test_a_profile_that_has_keys_opens_the_store_and_its_tables(
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_s3(monkeypatch, s3_endpoint)
+    keys = [(name.lower(), os.environ[name]) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    file = tmp_path / "credentials"
+    file.write_text("[lab]\n" + "".join(f"{name} = {value}\n" for name, value in keys))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    uri = f"s3://{BUCKET}/tests/{uuid.uuid4()}"
+    store = ObjectStore.from_uri(uri)
+    await store.put("a", b"1")
+    assert await store.get("a") == b"1"
+    deltalake.write_deltalake(f"{uri}/table", pa.table({"x": [1]}), storage_options=delta_storage_options())
+    table = deltalake.DeltaTable(f"{uri}/table", storage_options=delta_storage_options())
+    assert table.version() == 0
