@@ -15,8 +15,8 @@ def settle_memory() -> None:
     """Call it when everything is imported, and before threads are started.
 
     What was imported stays; to look through it again and again would stop all for a tenth of a second. And
-    the GNU C library gives threads up to eight arenas for each core, each of which keeps what was freed in it:
-    with two of them, a process that works in threads stays smaller, and is no slower.
+    the GNU C library gives threads up to eight arenas for each core, each of which keeps what was freed in
+    it: with two of them, a process that works in threads stays smaller, and is no slower.
     """
     gc.freeze()
     library = ctypes.CDLL(None)
