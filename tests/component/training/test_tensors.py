@@ -202,6 +202,16 @@ def write_scans(uri: str) -> Images:
     return images
 
 
+def scans_spec(uri: str, store_uri: str, resize: tuple[int, int] | None) -> RunSpec:
+    wish = Preparation(feature="image", normalise="standard", per_channel=True, resize=resize)
+    return spec_of(dataset_of(uri, SCAN), store_uri, wish).model_copy(
+        update={
+            "shares": Shares(1, 0, 0),
+            "parameters": {"hidden": [8], "epochs": 4, "learning_rate": 0.0001 if resize is None else 0.003},
+        }
+    )
+
+
 @pytest.mark.parametrize("resize", [None, (32, 32)])
 @pytest.mark.parametrize("in_memory_bytes", [0, IN_MEMORY_BYTES])
 def test_large_images_are_learned_from_and_exported(
@@ -209,17 +219,7 @@ def test_large_images_are_learned_from_and_exported(
 ) -> None:
     uri, folder = str(tmp_path / "table"), tmp_path / "run"
     images = write_scans(uri)
-    spec = spec_of(
-        dataset_of(uri, SCAN),
-        store_uri,
-        Preparation(feature="image", normalise="standard", per_channel=True, resize=resize),
-    ).model_copy(
-        update={
-            "shares": Shares(1, 0, 0),
-            "in_memory_bytes": in_memory_bytes,
-            "parameters": {"hidden": [8], "epochs": 4, "learning_rate": 0.0001 if resize is None else 0.003},
-        }
-    )
+    spec = scans_spec(uri, store_uri, resize).model_copy(update={"in_memory_bytes": in_memory_bytes})
     report = run(spec, folder)
     assert report.signature.inputs[0].shape == (-1, 160 * 160 * 3)
     assert report.signature.features == ("image[0:160,0:160,0:3]",)
@@ -251,3 +251,15 @@ async def test_digits_are_learned_and_served(kafka_bootstrap: str, store_uri: st
     answer = await answered(kafka_bootstrap, tmp_path, model, report.signature, raw)
     found = answer.as_numpy("label").reshape(-1)
     assert np.mean(found == labels) > 0.9
+
+
+async def test_large_images_are_served_as_they_are(
+    kafka_bootstrap: str, store_uri: str, tmp_path: Path
+) -> None:
+    uri, folder = str(tmp_path / "table"), tmp_path / "run"
+    raw = write_scans(uri).reshape(ASKED_ROWS, -1).astype(np.float32)
+    report = run(scans_spec(uri, store_uri, (32, 32)), folder)
+    model = (folder / MODEL_FILE).read_bytes()
+    answer = await answered(kafka_bootstrap, tmp_path, model, report.signature, raw)
+    truth = np.arange(ASKED_ROWS) % 2
+    assert np.mean(answer.as_numpy("label").reshape(-1) == truth) == report.metrics["train/accuracy"]
