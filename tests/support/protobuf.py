@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from headrace.ingestion.proto_compiler import compile_proto
@@ -11,14 +13,13 @@ FIRST_MESSAGE = b"\0"
 """The indexes of a schema's first message, as serialisers shorten them."""
 
 
-def registered(definition: str) -> RegisteredSchema:
+def registered(definition: str, imported: Mapping[str, str] | None = None) -> RegisteredSchema:
     """A schema as the service has it from its registry."""
-    return RegisteredSchema("PROTOBUF", definition, descriptors=compile_proto(definition))
+    return RegisteredSchema("PROTOBUF", definition, descriptors=compile_proto(definition, imported))
 
 
 def message(schema: RegisteredSchema, name: str, text: str) -> bytes:
     """A message of that full name, given in Protobuf's text format, as bytes."""
-    assert isinstance(schema.descriptors, bytes)
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(schema.descriptors).file:
         pool.AddSerializedFile(file.SerializeToString())

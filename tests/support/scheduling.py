@@ -97,6 +97,7 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
     def __init__(self) -> None:
         self.latest_version = 2
         self.blocked_versions: set[int] = set()
+        self.expired_versions: set[int] = set()
         self.applied: list[ingestion_pb2.ApplyDatasetRequest] = []
         self.refusal: errors.HeadraceError | None = None
 
@@ -112,6 +113,8 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
     async def GetVersion(self, request: Any, context: Any) -> ingestion_pb2.DatasetVersion:
         if request.version > self.latest_version:
             raise errors.NotFound("DATASET_VERSION_NOT_FOUND", "there is no such version")
+        if request.version in self.expired_versions:
+            raise errors.NotFound("VERSION_EXPIRED", f"version {request.version} was forgotten")
         return ingestion_pb2.DatasetVersion(
             dataset=request.dataset,
             version=request.version,

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -17,6 +17,7 @@ from headrace.embedded.parts.process import Part, free_port, http_status
 
 VERSION: Final = "2.6.13.Final"
 NEEDED: Final = ("java", "mvn")
+NONE: Final[Mapping[str, str]] = {}
 _API: Final = "/apis/ccompat/v7"
 _COPY: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy"
 
@@ -80,16 +81,26 @@ class Registry:
         """The address by way of a proxy."""
         return self.url.replace(f":{self.port}", f":{port}")
 
-    async def register(self, subject: str, schema: Mapping[str, object]) -> int:
-        """The id of an Avro schema, as the subject's next version."""
-        return await self._register(subject, {"schema": json.dumps(schema)})
+    async def register(
+        self, subject: str, schema: Mapping[str, object], references: Mapping[str, str] = NONE
+    ) -> int:
+        """The id of an Avro schema, as the subject's next version.
 
-    async def register_protobuf(self, subject: str, definition: str) -> int:
-        """The id of a Protobuf schema, as the subject's next version."""
-        return await self._register(subject, {"schema": definition, "schemaType": "PROTOBUF"})
+        `references`: the subjects of those that it refers to, in their first version, by its names for them.
+        """
+        return await self._register(subject, {"schema": json.dumps(schema)}, references)
 
-    async def _register(self, subject: str, body: Mapping[str, str]) -> int:
+    async def register_protobuf(
+        self, subject: str, definition: str, references: Mapping[str, str] = NONE
+    ) -> int:
+        """The id of a Protobuf schema, as the subject's next version; `references` as of Avro."""
+        return await self._register(subject, {"schema": definition, "schemaType": "PROTOBUF"}, references)
+
+    async def _register(self, subject: str, schema: Mapping[str, str], references: Mapping[str, str]) -> int:
+        listed = [{"name": name, "subject": other, "version": 1} for name, other in references.items()]
+        body = {**schema, "references": listed} if listed else schema
+        path = f"subjects/{quote(subject, safe='')}/versions"
         async with httpx.AsyncClient(timeout=60) as client:
-            answer = await client.post(f"{self.url}/subjects/{subject}/versions", json=body)
+            answer = await client.post(f"{self.url}/{path}", json=body)
         schema_id: int = answer.raise_for_status().json()["id"]
         return schema_id

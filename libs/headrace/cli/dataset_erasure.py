@@ -38,7 +38,8 @@ def erase(
     """Erase a subject from all versions, pinned ones too, and from rejected events, for good."""
     from headrace.api.ingestion.v1 import erasure_pb2 as erasures
     from headrace.cli.plain import plain
-    from headrace.client.erasing import followed, trained_on
+    from headrace.client.erasing import followed
+    from headrace.client.lineage import trained_on
 
     subject = sys.stdin.readline().rstrip("\n") if key == "-" else key
     if not yes:

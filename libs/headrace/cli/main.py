@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import act, dataset, dataset_erasure, dataset_files, dataset_top, look, rejected, stack
+from headrace.cli import (
+    act,
+    dataset,
+    dataset_erasure,
+    dataset_files,
+    dataset_lineage,
+    dataset_top,
+    look,
+    rejected,
+    stack,
+)
 
 app = typer.Typer(
     name="headrace",
@@ -19,7 +29,17 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for module in (stack, look, act, dataset, dataset_erasure, dataset_files, dataset_top, rejected):
+for module in (
+    stack,
+    look,
+    act,
+    dataset,
+    dataset_erasure,
+    dataset_files,
+    dataset_lineage,
+    dataset_top,
+    rejected,
+):
     module.register(app)
 
 

@@ -9,7 +9,7 @@
 Needs PyTorch, pyarrow and deltalake, and Numba where keys are hashed.
 """
 
-from headrace.datasets.encoding import Classes, Encoding, Flat, Numbers, Tensors
+from headrace.datasets.encoding import Classes, Encoding, Flat, Numbers, Tensors, rows_at_a_time
 from headrace.datasets.plan import Shard, Shuffle
 from headrace.datasets.reader import Reader, Selection
 from headrace.datasets.table import Part, Table
@@ -26,4 +26,5 @@ __all__ = [
     "Shuffle",
     "Table",
     "Tensors",
+    "rows_at_a_time",
 ]

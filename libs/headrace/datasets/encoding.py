@@ -18,6 +18,10 @@ from headrace.tensors import TensorFault, TensorType
 
 UNUSABLE_VALUES = "UNUSABLE_VALUES"
 TEXTS = (pa.string(), pa.large_string())
+FLOAT32_BYTES = 4
+INT64_BYTES = 8
+# What is decoded at a time: of rows with images fewer than Arrow would take.
+DECODED_BYTES = 16 << 20
 
 
 class Encoding(Protocol):
@@ -30,8 +34,17 @@ class Encoding(Protocol):
     def columns(self) -> Sequence[str]:
         """The columns that it needs."""
 
+    @property
+    def row_bytes(self) -> int:
+        """What a row of the tensor takes in memory."""
+
     def encode(self, batch: pa.RecordBatch) -> Tensor:
         """Encode at least one row. Raises FailedPrecondition/UNUSABLE_VALUES."""
+
+
+def rows_at_a_time(encodings: Sequence[Encoding]) -> int:
+    """Return how many rows' tensors take no more than `DECODED_BYTES`; at least one."""
+    return max(1, DECODED_BYTES // max(1, sum(encoding.row_bytes for encoding in encodings)))
 
 
 class Numbers:
@@ -43,6 +56,7 @@ class Numbers:
 
     def __init__(self, columns: Sequence[str], nullable: Collection[str] = ()) -> None:
         self.columns = tuple(columns)
+        self.row_bytes = FLOAT32_BYTES * len(self.columns)
         self._nullable = frozenset(nullable)
 
     def encode(self, batch: pa.RecordBatch) -> Tensor:
@@ -84,6 +98,7 @@ class Tensors:
 
     def __init__(self, column: str, tensor: TensorType) -> None:
         self.columns = (column,)
+        self.row_bytes = tensor.size
         self._tensor = tensor
 
     def encode(self, batch: pa.RecordBatch) -> Tensor:
@@ -116,6 +131,7 @@ class Flat:
         self, columns: Sequence[tuple[str, TensorType | None]], nullable: Collection[str] = ()
     ) -> None:
         self.columns = tuple(name for name, _ in columns)
+        self.row_bytes = FLOAT32_BYTES * sum(tensor.values if tensor else 1 for _, tensor in columns)
         self._nullable = frozenset(nullable)
         self._parts: list[Numbers | tuple[str, TensorType]] = []
         for is_tensor, group in itertools.groupby(columns, lambda column: column[1] is not None):
@@ -154,6 +170,7 @@ class Classes:
 
     def __init__(self, column: str, classes: Sequence[str | int | float | bool]) -> None:
         self.columns = (column,)
+        self.row_bytes = INT64_BYTES
         self._classes = tuple(classes)
 
     def encode(self, batch: pa.RecordBatch) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.datasets.encoding import Encoding
+from headrace.datasets.encoding import Encoding, rows_at_a_time
 from headrace.datasets.plan import Shard, Shuffle, parts_of, permutation
 from headrace.datasets.prefetching import Prefetching
 from headrace.datasets.table import Part, Table
@@ -94,6 +94,7 @@ class Reader:
         table.require(self._columns)
         self._table = table
         self._encodings = tuple(encodings)
+        self._decoded_rows = rows_at_a_time(encodings)
         self._batch_rows = batch_rows
         self._selection = selection
         self._shuffle = shuffle
@@ -204,7 +205,7 @@ class Reader:
     ) -> Generator[tuple[Position, pa.RecordBatch], None, None]:
         for index in range(start.part, len(parts)):
             row = start.row if index == start.part else 0
-            for batch in self._table.scan(parts[index], self._columns, skip=row):
+            for batch in self._table.scan(parts[index], self._columns, row, self._decoded_rows):
                 yield replace(start, part=index, row=row, offset=0), batch
                 row += len(batch)
 

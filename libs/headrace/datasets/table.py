@@ -97,17 +97,23 @@ class Table:
                 "UNKNOWN_COLUMN", f"the table {self.uri} has no column {', '.join(missing)}"
             )
 
-    def scan(self, part: Part, columns: Sequence[str], skip: int = 0) -> Iterator[pa.RecordBatch]:
+    def scan(
+        self, part: Part, columns: Sequence[str], skip: int = 0, batch_rows: int = DECODED_ROWS
+    ) -> Iterator[pa.RecordBatch]:
         """Read a part's rows in their order, without its first `skip`; only these columns are decoded.
 
-        A file without a column, written before there was one, has nulls there. Raises as `open` does.
+        At most `batch_rows` of them come at a time. A file without a column, written before there was one,
+        has nulls there. Raises as `open` does.
         """
         group = self._files[part.file].subset(row_group_ids=[part.group])
         left, wanted = part.start + skip, len(part) - skip
         with _readable(self.uri, self.version):
             # In the caller's thread, which is a reader's own: several at once decode side by side.
             for batch in group.to_batches(
-                schema=self._schema, columns=list(columns), batch_size=DECODED_ROWS, use_threads=False
+                schema=self._schema,
+                columns=list(columns),
+                batch_size=min(batch_rows, DECODED_ROWS),
+                use_threads=False,
             ):
                 rows = batch.slice(min(left, len(batch)), wanted)
                 left -= min(left, len(batch))

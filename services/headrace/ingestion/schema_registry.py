@@ -6,35 +6,31 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from headrace.errors import Unavailable, one_line
 from headrace.ingestion.domain.avro import UnusableSchema
 from headrace.ingestion.proto_compiler import compile_proto
+from headrace.ingestion.schema_references import (
+    MissingReference,
+    Reference,
+    Schema,
+    definitions_of,
+)
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.ports import RegisteredSchema
 
 # Ids are Java's positive ints; a registry may take another number for its own mistake.
 _LARGEST_ID: Final = 2**31 - 1
 _AT_ONCE: Final = 8
-_NOT_FOUND: Final = 40403
-
-
-class _Reference(BaseModel):
-    name: str
-
-
-class _Schema(BaseModel):
-    """`GET /schemas/ids/ID`. Avro, the first format that there was, goes without saying."""
-
-    definition: str = Field(alias="schema")
-    format: str = Field(default="AVRO", alias="schemaType")
-    references: tuple[_Reference, ...] = ()
+_NO_SCHEMA: Final = frozenset({40403})
+# No such subject, or version of it.
+_NO_VERSION: Final = frozenset({40401, 40402, 40403})
 
 
 class _Error(BaseModel):
@@ -42,7 +38,7 @@ class _Error(BaseModel):
 
 
 class HttpSchemaRegistry:
-    """Asks once for each id that exists: what an id stands for never changes. Keeps the latest ones."""
+    """Asks once for each id that exists, and what it refers to: that never changes. Keeps the latest ones."""
 
     def __init__(self, client: httpx.AsyncClient, *, kept: int) -> None:
         """`client` knows the registry's address, credentials and timeouts."""
@@ -52,7 +48,8 @@ class HttpSchemaRegistry:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def schemas(self, ids: Collection[int]) -> Mapping[int, RegisteredSchema]:
-        """Those of the ids that the registry knows. One that it does not is asked for again each time.
+        """Those of the ids that the registry knows. One that it does not is asked for again each time, and
+        one that refers to what it does not.
 
         Raises Unavailable SCHEMA_REGISTRY_UNAVAILABLE where it does not answer, or not as a registry does.
         """
@@ -63,14 +60,32 @@ class HttpSchemaRegistry:
             schema_id: schema for schema_id, schema in zip(wanted, answers, strict=True) if schema is not None
         }
         for schema_id, schema in found.items():
-            self._kept[schema_id] = schema
-            self._kept.move_to_end(schema_id)
+            if not isinstance(schema.unusable, MissingReference):
+                self._kept[schema_id] = schema
+                self._kept.move_to_end(schema_id)
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
         return found
 
     async def _ask(self, schema_id: int) -> RegisteredSchema | None:
-        path = f"schemas/ids/{schema_id}"
+        schema = await self._get(f"schemas/ids/{schema_id}", _NO_SCHEMA)
+        if schema is None:
+            return None
+        try:
+            others = await definitions_of(schema.references, self._referenced)
+            if schema.format != "PROTOBUF":
+                return RegisteredSchema(schema.format, schema.definition, tuple(others.values()))
+            descriptors = await asyncio.to_thread(compile_proto, schema.definition, others)
+        except UnusableSchema as error:
+            return RegisteredSchema(schema.format, schema.definition, unusable=error)
+        return RegisteredSchema(schema.format, schema.definition, descriptors=descriptors)
+
+    async def _referenced(self, reference: Reference) -> Schema | None:
+        subject = quote(reference.subject, safe="")
+        return await self._get(f"subjects/{subject}/versions/{reference.version}", _NO_VERSION)
+
+    async def _get(self, path: str, absent: Collection[int]) -> Schema | None:
+        """What the registry answers; None where it says by one of these codes that it has no such thing."""
         try:
             async with self._slots:
                 response = await self._client.get(path)
@@ -78,30 +93,17 @@ class HttpSchemaRegistry:
             raise _unavailable(f"does not answer ({one_line(error)})") from error
         try:
             if response.status_code == HTTPStatus.OK:
-                schema = _Schema.model_validate_json(response.content)
-                return await _registered(schema)
+                return Schema.model_validate_json(response.content)
             # Only a registry says it like that: a proxy's 404, or a wrong path's, decides nothing.
             if response.status_code == HTTPStatus.NOT_FOUND:
                 error_code = _Error.model_validate_json(response.content).error_code
-                if error_code == _NOT_FOUND:
+                if error_code in absent:
                     return None
         except ValidationError as error:
             raise _unavailable(
                 f"answers {response.status_code} to {path} without what it should say"
             ) from error
         raise _unavailable(f"answers {response.status_code} to {path}")
-
-
-async def _registered(schema: _Schema) -> RegisteredSchema:
-    references = tuple(other.name for other in schema.references)
-    registered = RegisteredSchema(schema.format, schema.definition, references)
-    if schema.format != "PROTOBUF" or references:
-        return registered
-    try:
-        descriptors: bytes | UnusableSchema = await asyncio.to_thread(compile_proto, schema.definition)
-    except UnusableSchema as error:
-        descriptors = error
-    return replace(registered, descriptors=descriptors)
 
 
 def _unavailable(what: str) -> Unavailable:

@@ -16,8 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from headrace.datasets import Classes, Numbers, Reader, Shard, Shuffle, Table
+from headrace.datasets import (
+    Classes,
+    Flat,
+    Numbers,
+    Reader,
+    Shard,
+    Shuffle,
+    Table,
+    Tensors,
+    rows_at_a_time,
+)
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
+from headrace.tensors import TensorType
 
 ROWS = 500
 FILES = 3
@@ -30,6 +41,18 @@ class Odd:
 
     def mask(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         return np.asarray(batch.column("number").to_numpy() % 2 == 1)
+
+
+class Noting(Numbers):
+    """Notes how many rows come at a time."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        super().__init__(columns)
+        self.seen: list[int] = []
+
+    def encode(self, batch: pa.RecordBatch) -> torch.Tensor:
+        self.seen.append(len(batch))
+        return super().encode(batch)
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +318,26 @@ def test_a_table_or_version_that_does_not_exist_is_refused(tmp_path: Path, uri: 
     with pytest.raises(NotFound) as caught:
         Table.open(str(tmp_path / "none") if version == 0 else uri, version)
     assert caught.value.reason == "TABLE_NOT_FOUND"
+
+
+def test_wide_rows_are_decoded_a_few_at_a_time(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for: batches are put together from what is decoded, windows and places too."""
+    encoding = Noting(["number", "half"])
+    whole = list(Reader(table, [encoding], batch_rows=70, shuffle=Shuffle(3, 90)))
+    assert max(encoding.seen) == 60
+    monkeypatch.setattr("headrace.datasets.encoding.DECODED_BYTES", 7 * encoding.row_bytes)
+    encoding.seen.clear()
+    reader = Reader(table, [encoding], batch_rows=70, shuffle=Shuffle(3, 90))
+    first = next(iter(reader))
+    resumed = Reader(table, [encoding], batch_rows=70, shuffle=Shuffle(3, 90))
+    resumed.load_state_dict(reader.state_dict())
+    for [expected], [found] in zip(whole, [first, *resumed], strict=True):
+        assert torch.equal(found, expected)
+    assert max(encoding.seen) == 7
+
+
+def test_a_row_that_takes_more_than_is_decoded_at_a_time_comes_alone() -> None:
+    image = TensorType("uint8", (2048, 2048))
+    assert rows_at_a_time([Flat([("image", TensorType("uint8", (1024, 1024)))])]) == 4
+    assert rows_at_a_time([Flat([("image", image), ("other", None)]), Classes("label", [0])]) == 1
+    assert rows_at_a_time([Tensors("image", image)]) == 4

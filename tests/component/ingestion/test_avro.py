@@ -105,6 +105,33 @@ async def test_a_writers_schema_grows_and_an_outage_of_the_registry_rejects_noth
         assert await process.stop() == 0
 
 
+async def test_a_schema_may_refer_to_others_that_refer_to_others(
+    ingestion: Ingestion, registry: Registry
+) -> None:
+    ward = {"type": "record", "name": "Ward", "namespace": "shared", "fields": [{"name": "n", "type": "int"}]}
+    place = {**ward, "name": "Place", "fields": [{"name": "ward", "type": "Ward"}]}
+    scan = {**FIRST, "fields": [{"name": "place", "type": ["null", "shared.Place"]}, *FIRST["fields"]]}
+    wards, places = f"{ingestion.dataset}-ward", f"{ingestion.dataset}/place"
+    await registry.register(wards, ward)
+    await registry.register(places, place, {"shared.Ward": wards})
+    known = await registry.register(ingestion.dataset, scan, {"shared.Place": places})
+    named: dict[str, object] = {}
+    for schema in (ward, place):
+        fastavro.parse_schema(schema, named)
+    writer = fastavro.parse_schema(scan, named)
+    assert isinstance(writer, dict)
+    process = await start(ingestion, registry.url)
+    await ingestion.publish(
+        [
+            event(ingestion, "a", known, writer, place={"ward": {"n": 70_000}}, radius=2.5),
+            event(ingestion, "b", known, writer, place=None, malignant=1),
+        ]
+    )
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == 2)
+    assert [(row["id"], row["radius"], row["malignant"]) for row in rows] == [("a", 2.5, 0), ("b", 1.5, 1)]
+    assert await process.stop() == 0
+
+
 async def test_what_was_rejected_without_a_registry_is_replayed_with_one(
     ingestion: Ingestion, registry: Registry
 ) -> None:

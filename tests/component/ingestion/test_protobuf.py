@@ -11,6 +11,7 @@ from tests.support.schema_registry import Registry
 from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.ingestion.use_cases.ports import RegisteredSchema
 
 # The first time, the registry is fetched.
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(900)]
@@ -32,8 +33,10 @@ message Scan {
 WRITER = registered(DEFINITION)
 
 
-def event(ingestion: Ingestion, name: str, schema_id: int, text: str) -> tuple[bytes, bytes, Headers]:
-    written = message(WRITER, "tests.Scan", f'id: "{name}" notes: "x" noted {{ seconds: 1 }} {text}')
+def event(
+    ingestion: Ingestion, name: str, schema_id: int, text: str, writer: RegisteredSchema = WRITER
+) -> tuple[bytes, bytes, Headers]:
+    written = message(writer, "tests.Scan", f'id: "{name}" notes: "x" noted {{ seconds: 1 }} {text}')
     headers = ingestion.headers(f"{ingestion.dataset}-{name}", content__type="application/x-protobuf")
     return name.encode(), framed(schema_id, FIRST_MESSAGE + written), headers
 
@@ -77,4 +80,27 @@ async def test_a_writers_messages_become_rows_covered_as_the_dataset_says(
     ]
     assert {sample.sealed_by for sample in rejected} == {"k2"}
     assert EMAIL not in str(rejected)
+    assert await process.stop() == 0
+
+
+async def test_a_schema_may_import_others_that_import_others(
+    ingestion: Ingestion, registry: Registry
+) -> None:
+    side = 'syntax = "proto3"; package shared; message Side { sint32 n = 1; }'
+    place = 'syntax = "proto3"; package shared; import "side.proto"; message Place { Side side = 1; }'
+    scan = DEFINITION.replace(
+        "message Scan {", 'import "shared/place.proto";\nmessage Scan {\n  shared.Place place = 8;'
+    )
+    sides, places = f"{ingestion.dataset}-side", f"{ingestion.dataset}/place"
+    await registry.register_protobuf(sides, side)
+    await registry.register_protobuf(places, place, {"side.proto": sides})
+    known = await registry.register_protobuf(ingestion.dataset, scan, {"shared/place.proto": places})
+    writer = registered(scan, {"side.proto": side, "shared/place.proto": place})
+    process = await ingestion.start_ready(HEADRACE_INGESTION_SCHEMA_REGISTRY_URL=registry.url)
+    await ingestion.apply(process)
+    await ingestion.publish(
+        [event(ingestion, "a", known, "radius: 2.5 place { side { n: -3 } }", writer=writer)]
+    )
+    [row] = await eventually(ingestion.rows, lambda rows: len(rows) == 1)
+    assert (row["id"], row["radius"]) == ("a", 2.5)
     assert await process.stop() == 0

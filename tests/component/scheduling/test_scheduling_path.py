@@ -9,7 +9,7 @@ from tests.support.scheduling import TRACEPARENT, Process, Scheduling, Stub, a_s
 from tests.support.waiting import eventually
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
-from headrace.errors import FailedPrecondition
+from headrace.errors import FailedPrecondition, NotFound
 from headrace.rpc.convert import to_duration
 
 pytestmark = pytest.mark.broker
@@ -161,6 +161,19 @@ async def test_nobody_can_submit_a_job_on_a_blocked_version(
         assert caught.value.reason == "DATASET_VERSION_BLOCKED"
         assert "y: half of it is missing" in caught.value.message
     assert await scheduling.count_jobs() == 1
+
+
+async def test_nobody_can_submit_a_job_on_a_version_that_retention_has_forgotten(
+    scheduling: Scheduling, service: Process, stub: Stub
+) -> None:
+    spec_without = a_spec()
+    spec_without.retrain_on_dataset_version = False
+    await stub.ApplyPipeline(pb.ApplyPipelineRequest(name=scheduling.pipeline, spec=spec_without))
+    scheduling.peers.ingestion.expired_versions = {1}
+    with pytest.raises(NotFound, match="version 1 was forgotten") as caught:
+        await stub.SubmitJob(pb.SubmitJobRequest(pipeline=scheduling.pipeline, dataset_version=1))
+    assert caught.value.reason == "VERSION_EXPIRED"
+    assert await scheduling.count_jobs() == 0
 
 
 async def test_runs_events_tell_progress_and_never_a_state(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import deltalake
 import numpy as np
+import onnx
 import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from sklearn.datasets import load_digits
 from tests.support.serving import answered
@@ -24,12 +26,20 @@ from headrace.training.run.errors import UnusableDataset
 from headrace.training.run.messages import Pipe
 from headrace.training.run.preprocessing import Preprocessing
 from headrace.training.run.report import MODEL_FILE, PREPROCESS_FILE, Report
-from headrace.training.run.specification import Column, Dataset, Label, Preparation, RunSpec
+from headrace.training.run.specification import (
+    IN_MEMORY_BYTES,
+    Column,
+    Dataset,
+    Label,
+    Preparation,
+    RunSpec,
+)
 from headrace.training.run.work import work
 
 Images = NDArray[np.uint8]
 # What a request may have.
 ASKED_ROWS = 64
+SCAN = TensorType("uint8", (160, 160, 3), "png")
 
 
 def digits() -> tuple[Images, NDArray[np.int8]]:
@@ -114,9 +124,9 @@ def test_what_is_no_such_tensor_is_refused() -> None:
         Flat([("t", TensorType("float64", (1,)))]).encode(large)
 
 
-def test_more_values_than_a_network_of_columns_can_have_are_refused(tmp_path: Path) -> None:
-    dataset = dataset_of(str(tmp_path), TensorType("uint8", (224, 224, 3), "jpeg"))
-    with pytest.raises(UnusableDataset, match="150528 values"):
+def test_more_values_than_a_model_receives_are_refused(tmp_path: Path) -> None:
+    dataset = dataset_of(str(tmp_path), TensorType("uint8", (1024, 1025), "jpeg"))
+    with pytest.raises(UnusableDataset, match=r"1,049,600 values .* 1,048,576 are the most"):
         load(dataset, Shares(1, 0, 0), classified=True, in_memory_bytes=0)
 
 
@@ -133,7 +143,12 @@ def test_streamed_tensors_are_those_that_are_held(tmp_path: Path) -> None:
 
 def learned(uri: str, store_uri: str, folder: Path, preparation: Preparation) -> Report:
     """What a run on the digits of that table says."""
-    spec = RunSpec(
+    dataset = dataset_of(uri, TensorType("uint8", (8, 8), "png"))
+    return run(spec_of(dataset, store_uri, preparation), folder)
+
+
+def spec_of(dataset: Dataset, store_uri: str, preparation: Preparation) -> RunSpec:
+    return RunSpec(
         run="digits-1",
         job="digits",
         attempt=1,
@@ -141,13 +156,16 @@ def learned(uri: str, store_uri: str, folder: Path, preparation: Preparation) ->
         node="n",
         recipe="mlp",
         parameters={"hidden": [32], "epochs": 8, "learning_rate": 0.01},
-        dataset=dataset_of(uri, TensorType("uint8", (8, 8), "png")),
+        dataset=dataset,
         shares=Shares(0.7, 0.15, 0.15),
         preparations=(preparation,),
         normalise_label=False,
         seed=1,
         store_uri=store_uri,
     )
+
+
+def run(spec: RunSpec, folder: Path) -> Report:
     folder.mkdir()
     work(spec, folder, Pipe(None), lambda: False)
     return Report.read(folder)
@@ -162,8 +180,62 @@ def test_digits_are_learned_from_smaller_images(store_uri: str, tmp_path: Path) 
     # Clients send the image as it is.
     assert report.signature.inputs[0].shape == (-1, 64)
     document = Preprocessing.model_validate_json((folder / PREPROCESS_FILE).read_text())
-    assert len(document.features) == 16
-    assert len({(entry.centre, entry.spread) for entry in document.features}) == 1
+    [entry] = document.features
+    assert (entry.values, len(entry.centre), len(entry.spread)) == (16, 1, 1)
+
+
+def write_scans(uri: str) -> Images:
+    """64 images of 160 x 160 pixels, in every second of which red is brighter than blue."""
+    random = np.random.default_rng(1)
+    images = random.integers(0, 200, (64, *SCAN.shape), np.uint8)
+    images[::2, ..., 0] += 50
+    images[1::2, ..., 2] += 50
+    table = pa.table(
+        {
+            "id": [f"scan-{row}" for row in range(len(images))],
+            "image": pa.array([encoded(image, SCAN.format) for image in images], pa.binary()),
+            "digit": pa.array([row % 2 for row in range(len(images))], pa.int8()),
+        }
+    )
+    for part in (table[:40], table[40:]):
+        deltalake.write_deltalake(uri, part, mode="append")
+    return images
+
+
+def scans_spec(uri: str, store_uri: str, resize: tuple[int, int] | None) -> RunSpec:
+    wish = Preparation(feature="image", normalise="standard", per_channel=True, resize=resize)
+    return spec_of(dataset_of(uri, SCAN), store_uri, wish).model_copy(
+        update={
+            "shares": Shares(1, 0, 0),
+            "parameters": {"hidden": [8], "epochs": 4, "learning_rate": 0.0001 if resize is None else 0.003},
+        }
+    )
+
+
+@pytest.mark.parametrize("resize", [None, (32, 32)])
+@pytest.mark.parametrize("in_memory_bytes", [0, IN_MEMORY_BYTES])
+def test_large_images_are_learned_from_and_exported(
+    store_uri: str, tmp_path: Path, resize: tuple[int, int] | None, in_memory_bytes: int
+) -> None:
+    uri, folder = str(tmp_path / "table"), tmp_path / "run"
+    images = write_scans(uri)
+    spec = scans_spec(uri, store_uri, resize).model_copy(update={"in_memory_bytes": in_memory_bytes})
+    report = run(spec, folder)
+    assert report.signature.inputs[0].shape == (-1, 160 * 160 * 3)
+    assert report.signature.features == ("image[0:160,0:160,0:3]",)
+    assert report.metrics["train/accuracy"] > 0.9
+    document = Preprocessing.model_validate_json((folder / PREPROCESS_FILE).read_text())
+    assert [len(entry.centre) for entry in document.features] == [3]
+
+    exported = ReferenceEvaluator(onnx.load(folder / MODEL_FILE))
+    raw = images.reshape(len(images), -1).astype(np.float32)
+    probabilities, labels = exported.run(None, {"features": raw})
+    truth = np.arange(len(images)) % 2
+    # The trained model's own loss and answers, of the same images.
+    loss = -np.log(probabilities[np.arange(len(images)), truth]).mean()
+    assert loss > 1e-4
+    assert loss == pytest.approx(report.metrics["train/loss"], rel=1e-4)
+    assert np.mean(labels == truth) == report.metrics["train/accuracy"]
 
 
 async def test_digits_are_learned_and_served(kafka_bootstrap: str, store_uri: str, tmp_path: Path) -> None:
@@ -179,3 +251,15 @@ async def test_digits_are_learned_and_served(kafka_bootstrap: str, store_uri: st
     answer = await answered(kafka_bootstrap, tmp_path, model, report.signature, raw)
     found = answer.as_numpy("label").reshape(-1)
     assert np.mean(found == labels) > 0.9
+
+
+async def test_large_images_are_served_as_they_are(
+    kafka_bootstrap: str, store_uri: str, tmp_path: Path
+) -> None:
+    uri, folder = str(tmp_path / "table"), tmp_path / "run"
+    raw = write_scans(uri).reshape(ASKED_ROWS, -1).astype(np.float32)
+    report = run(scans_spec(uri, store_uri, (32, 32)), folder)
+    model = (folder / MODEL_FILE).read_bytes()
+    answer = await answered(kafka_bootstrap, tmp_path, model, report.signature, raw)
+    truth = np.arange(ASKED_ROWS) % 2
+    assert np.mean(answer.as_numpy("label").reshape(-1) == truth) == report.metrics["train/accuracy"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from headrace.inference.domain.deployments import ServedVersion
-from headrace.inference.triton.repository import ModelRepository
+from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.triton.repository import ModelRepository, model_configuration
 from headrace.inference.use_cases.ports import LoadError
 from headrace.objects import ObjectStore
 
@@ -48,3 +49,11 @@ async def test_a_missing_foreign_or_different_file_does_not_load(
     ):
         with pytest.raises(LoadError, match=why):
             await repository.put("live", [a_version(uri)])
+
+
+@pytest.mark.parametrize(
+    ("values", "rows"), [(30, 64), (224 * 224 * 3, 64), (512 * 512 * 3, 21), (1 << 20, 16), (1 << 26, 1)]
+)
+def test_a_batch_of_large_images_has_fewer_rows(values: int, rows: int) -> None:
+    version = replace(a_version(""), inputs=(Tensor("features", "FP32", (-1, values)),))
+    assert f"max_batch_size: {rows}" in model_configuration("live", [version]).splitlines()

@@ -228,6 +228,95 @@ def test_schemas_by_which_no_sample_can_be_read_are_refused(definition: str, rul
     assert caught.value.rule == rule
 
 
+SHARED = {
+    "type": "record",
+    "name": "Place",
+    "namespace": "shared",
+    "fields": [
+        {"name": "side", "type": {**SIDE, "namespace": "shared.sides"}},
+        {
+            "name": "ward",
+            "type": {"type": "record", "name": "Ward", "fields": [{"name": "n", "type": "int"}]},
+        },
+        {"name": "other", "type": ["null", "shared.sides.Side"]},
+    ],
+}
+
+
+def test_schemas_that_are_referred_to_stand_where_their_names_do() -> None:
+    """A type within another, before the other, in a namespace of its own, and again by its name."""
+    schema = record(
+        ("id", "string"),
+        ("site", "shared.sides.Side"),
+        ("ward", "shared.Ward"),
+        ("place", {"type": "array", "items": "shared.Place"}),
+        ("grade", ["null", "int"]),
+        ("taken", MILLIS),
+    )
+    ward, place = {"n": 7}, {"side": "up", "ward": {"n": 8}, "other": "left"}
+    sample = {"id": "p1", "site": "right", "ward": ward, "place": [place, place], "grade": 3, "taken": NOON}
+    named: dict[str, Any] = {}
+    fastavro.parse_schema(SHARED, named)
+    [payload] = written(fastavro.parse_schema(schema, named), sample)
+    reader = AvroReader(json.dumps(schema), SCHEMA, [json.dumps(SHARED)])
+    assert reader.read(payload) == {
+        "id": "p1",
+        "site": "right",
+        "grade": 3,
+        "taken": "2026-01-02T12:00:00+00:00",
+    }
+
+
+def test_what_is_referred_to_may_refer_to_others_and_have_no_namespace() -> None:
+    """Within a namespace, a name without a dot is one of that namespace: `Code` there is not `.Code`."""
+    code = {"type": "fixed", "name": "Code", "size": 2}
+    note = {
+        "type": "record",
+        "name": "Note",
+        "fields": [{"name": "code", "type": "Code"}, {"name": "again", "type": "Code"}],
+    }
+    schema = {
+        "type": "record",
+        "name": "Sample",
+        "fields": [
+            {"name": "id", "type": "string"},
+            {"name": "note", "type": "Note"},
+            {"name": "grade", "type": "int"},
+        ],
+    }
+    named: dict[str, Any] = {}
+    fastavro.parse_schema(code, named)
+    fastavro.parse_schema(note, named)
+    sample = {"id": "p1", "note": {"code": b"ab", "again": b"cd"}, "grade": 3}
+    [payload] = written(fastavro.parse_schema(schema, named), sample)
+    reader = AvroReader(json.dumps(schema), SCHEMA, [json.dumps(note), json.dumps(code)])
+    assert reader.read(payload) == {"id": "p1", "grade": 3}
+    inside = {**schema, "namespace": "tests"}
+    with pytest.raises(UnusableSchema, match="is no Avro schema"):
+        AvroReader(json.dumps(inside), SCHEMA, [json.dumps(note), json.dumps(code)])
+
+
+@pytest.mark.parametrize(
+    ("reference", "rule"),
+    [
+        ("{", "avro"),
+        ("1", "avro"),
+        ('{"type": "record"}', "avro"),
+        ('{"type": "record", "name": "shared.Place", "fields": 1}', "avro"),
+        (json.dumps(record(("a", "int"))), "avro"),
+        (json.dumps({**record(("a", ["null", "shared.Place"])), "name": "shared.Place"}), "recursive"),
+        (json.dumps({**record(("a", ["null", "tests.Sample"])), "name": "shared.Place"}), "recursive"),
+        (json.dumps({**record(("a", doubling(30))), "name": "shared.Place"}), "size"),
+        (nested(1000), "size"),
+    ],
+)
+def test_what_is_referred_to_is_refused_as_what_refers_to_it(reference: str, rule: str) -> None:
+    schema = record(("id", "string"), ("place", "shared.Place"))
+    with pytest.raises(UnusableSchema) as caught:
+        AvroReader(json.dumps(schema), SCHEMA, [reference])
+    assert caught.value.rule == rule
+
+
 PRIMITIVES = ["null", "boolean", "int", "long", "float", "double", "bytes", "string"]
 FLAT: list[Any] = [
     *PRIMITIVES,

@@ -12,6 +12,7 @@ import pytest
 from tests.support.avro import framed, text
 from tests.unit.ingestion.test_judge_batch import DATASETS, ENVELOPE, opened, sent
 
+from headrace.ingestion.domain.avro import UnusableSchema
 from headrace.ingestion.use_cases.judge_batch import Judge, Judged
 from headrace.ingestion.use_cases.ports import RegisteredSchema
 
@@ -95,7 +96,12 @@ def test_without_a_registry_no_schema_is_known() -> None:
     [
         (RegisteredSchema("JSON", "{}"), "avro", "schema 1 is one of JSON"),
         (RegisteredSchema("AVRO", '"string"'), "record", "schema 1 describes no record"),
-        (RegisteredSchema("AVRO", FIRST.definition, ("tests.Other",)), "references", "tests.Other"),
+        (
+            RegisteredSchema("AVRO", "{}", unusable=UnusableSchema("references", "refers to more than 100")),
+            "references",
+            "schema 1 refers to more than 100",
+        ),
+        (RegisteredSchema("AVRO", FIRST.definition, ("{",)), "avro", "schema 1 is no Avro schema"),
     ],
 )
 def test_a_schema_that_cannot_be_used_rejects_its_events(

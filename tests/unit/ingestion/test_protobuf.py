@@ -191,6 +191,58 @@ def test_a_schema_that_takes_protoc_too_long_is_unusable(monkeypatch: pytest.Mon
     assert raised.value.rule == "size"
 
 
+IMPORTING = 'syntax = "proto3"; import "{0}"; message Row { string id = 1; shared.Side site = 2; }'
+SIDE = 'syntax = "proto3"; package shared; enum Side { NONE = 0; LEFT = 1; }'
+
+
+@pytest.mark.parametrize("name", ["side.proto", "shared/v1/side.proto", "schema.proto", "a.b/c-d.proto"])
+def test_an_enum_of_another_schema_is_its_symbol(name: str) -> None:
+    schema = registered(IMPORTING.replace("{0}", name), {name: SIDE})
+    payload = FIRST_MESSAGE + message(schema, "Row", 'id: "p" site: LEFT')
+    assert reader(schema).read(payload) == {"id": "p", "site": "LEFT"}
+
+
+def test_protobufs_own_types_are_its_own() -> None:
+    """Confluent's registry names them among the references; whatever it has there is not asked."""
+    own = "google/protobuf/timestamp.proto"
+    definition = f'syntax = "proto3"; import "{own}"; message Row {{ google.protobuf.Timestamp noted = 1; }}'
+    assert registered(definition, {own: "message {"}).descriptors == registered(definition).descriptors
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../side.proto",
+        "/tmp/side.proto",
+        "a/../../side.proto",
+        "a//side.proto",
+        ".schema.proto",
+        "-I.proto",
+        "",
+        "a\0.proto",
+        "a\\b.proto",
+        "x" * 300,
+    ],
+)
+def test_another_schema_is_written_nowhere_else(name: str) -> None:
+    with pytest.raises(UnusableSchema) as raised:
+        registered(IMPORTING.replace("{0}", name), {name: SIDE})
+    assert raised.value.rule == "references"
+
+
+def test_a_schema_is_no_folder_of_others() -> None:
+    with pytest.raises(UnusableSchema, match="others below it"):
+        registered(IMPORTING, {"a.proto": SIDE, "a.proto/b.proto": SIDE})
+    with pytest.raises(UnusableSchema, match="others below it"):
+        registered(IMPORTING, {"a.proto/b.proto": SIDE, "a.proto": SIDE})
+
+
+def test_a_schema_and_its_imports_are_bounded_together() -> None:
+    with pytest.raises(UnusableSchema) as raised:
+        registered(IMPORTING, {"side.proto": SIDE + "/" * (1 << 20)})
+    assert raised.value.rule == "size"
+
+
 @given(st.binary(max_size=60))
 @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None)
 def test_every_byte_string_is_read_or_is_none(data: bytes) -> None:
@@ -208,17 +260,13 @@ def row(key: str, a: float, schema_id: int = 3) -> bytes:
 def judge(*payloads: bytes, content_type: str = "application/protobuf") -> Judged:
     headers = list({**ENVELOPE, "content-type": content_type.encode()}.items())
     batch = opened([sent(offset, payload, headers) for offset, payload in enumerate(payloads)])
-    known = {1: FIRST, 3: ROW, 5: registered_with("references"), 6: unusable()}
+    known = {1: FIRST, 3: ROW, 5: unusable("references"), 6: unusable("protobuf")}
     assert batch.schema_ids() <= {1, 3, 5, 6, 9}
     return Judge().judge("cluster", batch, DATASETS, known)
 
 
-def registered_with(reference: str) -> RegisteredSchema:
-    return RegisteredSchema("PROTOBUF", "", (reference,))
-
-
-def unusable() -> RegisteredSchema:
-    return RegisteredSchema("PROTOBUF", "", descriptors=UnusableSchema("protobuf", "is no Protobuf schema"))
+def unusable(rule: str) -> RegisteredSchema:
+    return RegisteredSchema("PROTOBUF", "", unusable=UnusableSchema(rule, "is no Protobuf schema"))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_failed_attempt_is_repeated_as_often_as_allowed() -> None:
     assert job.start_time == NOW
 
 
-@pytest.mark.parametrize("reason", ["DIVERGED", "OUT_OF_MEMORY", "UNUSABLE_DATASET"])
+@pytest.mark.parametrize("reason", ["DIVERGED", "MODEL_TOO_LARGE", "OUT_OF_MEMORY", "UNUSABLE_DATASET"])
 def test_what_the_next_attempt_would_meet_again_is_not_tried_again(reason: str) -> None:
     job = observe(running(max_retries=3), report(TaskPhase.FAILED, reason=reason, message="m"), LATER)
     assert (job.state, job.reason, job.attempt) == (JobState.FAILED, reason, 1)

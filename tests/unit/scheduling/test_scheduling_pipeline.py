@@ -111,7 +111,7 @@ SHAPES = {"image": (200, 300, 3), "signal": (1000,)}
         ({"feature": "grade", "encoded": True, "clip_min": 0.0}, "clip_min"),
         ({"feature": "area", "resize": (4, 4)}, "resize"),
         ({"feature": "signal", "resize": (4, 4)}, "resize"),
-        ({"feature": "image", "resize": (128, 64)}, "resize"),
+        ({"feature": "image", "resize": (1024, 1025)}, "resize"),
         ({"feature": "area", "per_channel": True, "normalise": "standard"}, "per_channel"),
         ({"feature": "image", "per_channel": True}, "per_channel"),
         ({"feature": "image", "per_channel": True, "normalise": "robust"}, "per_channel"),

@@ -17,7 +17,7 @@ from headrace.tensors import TensorType
 from headrace.training.run.preprocessing import Preprocessor, fit
 from headrace.training.run.resizing import Resizer
 from headrace.training.run.scale import Moments
-from headrace.training.run.specification import Preparation, Resize
+from headrace.training.run.specification import Preparation, Resize, Span
 
 sizes = st.integers(1, 9)
 
@@ -64,12 +64,14 @@ def test_other_values_stay_where_they_are_and_a_missing_image_is_missing() -> No
 
 def test_the_exported_model_resizes_as_the_trained_one_does() -> None:
     resizes = [of(6, 5, 3, 2, 3, first=1)]
-    wishes = [Preparation(feature="area", normalise="robust")]
-    wishes += [Preparation(feature=f"image {value}", normalise="standard") for value in range(18)]
-    pools = [0, *(1 + value % 3 for value in range(18))]
+    wishes = [
+        Preparation(feature="area", normalise="robust"),
+        Preparation(feature="image", normalise="standard"),
+    ]
+    spans = [Span(), Span(18, 3)]
     rows = torch.rand(20, 91, generator=torch.Generator().manual_seed(1))
-    document = fit(wishes, [rows], 0, resizes=resizes, pools=pools)
-    assert len({(entry.centre, entry.spread) for entry in document.features}) == 4
+    document = fit(wishes, [rows], 0, resizes=resizes, spans=spans)
+    assert [len(set(entry.centre)) for entry in document.features] == [1, 3]
     preprocessor = Preprocessor(document).eval()
     found = preprocessor(rows)
     assert found.shape == (20, 19)
@@ -88,7 +90,7 @@ def test_moments_of_a_pool_are_those_of_all_its_values(data: st.DataObject, colu
     batch = torch.tensor(values).reshape(rows, columns)
     moments = Moments()
     moments.add(batch)
-    pooled = moments.pooled(pools)
+    pooled = moments.pooled(torch.tensor(pools))
     for column, pool in enumerate(pools):
         together = Moments()
         together.add(batch[:, [index for index, other in enumerate(pools) if other == pool]].reshape(-1, 1))

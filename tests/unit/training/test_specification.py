@@ -8,9 +8,10 @@ from tests.support.training import a_task, features
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+from headrace.tensors import TensorType
 from headrace.training.domain.runs import Run
 from headrace.training.executor import specification
-from headrace.training.run.specification import Preparation, RunSpec
+from headrace.training.run.specification import Column, Preparation, RunSpec, Span
 
 RUN = Run("job-1", "job", 1, "p", "node", "", datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -99,16 +100,28 @@ def test_a_resized_image_is_prepared_as_what_it_becomes() -> None:
     task = scheduling.Task(job="job", attempt=1, pipeline="p", training=training, schema=schema)
     spec = specification(task, RUN, "file:///store", 7)
     assert spec.dataset.width == 1 + 48
-    assert [prepared.feature for prepared in spec.value_preparations()] == [
-        "area",
-        *(f"image[0,{column},{channel}]" for column in range(2) for channel in range(3)),
-    ]
-    assert spec.pools() == (0, 1, 2, 3, 1, 2, 3)
+    assert spec.spans() == (Span(1, 1), Span(6, 3))
     [resize] = spec.resizes()
     assert (resize.first, resize.values, resize.to_values, resize.channels) == (1, 48, 6, 3)
 
 
 def test_values_that_are_not_prepared_by_channel_are_measured_alone() -> None:
     spec = told(scheduling.TrainingSpec(recipe="mlp"))
-    assert spec.pools() == ()
+    assert spec.spans() == (Span(1, 1), Span(1, 1))
     assert spec.resizes() == ()
+
+
+def test_many_values_of_a_tensor_share_a_name() -> None:
+    small, large = (
+        told(scheduling.TrainingSpec(recipe="mlp")).dataset.model_copy(
+            update={
+                "features": (
+                    Column(name="area", type="float32"),
+                    Column(name="image", type="tensor", tensor=TensorType("uint8", shape)),
+                )
+            }
+        )
+        for shape in ((2, 1), (128, 128))
+    )
+    assert small.inputs() == ("area", "image[0,0]", "image[1,0]")
+    assert large.inputs() == ("area", "image[0:128,0:128]")

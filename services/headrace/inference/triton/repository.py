@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from headrace.objects import ObjectStore
 from headrace.runtime.resources import deploy_path
 
 MAX_BATCH_SIZE = 64
+# Of all inputs of a batch, which is copied a few times: 64 MiB of FP32. Of large images fewer rows fit.
+MAX_BATCH_VALUES = 1 << 24
 
 _DATA_TYPES = {"BYTES": "STRING"}
 
@@ -81,7 +84,7 @@ def model_configuration(deployment: str, versions: Sequence[ServedVersion]) -> s
         [
             f'name: "{deployment}"',
             'backend: "python"',
-            f"max_batch_size: {MAX_BATCH_SIZE}",
+            f"max_batch_size: {_max_batch_size(newest.inputs)}",
             *(f"input {_tensor(tensor)}" for tensor in newest.inputs),
             *(f"output {_tensor(tensor)}" for tensor in newest.outputs),
             "dynamic_batching { }",
@@ -91,6 +94,11 @@ def model_configuration(deployment: str, versions: Sequence[ServedVersion]) -> s
             "",
         ]
     )
+
+
+def _max_batch_size(inputs: Sequence[Tensor]) -> int:
+    values = sum(math.prod(tensor.shape[1:]) for tensor in inputs)
+    return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_VALUES // max(1, values)))
 
 
 def _tensor(tensor: Tensor) -> str:

@@ -16,6 +16,7 @@ import fastavro
 import orjson
 from fastavro.schema import SchemaParseException
 
+from headrace.ingestion.domain.avro_references import whole
 from headrace.ingestion.domain.schema import FieldType, Schema
 
 Node: TypeAlias = str | list[Any] | dict[str, Any]
@@ -66,10 +67,15 @@ class AvroReader:
 
     format: Final = "avro"
 
-    def __init__(self, definition: str, schema: Schema) -> None:
-        """`definition` is JSON, as the schema registry has it. Raises UnusableSchema."""
+    def __init__(self, definition: str, schema: Schema, references: Sequence[str] = ()) -> None:
+        """`definition`, and those that it refers to: JSON, as the schema registry has it.
+
+        Raises UnusableSchema.
+        """
         written = _parsed_json(definition)
         try:
+            if references:
+                written = whole(written, references)
             self._parsed = _parsed(written)
             _Types().extent(self._parsed)
             self.fields = _fields(self._parsed, written)

@@ -201,16 +201,13 @@ def writer_of(
         return UnusableSchema(
             said.lower(), f"is one of {registered.format}, and the event says that it is {said.title()}"
         )
-    if registered.references:
-        named = ", ".join(registered.references)
-        return UnusableSchema("references", f"refers to {named}; register it as one schema that has them all")
-    if isinstance(registered.descriptors, UnusableSchema):
-        return registered.descriptors
+    if registered.unusable is not None:
+        return registered.unusable
     try:
         return (
             ProtobufReader(registered.descriptors, schema)
             if registered.format == "PROTOBUF"
-            else AvroReader(registered.definition, schema)
+            else AvroReader(registered.definition, schema, registered.references)
         )
     except UnusableSchema as error:
         return error

@@ -138,15 +138,18 @@ class TopicReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RegisteredSchema:
-    """A schema as its registry has it. `format` is AVRO, PROTOBUF or JSON; `references` are what it needs.
+    """A schema as its registry has it. `format` is AVRO, PROTOBUF or JSON.
 
-    `descriptors`: of Protobuf, what the definition was compiled to, a FileDescriptorSet; or why it was not.
+    `references`: of Avro, the definitions of the schemas that it refers to, and of those that they do.
+    `descriptors`: of Protobuf, what the definition was compiled to with those, a FileDescriptorSet.
+    `unusable`: why it can be neither.
     """
 
     format: str
     definition: str
-    references: Sequence[str] = ()
-    descriptors: bytes | UnusableSchema = b""
+    references: tuple[str, ...] = ()
+    descriptors: bytes = b""
+    unusable: UnusableSchema | None = None
 
 
 class SchemaRegistry(Protocol):

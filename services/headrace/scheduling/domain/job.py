@@ -36,7 +36,7 @@ class JobState(enum.Enum):
 ENDED: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 DESIRED: Final = frozenset({JobState.PLACED, JobState.RUNNING})
 # Failures that the next attempt would meet again: data, parameters and limits are the same.
-FINAL_REASONS: Final = frozenset({"DIVERGED", "OUT_OF_MEMORY", "UNUSABLE_DATASET"})
+FINAL_REASONS: Final = frozenset({"DIVERGED", "MODEL_TOO_LARGE", "OUT_OF_MEMORY", "UNUSABLE_DATASET"})
 # Of a job that was never tried.
 BLOCKED_VERSION: Final = "DATASET_VERSION_BLOCKED"
 HOLDING: Final = DESIRED | {JobState.CANCELLING}

@@ -12,8 +12,8 @@ from headrace.errors import FieldViolation
 # Float32 holds every whole number up to 2^24: values that are encoded reach the model as float32.
 _ENCODABLE: Final = frozenset({"bool", "int8", "int16", "int32", "int64"})
 FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
-# As training has it: what a network of columns can have.
-MAX_VALUES: Final = 1 << 14
+# As training has it.
+MAX_VALUES: Final = 1 << 20
 _IMAGE_DIMENSIONS: Final = (2, 3)
 # What can be measured over many columns at once in one pass.
 _POOLED: Final = ("standard", "min_max")

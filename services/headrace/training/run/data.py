@@ -14,7 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.datasets import Classes, Encoding, Flat, Numbers, Reader, Shuffle, Table
+from headrace.datasets import (
+    Classes,
+    Encoding,
+    Flat,
+    Numbers,
+    Reader,
+    Shuffle,
+    Table,
+    rows_at_a_time,
+)
 from headrace.splits import (
     SPLITS,
     TIME_COLUMN,
@@ -31,15 +40,15 @@ from headrace.training.run.specification import Dataset
 
 # Of two samples with one key, their place in the topic decides the order; tables without are fine.
 ORDER_COLUMNS = ("_topic", "_partition", "_offset")
-# Values of a row that the network sees: each has its own preparation, and its own name in the signature.
-MAX_INPUTS = 1 << 14
+# Values of a row that the model receives: 4 MiB of FP32, and a request has at most 64.
+MAX_INPUTS = 1 << 20
 FLOAT32_BYTES = 4
 # Rows of a batch where the batches' size makes no difference to the result, and of a window that is shuffled;
-# fewer where they are wide.
+# fewer where they are wide: 16 MiB and 128 MiB of FP32 bound what a streamed run holds.
 SWEPT_ROWS = 1 << 14
-SWEPT_VALUES = 1 << 24
+SWEPT_VALUES = 1 << 22
 WINDOW_ROWS = 1 << 17
-WINDOW_VALUES = 1 << 27
+WINDOW_VALUES = 1 << 25
 
 
 class Rows(NamedTuple):
@@ -183,7 +192,7 @@ def load(
     features = [column.name for column in dataset.features]
     if dataset.width > MAX_INPUTS:
         raise UnusableDataset(
-            f"the features are {dataset.width} values with each tensor's, and {MAX_INPUTS} are the most; "
+            f"the features are {dataset.width:,} values with each tensor's, and {MAX_INPUTS:,} are the most; "
             "declare smaller tensors, or leave some out"
         )
     label: Encoding = (
@@ -265,7 +274,7 @@ def _counts(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple
     counts = np.zeros(len(SPLITS), np.int64)
     columns = list(dict.fromkeys([splitter.column, *_encoded_columns(encodings)]))
     for part in table.parts:
-        for batch in table.scan(part, columns):
+        for batch in table.scan(part, columns, batch_rows=rows_at_a_time(encodings)):
             labelled = batch.filter(batch.column(dataset.label.name).is_valid())
             if not len(labelled):
                 continue

@@ -33,6 +33,12 @@ class Diverged(RunError):  # noqa: N818
     reason = "DIVERGED"
 
 
+class ModelTooLarge(RunError):  # noqa: N818
+    """The weights do not fit into an ONNX file."""
+
+    reason = "MODEL_TOO_LARGE"
+
+
 class OutOfMemory(RunError):  # noqa: N818
     """An allocation failed."""
 

@@ -12,7 +12,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from headrace.training.run.errors import RunError
+from headrace.training.run.errors import ModelTooLarge, RunError
 from headrace.training.run.model import Normalised
 from headrace.training.run.report import Signature
 from headrace.training.run.report import Tensor as TensorSpec
@@ -22,6 +22,8 @@ TOLERANCE = 1e-4
 OPSET = 17
 # Rows that the exported model is compared on.
 SAMPLE_ROWS = 16
+# A Protobuf message, which an ONNX file is, ends at 2 GiB.
+MAX_FILE_BYTES = 2_000_000_000
 
 
 class Classifier(nn.Module):
@@ -52,14 +54,23 @@ class Regressor(nn.Module):
         return self.model.in_label_unit(self.model(features))
 
 
+def require_exportable(model: Normalised) -> None:
+    """Raise ModelTooLarge, before the model is trained in vain, where it fits into no ONNX file."""
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if size > MAX_FILE_BYTES:
+        raise ModelTooLarge(
+            f"the model takes {size:,} bytes, and an ONNX file {MAX_FILE_BYTES:,} at most; resize large "
+            "images to fewer values, or make the first hidden layer smaller"
+        )
+
+
 def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path, *, classified: bool) -> Signature:
     """Write `path`, and check that it answers as the model does. Raises RunError where it does not.
 
     `classified`: the model tells the label's classes apart. One that was trained on a number answers with a
     number, also where the label has classes.
     """
-    features = dataset.inputs()
-    inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, len(features))),)
+    inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, dataset.width)),)
     module: nn.Module
     outputs: tuple[TensorSpec, ...]
     if classified:
@@ -81,7 +92,7 @@ def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path, *, c
     _write(module, rows, [tensor.name for tensor in outputs], path)
     _compare(module, rows, path)
     told = dataset.label.classes if classified else ()
-    return Signature(inputs=inputs, outputs=outputs, features=features, classes=told)
+    return Signature(inputs=inputs, outputs=outputs, features=dataset.inputs(), classes=told)
 
 
 def _write(module: nn.Module, rows: Tensor, outputs: list[str], path: Path) -> None:

@@ -7,6 +7,8 @@ exact while the split has no more of them than the sample holds.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -19,9 +21,12 @@ from headrace.training.run.errors import UnusableDataset
 from headrace.training.run.report import PREPROCESS_FILE
 from headrace.training.run.resizing import Resizer
 from headrace.training.run.scale import Moments
-from headrace.training.run.specification import Encoding, Preparation, Resize
+from headrace.training.run.specification import Encoding, Preparation, Resize, Span
 
+# Of a feature; fewer of each where there are many, so that a sample takes at most 200 MiB.
 SAMPLED_VALUES: Final = 100_000
+SAMPLED_IN_ALL: Final = 1 << 24
+MAX_SAMPLED: Final = 1 << 14
 MAX_CATEGORIES: Final = 1_000
 FLOAT32: Final = torch.finfo(torch.float32)
 # What is divided by less is beyond float32.
@@ -34,23 +39,30 @@ class _Frozen(BaseModel):
 
 
 class FittedFeature(_Frozen):
-    """One feature's preparation, in the order in which it is done.
+    """One feature's preparation, in the order in which it is done: a number, or a tensor of several `values`.
 
-    A missing value becomes `fill` where there is one; then values are moved between `clip_min` and
-    `clip_max`; then, with `log`, sign(x) ln(1 + |x|); then (x - centre) / spread. One that is encoded is
-    looked up in `categories` instead.
+    `fill`, `centre` and `spread` have a number for each of the values, or fewer that repeat: one for all, or
+    one for each channel. A missing value becomes `fill` where there is one; then values are moved between
+    `clip_min` and `clip_max`; then, with `log`, sign(x) ln(1 + |x|); then (x - centre) / spread. One that is
+    encoded is looked up in `categories` instead.
     """
 
     feature: str
-    fill: float | None
+    values: int = 1
+    fill: tuple[float, ...] | None
     indicator: bool
     clip_min: float | None
     clip_max: float | None
     log: bool
-    centre: float
-    spread: float
+    centre: tuple[float, ...]
+    spread: tuple[float, ...]
     encode: Encoding
     categories: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """How many columns it has, without the indicators'."""
+        return len(self.categories) if self.encode == "one_hot" else self.values
 
 
 class Preprocessing(_Frozen):
@@ -61,23 +73,14 @@ class Preprocessing(_Frozen):
     categories; then each ordinal feature; then the indicators.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     resizes: tuple[Resize, ...] = ()
     features: tuple[FittedFeature, ...]
 
-    def columns(self) -> list[str]:
-        """Names of the network's columns."""
-        return [
-            *(entry.feature for entry in self.features if entry.encode == "number"),
-            *(
-                f"{entry.feature}={category}"
-                for entry in self.features
-                if entry.encode == "one_hot"
-                for category in entry.categories
-            ),
-            *(entry.feature for entry in self.features if entry.encode == "ordinal"),
-            *(f"{entry.feature} is missing" for entry in self.features if entry.indicator),
-        ]
+    @property
+    def width(self) -> int:
+        """How many columns the network sees."""
+        return sum(entry.width + entry.values * entry.indicator for entry in self.features)
 
     def write(self, folder: Path) -> None:
         """Write it into a run's folder."""
@@ -89,54 +92,57 @@ def fit(
     batches: Iterable[Tensor],
     seed: int,
     *,
+    spans: Sequence[Span] = (),
     resizes: Sequence[Resize] = (),
-    pools: Sequence[int] = (),
 ) -> Preprocessing:
     """Measure [rows, raw values] batches of the training split. Raises UnusableDataset.
 
-    `preparations` has one for each value, of images in `resizes` as they are afterwards. `pools` numbers
-    those whose mean, deviation and extremes are measured together; empty: each by itself.
+    `spans` say what each preparation is for; empty: a value each.
     """
-    resize = Resizer(resizes, len(preparations))
-    encoded = [index for index, wish in enumerate(preparations) if wish.encode != "number"]
+    spans = spans or [Span()] * len(preparations)
+    counts = [span.values for span in spans]
+    places = list(itertools.pairwise(itertools.accumulate(counts, initial=0)))
+    resize = Resizer(resizes, sum(counts))
     sampled = [
-        index
-        for index, wish in enumerate(preparations)
+        value
+        for wish, place in zip(preparations, places, strict=True)
         if wish.missing == "median" or wish.normalise == "robust"
+        for value in range(*place)
     ]
-    squeeze = _Squeeze(preparations)
-    raw, squeezed = Moments(), Moments()
+    if len(sampled) > MAX_SAMPLED:
+        raise UnusableDataset(
+            f"medians and quartiles are asked for of {len(sampled):,} values, and {MAX_SAMPLED:,} are the "
+            "most; normalise large tensors by standard or min_max, or resize them"
+        )
+    squeeze = _Squeeze(preparations, counts)
+    raw = Moments()
+    squeezed = Moments() if squeeze.changes else raw
     sample = _Sample(seed, sampled)
-    categories: dict[int, Tensor] = {index: torch.empty(0) for index in encoded}
+    categories = _Categories(
+        {
+            first: wish.feature
+            for wish, (first, _) in zip(preparations, places, strict=True)
+            if wish.encode != "number"
+        }
+    )
     for received in batches:
         batch = resize(received)
         raw.add(batch)
-        squeezed.add(squeeze(batch))
+        if squeeze.changes:
+            squeezed.add(squeeze(batch))
         if sampled:
             sample.add(batch)
-        for index in encoded:
-            values = batch[:, index]
-            together = torch.cat([categories[index], values[~values.isnan()]])
-            found: Tensor = together.unique()  # type: ignore[no-untyped-call]
-            if len(found) > MAX_CATEGORIES:
-                raise UnusableDataset(
-                    f"{preparations[index].feature} has more than {MAX_CATEGORIES:,} different values in the "
-                    "training split; encode features with fewer, or leave it a number"
-                )
-            categories[index] = found
-    for wish, count in zip(preparations, raw.count.tolist(), strict=True):
-        if not count:
-            raise UnusableDataset(
-                f"{wish.feature} has no value in any row of the training split; leave it out of the features"
-            )
+        categories.add(batch)
+    _require_values(preparations, places, raw.count)
     # Of the other features they are not asked for.
-    quantiles = torch.zeros(len(QUARTILES), len(preparations), dtype=torch.float64)
+    quantiles = torch.zeros(len(QUARTILES), sum(counts), dtype=torch.float64)
     if sampled:
         quantiles[:, sampled] = sample.quantiles()
     low, median, high = quantiles[0], quantiles[1], quantiles[2]
     # All of it keeps the order of values, and so their quantiles.
     low_squeezed, median_squeezed, high_squeezed = (squeeze(row[None])[0] for row in (low, median, high))
-    squeezed = squeezed.pooled(pools)
+    if any(span.apart != span.values for span in spans):
+        squeezed = squeezed.pooled(_pools(spans))
     deviation = squeezed.deviation()
     measured: dict[str, tuple[Tensor, Tensor]] = {
         "none": (torch.zeros_like(deviation), torch.ones_like(deviation)),
@@ -146,32 +152,52 @@ def fit(
     }
     fills = {"mean": raw.mean, "median": median}
 
-    def entry(index: int, wish: Preparation) -> FittedFeature:
-        centres, spreads = measured[wish.normalise]
-        fill = wish.constant if wish.missing == "constant" else None
+    def entry(wish: Preparation, span: Span, place: tuple[int, int]) -> FittedFeature:
+        first, end = place
+        centres, spreads = (values[first : first + span.apart] for values in measured[wish.normalise])
+        fill: tuple[float, ...] | None = (wish.constant,) if wish.missing == "constant" else None
         if wish.missing in fills:
-            fill = float(fills[wish.missing][index])
+            fill = tuple(fills[wish.missing][first:end].tolist())
         return FittedFeature(
             feature=wish.feature,
+            values=span.values,
             fill=fill,
             indicator=wish.indicator,
             clip_min=wish.clip_min,
             clip_max=wish.clip_max,
             log=wish.log,
-            centre=float(centres[index]),
-            spread=_spread(float(spreads[index]), float(centres[index])),
+            centre=tuple(centres.tolist()),
+            spread=tuple(_spreads(spreads, centres).tolist()),
             encode=wish.encode,
-            categories=tuple(int(value) for value in categories[index]) if index in categories else (),
+            categories=categories.of(first),
         )
 
-    return Preprocessing(
-        resizes=tuple(resizes), features=tuple(entry(index, wish) for index, wish in enumerate(preparations))
-    )
+    return Preprocessing(resizes=tuple(resizes), features=tuple(map(entry, preparations, spans, places)))
 
 
-def _spread(measured: float, centre: float) -> float:
+def _require_values(
+    preparations: Sequence[Preparation], places: Sequence[tuple[int, int]], counts: Tensor
+) -> None:
+    for wish, (first, end) in zip(preparations, places, strict=True):
+        if not counts[first:end].all():
+            raise UnusableDataset(
+                f"{wish.feature} has no value in any row of the training split; leave it out of the features"
+            )
+
+
+def _pools(spans: Sequence[Span]) -> Tensor:
+    """Number, for each value, the first of those that are measured together with it."""
+    first, pools = 0, []
+    for span in spans:
+        pools.append(first + torch.arange(span.values) % span.apart)
+        first += span.values
+    return torch.cat(pools)
+
+
+def _spreads(measured: Tensor, centres: Tensor) -> Tensor:
     """Return 1, which only moves a feature, where float32 cannot tell its values apart."""
-    return measured if measured > max(abs(centre) * FLOAT32.eps, SMALLEST_SPREAD) else 1.0
+    told_apart = measured > (centres.abs() * FLOAT32.eps).clamp(min=SMALLEST_SPREAD)
+    return torch.where(told_apart, measured, 1.0)
 
 
 class Preprocessor(nn.Module):
@@ -180,30 +206,35 @@ class Preprocessor(nn.Module):
     def __init__(self, fitted: Preprocessing) -> None:
         super().__init__()
         features = fitted.features
-        self.width = len(fitted.columns())
-        self._resizer = Resizer(fitted.resizes, len(features))
-        self._numbers = [index for index, entry in enumerate(features) if entry.encode == "number"]
-        self._indicators = [index for index, entry in enumerate(features) if entry.indicator]
+        counts = [entry.values for entry in features]
+        places = list(itertools.accumulate(counts, initial=0))
+        self.width = fitted.width
+        self._resizer = Resizer(fitted.resizes, sum(counts))
         self._encoded = [
-            (index, entry.encode) for index, entry in enumerate(features) if entry.encode != "number"
+            (place, entry) for place, entry in zip(places, features, strict=False) if entry.encode != "number"
         ]
         # One-hot features first: the order of the columns.
-        self._encoded.sort(key=lambda pair: pair[1] != "one_hot")
-        self._all_numbers = len(self._numbers) == len(features)
+        self._encoded.sort(key=lambda pair: pair[1].encode != "one_hot")
         self._fills = any(entry.fill is not None for entry in features)
-        numbers = [features[index] for index in self._numbers]
-        self._squeeze = _Squeeze(numbers)
-        nan = float("nan")
-        self.register_buffer(
-            "fill", torch.tensor([nan if entry.fill is None else entry.fill for entry in features])
-        )
-        self.register_buffer("centre", torch.tensor([entry.centre for entry in numbers]))
-        self.register_buffer("spread", torch.tensor([entry.spread for entry in numbers]))
-        for index, _ in self._encoded:
-            known = torch.tensor(features[index].categories, dtype=torch.float32)
-            self.register_buffer(f"categories_{index}", known)
-            self.register_buffer(f"places_{index}", torch.arange(1.0, len(known) + 1))
+        self._indicates = any(entry.indicator for entry in features)
+        numbers = [entry for entry in features if entry.encode == "number"]
+        self._some_numbers = bool(numbers)
+        self._all_numbers = len(numbers) == len(features)
+        self._squeeze = _Squeeze(numbers, [entry.values for entry in numbers])
+        self.register_buffer("numbers", _chosen(counts, [entry.encode == "number" for entry in features]))
+        self.register_buffer("indicators", _chosen(counts, [entry.indicator for entry in features]))
+        fills = [(math.nan,) if entry.fill is None else entry.fill for entry in features]
+        self.register_buffer("fill", _repeated(counts, fills))
+        number_counts = [entry.values for entry in numbers]
+        self.register_buffer("centre", _repeated(number_counts, [entry.centre for entry in numbers]))
+        self.register_buffer("spread", _repeated(number_counts, [entry.spread for entry in numbers]))
+        for place, entry in self._encoded:
+            known = torch.tensor(entry.categories, dtype=torch.float32)
+            self.register_buffer(f"categories_{place}", known)
+            self.register_buffer(f"places_{place}", torch.arange(1.0, len(known) + 1))
 
+    numbers: Tensor
+    indicators: Tensor
     fill: Tensor
     centre: Tensor
     spread: Tensor
@@ -213,39 +244,59 @@ class Preprocessor(nn.Module):
         raw = self._resizer(raw)
         filled = torch.where(torch.isnan(raw), self.fill, raw) if self._fills else raw
         columns: list[Tensor] = []
-        if self._numbers:
-            numbers = filled if self._all_numbers else filled[:, self._numbers]
+        if self._some_numbers:
+            numbers = filled if self._all_numbers else filled.index_select(1, self.numbers)
             columns.append((self._squeeze(numbers) - self.centre) / self.spread)
-        for index, encode in self._encoded:
-            known: Tensor = getattr(self, f"categories_{index}")
-            same = (filled[:, index : index + 1] == known).float()
-            if encode == "one_hot":
+        for place, entry in self._encoded:
+            known: Tensor = getattr(self, f"categories_{place}")
+            same = (filled[:, place : place + 1] == known).float()
+            if entry.encode == "one_hot":
                 columns.append(same)
             else:
-                places: Tensor = getattr(self, f"places_{index}")
+                places: Tensor = getattr(self, f"places_{place}")
                 columns.append((same * places).sum(dim=1, keepdim=True) - 1)
-        if self._indicators:
-            columns.append(torch.isnan(raw[:, self._indicators]).float())
+        if self._indicates:
+            columns.append(torch.isnan(raw.index_select(1, self.indicators)).float())
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
 
-class _Squeeze(nn.Module):
-    """Clip, then log, where features ask for it."""
+def _repeated(counts: Sequence[int], numbers: Sequence[tuple[float, ...]]) -> Tensor:
+    """Return so many values of each feature, of which its numbers are the first and repeat."""
+    parts = [
+        torch.tensor(some).repeat(count // len(some)) for count, some in zip(counts, numbers, strict=True)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0)
 
-    def __init__(self, features: Sequence[Preparation | FittedFeature]) -> None:
+
+def _chosen(counts: Sequence[int], wanted: Sequence[bool]) -> Tensor:
+    """Return the places of the values of wanted features."""
+    return torch.tensor(wanted).repeat_interleave(torch.tensor(counts)).nonzero()[:, 0]
+
+
+class _Squeeze(nn.Module):
+    """Clip, then log, where features ask for it; `counts`: how many values each of them has."""
+
+    def __init__(self, features: Sequence[Preparation | FittedFeature], counts: Sequence[int]) -> None:
         super().__init__()
         top = FLOAT32.max
         low = [-top if entry.clip_min is None else entry.clip_min for entry in features]
         high = [top if entry.clip_max is None else entry.clip_max for entry in features]
         self._clips = any(entry.clip_min is not None or entry.clip_max is not None for entry in features)
         self._logs = any(entry.log for entry in features)
-        self.register_buffer("low", torch.tensor(low))
-        self.register_buffer("high", torch.tensor(high))
-        self.register_buffer("log", torch.tensor([entry.log for entry in features], dtype=torch.bool))
+        values = torch.tensor(counts, dtype=torch.int64)
+        self.register_buffer("low", torch.tensor(low).repeat_interleave(values))
+        self.register_buffer("high", torch.tensor(high).repeat_interleave(values))
+        logs = torch.tensor([entry.log for entry in features], dtype=torch.bool)
+        self.register_buffer("log", logs.repeat_interleave(values))
 
     low: Tensor
     high: Tensor
     log: Tensor
+
+    @property
+    def changes(self) -> bool:
+        """Whether any feature asks for it."""
+        return self._clips or self._logs
 
     def forward(self, values: Tensor) -> Tensor:
         """Return [rows, features] of the same shape; NaN stays NaN."""
@@ -268,11 +319,38 @@ def _log1p(values: Tensor) -> Tensor:
     return torch.where(rounded_off, values, torch.log(above) * (values / excess))
 
 
+class _Categories:
+    """The different values of some columns."""
+
+    def __init__(self, features: dict[int, str]) -> None:
+        """`features`: the columns' names, by their places."""
+        self._features = features
+        self._found = {place: torch.empty(0) for place in features}
+
+    def add(self, batch: Tensor) -> None:
+        """Add [rows, values]; NaN is no value. Raises UnusableDataset."""
+        for place, feature in self._features.items():
+            values = batch[:, place]
+            together = torch.cat([self._found[place], values[~values.isnan()]])
+            found: Tensor = together.unique()  # type: ignore[no-untyped-call]
+            if len(found) > MAX_CATEGORIES:
+                raise UnusableDataset(
+                    f"{feature} has more than {MAX_CATEGORIES:,} different values in the training split; "
+                    "encode features with fewer, or leave it a number"
+                )
+            self._found[place] = found
+
+    def of(self, place: int) -> tuple[int, ...]:
+        """Return a column's, in rising order; of another column none."""
+        return tuple(int(value) for value in self._found.get(place, ()))
+
+
 class _Sample:
     """A uniform sample of some columns' values: those with the smallest of the numbers drawn for the rows."""
 
     def __init__(self, seed: int, columns: Sequence[int]) -> None:
         self._columns = list(columns)
+        self._most = min(SAMPLED_VALUES, SAMPLED_IN_ALL // max(1, len(self._columns)))
         self._generator = torch.Generator().manual_seed(seed)
         self._draws: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -281,14 +359,14 @@ class _Sample:
     def add(self, batch: Tensor) -> None:
         """Add [rows, features]; NaN is no value."""
         # A batch may be a whole split.
-        for rows in batch.split(SAMPLED_VALUES):  # type: ignore[no-untyped-call]
+        for rows in batch.split(self._most):  # type: ignore[no-untyped-call]
             draws = torch.rand(len(rows), dtype=torch.float64, generator=self._generator)
             values = rows[:, self._columns].T
             self._values.append(values)
             self._draws.append(draws.where(~values.isnan(), torch.inf))
             self._rows += len(rows)
             # Sorting out many rows at once takes less time.
-            if self._rows >= 2 * SAMPLED_VALUES:
+            if self._rows >= 2 * self._most:
                 self._sort_out()
 
     def quantiles(self) -> Tensor:
@@ -300,8 +378,8 @@ class _Sample:
     def _sort_out(self) -> Tensor:
         """Keep no more than the sample, and return it: [columns, values]."""
         draws, values = torch.cat(self._draws, dim=1), torch.cat(self._values, dim=1)
-        if self._rows > SAMPLED_VALUES:
-            draws, kept = draws.topk(SAMPLED_VALUES, dim=1, largest=False, sorted=False)
+        if self._rows > self._most:
+            draws, kept = draws.topk(self._most, dim=1, largest=False, sorted=False)
             values = values.gather(1, kept)
         self._draws, self._values, self._rows = [draws], [values], values.shape[1]
         return values

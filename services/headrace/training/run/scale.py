@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# What is measured at a time, in double precision.
+MEASURED_VALUES = 1 << 22
 
 
 class Moments:
@@ -24,7 +27,12 @@ class Moments:
 
     def add(self, batch: Tensor) -> None:
         """Add [rows, columns]."""
-        exact = batch.double()
+        # A batch may be a whole split, and each step below takes as much memory again.
+        rows = max(1, MEASURED_VALUES // batch.shape[1])
+        for part in batch.split(rows):  # type: ignore[no-untyped-call]
+            self._add(part.double())
+
+    def _add(self, exact: Tensor) -> None:
         present = ~exact.isnan()
         count = present.sum(dim=0).double()
         mean = exact.nansum(dim=0) / count.clamp(min=1)
@@ -37,13 +45,10 @@ class Moments:
         self.smallest = torch.minimum(self.smallest, exact.nan_to_num(nan=math.inf).amin(dim=0))
         self.largest = torch.maximum(self.largest, exact.nan_to_num(nan=-math.inf).amax(dim=0))
 
-    def pooled(self, pools: Sequence[int]) -> Moments:
-        """Return, for each column, those of all columns with the same number; empty: as they are."""
-        if not pools:
-            return self
-        places = torch.tensor(pools)
+    def pooled(self, places: Tensor) -> Moments:
+        """Return, for each column, those of all columns with the same number: [columns] INT64."""
         count, mean, squares = (
-            torch.zeros(max(pools) + 1, dtype=torch.float64).index_add(0, places, values)
+            torch.zeros(int(places.max()) + 1, dtype=torch.float64).index_add(0, places, values)
             for values in (self.count, self.count * self.mean, self.squares)
         )
         mean /= count.clamp(min=1)

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -16,9 +16,11 @@ from headrace.tensors import TensorType
 
 SPEC_FILE: Final = "spec.json"
 # Higher wherever a release computes something else from the same specification, or keeps another state of it.
-COMPUTATION: Final = 2
+COMPUTATION: Final = 3
 # What is read of a table that is held, keys included; more is streamed. Loading takes five times as much.
 IN_MEMORY_BYTES: Final = 128 << 20
+# Inputs that are named one by one; of more, a tensor's share a name: a signature travels in events.
+MAX_NAMED: Final = 1 << 14
 
 
 class _Frozen(BaseModel):
@@ -69,6 +71,17 @@ class Resize(_Frozen):
         return self.to_height * self.to_width * self.channels
 
 
+class Span(NamedTuple):
+    """A feature's values in a row, after resizing: so many, next to each other.
+
+    Value i is normalised together with every `apart`-th one before and behind it: each by itself where
+    `apart` is `values`, else by channel.
+    """
+
+    values: int = 1
+    apart: int = 1
+
+
 class Column(_Frozen):
     """A column of the table. `type` is the schema's word: float32, int8, string, tensor, ..."""
 
@@ -87,6 +100,12 @@ class Column(_Frozen):
             return (self.name,)
         places = itertools.product(*map(range, self.tensor.shape))
         return tuple(f"{self.name}[{','.join(map(str, place))}]" for place in places)
+
+    def name_of_all(self) -> str:
+        """Name them together, a tensor's as NumPy slices it: image[0:224,0:224,0:3]."""
+        if self.tensor is None:
+            return self.name
+        return f"{self.name}[{','.join(f'0:{size}' for size in self.tensor.shape)}]"
 
     def resized(self, size: tuple[int, int] | None) -> Column:
         """Return what is prepared of it: the column itself, or an image of that height and width."""
@@ -120,7 +139,9 @@ class Dataset(_Frozen):
         return sum(column.width for column in self.features)
 
     def inputs(self) -> tuple[str, ...]:
-        """Name the values that the model receives, in their order."""
+        """Name the values that the model receives, in their order; of many, each tensor's together."""
+        if self.width > MAX_NAMED:
+            return tuple(column.name_of_all() for column in self.features)
         return tuple(name for column in self.features for name in column.names())
 
 
@@ -145,26 +166,14 @@ class RunSpec(_Frozen):
     cpu: float = 1.0
     gpu: int = 0
 
-    def value_preparations(self) -> tuple[Preparation, ...]:
-        """Return one for each value that is prepared, in order: of a resized image those it has then."""
-        return tuple(
-            wish.model_copy(update={"feature": name})
-            for column, wish in self._wishes()
-            for name in column.resized(wish.resize).names()
-        )
-
-    def pools(self) -> tuple[int, ...]:
-        """Number, for each of these values, those that are normalised with it; empty: each by itself."""
-        if not any(wish.per_channel for wish in self.preparations):
-            return ()
-        pools: list[int] = []
+    def spans(self) -> tuple[Span, ...]:
+        """Return what each preparation is for."""
+        spans = []
         for column, wish in self._wishes():
-            values, first = column.resized(wish.resize).width, len(pools)
-            channels = values
-            if wish.per_channel and column.tensor is not None:
-                channels = column.tensor.channels
-            pools += [first + value % channels for value in range(values)]
-        return tuple(pools)
+            values = column.resized(wish.resize).width
+            apart = column.tensor.channels if column.tensor and wish.per_channel else values
+            spans.append(Span(values, apart))
+        return tuple(spans)
 
     def resizes(self) -> tuple[Resize, ...]:
         """Return the images that get another size."""

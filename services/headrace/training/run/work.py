@@ -16,7 +16,7 @@ from headrace.recipes.mlp import MlpParameters
 from headrace.telemetry import names, tracing
 from headrace.training.run.checkpoints import Checkpoints
 from headrace.training.run.data import Data, Split, load
-from headrace.training.run.export import export
+from headrace.training.run.export import export, require_exportable
 from headrace.training.run.messages import Pipe
 from headrace.training.run.model import Normalised, build_mlp
 from headrace.training.run.preprocessing import Preprocessor, fit
@@ -47,17 +47,19 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
         print(f"rows: {rows}; device: {device}", flush=True)
     task: Task = Classification(len(spec.dataset.label.classes)) if classified else Regression()
     preprocessing = fit(
-        spec.value_preparations(),
+        spec.preparations,
         (rows.features for rows in data.train.batches()),
         spec.seed,
+        spans=spec.spans(),
         resizes=spec.resizes(),
-        pools=spec.pools(),
     )
     preprocessing.write(folder)
     preprocessor = Preprocessor(preprocessing)
     label = task.label_scale(data.train, normalise=spec.normalise_label)
     network = build_mlp(preprocessor.width, task.outputs, parameters)
-    model = Normalised(network, preprocessor, label).to(device)
+    model = Normalised(network, preprocessor, label)
+    require_exportable(model)
+    model.to(device)
 
     trainer = Trainer(
         model=model,

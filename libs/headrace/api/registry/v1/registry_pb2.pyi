@@ -206,7 +206,9 @@ class Signature(google.protobuf.message.Message):
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TensorSpec]: ...
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The dataset's features in the order of the input's columns."""
+        """The dataset's features in the order of the input's columns: a tensor's values one by one, image[0,0]
+        first, or, where there are more than 16,384 columns, together: image[0:224,0:224].
+        """
 
     @property
     def classes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:

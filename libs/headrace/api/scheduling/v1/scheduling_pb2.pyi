@@ -285,7 +285,7 @@ class Preparation(google.protobuf.message.Message):
     @property
     def resize(self) -> Global___ImageSize:
         """Of a tensor of shape [height, width] or [height, width, channels]: the size that it gets before all else.
-        Bilinear; what becomes smaller is averaged.
+        Bilinear; what becomes smaller is averaged. At most 1,048,576 values.
         """
 
     def __init__(
@@ -661,9 +661,9 @@ class Job(google.protobuf.message.Message):
     message: builtins.str
     """Why it is in that state, for people."""
     reason: builtins.str
-    """Stable code where it failed: RUN_FAILED, DEADLINE_EXCEEDED, ...; after DIVERGED, OUT_OF_MEMORY and
-    UNUSABLE_DATASET it is not tried again: the next attempt would meet the same. DATASET_VERSION_BLOCKED:
-    it was never tried, for its dataset version breaks a quality rule.
+    """Stable code where it failed: RUN_FAILED, DEADLINE_EXCEEDED, ...; after DIVERGED, MODEL_TOO_LARGE,
+    OUT_OF_MEMORY and UNUSABLE_DATASET it is not tried again: the next attempt would meet the same.
+    DATASET_VERSION_BLOCKED: it was never tried, for its dataset version breaks a quality rule.
     """
     priority: builtins.int
     attempt: builtins.int
