@@ -16,6 +16,7 @@ import pyarrow.fs
 from headrace.ingestion.domain.schema import Schema
 from headrace.ingestion.storage.maintenance import in_json
 from headrace.ingestion.storage.streamed_files import read_file, write_file
+from headrace.objects.store import ObjectStore
 
 FORMAT: Final = ds.ParquetFileFormat()
 BATCH_ROWS: Final = 1 << 16
@@ -32,12 +33,22 @@ class Written:
     statistics: str
 
 
-def rewrite(files: pyarrow.fs.FileSystem, schema: Schema, path: str, to: str, kept: pc.Expression) -> Written:
-    """Write those of a file's rows that are kept to another file. `schema`: the dataset's."""
+def rewrite(
+    files: pyarrow.fs.FileSystem,
+    store: ObjectStore,
+    schema: Schema,
+    path: str,
+    to: str,
+    kept: pc.Expression,
+) -> Written:
+    """Write those of a file's rows that are kept to another file.
+
+    `files`, `store`: the table's, to read and to write; `schema`: the dataset's.
+    """
     columns = FORMAT.make_fragment(path, files).physical_schema
     bounds = _Bounds()
     batches = bounds.through(batch.filter(kept) for batch in read_file(files, path))
-    size = write_file(files, to, columns, schema, batches)
+    size = write_file(store, to, columns, schema, batches)
     return Written(to, size.bytes, bounds.statistics())
 
 

@@ -32,6 +32,7 @@ from headrace.ingestion.storage.commit_log import read_commits
 from headrace.ingestion.storage.delta import ERASED_ROWS, REWRITE_APP_ID
 from headrace.ingestion.storage.streamed_files import read_file, write_file
 from headrace.ingestion.use_cases.ports import Merge
+from headrace.objects.store import table_store
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 
@@ -123,7 +124,7 @@ class DeltaMaintenance:
         rows = table.to_pyarrow_dataset()
         batches = chain.from_iterable(read_file(rows.filesystem, file.path, rows.schema) for file in files)
         path = f"part-{uuid.uuid4()}.snappy.parquet"
-        size = write_file(rows.filesystem, path, rows.schema, dataset.schema, batches)
+        size = write_file(table_store(self._uri_of(dataset.name)), path, rows.schema, dataset.schema, batches)
         assert size.rows == sum(file.rows for file in files)
         return DataFile(path, size.bytes, size.rows, _milliseconds(self._clock()))
 
@@ -131,7 +132,7 @@ class DeltaMaintenance:
         read, rewrites = self._rewrites.get(dataset.name, (-1, []))
         rewrites = rewrites + [
             Rewrite(version, _time_of(entry))
-            for version, entry in read_commits(self._uri_of(dataset.name), self._options, read, newest)
+            for version, entry in read_commits(self._uri_of(dataset.name), read, newest)
             if _may_remove_files(entry)
         ]
         self._rewrites[dataset.name] = (max(read, newest), rewrites)

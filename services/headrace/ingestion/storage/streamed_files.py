@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from headrace.ingestion.domain.schema import Schema
 from headrace.ingestion.storage.delta import repeating_columns
+from headrace.objects.store import ObjectStore
 
 # A row group is held in memory until it is written.
 _ROW_GROUP_ROWS: Final = 128 * 1024
@@ -44,16 +45,16 @@ def read_file(
 
 
 def write_file(
-    files: pyarrow.fs.FileSystem,
+    store: ObjectStore,
     path: str,
     columns: pa.Schema,
     schema: Schema,
     batches: Iterable[pa.RecordBatch],
 ) -> FileSize:
-    """Write a file of rows with these columns. `schema`: their dataset's."""
+    """Write a file of rows with these columns. `store`: the table's; `schema`: the dataset's."""
     rows = 0
     with (
-        files.open_output_stream(path) as stream,
+        pa.PythonFile(store.open_writer(path), mode="w") as stream,
         pq.ParquetWriter(
             stream,
             columns,
@@ -67,7 +68,8 @@ def write_file(
             group.clear()
             # Arrow's allocator would keep it for this thread, which may not come again.
             pa.default_memory_pool().release_unused()
-    return FileSize(rows, files.get_file_info(path).size)
+        writer.close()
+        return FileSize(rows, stream.tell())
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
