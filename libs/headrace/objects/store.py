@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -27,9 +28,14 @@ from headrace.errors import Aborted, InvalidArgument, NotFound, Unavailable
 from headrace.objects.aws_profile import profile_credentials
 
 if TYPE_CHECKING:  # these exist for type checkers only
+    from _typeshed import ReadableBuffer
+    from obstore import WritableFile
     from obstore.store import ClientConfig, S3Config
 
 CHUNK_BYTES = 1 << 20
+# What is written piece by piece is sent in parts; S3 takes none that are smaller.
+_PART_BYTES: Final = 5 << 20
+_PARTS_AT_ONCE: Final = 2
 _PAGE: Final = 1000
 # Not what was asked for but the store is at fault: network, disk, credentials.
 _AWAY = (GenericError, JoinError, PermissionDeniedError, UnauthenticatedError)
@@ -41,7 +47,9 @@ _NO_PATH: Final = re.compile(rf"\(os error ({errno.EISDIR}|{errno.ENOTDIR}|{errn
 _RETRIES: Final = 10
 # delta-rs would ask for three minutes before anybody hears that the store is at fault; who writes tries again
 # anyway, and says so. For each request:
-_PATIENCE: Final = {"timeout": "15s", "max_retries": "3", "retry_timeout": "60s"}
+_TABLE_TIMEOUT: Final = "15s"
+_TABLE_RETRIES: Final = 3
+_PATIENCE: Final = {"timeout": _TABLE_TIMEOUT, "max_retries": str(_TABLE_RETRIES), "retry_timeout": "60s"}
 
 
 class ObjectStore:
@@ -59,10 +67,11 @@ class ObjectStore:
         self._store = store
 
     @classmethod
-    def from_uri(cls, uri: str, *, retries: int = _RETRIES) -> ObjectStore:
+    def from_uri(cls, uri: str, *, retries: int = _RETRIES, timeout: str | None = None) -> ObjectStore:
         """Open `file:///folder` (created where missing) or `s3://bucket/prefix`. Raises InvalidArgument.
 
         `retries`: how often a request is sent again to S3, with growing pauses, before Unavailable is raised.
+        `timeout`: how long each may take, such as "15s"; 30 seconds where nothing is said.
         """
         parts = urlsplit(uri)
         if parts.scheme == "file" and not parts.netloc:
@@ -72,6 +81,8 @@ class ObjectStore:
         if parts.scheme == "s3" and parts.netloc:
             prefix = parts.path.strip("/")
             config, client = _s3_options()
+            if timeout is not None:
+                client["timeout"] = timeout
             s3 = S3Store(
                 parts.netloc,
                 prefix=prefix or None,
@@ -169,6 +180,17 @@ class ObjectStore:
         with self._answering():
             obstore.put(self._store, _checked(path), data)
 
+    def open_writer(self, path: str) -> io.RawIOBase:
+        """A file to write an object into, for code without an event loop: it is there when that is closed.
+
+        Raises OSError, as files do, where the store does not take it.
+        """
+        return _Upload(
+            obstore.open_writer(
+                self._store, _checked(path), buffer_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE
+            )
+        )
+
     def replace_bytes(self, path: str, data: bytes, *, before: bytes) -> None:
         """Write an object in the place of one that has the bytes `before`.
 
@@ -247,6 +269,31 @@ class ObjectStore:
         return NotFound("OBJECT_NOT_FOUND", f"there is no object {self.uri(path)}")
 
 
+class _Upload(io.RawIOBase):
+    """An object that is being written, as the standard library has files."""
+
+    def __init__(self, file: WritableFile) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return self._file.write(data)
+        except _AWAY as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        try:
+            self._file.close()
+        except _AWAY as error:
+            raise OSError(str(error)) from error
+
+
 def _checked(path: str) -> str:
     if any(name in {"", ".", ".."} for name in path.split("/")) or not path.isprintable():
         raise InvalidArgument("INVALID_OBJECT_PATH", f"{path!r} is no path of an object")
@@ -264,6 +311,15 @@ def delta_storage_options() -> dict[str, str]:
         options["AWS_ENDPOINT_URL"] = endpoint
         options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http:")).lower()
     return options
+
+
+def table_store(uri: str) -> ObjectStore:
+    """The files of one Delta table, asked for with the patience that delta-rs has by its options.
+
+    For what delta-rs' own file system does while it holds the interpreter's lock, so that no thread of the
+    process goes on before S3 has answered: opening a file whose size is not known, and writing one.
+    """
+    return ObjectStore.from_uri(uri, retries=_TABLE_RETRIES, timeout=_TABLE_TIMEOUT)
 
 
 def _s3_options() -> tuple[S3Config, ClientConfig]:

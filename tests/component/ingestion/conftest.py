@@ -5,10 +5,13 @@ import shutil
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from tests.conftest import Background, new_database
+from tests.support.faulty_http import FaultyHttp, faulty_http
 from tests.support.ingestion import Ingestion, Running, ingestion_on
+from tests.support.s3 import s3_server
 from tests.support.schema_registry import NEEDED, Apicurio, Registry
 
 from headrace.embedded.parts.postgres import Postgres
@@ -105,6 +108,21 @@ def shared_ingestion(request: pytest.FixtureRequest, shared_service: SharedServi
     yield shared_service.for_a_test()
     if request.node.stash.get(FAILED, False):
         shared_service.discard()
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+async def proxy(s3_endpoint: str) -> AsyncIterator[FaultyHttp]:
+    """Stands in front of S3."""
+    port = urlsplit(s3_endpoint).port
+    assert port is not None
+    async with faulty_http(port) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import base64
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from tests.component.ingestion.test_erasure import erased, request, subject
 from tests.support.claims import claim_headers
-from tests.support.faulty_http import Fault, FaultyHttp, faulty_http
+from tests.support.faulty_http import Fault, FaultyHttp
 from tests.support.ingestion import Headers, Ingestion, Process
-from tests.support.s3 import BUCKET, s3_server, use_s3
+from tests.support.s3 import BUCKET, use_s3
 from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
@@ -253,20 +253,6 @@ async def test_payloads_are_removed_by_age_except_where_a_rejected_event_waits(i
     # The discarded entry's payload stays as long as a replay of it would have stayed in the topic.
     assert await eventually(left, lambda names: "old" not in names) == {"young", "waits", "discarded"}
     assert await process.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-async def proxy(s3_endpoint: str) -> AsyncIterator[FaultyHttp]:
-    port = urlsplit(s3_endpoint).port
-    assert port is not None
-    async with faulty_http(port) as opened:
-        yield opened
 
 
 @pytest.fixture

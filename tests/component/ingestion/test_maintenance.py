@@ -40,6 +40,7 @@ from headrace.ingestion.storage.maintenance import DeltaMaintenance
 from headrace.ingestion.use_cases.ports import Append, Span
 
 MIN_FILES = 3
+TARGET_BYTES = 1 << 20
 
 
 def maintenance_of(
@@ -49,7 +50,7 @@ def maintenance_of(
         lambda name: (root / name).as_uri(),
         {},
         clock=lambda: datetime.now(UTC) + after,
-        target_bytes=1 << 20,
+        target_bytes=TARGET_BYTES,
         min_files=MIN_FILES,
         retention_hours=retention_hours,
     )
@@ -373,7 +374,9 @@ def test_every_version_reads_its_rows_after_any_history(
     world.check()
 
 
-def maintain_in_a_process(world: World, **environment: str) -> subprocess.Popen[bytes]:
+def maintain_in_a_process(
+    world: World, target_bytes: int = TARGET_BYTES, output: int = subprocess.DEVNULL, **environment: str
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [
             sys.executable,
@@ -381,10 +384,28 @@ def maintain_in_a_process(world: World, **environment: str) -> subprocess.Popen[
             "tests.component.ingestion.maintaining",
             str(world.root),
             json.dumps(world.cut_at),
+            str(target_bytes),
         ],
+        stdout=output,
         env={**os.environ, **environment},
         cwd=Path(__file__).parents[3],
     )
+
+
+def test_a_merge_takes_memory_for_a_row_group_however_much_the_files_hold(world: World) -> None:
+    rows, width = 200, 1 << 18
+    for start in range(0, MIN_FILES * rows, rows):
+        appended = append_of((LEFT, range(start, start + rows)))
+        column = appended.rows.schema.get_field_index("id")
+        ids = pa.array([f"{number:08}" * (width // 8) for number in range(start, start + rows)])
+        wide = appended.rows.set_column(column, appended.rows.schema.field(column), ids)
+        world.tables.append(replace(appended, rows=wide))
+    merging = maintain_in_a_process(world, target_bytes=1 << 30, output=subprocess.PIPE)
+    written, _ = merging.communicate()
+    assert len(deltalake.DeltaTable(world.table).file_uris()) == 1
+    assert stored_offsets(world.root) == [(0, n) for n in range(MIN_FILES * rows)]
+    # 32 MiB of rows, and as much for what they are decoded from and encoded to.
+    assert int(written) < 2 * rows * width < MIN_FILES * rows * width
 
 
 @pytest.mark.kill

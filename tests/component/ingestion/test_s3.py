@@ -1,21 +1,29 @@
-"""Tables on S3: what a local folder does by renaming, S3 does by conditional puts."""
+"""Tables on S3: what a local folder does by renaming, S3 does by conditional puts.
+
+Of a request that breaks off, the store has nothing. Of an answer that does, the client does not know what it
+was: a commit may stand, and must be neither given up nor repeated.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Final, TypeVar
 
 import deltalake
 import pyarrow as pa
 import pytest
-from tests.component.ingestion.test_delta_tables import DATASET, NAMES, append_of
-from tests.support.faulty_http import Fault, FaultyHttp, faulty_http
+from deltalake.exceptions import DeltaError
+from tests.component.ingestion.test_delta_tables import DATASET, LEFT, NAMES, append_of
+from tests.support.faulty_http import Fault, FaultyHttp, Requests
 from tests.support.ingestion import Headers, Ingestion, Process, ingestion_on
-from tests.support.s3 import BUCKET, s3_server, use_s3
+from tests.support.s3 import BUCKET, rows_by_the_log, use_s3
 from tests.support.waiting import eventually
 
 from headrace.ingestion.domain.content_hash import combine, hash_rows, to_hex
@@ -25,19 +33,32 @@ from headrace.ingestion.storage.maintenance import DeltaMaintenance
 from headrace.objects.store import delta_storage_options
 from headrace.runtime.clock import utc_now
 
+T = TypeVar("T")
+
 COLUMNS = ["id", "radius", "grade", "malignant"]
 
-
-@pytest.fixture(scope="module")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
-        yield endpoint
+DATA_FILE: Final = r"\.parquet"
+COMMIT: Final = r"/_delta_log/\d{20}\.json"
+BREAKING_OFF: Final = [
+    pytest.param(Fault.HALF_SENT, "PUT", DATA_FILE, id="data-file-sent"),
+    pytest.param(Fault.HALF_SENT, "PUT", COMMIT, id="commit-sent"),
+    pytest.param(Fault.HALF_ANSWERED, "PUT", DATA_FILE, id="data-file-answered"),
+    pytest.param(Fault.HALF_ANSWERED, "PUT", COMMIT, id="commit-answered"),
+    pytest.param(Fault.HALF_ANSWERED, "GET", DATA_FILE, id="data-file-read"),
+    pytest.param(Fault.HALF_ANSWERED, "GET", COMMIT, id="commit-read"),
+]
+# How often a request is sent before it is given up.
+ATTEMPTS: Final = 4
 
 
 @pytest.fixture
 def root(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     use_s3(monkeypatch, s3_endpoint)
     return f"s3://{BUCKET}/tests/{uuid.uuid4()}"
+
+
+def tables_below(root: str) -> DeltaTables:
+    return DeltaTables(lambda name: f"{root}/{name}", delta_storage_options())
 
 
 def maintenance_of(root: str) -> DeltaMaintenance:
@@ -52,13 +73,10 @@ def maintenance_of(root: str) -> DeltaMaintenance:
 
 
 def test_writers_that_race_lose_and_double_nothing_while_files_are_merged(root: str) -> None:
-    def tables() -> DeltaTables:
-        return DeltaTables(lambda name: f"{root}/{name}", delta_storage_options())
-
-    tables().ensure(DATASET)
+    tables_below(root).ensure(DATASET)
 
     def write(partition: int) -> int:
-        own, source = tables(), SourcePartition("c1", "t", partition)
+        own, source = tables_below(root), SourcePartition("c1", "t", partition)
         return sum(own.append(append_of((source, range(n, n + 5)))) for n in range(0, 50, 5))
 
     with ThreadPoolExecutor(2) as pool:
@@ -72,7 +90,7 @@ def test_writers_that_race_lose_and_double_nothing_while_files_are_merged(root: 
     rows = pa.table(newest.to_pyarrow_table())
     pairs = zip(rows.column("_partition").to_pylist(), rows.column("_offset").to_pylist(), strict=True)
     assert sorted(pairs) == [(partition, n) for partition in range(2) for n in range(50)]
-    commits = tables().state_since(DATASET, -1).commits
+    commits = tables_below(root).state_since(DATASET, -1).commits
     assert combine(*(commit.content_hash for commit in commits)) == hash_rows(rows, NAMES)
     # Nobody reads or writes any more: what was merged goes, and the rows stay.
     assert maintenance_of(root).remove_unneeded(DATASET, [newest.version()]) > 0
@@ -80,11 +98,93 @@ def test_writers_that_race_lose_and_double_nothing_while_files_are_merged(root: 
 
 
 @pytest.fixture
-async def proxy(s3_endpoint: str) -> AsyncIterator[FaultyHttp]:
-    port = urlsplit(s3_endpoint).port
-    assert port is not None
-    async with faulty_http(port) as opened:
-        yield opened
+def root_by_proxy(root: str, proxy: FaultyHttp, monkeypatch: pytest.MonkeyPatch) -> str:
+    """This process reaches S3 by the proxy only.
+
+    The proxy runs in it, too: code that lets no thread go on until S3 has answered would wait for itself.
+    """
+    use_s3(monkeypatch, f"http://127.0.0.1:{proxy.port}")
+    return root
+
+
+def tried_again(work: Callable[[], T]) -> T:
+    """What fails once is done again, as the service does it."""
+    try:
+        return work()
+    except (DeltaError, OSError):
+        return work()
+
+
+def assert_each_row_is_there_once(endpoint: str, root: str, count: int) -> None:
+    rows = rows_by_the_log(endpoint, f"{root}/{DATASET.name}")
+    assert sorted(rows.column("_offset").to_pylist()) == list(range(count))
+    # Versions are cut from what the commits say.
+    commits = tables_below(root).state_since(DATASET, -1).commits
+    assert sum(commit.rows for commit in commits) == count
+    assert combine(*(commit.content_hash for commit in commits)) == hash_rows(rows, NAMES)
+
+
+@pytest.mark.parametrize("fault", [Fault.HALF_SENT, Fault.HALF_ANSWERED])
+async def test_rows_are_stored_once_whichever_request_breaks_off(
+    root_by_proxy: str, s3_endpoint: str, proxy: FaultyHttp, fault: Fault
+) -> None:
+    """The first one that an append makes, then the second, and so on, each in a table of its own."""
+    for number in itertools.count(1):
+        root = f"{root_by_proxy}/{number}"
+        tables = tables_below(root)
+        await asyncio.to_thread(tables.ensure, DATASET)
+        await proxy.fail(fault, Requests(number=number))
+        await asyncio.to_thread(tried_again, partial(tables.append, append_of((LEFT, range(5)))))
+        broke_off = proxy.asked
+        proxy.heal()
+        await asyncio.to_thread(assert_each_row_is_there_once, s3_endpoint, root, 5)
+        if not broke_off:
+            break
+    assert number > ATTEMPTS
+
+
+@pytest.mark.parametrize("fault", [Fault.HALF_SENT, Fault.HALF_ANSWERED])
+async def test_a_table_is_made_although_its_first_commit_breaks_off(
+    root_by_proxy: str, s3_endpoint: str, proxy: FaultyHttp, fault: Fault
+) -> None:
+    tables = tables_below(root_by_proxy)
+    await proxy.fail(fault, Requests("PUT", COMMIT, 1))
+    await asyncio.to_thread(tables.append, append_of((LEFT, range(5))))
+    assert proxy.asked == 1
+    proxy.heal()
+    await asyncio.to_thread(assert_each_row_is_there_once, s3_endpoint, root_by_proxy, 5)
+
+
+@pytest.mark.parametrize("number", [1, None], ids=["once", "always"])
+@pytest.mark.parametrize(("fault", "method", "path"), BREAKING_OFF)
+async def test_merging_changes_no_row_whatever_breaks_off(
+    root_by_proxy: str,
+    s3_endpoint: str,
+    proxy: FaultyHttp,
+    fault: Fault,
+    method: str,
+    path: str,
+    number: int | None,
+) -> None:
+    tables = tables_below(root_by_proxy)
+    for end in range(1, 5):
+        await asyncio.to_thread(tables.append, append_of((LEFT, range(end))))
+    maintenance = maintenance_of(root_by_proxy)
+
+    await proxy.fail(fault, Requests(method, path, number))
+    if number is None:
+        with pytest.raises((DeltaError, OSError)):
+            await asyncio.to_thread(maintenance.merge, DATASET)
+    else:
+        await asyncio.to_thread(tried_again, partial(maintenance.merge, DATASET))
+    assert proxy.asked
+    proxy.heal()
+    await asyncio.to_thread(assert_each_row_is_there_once, s3_endpoint, root_by_proxy, 4)
+    # It is done now, if it was not.
+    await asyncio.to_thread(maintenance.merge, DATASET)
+    await asyncio.to_thread(assert_each_row_is_there_once, s3_endpoint, root_by_proxy, 4)
+    newest = await asyncio.to_thread(maintenance.merge, DATASET)
+    assert (newest.files, newest.merged) == (1, 0)
 
 
 @pytest.fixture
@@ -139,6 +239,38 @@ async def test_while_s3_fails_nothing_is_lost_and_nothing_doubled(
     proxy.heal()
     await eventually(process.is_ready, bool)
     await assert_each_event_is_one_row_of_the_version(on_s3, process, 15)
+    assert await process.stop() == 0
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(("fault", "method", "path"), BREAKING_OFF)
+async def test_whatever_breaks_off_nothing_is_lost_and_nothing_doubled(
+    on_s3: Ingestion, s3_endpoint: str, proxy: FaultyHttp, fault: Fault, method: str, path: str
+) -> None:
+    process = await on_s3.start_ready(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}",
+        HEADRACE_INGESTION_RETRY_SECONDS="0.5",
+        HEADRACE_INGESTION_SWEEP_SECONDS="0.5",
+    )
+    await on_s3.apply(process, rows=5, seconds=1)
+    await on_s3.publish([record(on_s3, number) for number in range(5)])
+    await eventually(on_s3.rows, lambda rows: len(rows) == 5)
+
+    await proxy.fail(fault, Requests(method, path))
+    await on_s3.publish([record(on_s3, number) for number in range(5, 15)])
+
+    async def given_up() -> bool:
+        # A commit that stands is not sent so often: it is refused for being there.
+        failures = await process.metric("headrace_ingestion_batch_failures_total")
+        return failures > 0 or proxy.asked >= ATTEMPTS
+
+    await eventually(given_up, bool)
+    proxy.heal()
+    await eventually(process.is_ready, bool)
+    await assert_each_event_is_one_row_of_the_version(on_s3, process, 15)
+    table = f"{on_s3.store_uri}/datasets/{on_s3.dataset}"
+    rows = await asyncio.to_thread(rows_by_the_log, s3_endpoint, table)
+    assert rows.num_rows == 15
     assert await process.stop() == 0
 
 

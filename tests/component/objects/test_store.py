@@ -19,6 +19,7 @@ import pytest
 from tests.support.s3 import BUCKET, s3_server, use_s3
 
 from headrace.client.data_files import find_files
+from headrace.embedded.parts import free_port
 from headrace.errors import Aborted, InvalidArgument, NotFound, Unavailable
 from headrace.objects import ObjectStore
 from headrace.objects.store import delta_storage_options
@@ -249,6 +250,30 @@ async def test_files_in_s3_are_found_by_patterns_and_fetched(
     for nothing in (f"{root}/none.csv", f"{root}/day=3/*.csv"):
         with pytest.raises(NotFound, match="there is no file"):
             await find_files([nothing])
+
+
+def test_an_object_is_written_piece_by_piece_and_there_once_it_is_closed(store: ObjectStore) -> None:
+    parts = [bytes([number]) * (1 << 20) for number in range(12)]
+    with store.open_writer("a/large") as writer:
+        for part in parts:
+            assert writer.write(part) == len(part)
+        with pytest.raises(NotFound):
+            store.read_bytes("a/large")
+    assert store.read_bytes("a/large") == b"".join(parts)
+
+
+def test_a_writer_whose_store_is_away_fails_as_a_file_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_s3(monkeypatch, f"http://127.0.0.1:{free_port()}")
+    store = ObjectStore.from_uri(f"s3://{BUCKET}/tests", retries=0)
+
+    def write(size: int) -> None:
+        with store.open_writer("a") as writer:
+            writer.write(bytes(size))
+
+    # At once, and in parts.
+    for size in (1, 12 << 20):
+        with pytest.raises(OSError, match="S3"):
+            write(size)
 
 
 def test_an_object_is_replaced_where_it_is_what_it_was(store: ObjectStore) -> None:

@@ -10,34 +10,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-import pyarrow.fs
-from deltalake.fs import DeltaStorageHandler
+from headrace.errors import NotFound
+from headrace.objects.store import table_store
 
 Action = Mapping[str, Mapping[str, object]]
 """One line of a commit: the action's kind, and what it says."""
 
 
-def read_commits(
-    uri: str, storage_options: Mapping[str, str], after: int, up_to: int
-) -> Iterator[tuple[int, Mapping[str, object]]]:
+def read_commits(uri: str, after: int, up_to: int) -> Iterator[tuple[int, Mapping[str, object]]]:
     """The versions beyond `after`, and the information that each one's commit carries.
 
     Raises FileNotFoundError where the log does not hold a version.
     """
-    for version, actions in read_actions(uri, storage_options, after, up_to):
+    for version, actions in read_actions(uri, after, up_to):
         yield version, commit_information(actions)
 
 
-def read_actions(
-    uri: str, storage_options: Mapping[str, str], after: int, up_to: int
-) -> Iterator[tuple[int, Sequence[Action]]]:
+def read_actions(uri: str, after: int, up_to: int) -> Iterator[tuple[int, Sequence[Action]]]:
     """The versions beyond `after`, and what each one's commit did. Raises FileNotFoundError as above."""
     if after >= up_to:
         return
-    files = pyarrow.fs.PyFileSystem(DeltaStorageHandler(uri, dict(storage_options)))
+    store = table_store(uri)
     for version in range(after + 1, up_to + 1):
-        with files.open_input_stream(f"_delta_log/{version:020}.json") as stream:
-            yield version, [json.loads(line) for line in stream.read().splitlines()]
+        try:
+            commit = store.read_bytes(f"_delta_log/{version:020}.json")
+        except NotFound as error:
+            raise FileNotFoundError(str(error)) from error
+        yield version, [json.loads(line) for line in commit.splitlines()]
 
 
 def commit_information(actions: Sequence[Action]) -> Mapping[str, object]:

@@ -137,7 +137,7 @@ class DeltaTables:
         """What was committed after `table_version`."""
         with self._fresh(dataset) as table:
             newest = table.version()
-        entries = read_commits(self.uri(dataset.name), self._options, table_version, newest)
+        entries = read_commits(self.uri(dataset.name), table_version, newest)
         return TableState(newest, [_commit_of(version, entry) for version, entry in entries])
 
     def state_after(self, dataset: Dataset, moment: datetime) -> TableState:
@@ -149,7 +149,7 @@ class DeltaTables:
         # Backwards, since a table may have many more commits than those.
         while first >= 0 and (not commits or commits[0].commit_time > moment):
             after = max(first - _COMMITS_AT_ONCE, -1)
-            earlier = read_commits(self.uri(dataset.name), self._options, after, first)
+            earlier = read_commits(self.uri(dataset.name), after, first)
             commits = [*(_commit_of(version, entry) for version, entry in earlier), *commits]
             first = after
         return TableState(newest, [commit for commit in commits if commit.commit_time > moment])

@@ -34,7 +34,7 @@ from headrace.ingestion.storage.commit_log import Action, read_actions, read_com
 from headrace.ingestion.storage.delta import ERASED_HASH, ERASED_ROWS, REWRITE_APP_ID
 from headrace.ingestion.storage.file_rewriting import FORMAT, Written, rewrite
 from headrace.ingestion.use_cases.ports import ErasedRows
-from headrace.objects.store import ObjectStore
+from headrace.objects.store import ObjectStore, table_store
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 
@@ -126,7 +126,7 @@ class DeltaErasure:
         files: dict[str, int] = {}
         rows = 0
         newest = max(table_versions, default=-1)
-        for version, actions in read_actions(self._uri(dataset), self._options, -1, newest):
+        for version, actions in read_actions(self._uri(dataset), -1, newest):
             rows -= sum(files.pop(path, 0) for path in _paths(actions, "remove"))
             added = _rows_added(actions)
             files |= added
@@ -199,7 +199,7 @@ class DeltaErasure:
     def _done(self, dataset: Dataset, erasure: str, since: int, newest: int) -> ErasedRows:
         own = [
             (version, int(str(entry[ERASED_ROWS])))
-            for version, entry in read_commits(self._uri(dataset), self._options, since, newest)
+            for version, entry in read_commits(self._uri(dataset), since, newest)
             if entry.get(_ERASURE) == erasure
         ]
         return ErasedRows(max((version for version, _ in own), default=since), sum(rows for _, rows in own))
@@ -207,7 +207,8 @@ class DeltaErasure:
     def _without(self, dataset: Dataset, subject: str, path: str, to: str) -> Written:
         """Write a file's other rows to another file."""
         others = pc.field(dataset.schema.key) != subject
-        return rewrite(self._files(dataset), dataset.schema, path, to, others)
+        store = table_store(self._uri(dataset))
+        return rewrite(self._files(dataset), store, dataset.schema, path, to, others)
 
     def _commits_about(self, dataset: Dataset, newest: int, paths: Collection[str]) -> dict[int, bytes]:
         """The log's commits that name one of the files, as they are stored, by their versions."""

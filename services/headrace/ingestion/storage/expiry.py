@@ -30,6 +30,7 @@ from headrace.ingestion.storage.delta import ERASED_HASH, ERASED_ROWS, REWRITE_A
 from headrace.ingestion.storage.file_rewriting import BATCH_ROWS, FORMAT, rewrite
 from headrace.ingestion.storage.maintenance import files_of
 from headrace.ingestion.use_cases.ports import ExpiredRows
+from headrace.objects.store import table_store
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 
@@ -78,10 +79,13 @@ class DeltaExpiry:
         """
         uri = self._uri_of(dataset.name)
         table = deltalake.DeltaTable(uri, storage_options=self._options)
-        files = pyarrow.fs.PyFileSystem(DeltaStorageHandler(uri, self._options))
+        candidates = _candidates(table, before)
+        # Of files whose sizes it is told it does not ask S3.
+        sizes = {file.path: file.size for file in candidates}
+        files = pyarrow.fs.PyFileSystem(DeltaStorageHandler(uri, self._options, sizes))
         old: list[_Old] = []
         size = 0
-        for found in self._old(files, _candidates(table, before), before):
+        for found in self._old(files, candidates, before):
             old.append(found)
             size += found.file.size
             if size >= self._commit_bytes:
@@ -114,11 +118,12 @@ class DeltaExpiry:
         before: datetime,
         old: Sequence[_Old],
     ) -> None:
+        store = table_store(self._uri_of(dataset.name))
         now = int(self._clock().timestamp() * 1000)
         actions: list[AddAction | RemoveAction] = []
         for file in (each.file for each in old if each.rows < each.file.rows):
             name = f"part-{uuid.uuid4()}.snappy.parquet"
-            rest = rewrite(files, dataset.schema, file.path, name, is_recent(before))
+            rest = rewrite(files, store, dataset.schema, file.path, name, is_recent(before))
             # As old as it was: merging puts files of one time together.
             actions.append(
                 AddAction(rest.path, rest.size, {}, file.modified, data_change=True, stats=rest.statistics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs
-import pyarrow.parquet as pq
 
 from headrace.ingestion.domain.schema import Schema
-from headrace.ingestion.storage.delta import repeating_columns
 from headrace.ingestion.storage.maintenance import in_json
+from headrace.ingestion.storage.streamed_files import read_file, write_file
+from headrace.objects.store import ObjectStore
 
 FORMAT: Final = ds.ParquetFileFormat()
 BATCH_ROWS: Final = 1 << 16
@@ -33,26 +33,23 @@ class Written:
     statistics: str
 
 
-def rewrite(files: pyarrow.fs.FileSystem, schema: Schema, path: str, to: str, kept: pc.Expression) -> Written:
-    """Write those of a file's rows that are kept to another file. `schema`: the dataset's."""
-    fragment = FORMAT.make_fragment(path, files)
-    columns = fragment.physical_schema
-    batches = fragment.to_batches(filter=kept, batch_size=BATCH_ROWS, batch_readahead=1)
+def rewrite(
+    files: pyarrow.fs.FileSystem,
+    store: ObjectStore,
+    schema: Schema,
+    path: str,
+    to: str,
+    kept: pc.Expression,
+) -> Written:
+    """Write those of a file's rows that are kept to another file.
+
+    `files`, `store`: the table's, to read and to write; `schema`: the dataset's.
+    """
+    columns = FORMAT.make_fragment(path, files).physical_schema
     bounds = _Bounds()
-    with (
-        files.open_output_stream(to) as stream,
-        pq.ParquetWriter(
-            stream,
-            columns,
-            compression="snappy",
-            use_dictionary=[name for name in repeating_columns(schema) if name in columns.names],
-        ) as writer,
-    ):
-        for batch in batches:
-            if batch.num_rows:
-                writer.write_batch(batch)
-                bounds.add(batch)
-    return Written(to, files.get_file_info(to).size, bounds.statistics())
+    batches = bounds.through(batch.filter(kept) for batch in read_file(files, path))
+    size = write_file(store, to, columns, schema, batches)
+    return Written(to, size.bytes, bounds.statistics())
 
 
 class _Bounds:
@@ -63,6 +60,12 @@ class _Bounds:
         self._nulls: Counter[str] = Counter()
         self._low: dict[str, pa.Scalar] = {}
         self._high: dict[str, pa.Scalar] = {}
+
+    def through(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Pass on rows that are looked at."""
+        for batch in batches:
+            self.add(batch)
+            yield batch
 
     def add(self, batch: pa.RecordBatch) -> None:
         self._rows += batch.num_rows

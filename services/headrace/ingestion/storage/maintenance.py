@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Final
 
 import deltalake
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.fs
-import pyarrow.parquet as pq
 from deltalake.transaction import AddAction, RemoveAction
 
 from headrace.ingestion.domain.dataset import Dataset
@@ -30,16 +29,14 @@ from headrace.ingestion.domain.table_files import (
     table_versions_to_keep,
 )
 from headrace.ingestion.storage.commit_log import read_commits
-from headrace.ingestion.storage.delta import ERASED_ROWS, REWRITE_APP_ID, repeating_columns
+from headrace.ingestion.storage.delta import ERASED_ROWS, REWRITE_APP_ID
+from headrace.ingestion.storage.streamed_files import read_file, write_file
 from headrace.ingestion.use_cases.ports import Merge
+from headrace.objects.store import table_store
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 
 _MERGED: Final = "headrace.mergedFiles"
-# A row group is held in memory until it is written; the next one is read meanwhile.
-_ROW_GROUP_ROWS: Final = 128 * 1024
-_ROW_GROUP_BYTES: Final = 32 * 1024 * 1024
-_BATCH_ROWS: Final = 16 * 1024
 
 
 class DeltaMaintenance:
@@ -125,29 +122,17 @@ class DeltaMaintenance:
     def _written(self, table: deltalake.DeltaTable, dataset: Dataset, files: Sequence[DataFile]) -> DataFile:
         """One new file with the rows of all, which no commit names yet."""
         rows = table.to_pyarrow_dataset()
-        fragments = {fragment.path: fragment for fragment in rows.get_fragments()}
+        batches = chain.from_iterable(read_file(rows.filesystem, file.path, rows.schema) for file in files)
         path = f"part-{uuid.uuid4()}.snappy.parquet"
-        count = 0
-        with (
-            rows.filesystem.open_output_stream(path) as stream,
-            pq.ParquetWriter(
-                stream,
-                rows.schema,
-                compression="snappy",
-                use_dictionary=repeating_columns(dataset.schema),
-            ) as writer,
-        ):
-            for group in _row_groups([fragments[file.path] for file in files], rows.schema):
-                writer.write_table(group)
-                count += group.num_rows
-        assert count == sum(file.rows for file in files)
-        return DataFile(path, rows.filesystem.get_file_info(path).size, count, _milliseconds(self._clock()))
+        size = write_file(table_store(self._uri_of(dataset.name)), path, rows.schema, dataset.schema, batches)
+        assert size.rows == sum(file.rows for file in files)
+        return DataFile(path, size.bytes, size.rows, _milliseconds(self._clock()))
 
     def _rewrites_of(self, dataset: Dataset, newest: int) -> Sequence[Rewrite]:
         read, rewrites = self._rewrites.get(dataset.name, (-1, []))
         rewrites = rewrites + [
             Rewrite(version, _time_of(entry))
-            for version, entry in read_commits(self._uri_of(dataset.name), self._options, read, newest)
+            for version, entry in read_commits(self._uri_of(dataset.name), read, newest)
             if _may_remove_files(entry)
         ]
         self._rewrites[dataset.name] = (max(read, newest), rewrites)
@@ -194,23 +179,6 @@ def in_json(value: pa.Scalar) -> object:
         # Not by strftime, which writes the year 1 as "1": that is no time to who reads it.
         return value.as_py().astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return value.as_py()
-
-
-def _row_groups(fragments: Sequence[ds.Fragment], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of all files, in parts that are worth a row group each."""
-    batches: list[pa.RecordBatch] = []
-    rows = size = 0
-    for fragment in fragments:
-        # With the table's schema: a column that was added later is null in older files.
-        for batch in fragment.to_batches(schema=schema, batch_size=_BATCH_ROWS, batch_readahead=1):
-            batches.append(batch)
-            rows += batch.num_rows
-            size += batch.nbytes
-            if rows >= _ROW_GROUP_ROWS or size >= _ROW_GROUP_BYTES:
-                yield pa.Table.from_batches(batches, schema)
-                batches, rows, size = [], 0, 0
-    if batches:
-        yield pa.Table.from_batches(batches, schema)
 
 
 def _may_remove_files(entry: Mapping[str, object]) -> bool:

@@ -34,13 +34,17 @@ class DeltaVersionRows:
         Files that compaction wrote hold rows that are there already: only commits of samples are read.
         Raises FileNotFoundError where a file is gone, which compaction may have replaced.
         """
-        files = pyarrow.fs.PyFileSystem(DeltaStorageHandler(self._uri_of(dataset.name), self._options))
+        uri = self._uri_of(dataset.name)
         names = {field.name for field in dataset.schema.stored_fields}
-        for _, actions in read_actions(self._uri_of(dataset.name), self._options, after, table_version):
-            for path in _sample_files(actions):
-                with files.open_input_file(path) as source, pq.ParquetFile(source) as file:
-                    columns = [name for name in file.schema_arrow.names if name in names]
-                    yield from file.iter_batches(BATCH_ROWS, columns=columns)
+        sizes: dict[str, int] = {}
+        for _, actions in read_actions(uri, after, table_version):
+            sizes |= _sample_files(actions)
+        # Of files whose sizes it is told it does not ask S3.
+        files = pyarrow.fs.PyFileSystem(DeltaStorageHandler(uri, self._options, sizes))
+        for path in sizes:
+            with files.open_input_file(path) as source, pq.ParquetFile(source) as file:
+                columns = [name for name in file.schema_arrow.names if name in names]
+                yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
     def at(
         self, dataset: str, table_version: int, columns: Sequence[str], where: pc.Expression | None = None
@@ -56,9 +60,12 @@ class DeltaVersionRows:
         )
 
 
-def _sample_files(actions: Sequence[Action]) -> Iterator[str]:
-    """The files that a commit adds, if it is one of samples."""
-    if ROWS_ADDED in commit_information(actions):
-        for action in actions:
-            if "add" in action:
-                yield unquote(str(action["add"]["path"]))
+def _sample_files(actions: Sequence[Action]) -> Mapping[str, int]:
+    """The files that a commit adds, and how many bytes they have, if it is one of samples."""
+    if ROWS_ADDED not in commit_information(actions):
+        return {}
+    return {
+        unquote(str(action["add"]["path"])): int(str(action["add"]["size"]))
+        for action in actions
+        if "add" in action
+    }
