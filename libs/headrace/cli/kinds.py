@@ -238,8 +238,15 @@ def _verdict(row: Row) -> str:
     return "-" if row["verdict"] == "UNSPECIFIED" else str(row["verdict"]).lower()
 
 
-def _created(row: Row) -> str:
-    return cell(row["create_time"]) + (", expired" if row["expire_time"] else "")
+def _marks(row: Row) -> str:
+    tags = row["tags"]
+    marks = [
+        *(tags if isinstance(tags, list) else ()),
+        *(["pinned"] if row["pinned"] else ()),
+        *([f"{cell(row['erased_rows'])} rows erased"] if row["erased_rows"] else ()),
+        *(["expired"] if row["expire_time"] else ()),
+    ]
+    return cell(marks)
 
 
 def _split_rows(row: Row) -> str:
@@ -295,17 +302,12 @@ KINDS = (
         "versions",
         ("version", "dataset-versions", "dataset-version"),
         (
-            field("dataset", "dataset"),
             field("version", "version", right=True),
             field("rows", "row_count", right=True),
-            field("table version", "table_version", right=True),
-            Column("content hash", lambda row: str(row["content_hash"])[:12]),
             Column("train/val/test", _split_rows),
             Column("verdict", _verdict),
-            field("tags", "tags"),
-            field("pinned", "pinned"),
-            field("erased rows", "erased_rows", right=True),
-            Column("created", _created),
+            Column("marks", _marks),
+            field("created", "create_time"),
         ),
         _versions,
         _version,
