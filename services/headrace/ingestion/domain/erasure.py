@@ -19,7 +19,7 @@ class ErasureState(enum.Enum):
     REWRITTEN = "REWRITTEN"
     """The newest table version is without the subject: no dataset version is cut from one before it."""
     DONE = "DONE"
-    """No file and no rejected event holds the subject."""
+    """No file, no rejected event and no logged prediction holds the subject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Erasure:
     table_version: int | None = None
     row_count: int = 0
     rejected_count: int = 0
+    prediction_count: int = 0
     versions: tuple[int, ...] = ()
     end_time: datetime | None = None
     problem: str = ""
