@@ -28,8 +28,8 @@ class Erasure:
     empty once it is done.
 
     `begin_version`: the table's version when it began; `table_version`: from which on no row is the
-    subject's. `row_count`: rows of the newest table version, at the time; `versions`: those that held the
-    subject.
+    subject's. `row_count`: rows of the newest table version, at the time; `prediction_count`: entries of
+    the inference service's log; `versions`: those that held the subject.
     """
 
     id: str
