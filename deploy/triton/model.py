@@ -33,6 +33,8 @@ QUEUE_LENGTH = 20_000
 REPORT_SECONDS = 10.0
 # Predictions are found by their ids, and no index takes a text of any length; of gRPC Envoy refuses such ids.
 MAX_ID_BYTES = 256
+# Whoever is named by a longer text could not be erased.
+MAX_SUBJECT_LENGTH = 4096
 # Larger tensors are logged by shape alone: the log is for features and answers, not for images.
 MAX_LOGGED_ELEMENTS = 4096
 
@@ -200,9 +202,11 @@ class PredictionLog:
                 part = slice(first, first + rows)
                 first += rows
                 try:
+                    given = json.loads(parameters) if parameters else {}
                     key, value, headers = self._event(
                         prediction_id,
-                        _traceparent(parameters),
+                        _subject(given),
+                        _traceparent(given),
                         {name: tensor[part] for name, tensor in inputs.items()},
                         {name: tensor[part] for name, tensor in outputs.items()},
                         arrived,
@@ -232,7 +236,7 @@ class PredictionLog:
             f"{dropped} predictions of {self._deployment} were not logged: is the broker slow?"
         )
 
-    def _event(self, prediction_id, traceparent, inputs, outputs, arrived, seconds):
+    def _event(self, prediction_id, subject, traceparent, inputs, outputs, arrived, seconds):
         when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
         event_id = str(uuid.uuid4())
         # No database takes the character U+0000.
@@ -245,6 +249,7 @@ class PredictionLog:
             "seconds": seconds,
             "inputs": [_tensor(name, value) for name, value in inputs.items()],
             "outputs": [_tensor(name, value) for name, value in outputs.items()],
+            "subject": subject,
         }
         headers = {
             "ce_specversion": "1.0",
@@ -374,8 +379,16 @@ def _cut(text, limit):
 
 def _traceparent(parameters):
     """The caller's W3C trace context; empty where there is none."""
-    found = json.loads(parameters).get("traceparent", "") if parameters else ""
+    found = parameters.get("traceparent", "")
     return found if isinstance(found, str) else ""
+
+
+def _subject(parameters):
+    """Whose data the request is about; empty where it names nobody. Raises for what nobody could erase."""
+    found = parameters.get("subject", "")
+    if not isinstance(found, str) or len(found) > MAX_SUBJECT_LENGTH or "\0" in found:
+        raise ValueError(f"its subject is no text of at most {MAX_SUBJECT_LENGTH} characters without U+0000")
+    return found
 
 
 def _options():

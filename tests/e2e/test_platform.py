@@ -102,6 +102,24 @@ def test_events_become_a_model_that_answers(stack: Stack, deployed: str) -> None
     assert answer["version"] == "1"
 
 
+def test_what_was_asked_about_a_subject_is_erased_from_the_prediction_log(
+    stack: Stack, deployed: str
+) -> None:
+    def ask(*options: str) -> str:
+        answer = stack.headrace("predict", deployed, "-d", "[[-0.9, 0.9]]", "-o", "json", *options)
+        return str(json.loads(answer.stdout)["id"])
+
+    def logged() -> set[object]:
+        return {row["id"] for row in stack.json("get", "predictions", deployed)}
+
+    theirs, others = ask("--subject", "caller"), ask("--subject", "another")
+    until(lambda: {theirs, others} <= logged(), "the predictions to be logged")
+    erased = stack.headrace("dataset", "erase", deployed, "--key", "caller", "--yes", "-o", "json")
+    assert json.loads(erased.stdout)["erasure"]["prediction_count"] in (1, "1")
+    assert theirs not in logged()
+    assert others in logged()
+
+
 @pytest.mark.parametrize(
     ("kind", "scoped"),
     [

@@ -137,6 +137,7 @@ class Ingestion:
                     "HEADRACE_INGESTION_GRPC_ADDRESS": f"127.0.0.1:{grpc_port}",
                     "HEADRACE_INGESTION_HTTP_ADDRESS": f"127.0.0.1:{http_port}",
                     "HEADRACE_INGESTION_CONSUMER_GROUP": self.group,
+                    "HEADRACE_INGESTION_INFERENCE_TARGET": "",
                     **environment,
                 },
             )

@@ -139,6 +139,9 @@ def predict(
     deployment: Annotated[str, typer.Argument(help="The deployment to ask.")],
     rows: Annotated[str, typer.Option("--data-json", "-d", help="Rows of features: '[[1.0, 2.0], ...]'.")],
     version: Annotated[str, typer.Option(help="Ask this version instead of the rollout's.")] = "",
+    subject: Annotated[
+        str, typer.Option(help="Whose data the rows are, by the dataset's key, so that it can be erased.")
+    ] = "",
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
@@ -149,7 +152,7 @@ def predict(
             features = json.loads(rows)
         except ValueError as error:
             raise InvalidArgument("INVALID_DATA", f"--data-json is not JSON: {error}") from error
-        answer = await client.predict(deployment, features, version=version)
+        answer = await client.predict(deployment, features, version=version, subject=subject)
         if output is not Format.TABLE:
             show_document(
                 {

@@ -35,7 +35,7 @@ def erase(
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
-    """Erase a subject from all versions, pinned ones too, and from rejected events, for good."""
+    """Erase a subject from all versions, pinned or not, rejected events and logged predictions, for good."""
     from headrace.api.ingestion.v1 import erasure_pb2 as erasures
     from headrace.cli.plain import plain
     from headrace.client.erasing import followed
@@ -77,6 +77,7 @@ def list_erasures(
         field("state", "state"),
         field("rows", "row_count", right=True),
         field("rejected", "rejected_count", right=True),
+        field("predictions", "prediction_count", right=True),
         field("versions", "versions"),
         field("requested", "create_time"),
         field("done", "end_time"),
@@ -98,21 +99,22 @@ def _step(erasure: erasures.Erasure) -> str:
     if erasure.problem:
         return f"waits: {erasure.problem}"
     if erasure.state == erasure_pb2.ERASURE_STATE_REWRITTEN:
-        return "earlier versions and rejected events"
+        return "earlier versions, rejected events and predictions"
     return "newest rows"
 
 
 def _show(erasure: erasures.Erasure) -> None:
     held = ", ".join(map(str, erasure.versions)) or "none"
     console.print(
-        f"{erasure.row_count} rows erased, and {erasure.rejected_count} rejected events; "
-        "no file of the table holds the subject any more.",
+        f"{erasure.row_count} rows erased, {erasure.rejected_count} rejected events, and "
+        f"{erasure.prediction_count} logged predictions; no file of the table holds the subject any more.",
         soft_wrap=True,
     )
     console.print(f"versions of {erasure.dataset} that held it: {held}", soft_wrap=True)
     console.print(
         Text(
-            "The samples topic keeps the events for its own retention; the prediction log knows no subjects.",
+            "Topics keep events for their own retention. Predictions are found where requests named their"
+            " subject.",
             "dim",
         ),
         soft_wrap=True,

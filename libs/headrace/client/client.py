@@ -265,14 +265,20 @@ class HeadraceClient:
         *,
         version: str = "",
         prediction_id: str = "",
+        subject: str = "",
     ) -> Prediction:
         """Ask a deployment about rows of raw features, in the order of its dataset's schema.
 
-        An empty `version` leaves the choice to the rollout. Raises NotFound for an unknown deployment or
-        version, InvalidArgument for rows that are not the model's.
+        An empty `version` leaves the choice to the rollout. `subject` says whose data the rows are, by the
+        dataset's key: `headrace dataset erase` then reaches what is logged of them. Raises NotFound for an
+        unknown deployment or version, InvalidArgument for rows that are not the model's.
         """
         return await self._protocol.infer(
-            deployment, features, version=version, prediction_id=prediction_id or str(uuid.uuid4())
+            deployment,
+            features,
+            version=version,
+            prediction_id=prediction_id or str(uuid.uuid4()),
+            subject=subject,
         )
 
     @cached_property

@@ -41,12 +41,15 @@ class InferenceProtocol:
         *,
         version: str,
         prediction_id: str,
+        subject: str,
     ) -> Prediction:
         """Ask for one batch; the errors are those of `HeadraceClient.predict`."""
         rows = _rows(features)
         request = service_pb2.ModelInferRequest(
             model_name=deployment, model_version=version, id=prediction_id
         )
+        if subject:
+            request.parameters["subject"].string_param = subject
         request.inputs.add(name=INPUT, datatype="FP32", shape=rows.shape)
         request.raw_input_contents.append(rows.tobytes())
         response = await self._stub.ModelInfer(request)

@@ -206,7 +206,10 @@ class Plan:
     def _service_settings(self, name: str) -> Mapping[str, str]:
         match name:
             case "ingestion":
-                return {"privacy_keys_file": str(self.options.data / privacy_keys.FILE)}
+                return {
+                    "privacy_keys_file": str(self.options.data / privacy_keys.FILE),
+                    "inference_target": self._target("inference"),
+                }
             case "scheduling":
                 others = ("ingestion", "registry", "inference")
                 return {f"{other}_target": self._target(other) for other in others}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.inference.consumers import Consumers
+from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.settings import Settings
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.triton.repository import ModelRepository
 from headrace.inference.triton.server import triton_server
 from headrace.inference.use_cases.deployments import Deployments
+from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
 from headrace.inference.use_cases.production import Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.route import Router
@@ -72,7 +75,16 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(router.run, "router")
     runner.spawn(lead(pool, "headrace.inference.reconciler", reconciler.run), "reconciler")
 
-    servicer = InferenceServicer(Deployments(work, utc_now), control_plane, address=address, changed=changed)
+    retention = timedelta(hours=settings.erasure_retention_hours)
+    runner.spawn(Forgetter(ForgetErasures(work, utc_now, retention)).run, "forgetter of erasures")
+
+    servicer = InferenceServicer(
+        Deployments(work, utc_now),
+        ErasePredictions(work, utc_now),
+        control_plane,
+        address=address,
+        changed=changed,
+    )
     binding = ServiceBinding(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE)
     await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))
 

@@ -17,6 +17,7 @@ from headrace.inference.messages import (
     rollout_message,
 )
 from headrace.inference.use_cases.deployments import Deployments
+from headrace.inference.use_cases.erase_predictions import ErasePredictions
 from headrace.inference.use_cases.ports import DataPlane
 from headrace.rpc import paging
 
@@ -27,9 +28,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """The inference service's API; the proto says what each method does."""
 
     def __init__(
-        self, deployments: Deployments, data_plane: DataPlane, *, address: str, changed: Callable[[], None]
+        self,
+        deployments: Deployments,
+        erase_predictions: ErasePredictions,
+        data_plane: DataPlane,
+        *,
+        address: str,
+        changed: Callable[[], None],
     ) -> None:
         self._deployments = deployments
+        self._erase_predictions = erase_predictions
         self._data_plane = data_plane
         self._address = address
         self._changed = changed
@@ -99,6 +107,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         rows = await self._deployments.predictions(request.deployment, before, before_id, size + 1)
         page, token = paging.cut(rows, size, lambda row: (row.time.isoformat(), row.event_id))
         return api.ListPredictionsResponse(predictions=map(prediction_message, page), next_page_token=token)
+
+    async def ErasePredictions(
+        self, request: api.ErasePredictionsRequest, context: Any
+    ) -> api.ErasePredictionsResponse:
+        """Remove a subject's predictions."""
+        count = await self._erase_predictions(request.erasure, request.dataset, request.subject)
+        return api.ErasePredictionsResponse(prediction_count=count)
 
     async def GetQuality(self, request: api.GetQualityRequest, context: Any) -> api.Quality:
         """Live quality from feedback."""

@@ -76,6 +76,7 @@ def served_version_from(message: registry_pb2.ModelVersion, artifact: registry_p
         classes=tuple(signature.classes),
         signature=signature.SerializeToString(deterministic=True),
         traceparent=message.traceparent,
+        dataset=message.lineage.dataset_version.dataset,
     )
 
 

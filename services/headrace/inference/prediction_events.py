@@ -21,6 +21,8 @@ from headrace.rpc.convert import from_timestamp
 ANSWER = "label"
 # What an index of PostgreSQL certainly takes.
 MAX_ID_BYTES = 256
+# Whoever is named by a longer text could not be erased.
+MAX_SUBJECT_LENGTH = 4096
 _RUNTIME = "headrace/triton"
 # PostgreSQL's text and jsonb take no such character.
 _NUL = b"\\u0000"
@@ -34,6 +36,8 @@ def parse_prediction(event: Event) -> LoggedPrediction:
         raise MalformedPayload("text with the character U+0000 cannot be stored")
     prediction = _parsed(event)
     check_ids(prediction.deployment, prediction.prediction_id)
+    if len(prediction.subject) > MAX_SUBJECT_LENGTH:
+        raise MalformedPayload(f"subject is longer than {MAX_SUBJECT_LENGTH} characters")
     return prediction
 
 
@@ -63,6 +67,7 @@ def _parsed(event: Event) -> LoggedPrediction:
         outputs=outputs,
         answer=_answer(outputs),
         traceparent=event.traceparent,
+        subject=message.subject,
     )
 
 
@@ -80,6 +85,7 @@ def _read(event: Event) -> LoggedPrediction:
         outputs=outputs,
         answer=_answer(outputs),
         traceparent=event.traceparent,
+        subject=_text(document.get("subject", "")),
     )
 
 

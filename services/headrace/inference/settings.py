@@ -38,6 +38,12 @@ class Settings(BaseSettings):
         le=1,
         description="Share of the requests without a trace context that Envoy begins a trace for.",
     )
+    # A day more than the topic keeps predictions.
+    erasure_retention_hours: int = Field(
+        default=192,
+        ge=24,
+        description="An erasure is remembered so long; longer than the topic keeps predictions.",
+    )
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."
     )

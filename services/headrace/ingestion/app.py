@@ -24,6 +24,7 @@ from headrace.ingestion.expirer import Expirer
 from headrace.ingestion.feeds import Feeds
 from headrace.ingestion.grpc_api import IngestionServicer
 from headrace.ingestion.maintainer import Maintainer
+from headrace.ingestion.prediction_log import prediction_log
 from headrace.ingestion.reject_watch import RejectWatch
 from headrace.ingestion.rejected_events import KafkaRejectedEvents
 from headrace.ingestion.schema_registry import schema_registry
@@ -103,6 +104,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     catalogue = PostgresCatalogue(pool)
     rows = DeltaVersionRows(tables.uri, delta_storage_options())
     registry = await runner.enter(schema_registry(settings))
+    predictions = await runner.enter(prediction_log(settings))
     profiles = ProfileVersions(catalogue, rows)
     versions = CutVersions(catalogue, tables, profiles, clock=utc_now)
     cutter = Cutter(catalogue, versions, sweep_seconds=settings.sweep_seconds)
@@ -140,6 +142,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             keys,
             RecogniseSubject(registry),
             RejectedClaims(catalogue, payloads, max_bytes=settings.max_claim_bytes),
+            predictions,
             clock=utc_now,
         ),
         one_table_writer,

@@ -27,4 +27,5 @@ def erasure_to_message(erasure: Erasure) -> api.Erasure:
         create_time=to_timestamp(erasure.create_time),
         end_time=to_timestamp(erasure.end_time),
         problem=erasure.problem,
+        prediction_count=erasure.prediction_count,
     )

@@ -75,6 +75,10 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="The same keys, separated by commas, in the place of a file.",
     )
+    inference_target: str = Field(
+        default="127.0.0.1:7105",
+        description="The inference service, whose prediction log erasures reach. Empty: there is none.",
+    )
     retry_seconds: float = Field(
         default=5.0, gt=0, description="Longest pause before a batch that failed is tried again."
     )

@@ -141,11 +141,17 @@ async def ask(
     version: str = "",
     request_id: str = "",
     rows: int = 1,
+    parameters: dict[str, str | int] | None = None,
 ) -> triton.InferResult:
     tensor = triton.InferInput("features", [rows, 3], "FP32")
     tensor.set_data_from_numpy(np.ones((rows, 3), dtype=np.float32))
     return await client.infer(
-        model, [tensor], model_version=version, request_id=request_id, client_timeout=10
+        model,
+        [tensor],
+        model_version=version,
+        request_id=request_id,
+        client_timeout=10,
+        parameters=parameters,
     )
 
 

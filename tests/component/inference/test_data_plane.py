@@ -19,6 +19,7 @@ from tests.support.models import failing_classifier
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.inference.prediction_events import MAX_SUBJECT_LENGTH
 from headrace.messaging.events import Event
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import FEEDBACK
@@ -246,3 +247,34 @@ async def test_rest_answers_like_grpc(plane: Plane, name: str) -> None:
     assert str(answer["error"]).endswith("expected: features FP32 [-1,3]")
     status, _ = await asyncio.to_thread(post, plane, f"/v2/repository/models/{name}/unload", {})
     assert status == 403
+
+
+async def test_a_request_may_name_its_subject_whose_predictions_are_erased(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    longest = "ü" * MAX_SUBJECT_LENGTH
+    async with plane.client() as client:
+        for request_id, parameters in (
+            ("theirs", {"subject": longest}),
+            # Nobody could erase them: they are answered, and not logged.
+            ("too-long", {"subject": longest + "ü"}),
+            ("no-text", {"subject": 4711}),
+            ("nobody's", None),
+        ):
+            await ask(client, name, request_id=request_id, parameters=parameters)
+    row = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
+    status, _ = await asyncio.to_thread(
+        post,
+        plane,
+        f"/v2/models/{name}/infer",
+        {"id": "theirs-by-rest", "parameters": {"subject": longest}, "inputs": [row]},
+    )
+    assert status == 200
+    logged = await plane.until_logged(name, {"theirs", "nobody's", "theirs-by-rest"})
+    assert len(logged) == 3
+    request = api.ErasePredictionsRequest(erasure=name, dataset="its-dataset", subject=longest)
+    assert (await plane.stub.ErasePredictions(request)).prediction_count == 2
+    listed = await plane.stub.ListPredictions(api.ListPredictionsRequest(deployment=name))
+    assert [prediction.id for prediction in listed.predictions] == ["nobody's"]
+    assert "ü" not in plane.triton.log.read_text() + plane.service.log.read_text()

@@ -12,11 +12,14 @@ import deltalake
 import pyarrow as pa
 import pytest
 from tests.support.ingestion import Headers, Ingestion, Process, Running
+from tests.support.prediction_log import PlayedLog, play_log
 from tests.support.traces_of_data import files_with, sql_tables_with
 from tests.support.waiting import eventually
 
+from headrace.api.inference.v1 import inference_pb2
 from headrace.api.ingestion.v1 import erasure_pb2, erasure_pb2_grpc, versions_pb2
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.embedded.parts import free_port
 from headrace.errors import FailedPrecondition, NotFound, Unavailable
 from headrace.events.ingestion.v1 import events_pb2
 from headrace.messaging import topics
@@ -177,7 +180,18 @@ async def test_a_subject_is_erased_from_every_version_and_every_file(ingestion: 
     assert subject(ingestion) not in (ingestion.folder / "ingestion-0.log").read_text()
 
 
-STEPS = ("request", "state", "commit", "write", "removals", "log", "remove", "rejected", "finish")
+STEPS = (
+    "request",
+    "state",
+    "commit",
+    "write",
+    "removals",
+    "log",
+    "remove",
+    "rejected",
+    "predictions",
+    "finish",
+)
 
 
 @pytest.mark.kill
@@ -187,18 +201,46 @@ async def test_an_erasure_that_dies_at_each_step_is_ended_by_whoever_comes_next(
     await eventually(ingestion.files, lambda count: count == 1)
     await process.stop()
     first, *others = STEPS
-    process = await ingestion.start_ready(**BUSY, HEADRACE_FAULT=f"ingestion.after-erase-{first}")
-    with pytest.raises(Unavailable):
-        await request(ingestion, process)
-    await process.killed()
-    for step in others:
-        # It goes on with the erasure, and dies a step later.
-        process = await ingestion.start(**BUSY, HEADRACE_FAULT=f"ingestion.after-erase-{step}")
+    async with play_log(free_port()) as log:
+        settings = {**BUSY, "HEADRACE_INGESTION_INFERENCE_TARGET": log.target}
+        process = await ingestion.start_ready(**settings, HEADRACE_FAULT=f"ingestion.after-erase-{first}")
+        with pytest.raises(Unavailable):
+            await request(ingestion, process)
         await process.killed()
-    process = await ingestion.start_ready(**BUSY)
-    done = await erased(ingestion, process)
+        for step in others:
+            # It goes on with the erasure, and dies a step later.
+            process = await ingestion.start(**settings, HEADRACE_FAULT=f"ingestion.after-erase-{step}")
+            await process.killed()
+        process = await ingestion.start_ready(**settings)
+        done = await erased(ingestion, process)
     assert (done.row_count, done.rejected_count, list(done.versions)) == (3, 2, [1, 2])
+    assert done.prediction_count == PlayedLog.count
+    assert {asked.erasure for asked in log.asked} == {done.id}
     await check(ingestion, process, before)
+
+
+async def test_an_erasure_is_not_done_before_the_prediction_log_has_answered(ingestion: Ingestion) -> None:
+    port = free_port()
+    process = await ingestion.start_ready(HEADRACE_INGESTION_INFERENCE_TARGET=f"127.0.0.1:{port}")
+    await ingestion.apply(process)
+    await stored(ingestion, process, sample(ingestion, 1, subject(ingestion)), sample(ingestion, 2, "other"))
+    requested = await request(ingestion, process)
+
+    async def problem() -> str:
+        [found] = await erasures(ingestion, process)
+        assert found.state != erasure_pb2.ERASURE_STATE_DONE
+        return found.problem
+
+    why = await eventually(problem, bool)
+    assert f"the inference service at 127.0.0.1:{port} does not answer" in why
+    assert [row["id"] for row in await ingestion.rows()] == ["other"]
+    async with play_log(port) as log:
+        done = await erased(ingestion, process)
+    assert (done.row_count, done.prediction_count, done.problem) == (1, PlayedLog.count, "")
+    assert log.asked[-1] == inference_pb2.ErasePredictionsRequest(
+        erasure=requested.id, dataset=ingestion.dataset, subject=subject(ingestion)
+    )
+    assert subject(ingestion) not in process.log.read_text()
 
 
 async def test_rows_that_arrive_meanwhile_stay(ingestion: Ingestion) -> None:

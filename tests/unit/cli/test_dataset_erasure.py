@@ -19,6 +19,7 @@ DONE = erasures.Erasure(
     state=erasures.ERASURE_STATE_DONE,
     row_count=3,
     rejected_count=2,
+    prediction_count=4,
     versions=[1, 2],
 )
 
@@ -61,7 +62,7 @@ def test_an_erasure_is_followed_and_names_the_models_of_what_held_it(
 ) -> None:
     result = headrace("dataset", "erase", "small", "--key", "p1", "--yes")
     assert result.exit_code == 0, result.output
-    assert "3 rows erased, and 2 rejected events" in result.output
+    assert "3 rows erased, 2 rejected events, and 4 logged predictions" in result.output
     assert "versions of small that held it: 1, 2" in result.output
     assert "model versions trained on them: one/9, one/7" in result.output
     assert "p1" not in result.output

@@ -156,9 +156,13 @@ async def test_an_event_that_is_too_large_is_told_apart_from_a_broker_that_is_aw
 class Model(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers the sum of each row, its sign as text, and the version that was asked for."""
 
+    def __init__(self) -> None:
+        self.parameters: list[dict[str, str]] = []
+
     async def ModelInfer(self, request: Any, _context: Any) -> Any:
         if request.model_name != "sums":
             raise NotFound("NOT_FOUND", "unknown model")
+        self.parameters.append({name: value.string_param for name, value in request.parameters.items()})
         rows = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(request.inputs[0].shape)
         response = service_pb2.ModelInferResponse(
             model_name=request.model_name, model_version=request.model_version or "3", id=request.id
@@ -172,8 +176,9 @@ class Model(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 async def test_predictions_speak_the_inference_protocol() -> None:
+    model = Model()
     binding = ServiceBinding(
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, Model(), "inference.GRPCInferenceService"
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, model, "inference.GRPCInferenceService"
     )
     async with serve("127.0.0.1:0", [binding], health=Health()) as server:
         target = f"127.0.0.1:{server.port}"
@@ -183,7 +188,8 @@ async def test_predictions_speak_the_inference_protocol() -> None:
             assert answer.outputs["sum"].tolist() == [3, -2]
             assert answer.outputs["sign"].tolist() == ["plus", "minus"]
             assert (await client.predict("sums", [[1, 2]], version="2")).version == "2"
-            assert (await client.predict("sums", [[1, 2]])).prediction_id
+            assert (await client.predict("sums", [[1, 2]], subject="p1")).prediction_id
+            assert model.parameters == [{}, {}, {"subject": "p1"}]
             with pytest.raises(NotFound):
                 await client.predict("other", [[1, 2]])
 
@@ -192,5 +198,5 @@ async def test_predictions_speak_the_inference_protocol() -> None:
 async def test_features_that_are_no_rows_are_refused(features: Any) -> None:
     async with channel("127.0.0.1:1") as nowhere:
         with pytest.raises(InvalidArgument) as caught:
-            await InferenceProtocol(nowhere).infer("d", features, version="", prediction_id="p")
+            await InferenceProtocol(nowhere).infer("d", features, version="", prediction_id="p", subject="")
     assert caught.value.reason == "INVALID_FEATURES"

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from headrace.inference.prediction_events import MAX_ID_BYTES, parse_prediction
+from headrace.inference.prediction_events import MAX_ID_BYTES, MAX_SUBJECT_LENGTH, parse_prediction
 from headrace.messaging.events import Event, MalformedPayload
 
 
-def an_event(prediction_id: str, source: str) -> Event:
+def an_event(prediction_id: str, source: str, **more: str) -> Event:
     payload = {
         "prediction_id": prediction_id,
         "deployment": "live",
@@ -18,6 +18,7 @@ def an_event(prediction_id: str, source: str) -> Event:
         "seconds": 0.5,
         "inputs": [],
         "outputs": [{"name": "label", "datatype": "INT64", "shape": [1], "numbers": [1]}],
+        **more,
     }
     return Event(
         id="e",
@@ -35,3 +36,13 @@ def test_an_id_that_no_index_takes_is_refused(source: str) -> None:
     assert parse_prediction(an_event("x" * MAX_ID_BYTES, source)).answer == 1
     with pytest.raises(MalformedPayload, match="prediction_id is longer than 256 bytes"):
         parse_prediction(an_event("ü" * MAX_ID_BYTES, source))
+
+
+@pytest.mark.parametrize("source", ["headrace/triton", "somebody"])
+def test_a_subject_that_could_not_be_erased_is_refused(source: str) -> None:
+    assert parse_prediction(an_event("p", source)).subject == ""
+    longest = "ü" * MAX_SUBJECT_LENGTH
+    assert parse_prediction(an_event("p", source, subject=longest)).subject == longest
+    with pytest.raises(MalformedPayload, match="subject is longer than 4096 characters") as refused:
+        parse_prediction(an_event("p", source, subject=longest + "ü"))
+    assert "ü" not in str(refused.value)

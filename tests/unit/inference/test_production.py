@@ -18,6 +18,7 @@ class Table:
     def __init__(self) -> None:
         self.stored: list[str] = []
         self.batches: list[int] = []
+        self.looked_at: list[str] = []
         self.away = False
 
     @property
@@ -32,14 +33,27 @@ class Table:
         self.batches.append(len(ids))
         self.stored += ids
 
+    async def erase_late(self, event_ids: Sequence[str]) -> None:
+        self.looked_at += event_ids
+
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Any]:
         yield self
 
 
-def a_prediction(prediction_id: str) -> LoggedPrediction:
+def a_prediction(prediction_id: str, subject: str = "") -> LoggedPrediction:
     return LoggedPrediction(
-        prediction_id, prediction_id, "live", 1, datetime(2026, 1, 1, tzinfo=UTC), 0.1, {}, {}, None, ""
+        event_id=prediction_id,
+        prediction_id=prediction_id,
+        deployment="live",
+        version=1,
+        time=datetime(2026, 1, 1, tzinfo=UTC),
+        seconds=0.1,
+        inputs={},
+        outputs={},
+        answer=None,
+        traceparent="",
+        subject=subject,
     )
 
 
@@ -71,3 +85,12 @@ async def test_after_a_failure_the_next_one_is_stored() -> None:
     table.away = False
     await production.predicted(a_prediction("a"))
     assert table.stored == ["a"]
+
+
+async def test_predictions_that_name_a_subject_may_come_after_its_erasure() -> None:
+    table = Table()
+    production = Production(table.begin)
+    predictions = (a_prediction("a"), a_prediction("b", subject="p1"), a_prediction("c"))
+    await asyncio.gather(*map(production.predicted, predictions))
+    assert table.stored == ["a", "b", "c"]
+    assert table.looked_at == ["b"]

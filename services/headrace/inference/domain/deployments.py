@@ -24,7 +24,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """A promoted model version: where its file lies, and what it takes and gives."""
+    """A promoted model version: where its file lies, and what it takes and gives.
+
+    `dataset`: which one it was trained on; empty where that is not known.
+    """
 
     model: str
     version: int
@@ -35,6 +38,7 @@ class ServedVersion:
     classes: tuple[str, ...]
     signature: bytes
     traceparent: str
+    dataset: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 -- name: put_served_version
-INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent, dataset)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (model, version) DO NOTHING;
 
 -- name: list_served_versions
-SELECT model, version, uri, sha256, signature, traceparent FROM served_versions WHERE model = $1 ORDER BY version;
+SELECT * FROM served_versions WHERE model = $1 ORDER BY version;
 
 -- name: all_served_versions
-SELECT model, version, uri, sha256, signature, traceparent FROM served_versions ORDER BY model, version;
+SELECT * FROM served_versions ORDER BY model, version;
 
 -- The update changes nothing; it locks the one that there is, whoever makes or forgets it at the same time.
 -- name: insert_or_lock_deployment
@@ -60,9 +61,46 @@ ON CONFLICT (id) DO UPDATE SET
 -- name: list_rollouts
 SELECT * FROM rollouts WHERE deployment = $1 AND (create_time, id) < ($2, $3) ORDER BY create_time DESC, id DESC LIMIT $4;
 
+-- The dataset is looked up now: later the deployment's name may be another model's.
 -- name: put_prediction
-INSERT INTO predictions (event_id, prediction_id, deployment, version, time, seconds, inputs, outputs, answer, traceparent)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (event_id) DO NOTHING;
+INSERT INTO predictions (event_id, prediction_id, deployment, version, time, seconds, inputs, outputs, answer,
+                         traceparent, subject, dataset)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, CASE WHEN $11 = '' THEN '' ELSE coalesce(
+    (SELECT v.dataset FROM deployments d JOIN served_versions v USING (model) WHERE d.name = $3 AND v.version = $4), '')
+    END)
+ON CONFLICT (event_id) DO NOTHING;
+
+-- name: lock_predictions
+LOCK TABLE predictions IN SHARE ROW EXCLUSIVE MODE;
+
+-- Where the dataset is not known: a prediction too many rather than one too few.
+-- name: erase_predictions
+WITH erased AS (
+    DELETE FROM predictions WHERE subject = $2 AND subject <> '' AND dataset IN ('', $1)
+    RETURNING deployment, prediction_id
+), labels AS (
+    DELETE FROM feedback f USING erased e WHERE (f.deployment, f.prediction_id) = (e.deployment, e.prediction_id)
+)
+SELECT count(*) FROM erased;
+
+-- name: remember_erasure
+INSERT INTO erasures (id, dataset, digest, erase_time, prediction_count)
+VALUES ($1, $2, sha256(convert_to($1::text || $3::text, 'UTF8')), $4, $5)
+ON CONFLICT (id) DO UPDATE SET
+    erase_time = excluded.erase_time, prediction_count = erasures.prediction_count + excluded.prediction_count
+RETURNING prediction_count;
+
+-- name: erase_late_predictions
+WITH erased AS (
+    DELETE FROM predictions p USING erasures e
+    WHERE p.event_id = ANY($1::text[]) AND p.time <= e.erase_time AND p.dataset IN ('', e.dataset)
+        AND e.digest = sha256(convert_to(e.id || p.subject, 'UTF8'))
+    RETURNING p.deployment, p.prediction_id
+)
+DELETE FROM feedback f USING erased e WHERE (f.deployment, f.prediction_id) = (e.deployment, e.prediction_id);
+
+-- name: forget_erasures
+DELETE FROM erasures WHERE erase_time < $1 RETURNING id;
 
 -- name: put_feedback
 INSERT INTO feedback (deployment, prediction_id, label, time) VALUES ($1, $2, $3, $4)

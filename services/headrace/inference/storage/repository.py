@@ -36,6 +36,7 @@ class Repository:
             version.sha256,
             version.signature,
             version.traceparent,
+            version.dataset,
         )
 
     async def served_versions(self, model: str) -> list[ServedVersion]:
@@ -154,10 +155,29 @@ class Repository:
                     p.outputs,
                     p.answer,
                     p.traceparent,
+                    p.subject,
                 )
                 for p in predictions
             ],
         )
+
+    async def erase_predictions(self, erasure: str, dataset: str, subject: str, time: datetime) -> int:
+        """Remove a subject's predictions, and remember that; how many this erasure has removed so far."""
+        # Batches that are being stored are there when the lock is, and later ones find the erasure.
+        await self._connection.execute(QUERIES["lock_predictions"])
+        removed = await self._connection.fetchval(QUERIES["erase_predictions"], dataset, subject)
+        count: int = await self._connection.fetchval(
+            QUERIES["remember_erasure"], erasure, dataset, subject, time, removed
+        )
+        return count
+
+    async def erase_late(self, event_ids: Sequence[str]) -> None:
+        """Remove those of the predictions that were made before their subject was erased."""
+        await self._connection.execute(QUERIES["erase_late_predictions"], event_ids)
+
+    async def forget_erasures(self, before: datetime) -> int:
+        """Forget erasures from before that moment; how many there were."""
+        return len(await self._connection.fetch(QUERIES["forget_erasures"], before))
 
     async def put_feedback(
         self, deployment: str, prediction_id: str, label: float | str, time: datetime
@@ -252,4 +272,5 @@ def _served_version(row: asyncpg.Record) -> ServedVersion:
         classes=tuple(signature.classes),
         signature=row["signature"],
         traceparent=row["traceparent"],
+        dataset=row["dataset"],
     )

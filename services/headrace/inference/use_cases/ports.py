@@ -16,7 +16,10 @@ from headrace.messaging.events import Event
 
 @dataclass(frozen=True, slots=True)
 class LoggedPrediction:
-    """One entry of the prediction log. Tensors as {"name": {"datatype", "shape", "data"}}."""
+    """One entry of the prediction log. Tensors as {"name": {"datatype", "shape", "data"}}.
+
+    `subject`: whose data the request was about, empty where it named nobody; stored and never read back.
+    """
 
     event_id: str
     prediction_id: str
@@ -29,6 +32,7 @@ class LoggedPrediction:
     answer: float | None
     traceparent: str
     label: float | str | None = None
+    subject: str = ""
 
 
 class Rows(Protocol):
@@ -78,6 +82,15 @@ class Rows(Protocol):
 
     async def put_predictions(self, predictions: Sequence[LoggedPrediction]) -> None:
         """Store predictions once each."""
+
+    async def erase_predictions(self, erasure: str, dataset: str, subject: str, time: datetime) -> int:
+        """Remove a subject's predictions, and remember that; how many this erasure has removed so far."""
+
+    async def erase_late(self, event_ids: Sequence[str]) -> None:
+        """Remove those of the predictions that were made before their subject was erased."""
+
+    async def forget_erasures(self, before: datetime) -> int:
+        """Forget erasures from before that moment; how many there were."""
 
     async def put_feedback(
         self, deployment: str, prediction_id: str, label: float | str, time: datetime

@@ -64,6 +64,8 @@ class Production:
     async def _store(self, batch: list[Waiting]) -> None:
         async with self._work() as work:
             await work.rows.put_predictions([prediction for prediction, _ in batch])
+            if named := [prediction.event_id for prediction, _ in batch if prediction.subject]:
+                await work.rows.erase_late(named)
         metrics.PREDICTIONS.inc(len(batch))
         for _, stored in batch:
             if not stored.done():

@@ -19,7 +19,7 @@ class ErasureState(enum.Enum):
     REWRITTEN = "REWRITTEN"
     """The newest table version is without the subject: no dataset version is cut from one before it."""
     DONE = "DONE"
-    """No file and no rejected event holds the subject."""
+    """No file, no rejected event and no logged prediction holds the subject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Erasure:
     empty once it is done.
 
     `begin_version`: the table's version when it began; `table_version`: from which on no row is the
-    subject's. `row_count`: rows of the newest table version, at the time; `versions`: those that held the
-    subject.
+    subject's. `row_count`: rows of the newest table version, at the time; `prediction_count`: entries of
+    the inference service's log; `versions`: those that held the subject.
     """
 
     id: str
@@ -42,6 +42,7 @@ class Erasure:
     table_version: int | None = None
     row_count: int = 0
     rejected_count: int = 0
+    prediction_count: int = 0
     versions: tuple[int, ...] = ()
     end_time: datetime | None = None
     problem: str = ""

@@ -283,13 +283,13 @@ update reject_episodes set end_time = $2 where id = $1 and end_time is null retu
 -- name: insert_erasure
 insert into erasures
     (id, dataset, subject, sealed_by, create_time, state, begin_version, table_version, row_count, rejected_count,
-     versions, end_time, problem)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
+     versions, end_time, problem, prediction_count)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14);
 
 -- name: update_erasure
 update erasures
 set subject = $2, sealed_by = $3, state = $4, begin_version = $5, table_version = $6, row_count = $7,
-    rejected_count = $8, versions = $9, end_time = $10, problem = $11
+    rejected_count = $8, versions = $9, end_time = $10, problem = $11, prediction_count = $12
 where id = $1;
 
 -- name: note_problem

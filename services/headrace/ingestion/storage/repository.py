@@ -515,6 +515,7 @@ class PostgresRepository:
             erasure.versions,
             erasure.end_time,
             erasure.problem,
+            erasure.prediction_count,
         )
 
     async def update_erasure(self, erasure: Erasure) -> None:
@@ -533,6 +534,7 @@ class PostgresRepository:
             erasure.versions,
             erasure.end_time,
             erasure.problem,
+            erasure.prediction_count,
         )
 
     async def note_problem(self, erasure: str, problem: str) -> None:
@@ -743,6 +745,7 @@ def _erasure(row: asyncpg.Record) -> Erasure:
         versions=tuple(row["versions"]),
         end_time=row["end_time"],
         problem=row["problem"],
+        prediction_count=row["prediction_count"],
     )
 
 

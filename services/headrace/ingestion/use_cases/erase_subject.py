@@ -1,4 +1,5 @@
-"""A subject out of a dataset: rows of every version, and rejected events with the payloads that they claim.
+"""A subject out of a dataset: rows of every version, rejected events with the payloads that they claim, and
+what the inference service keeps of requests to the dataset's models.
 
 An erasure is stored before anything is done, and each step can be done again: whoever goes on after a crash
 looks at what there is. It ends when a look at every file finds nothing.
@@ -18,7 +19,7 @@ from headrace.ingestion.domain.key_ring import KeyRing
 from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.sealing import unsealed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
-from headrace.ingestion.use_cases.ports import Catalogue, TableErasure
+from headrace.ingestion.use_cases.ports import Catalogue, PredictionLog, TableErasure
 from headrace.ingestion.use_cases.profile_versions import ProfileVersions
 from headrace.ingestion.use_cases.recognise_subject import RecogniseSubject
 from headrace.ingestion.use_cases.rejected_claims import RejectedClaims
@@ -66,11 +67,13 @@ class EraseSubject:
         keys: KeyRing,
         recognise: RecogniseSubject,
         claims: RejectedClaims,
+        predictions: PredictionLog,
         *,
         clock: Clock,
     ) -> None:
         self._catalogue = catalogue
         self._claims = claims
+        self._predictions = predictions
         self._tables = tables
         self._profiles = profiles
         self._keys = keys
@@ -80,14 +83,15 @@ class EraseSubject:
     async def __call__(self, erasure: Erasure) -> Erasure:
         """Carry it out, or go on with it.
 
-        Raises Unavailable ERASURE_INCOMPLETE where a file still holds the subject, and whatever the database
-        or the store raises: call again.
+        Raises Unavailable ERASURE_INCOMPLETE where a file still holds the subject, or
+        PREDICTION_LOG_UNAVAILABLE, and whatever the database or the store raises: call again.
         """
         dataset = await require_dataset(self._catalogue, erasure.dataset)
         subject = subject_of(erasure, self._keys)
         erasure = await self._rewritten(await self._begun(erasure, dataset), dataset, subject)
         await asyncio.to_thread(self._tables.erase_history, dataset, subject, erasure.id)
         erasure = await self._erase_rejected(erasure, dataset, subject)
+        erasure = await self._erase_predictions(erasure, subject)
         if left := await asyncio.to_thread(self._tables.holders, dataset, subject):
             raise Unavailable(
                 "ERASURE_INCOMPLETE",
@@ -136,6 +140,11 @@ class EraseSubject:
             after = page[-1].id
         await self._claims.remove_erased()
         return erasure
+
+    async def _erase_predictions(self, erasure: Erasure, subject: str) -> Erasure:
+        count = await self._predictions.erase(erasure.id, erasure.dataset, subject)
+        fault_point("ingestion.after-erase-predictions")
+        return await self._stored(replace(erasure, prediction_count=count))
 
     async def _finished(self, erasure: Erasure, dataset: Dataset) -> Erasure:
         """Write down which versions lack rows now, and what is left of them looks like."""

@@ -252,6 +252,17 @@ class TableErasure(Protocol):
         """How many rows the table has at each of these versions."""
 
 
+class PredictionLog(Protocol):
+    """What the inference service keeps of requests."""
+
+    async def erase(self, erasure: str, dataset: str, subject: str) -> int:
+        """Remove the subject's predictions by models of the dataset.
+
+        Answers how many it has been for this erasure, however often it is asked.
+        Raises Unavailable PREDICTION_LOG_UNAVAILABLE.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
     """A rejection as it is kept, and what became of it. `size`: bytes of key, payload and headers."""

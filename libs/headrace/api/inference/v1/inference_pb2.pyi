@@ -564,3 +564,44 @@ class ListPredictionsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ListPredictionsResponse: typing_extensions.TypeAlias = ListPredictionsResponse
+
+@typing.final
+class ErasePredictionsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ERASURE_FIELD_NUMBER: builtins.int
+    DATASET_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
+    erasure: builtins.str
+    """The id of the ingestion service's erasure."""
+    dataset: builtins.str
+    subject: builtins.str
+    """The request parameter "subject" of those who asked for predictions."""
+    def __init__(
+        self,
+        *,
+        erasure: builtins.str = ...,
+        dataset: builtins.str = ...,
+        subject: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "erasure", b"erasure", "subject", b"subject"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ErasePredictionsRequest: typing_extensions.TypeAlias = ErasePredictionsRequest
+
+@typing.final
+class ErasePredictionsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PREDICTION_COUNT_FIELD_NUMBER: builtins.int
+    prediction_count: builtins.int
+    """Removed for this erasure so far."""
+    def __init__(
+        self,
+        *,
+        prediction_count: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["prediction_count", b"prediction_count"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ErasePredictionsResponse: typing_extensions.TypeAlias = ErasePredictionsResponse

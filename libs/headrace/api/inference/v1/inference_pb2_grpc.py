@@ -80,6 +80,11 @@ class InferenceServiceStub(object):
                 request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListPredictionsRequest.SerializeToString,
                 response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListPredictionsResponse.FromString,
                 _registered_method=True)
+        self.ErasePredictions = channel.unary_unary(
+                '/headrace.api.inference.v1.InferenceService/ErasePredictions',
+                request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -151,6 +156,15 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ErasePredictions(self, request, context):
+        """Removes the predictions whose requests named the subject, with their labels, also those that are still in the
+        topic. Of models that were trained on another dataset they stay. The ingestion service asks for it as part of
+        its own EraseSubject, which is what users call. Repeated for the same erasure, it removes what came since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +212,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ListPredictions,
                     request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListPredictionsRequest.FromString,
                     response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListPredictionsResponse.SerializeToString,
+            ),
+            'ErasePredictions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ErasePredictions,
+                    request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -444,6 +463,33 @@ class InferenceService(object):
             '/headrace.api.inference.v1.InferenceService/ListPredictions',
             headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListPredictionsRequest.SerializeToString,
             headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListPredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ErasePredictions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.inference.v1.InferenceService/ErasePredictions',
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsRequest.SerializeToString,
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,11 @@ class InferenceServiceStub:
     """Quality of live answers, from the feedback that has arrived."""
     ListPredictions: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListPredictionsRequest, headrace.api.inference.v1.inference_pb2.ListPredictionsResponse]
     """Newest first."""
+    ErasePredictions: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ErasePredictionsRequest, headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse]
+    """Removes the predictions whose requests named the subject, with their labels, also those that are still in the
+    topic. Of models that were trained on another dataset they stay. The ingestion service asks for it as part of
+    its own EraseSubject, which is what users call. Repeated for the same erasure, it removes what came since.
+    """
 
 @typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -77,6 +82,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Quality of live answers, from the feedback that has arrived."""
     ListPredictions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListPredictionsRequest, headrace.api.inference.v1.inference_pb2.ListPredictionsResponse]  # type: ignore[assignment]
     """Newest first."""
+    ErasePredictions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ErasePredictionsRequest, headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse]  # type: ignore[assignment]
+    """Removes the predictions whose requests named the subject, with their labels, also those that are still in the
+    topic. Of models that were trained on another dataset they stay. The ingestion service asks for it as part of
+    its own EraseSubject, which is what users call. Repeated for the same erasure, it removes what came since.
+    """
 
 class InferenceServiceServicer(metaclass=abc.ABCMeta):
     """Deployments and their rollouts. Inference itself is the Open Inference Protocol at Envoy's address."""
@@ -156,5 +166,16 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.inference.v1.inference_pb2.ListPredictionsResponse, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.ListPredictionsResponse]]:
         """Newest first."""
+
+    @abc.abstractmethod
+    def ErasePredictions(
+        self,
+        request: headrace.api.inference.v1.inference_pb2.ErasePredictionsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse]]:
+        """Removes the predictions whose requests named the subject, with their labels, also those that are still in the
+        topic. Of models that were trained on another dataset they stay. The ingestion service asks for it as part of
+        its own EraseSubject, which is what users call. Repeated for the same erasure, it removes what came since.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

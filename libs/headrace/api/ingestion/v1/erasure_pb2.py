@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'headrace/api/ingestion/v1/erasure.proto\x12\x19headrace.api.ingestion.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x07\x45rasure\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.headrace.api.ingestion.v1.ErasureState\x12\x11\n\trow_count\x18\x04 \x01(\x03\x12\x16\n\x0erejected_count\x18\x05 \x01(\x03\x12\x10\n\x08versions\x18\x06 \x03(\x03\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07problem\x18\t \x01(\t\"H\n\x13\x45raseSubjectRequest\x12\x18\n\x07\x64\x61taset\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x17\n\x03key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \"(\n\x11GetErasureRequest\x12\x13\n\x02id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"N\n\x13ListErasuresRequest\x12\x18\n\x07\x64\x61taset\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"L\n\x14ListErasuresResponse\x12\x34\n\x08\x65rasures\x18\x01 \x03(\x0b\x32\".headrace.api.ingestion.v1.Erasure*\x7f\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45RASURE_STATE_REQUESTED\x10\x01\x12\x1b\n\x17\x45RASURE_STATE_REWRITTEN\x10\x02\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x03\x32\xc5\x02\n\x0e\x45rasureService\x12\x62\n\x0c\x45raseSubject\x12..headrace.api.ingestion.v1.EraseSubjectRequest\x1a\".headrace.api.ingestion.v1.Erasure\x12^\n\nGetErasure\x12,.headrace.api.ingestion.v1.GetErasureRequest\x1a\".headrace.api.ingestion.v1.Erasure\x12o\n\x0cListErasures\x12..headrace.api.ingestion.v1.ListErasuresRequest\x1a/.headrace.api.ingestion.v1.ListErasuresResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'headrace/api/ingestion/v1/erasure.proto\x12\x19headrace.api.ingestion.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x02\n\x07\x45rasure\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.headrace.api.ingestion.v1.ErasureState\x12\x11\n\trow_count\x18\x04 \x01(\x03\x12\x16\n\x0erejected_count\x18\x05 \x01(\x03\x12\x10\n\x08versions\x18\x06 \x03(\x03\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07problem\x18\t \x01(\t\x12\x18\n\x10prediction_count\x18\n \x01(\x03\"H\n\x13\x45raseSubjectRequest\x12\x18\n\x07\x64\x61taset\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x17\n\x03key\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \"(\n\x11GetErasureRequest\x12\x13\n\x02id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\"N\n\x13ListErasuresRequest\x12\x18\n\x07\x64\x61taset\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"L\n\x14ListErasuresResponse\x12\x34\n\x08\x65rasures\x18\x01 \x03(\x0b\x32\".headrace.api.ingestion.v1.Erasure*\x7f\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45RASURE_STATE_REQUESTED\x10\x01\x12\x1b\n\x17\x45RASURE_STATE_REWRITTEN\x10\x02\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x03\x32\xc5\x02\n\x0e\x45rasureService\x12\x62\n\x0c\x45raseSubject\x12..headrace.api.ingestion.v1.EraseSubjectRequest\x1a\".headrace.api.ingestion.v1.Erasure\x12^\n\nGetErasure\x12,.headrace.api.ingestion.v1.GetErasureRequest\x1a\".headrace.api.ingestion.v1.Erasure\x12o\n\x0cListErasures\x12..headrace.api.ingestion.v1.ListErasuresRequest\x1a/.headrace.api.ingestion.v1.ListErasuresResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,18 +43,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTERASURESREQUEST'].fields_by_name['dataset']._serialized_options = b'\272H\004r\002\020\001'
   _globals['_LISTERASURESREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTERASURESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
-  _globals['_ERASURESTATE']._serialized_start=676
-  _globals['_ERASURESTATE']._serialized_end=803
+  _globals['_ERASURESTATE']._serialized_start=702
+  _globals['_ERASURESTATE']._serialized_end=829
   _globals['_ERASURE']._serialized_start=133
-  _globals['_ERASURE']._serialized_end=400
-  _globals['_ERASESUBJECTREQUEST']._serialized_start=402
-  _globals['_ERASESUBJECTREQUEST']._serialized_end=474
-  _globals['_GETERASUREREQUEST']._serialized_start=476
-  _globals['_GETERASUREREQUEST']._serialized_end=516
-  _globals['_LISTERASURESREQUEST']._serialized_start=518
-  _globals['_LISTERASURESREQUEST']._serialized_end=596
-  _globals['_LISTERASURESRESPONSE']._serialized_start=598
-  _globals['_LISTERASURESRESPONSE']._serialized_end=674
-  _globals['_ERASURESERVICE']._serialized_start=806
-  _globals['_ERASURESERVICE']._serialized_end=1131
+  _globals['_ERASURE']._serialized_end=426
+  _globals['_ERASESUBJECTREQUEST']._serialized_start=428
+  _globals['_ERASESUBJECTREQUEST']._serialized_end=500
+  _globals['_GETERASUREREQUEST']._serialized_start=502
+  _globals['_GETERASUREREQUEST']._serialized_end=542
+  _globals['_LISTERASURESREQUEST']._serialized_start=544
+  _globals['_LISTERASURESREQUEST']._serialized_end=622
+  _globals['_LISTERASURESRESPONSE']._serialized_start=624
+  _globals['_LISTERASURESRESPONSE']._serialized_end=700
+  _globals['_ERASURESERVICE']._serialized_start=832
+  _globals['_ERASURESERVICE']._serialized_end=1157
 # @@protoc_insertion_point(module_scope)

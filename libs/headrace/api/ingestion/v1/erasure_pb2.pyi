@@ -31,7 +31,7 @@ class _ErasureStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     ERASURE_STATE_REWRITTEN: _ErasureState.ValueType  # 2
     """The newest rows are without the subject; earlier versions follow."""
     ERASURE_STATE_DONE: _ErasureState.ValueType  # 3
-    """Each file of the table was read, and none holds the subject; neither does a rejected event."""
+    """Each file of the table was read, and none holds the subject; neither does a rejected event or a logged prediction."""
 
 class ErasureState(_ErasureState, metaclass=_ErasureStateEnumTypeWrapper): ...
 
@@ -40,7 +40,7 @@ ERASURE_STATE_REQUESTED: ErasureState.ValueType  # 1
 ERASURE_STATE_REWRITTEN: ErasureState.ValueType  # 2
 """The newest rows are without the subject; earlier versions follow."""
 ERASURE_STATE_DONE: ErasureState.ValueType  # 3
-"""Each file of the table was read, and none holds the subject; neither does a rejected event."""
+"""Each file of the table was read, and none holds the subject; neither does a rejected event or a logged prediction."""
 Global___ErasureState: typing_extensions.TypeAlias = ErasureState
 
 @typing.final
@@ -58,6 +58,7 @@ class Erasure(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
     PROBLEM_FIELD_NUMBER: builtins.int
+    PREDICTION_COUNT_FIELD_NUMBER: builtins.int
     id: builtins.str
     dataset: builtins.str
     state: Global___ErasureState.ValueType
@@ -67,6 +68,8 @@ class Erasure(google.protobuf.message.Message):
     """Rejected events that were emptied. What their topic holds of them goes with its retention."""
     problem: builtins.str
     """Why the last attempt did not end it, where it is to be tried again."""
+    prediction_count: builtins.int
+    """Predictions that were removed from the log of the inference service."""
     @property
     def versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Versions that held the subject, ascending; known when it is DONE."""
@@ -87,10 +90,11 @@ class Erasure(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         problem: builtins.str = ...,
+        prediction_count: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "end_time", b"end_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "dataset", b"dataset", "end_time", b"end_time", "id", b"id", "problem", b"problem", "rejected_count", b"rejected_count", "row_count", b"row_count", "state", b"state", "versions", b"versions"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "dataset", b"dataset", "end_time", b"end_time", "id", b"id", "prediction_count", b"prediction_count", "problem", b"problem", "rejected_count", b"rejected_count", "row_count", b"row_count", "state", b"state", "versions", b"versions"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Erasure: typing_extensions.TypeAlias = Erasure

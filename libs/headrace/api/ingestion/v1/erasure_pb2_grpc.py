@@ -58,8 +58,9 @@ class ErasureServiceServicer(object):
 
     def EraseSubject(self, request, context):
         """Stores the request, and answers it; it is carried out in the background, however often the service dies
-        meanwhile: rows of the newest and of all earlier versions, pinned ones too, and rejected events. GetErasure
-        says how far it has come. Asking again for the same subject makes another erasure, which finds what came since.
+        meanwhile: rows of the newest and of all earlier versions, pinned ones too, rejected events, and the prediction log's
+        entries of models that were trained on the dataset. GetErasure says how far it has come. Asking again for the same
+        subject makes another erasure, which finds what came since.
         Errors: NOT_FOUND/DATASET_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

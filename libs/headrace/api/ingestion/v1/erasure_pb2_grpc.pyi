@@ -29,8 +29,9 @@ class ErasureServiceStub:
     def __new__(cls, channel: grpc.aio.Channel) -> ErasureServiceAsyncStub: ...
     EraseSubject: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.erasure_pb2.EraseSubjectRequest, headrace.api.ingestion.v1.erasure_pb2.Erasure]
     """Stores the request, and answers it; it is carried out in the background, however often the service dies
-    meanwhile: rows of the newest and of all earlier versions, pinned ones too, and rejected events. GetErasure
-    says how far it has come. Asking again for the same subject makes another erasure, which finds what came since.
+    meanwhile: rows of the newest and of all earlier versions, pinned ones too, rejected events, and the prediction log's
+    entries of models that were trained on the dataset. GetErasure says how far it has come. Asking again for the same
+    subject makes another erasure, which finds what came since.
     Errors: NOT_FOUND/DATASET_NOT_FOUND.
     """
     GetErasure: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.erasure_pb2.GetErasureRequest, headrace.api.ingestion.v1.erasure_pb2.Erasure]
@@ -45,8 +46,9 @@ class ErasureServiceAsyncStub(ErasureServiceStub):
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     EraseSubject: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.erasure_pb2.EraseSubjectRequest, headrace.api.ingestion.v1.erasure_pb2.Erasure]  # type: ignore[assignment]
     """Stores the request, and answers it; it is carried out in the background, however often the service dies
-    meanwhile: rows of the newest and of all earlier versions, pinned ones too, and rejected events. GetErasure
-    says how far it has come. Asking again for the same subject makes another erasure, which finds what came since.
+    meanwhile: rows of the newest and of all earlier versions, pinned ones too, rejected events, and the prediction log's
+    entries of models that were trained on the dataset. GetErasure says how far it has come. Asking again for the same
+    subject makes another erasure, which finds what came since.
     Errors: NOT_FOUND/DATASET_NOT_FOUND.
     """
     GetErasure: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.erasure_pb2.GetErasureRequest, headrace.api.ingestion.v1.erasure_pb2.Erasure]  # type: ignore[assignment]
@@ -64,8 +66,9 @@ class ErasureServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.erasure_pb2.Erasure, collections.abc.Awaitable[headrace.api.ingestion.v1.erasure_pb2.Erasure]]:
         """Stores the request, and answers it; it is carried out in the background, however often the service dies
-        meanwhile: rows of the newest and of all earlier versions, pinned ones too, and rejected events. GetErasure
-        says how far it has come. Asking again for the same subject makes another erasure, which finds what came since.
+        meanwhile: rows of the newest and of all earlier versions, pinned ones too, rejected events, and the prediction log's
+        entries of models that were trained on the dataset. GetErasure says how far it has come. Asking again for the same
+        subject makes another erasure, which finds what came since.
         Errors: NOT_FOUND/DATASET_NOT_FOUND.
         """
 

@@ -58,12 +58,15 @@ class Prediction(google.protobuf.message.Message):
     SECONDS_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
+    SUBJECT_FIELD_NUMBER: builtins.int
     prediction_id: builtins.str
     """The request's id in the Open Inference Protocol."""
     deployment: builtins.str
     version: builtins.int
     seconds: builtins.float
     """Time in the model, batching included."""
+    subject: builtins.str
+    """Whose data the request was about: its parameter "subject", at most 4096 characters; empty where it named nobody."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -80,10 +83,11 @@ class Prediction(google.protobuf.message.Message):
         seconds: builtins.float = ...,
         inputs: collections.abc.Iterable[Global___Tensor] | None = ...,
         outputs: collections.abc.Iterable[Global___Tensor] | None = ...,
+        subject: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["time", b"time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "inputs", b"inputs", "outputs", b"outputs", "prediction_id", b"prediction_id", "seconds", b"seconds", "time", b"time", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "inputs", b"inputs", "outputs", b"outputs", "prediction_id", b"prediction_id", "seconds", b"seconds", "subject", b"subject", "time", b"time", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction
