@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc.aio as triton
@@ -22,7 +23,12 @@ TRITON_ENVIRONMENT = Path(__file__).parents[2] / ".venv-triton"
 
 
 async def answered(
-    kafka_bootstrap: str, folder: Path, model: bytes, signature: Signature, features: NDArray[np.float32]
+    kafka_bootstrap: str,
+    folder: Path,
+    model: bytes,
+    signature: Signature,
+    features: NDArray[np.float32],
+    texts: NDArray[np.object_] | None = None,
 ) -> triton.InferResult:
     """What a Triton server that serves the model answers to these rows."""
     store = ObjectStore.from_uri((folder / "store").as_uri())
@@ -60,8 +66,15 @@ async def answered(
             triton.InferenceServerClient(address) as client,
         ):
             await control.load("served", [served])
-            request = triton.InferInput("features", list(features.shape), "FP32")
-            request.set_data_from_numpy(features)
-            return await client.infer("served", [request])
+            requests = [_input("features", "FP32", features)]
+            if texts is not None:
+                requests.append(_input("texts", "BYTES", texts))
+            return await client.infer("served", requests)
     finally:
         await asyncio.shield(server.stop())
+
+
+def _input(name: str, datatype: str, values: NDArray[Any]) -> triton.InferInput:
+    tensor = triton.InferInput(name, list(values.shape), datatype)
+    tensor.set_data_from_numpy(values)
+    return tensor

@@ -137,7 +137,9 @@ def _read(file: str) -> str:
 
 def predict(
     deployment: Annotated[str, typer.Argument(help="The deployment to ask.")],
-    rows: Annotated[str, typer.Option("--data-json", "-d", help="Rows of features: '[[1.0, 2.0], ...]'.")],
+    rows: Annotated[
+        str, typer.Option("--data-json", "-d", help="Rows of features: '[[1.0, \"red\"], ...]'.")
+    ],
     version: Annotated[str, typer.Option(help="Ask this version instead of the rollout's.")] = "",
     subject: Annotated[
         str, typer.Option(help="Whose data the rows are, by the dataset's key, so that it can be erased.")

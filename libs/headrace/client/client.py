@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.client.claim_checks import ClaimChecks
-    from headrace.client.inference_protocol import InferenceProtocol, Prediction
+    from headrace.client.inference_protocol import InferenceProtocol, Prediction, Row
     from headrace.messaging.events import Event
     from headrace.messaging.producer import Producer
 
@@ -261,7 +261,7 @@ class HeadraceClient:
     async def predict(
         self,
         deployment: str,
-        features: Sequence[Sequence[float]] | NDArray[np.floating[Any]],
+        features: Sequence[Row] | NDArray[np.floating[Any]],
         *,
         version: str = "",
         prediction_id: str = "",
@@ -269,9 +269,10 @@ class HeadraceClient:
     ) -> Prediction:
         """Ask a deployment about rows of raw features, in the order of its dataset's schema.
 
-        An empty `version` leaves the choice to the rollout. `subject` says whose data the rows are, by the
-        dataset's key: `headrace dataset erase` then reaches what is logged of them. Raises NotFound for an
-        unknown deployment or version, InvalidArgument for rows that are not the model's.
+        A missing number is None or NaN, a missing text None or empty. An empty `version` leaves the choice to
+        the rollout. `subject` says whose data the rows are, by the dataset's key: `headrace dataset erase`
+        then reaches what is logged of them. Raises NotFound for an unknown deployment or version,
+        InvalidArgument for rows that are not the model's.
         """
         return await self._protocol.infer(
             deployment,

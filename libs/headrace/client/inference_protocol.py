@@ -1,21 +1,25 @@
-"""The Open Inference Protocol v2 over gRPC, for models with one input of numbers."""
+"""The Open Inference Protocol v2 over gRPC, for models with one input of numbers, one of texts, or both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
 
 from headrace.errors import FieldViolation, InvalidArgument
 
-INPUT: Final = "features"
-_WANTED: Final = "rows of numbers: [[1.0, 2.0], [3.0, 4.0]]"
+NUMBERS: Final = "features"
+TEXTS: Final = "texts"
+_WANTED: Final = 'rows of numbers and texts: [[1.0, 2.0, "red"], [3.0, null, "blue"]]'
+
+# One row of features: None is a missing number; a missing text is the empty one.
+Row: TypeAlias = Sequence[float | str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +41,25 @@ class InferenceProtocol:
     async def infer(
         self,
         deployment: str,
-        features: Sequence[Sequence[float]] | NDArray[np.floating[Any]],
+        features: Sequence[Row] | NDArray[np.floating[Any]],
         *,
         version: str,
         prediction_id: str,
         subject: str,
     ) -> Prediction:
         """Ask for one batch; the errors are those of `HeadraceClient.predict`."""
-        rows = _rows(features)
+        numbers, texts = _columns(features)
         request = service_pb2.ModelInferRequest(
             model_name=deployment, model_version=version, id=prediction_id
         )
         if subject:
             request.parameters["subject"].string_param = subject
-        request.inputs.add(name=INPUT, datatype="FP32", shape=rows.shape)
-        request.raw_input_contents.append(rows.tobytes())
+        if numbers is not None:
+            request.inputs.add(name=NUMBERS, datatype="FP32", shape=numbers.shape)
+            request.raw_input_contents.append(numbers.tobytes())
+        if texts is not None:
+            request.inputs.add(name=TEXTS, datatype="BYTES", shape=texts.shape)
+            request.raw_input_contents.append(serialize_byte_tensor(texts).item())
         response = await self._stub.ModelInfer(request)
         return Prediction(
             prediction_id=response.id or prediction_id,
@@ -64,16 +72,31 @@ class InferenceProtocol:
         )
 
 
-def _rows(features: object) -> NDArray[np.float32]:
+def _columns(features: object) -> tuple[NDArray[np.float32] | None, NDArray[np.object_] | None]:
+    """Split rows into numbers and texts: a column with a text in any row is one of texts."""
     try:
-        rows = np.asarray(features, dtype=np.float32)
+        numeric = isinstance(features, np.ndarray) and features.dtype.kind in "biuf"
+        values = np.asarray(features, dtype=None if numeric else object)
+        if values.ndim == 1 and values.size:
+            values = values[np.newaxis, :]
+        if values.ndim != 2 or not values.size:
+            raise _invalid(f"{_WANTED}; these have the shape {list(values.shape)}")
+        is_text = np.zeros(values.shape[1], bool)
+        if not numeric:
+            is_text[:] = [any(isinstance(value, str) for value in column) for column in values.T]
+        numbers = values[:, ~is_text].astype(np.float32)
+        texts = np.array([_text(value) for value in values[:, is_text].flat], dtype=object)
     except (TypeError, ValueError) as error:
         raise _invalid(f"{_WANTED}, all of one length ({error})") from error
-    if rows.ndim == 1 and rows.size:
-        rows = rows[np.newaxis, :]
-    if rows.ndim != 2 or not rows.size:
-        raise _invalid(f"{_WANTED}; these have the shape {list(rows.shape)}")
-    return rows
+    return numbers if numbers.size else None, texts.reshape(len(values), -1) if texts.size else None
+
+
+def _text(value: object) -> bytes:
+    if value is None:
+        return b""
+    if not isinstance(value, str):
+        raise TypeError("a column has both numbers and texts")
+    return value.encode()
 
 
 def _invalid(description: str) -> InvalidArgument:

@@ -263,7 +263,7 @@ def _role(column: Column, *, has_time: bool) -> tuple[str, str]:
         return "personal", "by its name; dropped, unless you add a treatment"
     if column.type == "timestamp" and not has_time:
         return "time", "the first time in the file"
-    return "ignored", "text: no recipe learns from it" if column.type == "string" else "a time"
+    return "ignored", "text: as a feature, it must be encoded" if column.type == "string" else "a time"
 
 
 def _line(column: Column, role: Sequence[str], bounds: Sequence[str], why: str) -> str:

@@ -26,6 +26,7 @@ spec:
     features:
       mean_radius: {missing: median, indicator: true, clip: {min: 0, max: 40}, log: true, normalise: robust}
       grade: {encode: one_hot, missing: {constant: 0}}
+      site: {encode: ordinal, missing: {constant: UNK}}
       image: {resize: [4, 4], normalise: standard, per_channel: true}
     split: {train: 0.7, validation: 0.15, test: 0.15, by: key}      # or time
   training:
@@ -392,8 +393,12 @@ def _preparation(
     missing = entries.get("missing")
     if missing is not None and not isinstance(missing.node.value, str):
         preparation.missing = scheduling.MISSING_RULE_CONSTANT
-        constant = document.mapping(missing, ("constant",), ("constant",))
-        preparation.constant = document.number(constant.get("constant"))
+        constant = document.mapping(missing, ("constant",), ("constant",)).get("constant")
+        text = document.plain(constant) if constant else None
+        if isinstance(text, str):
+            preparation.text_constant = text
+        else:
+            preparation.constant = document.number(constant)
     else:
         preparation.missing = document.choice(missing, MISSING_RULES, scheduling.MISSING_RULE_REFUSE)
     return preparation

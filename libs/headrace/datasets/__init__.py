@@ -9,12 +9,23 @@
 Needs PyTorch, pyarrow and deltalake, and Numba where keys are hashed.
 """
 
-from headrace.datasets.encoding import Classes, Encoding, Flat, Numbers, Tensors, rows_at_a_time
+from headrace.datasets.encoding import (
+    UNKNOWN_CATEGORY,
+    Categories,
+    Classes,
+    Encoding,
+    Flat,
+    Numbers,
+    Tensors,
+    rows_at_a_time,
+)
 from headrace.datasets.plan import Shard, Shuffle
 from headrace.datasets.reader import Reader, Selection
 from headrace.datasets.table import Part, Table
 
 __all__ = [
+    "UNKNOWN_CATEGORY",
+    "Categories",
     "Classes",
     "Encoding",
     "Flat",

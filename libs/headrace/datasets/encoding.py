@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,9 @@ FLOAT32_BYTES = 4
 INT64_BYTES = 8
 # What is decoded at a time: of rows with images fewer than Arrow would take.
 DECODED_BYTES = 16 << 20
+# A text that is no category.
+UNKNOWN_CATEGORY: Final = -1
+_NO_CATEGORIES: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
 
 class Encoding(Protocol):
@@ -70,15 +74,12 @@ class Numbers:
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise FailedPrecondition(
                 UNUSABLE_VALUES,
-                f"{name} is {'text' if kind in TEXTS else kind}, and this recipe learns from "
-                "numbers; leave it out of the features, or send it as numbers",
+                f"{name} is {'text' if kind in TEXTS else kind}, and this recipe learns from numbers; "
+                + ("encode its words" if kind in TEXTS else "send it as numbers")
+                + ", or leave it out of the features",
             )
         if values.null_count and name not in self._nullable:
-            raise FailedPrecondition(
-                UNUSABLE_VALUES,
-                f"{name} has no value in {values.null_count} of {len(values)} rows; say what stands for "
-                "a missing value, make the feature not nullable, or leave it out",
-            )
+            raise _missing(name, values.null_count, len(values))
         if kind == pa.float32():
             return values
         rounded = values.cast(pa.float32(), safe=False)
@@ -91,6 +92,34 @@ class Numbers:
                 "it in a larger unit or as its logarithm, or leave it out",
             )
         return rounded
+
+
+class Categories:
+    """One column of texts: [rows, 1] FP32, each one's place among the categories, -1 where it is none.
+
+    An empty text is a missing value, as null is: NaN where the column is `nullable`, else it is refused.
+    """
+
+    def __init__(self, column: str, categories: Sequence[str], *, nullable: bool = False) -> None:
+        self.columns = (column,)
+        self.row_bytes = FLOAT32_BYTES
+        self._nullable = nullable
+        # Null is looked up as a value, too.
+        self._known = pa.array([None, "", *categories], pa.string())
+        places = [math.nan, math.nan, *range(len(categories)), UNKNOWN_CATEGORY]
+        self._places = np.array(places, np.float32)[:, np.newaxis]
+
+    def encode(self, batch: pa.RecordBatch) -> Tensor:
+        """Look the places up."""
+        name, values = self.columns[0], batch.column(self.columns[0])
+        if values.type not in TEXTS:
+            raise FailedPrecondition(UNUSABLE_VALUES, f"{name} is {values.type}, and not text")
+        found = pc.index_in(values, value_set=self._known.cast(values.type))
+        places = self._places[found.fill_null(len(self._known)).to_numpy()]
+        missing = int(np.isnan(places).sum())
+        if missing and not self._nullable:
+            raise _missing(name, missing, len(values))
+        return torch.from_numpy(places)
 
 
 class Tensors:
@@ -122,28 +151,39 @@ class Tensors:
 
 
 class Flat:
-    """Numbers and tensors side by side, each tensor's values in a row: [rows, columns] FP32.
+    """Numbers, texts and tensors side by side, each tensor's values in a row: [rows, columns] FP32.
 
-    Of `nullable` columns a missing value is NaN, a missing tensor as many of them.
+    Texts have `categories`, by column. Of `nullable` columns a missing value is NaN, a missing tensor as many
+    of them.
     """
 
     def __init__(
-        self, columns: Sequence[tuple[str, TensorType | None]], nullable: Collection[str] = ()
+        self,
+        columns: Sequence[tuple[str, TensorType | None]],
+        nullable: Collection[str] = (),
+        categories: Mapping[str, Sequence[str]] = _NO_CATEGORIES,
     ) -> None:
         self.columns = tuple(name for name, _ in columns)
         self.row_bytes = FLOAT32_BYTES * sum(tensor.values if tensor else 1 for _, tensor in columns)
         self._nullable = frozenset(nullable)
-        self._parts: list[Numbers | tuple[str, TensorType]] = []
-        for is_tensor, group in itertools.groupby(columns, lambda column: column[1] is not None):
-            if not is_tensor:
+        self._parts: list[Numbers | Categories | tuple[str, TensorType]] = []
+        for is_number, group in itertools.groupby(
+            columns, lambda column: column[1] is None and column[0] not in categories
+        ):
+            if is_number:
                 self._parts.append(Numbers([name for name, _ in group], nullable))
-            else:
-                self._parts += [(name, tensor) for name, tensor in group if tensor is not None]
+                continue
+            self._parts += [
+                Categories(name, categories[name], nullable=name in nullable)
+                if tensor is None
+                else (name, tensor)
+                for name, tensor in group
+            ]
 
     def encode(self, batch: pa.RecordBatch) -> Tensor:
         """Encode each, and put them together."""
         parts = [
-            part.encode(batch) if isinstance(part, Numbers) else self._flattened(batch, *part)
+            self._flattened(batch, *part) if isinstance(part, tuple) else part.encode(batch)
             for part in self._parts
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -184,3 +224,11 @@ class Classes:
                 f"{', '.join(map(str, self._classes))}",
             )
         return torch.from_numpy(places.cast(pa.int64()).to_numpy(zero_copy_only=False).copy())
+
+
+def _missing(column: str, count: int, rows: int) -> FailedPrecondition:
+    return FailedPrecondition(
+        UNUSABLE_VALUES,
+        f"{column} has no value in {count} of {rows} rows; say what stands for a missing value, "
+        "make the feature not nullable, or leave it out",
+    )

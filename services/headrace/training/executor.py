@@ -280,6 +280,7 @@ def _preparation(feature: str, wish: scheduling_pb2.Preparation) -> Preparation:
         encode=ENCODINGS.get(wish.encode, "number"),
         resize=(wish.resize.height, wish.resize.width) if wish.HasField("resize") else None,
         per_channel=wish.per_channel,
+        text_constant=wish.text_constant if wish.HasField("text_constant") else None,
     )
 
 

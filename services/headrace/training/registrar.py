@@ -73,6 +73,7 @@ class RegistryRegistrar:
                     outputs=map(_tensor, report.signature.outputs),
                     features=report.signature.features,
                     classes=report.signature.classes,
+                    texts=report.signature.texts,
                 ),
             )
         )

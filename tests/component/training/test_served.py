@@ -49,7 +49,7 @@ async def test_triton_prepares_raw_rows_as_training_did(kafka_bootstrap: str, tm
     network = build_mlp(preprocessor.width, 2, MlpParameters(hidden=(8,)))
     model = Normalised(network, preprocessor, Scale.identity(1)).eval()
     file = tmp_path / "model.onnx"
-    signature = export(model, DATASET, train, file, classified=True)
+    signature = export(model, DATASET, {}, train, file, classified=True)
 
     answer = await answered(kafka_bootstrap, tmp_path, file.read_bytes(), signature, asked.numpy())
     with torch.no_grad():

@@ -194,7 +194,51 @@ async def test_predictions_speak_the_inference_protocol() -> None:
                 await client.predict("other", [[1, 2]])
 
 
-@pytest.mark.parametrize("features", [[], [[]], [[1], [2, 3]], [["x"]], 7, [[[1]]]])
+class AskedModel(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Keeps what it is asked."""
+
+    async def ModelInfer(self, request: Any, _context: Any) -> Any:
+        self.request = request
+        return service_pb2.ModelInferResponse()
+
+
+@pytest.mark.parametrize(
+    ("features", "numbers", "texts"),
+    [
+        ([["red", 1, "é"], ["", None, "b"]], [[1], [np.nan]], [["red", "é"], ["", "b"]]),
+        ([["a"], [None]], None, [["a"], [""]]),
+        (["7", 7.5], [[7.5]], [["7"]]),
+        (np.array([[1, 2]], np.int64), [[1, 2]], None),
+        (np.array([["1", 2]], object), [[2]], [["1"]]),
+    ],
+)
+async def test_numbers_and_texts_are_sent_apart(features: Any, numbers: Any, texts: Any) -> None:
+    model = AskedModel()
+    binding = ServiceBinding(
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+        model,
+        "inference.GRPCInferenceService",
+    )
+    async with serve("127.0.0.1:0", [binding], health=Health()) as server:
+        target = f"127.0.0.1:{server.port}"
+        async with HeadraceClient(Targets({"inference_protocol": target})) as client:
+            await client.predict("d", features)
+    sent = {
+        tensor.name: (tensor.datatype, list(tensor.shape), raw)
+        for tensor, raw in zip(model.request.inputs, model.request.raw_input_contents, strict=True)
+    }
+    expected = {}
+    if numbers is not None:
+        rows = np.array(numbers, np.float32)
+        expected["features"] = ("FP32", list(rows.shape), rows.tobytes())
+    if texts is not None:
+        words = [word.encode() for row in texts for word in row]
+        raw = b"".join(len(word).to_bytes(4, "little") + word for word in words)
+        expected["texts"] = ("BYTES", [len(texts), len(texts[0])], raw)
+    assert sent == expected
+
+
+@pytest.mark.parametrize("features", [[], [[]], [[1], [2, 3]], [["x"], [1]], [["\ud800"]], 7, [[[1]]]])
 async def test_features_that_are_no_rows_are_refused(features: Any) -> None:
     async with channel("127.0.0.1:1") as nowhere:
         with pytest.raises(InvalidArgument) as caught:

@@ -64,7 +64,7 @@ def test_columns_get_narrow_types_roles_and_reasons(tmp_path: Path) -> None:
         "    email: {type: string, nullable: true, role: personal}"
         "  # by its name; dropped, unless you add a treatment\n"
         "    taken: {type: timestamp, role: time}  # the first time in the file\n"
-        "    site: {type: string, role: ignored}  # text: no recipe learns from it\n"
+        "    site: {type: string, role: ignored}  # text: as a feature, it must be encoded\n"
     )
 
 

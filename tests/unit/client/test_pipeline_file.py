@@ -319,6 +319,14 @@ def test_what_is_said_of_all_features_holds_where_one_says_nothing_else() -> Non
     ]
 
 
+@pytest.mark.parametrize("text", ["UNK", "", "7"])
+def test_a_text_in_quotes_may_stand_for_a_missing_one(text: str) -> None:
+    changed = PREPARED.replace("{encode: one_hot}", f'{{encode: one_hot, missing: {{constant: "{text}"}}}}')
+    wish = pipeline_file.parse(changed).request.spec.training.preparations[2]
+    assert wish.missing == scheduling.MISSING_RULE_CONSTANT
+    assert (wish.HasField("text_constant"), wish.text_constant, wish.constant) == (True, text, 0)
+
+
 RESIZED = COMPLETE.replace(
     "  preprocess: {normalise: standard, ",
     """\

@@ -95,7 +95,11 @@ SHAPES = {"image": (200, 300, 3), "signal": (1000,)}
     ("wish", "field"),
     [
         ({"feature": "are"}, "feature"),
-        ({"feature": "site"}, "feature"),
+        ({"feature": "site"}, "encode"),
+        ({"feature": "site", "encoded": True, "missing": "constant", "constant": 1.0}, "missing"),
+        ({"feature": "site", "encoded": True, "missing": "mean"}, "missing"),
+        ({"feature": "site", "encoded": True, "normalise": "standard"}, "normalise"),
+        ({"feature": "grade", "encoded": True, "missing": "constant", "text_constant": "a"}, "missing"),
         ({"feature": "taken"}, "feature"),
         ({"feature": "area", "clip_min": 2.0, "clip_max": 1.0}, "clip_min"),
         ({"feature": "area", "clip_max": float("inf")}, "clip_max"),
@@ -140,6 +144,7 @@ def test_sound_preparations_pass() -> None:
         ),
         Preparation("image", resize=(64, 64), per_channel=True, normalise="min_max"),
         Preparation("grade", encoded=True, missing="constant", indicator=True),
+        Preparation("site", encoded=True, missing="constant", text_constant=""),
         Preparation("depth", clip_min=-3.4028234663852886e38, clip_max=3.4028234663852886e38),
     ]
     check_pipeline(replace(RULES, feature_types=TYPES, feature_shapes=SHAPES, preparations=sound))

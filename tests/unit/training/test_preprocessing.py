@@ -202,6 +202,18 @@ def test_a_value_that_training_did_not_see_is_no_category() -> None:
     assert prepared(ordinal, 3, NAN) == [[-1], [-1]]
 
 
+def test_a_text_is_looked_up_by_its_place() -> None:
+    """Places are what a reader gives: of "a" 0, of "b" 1, of any other text -1, of a missing one NaN."""
+    wish = Preparation(feature="x", encode="one_hot", missing="constant", text_constant="b", indicator=True)
+    places = torch.tensor([[0.0], [1.0], [-1.0], [NAN]])
+    document = fit([wish], [places[:2]], 0, texts={"x": ("a", "b")})
+    assert Preprocessor(document)(places).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 1, 1]]
+    assert Preprocessing.model_validate_json(document.model_dump_json()) == document
+    foreign = wish.model_copy(update={"text_constant": "z", "encode": "ordinal", "indicator": False})
+    [entry] = fit([foreign], [places[:2]], 0, texts={"x": ("a", "b")}).features
+    assert prepared(entry, 1, NAN) == [[1], [-1]]
+
+
 def test_columns_have_an_order() -> None:
     """Numbers, categories of one-hot features, ordinals, indicators."""
     wishes = [

@@ -72,6 +72,31 @@ def test_preparations_come_in_the_features_order() -> None:
     )
 
 
+def test_a_text_is_one_value_with_a_constant_of_its_own() -> None:
+    schema = ingestion.Schema(
+        key="k",
+        features=[
+            ingestion.Field(name="site", type=ingestion.FIELD_TYPE_STRING),
+            ingestion.Field(name="area", type=ingestion.FIELD_TYPE_FLOAT32),
+        ],
+        label=ingestion.Field(name="y", type=ingestion.FIELD_TYPE_FLOAT32),
+    )
+    wish = scheduling.Preparation(
+        feature="site",
+        encode=scheduling.ENCODING_ORDINAL,
+        missing=scheduling.MISSING_RULE_CONSTANT,
+        text_constant="UNK",
+    )
+    training = scheduling.TrainingSpec(recipe="mlp", preparations=[wish])
+    task = scheduling.Task(job="job", attempt=1, pipeline="p", training=training, schema=schema)
+    spec = specification(task, RUN, "file:///store", 7)
+    assert spec.preparations[0] == Preparation(
+        feature="site", encode="ordinal", missing="constant", text_constant="UNK"
+    )
+    assert (spec.dataset.width, spec.dataset.numbers(), spec.dataset.texts()) == (2, ("area",), ("site",))
+    assert spec.encoded_texts() == ("site",)
+
+
 def test_a_run_with_other_preparations_takes_up_no_checkpoint() -> None:
     standard = told(scheduling.TrainingSpec(recipe="mlp", normalise=scheduling.NORMALISATION_STANDARD))
     same = told(scheduling.TrainingSpec(recipe="mlp", normalise=scheduling.NORMALISATION_STANDARD))
@@ -123,5 +148,5 @@ def test_many_values_of_a_tensor_share_a_name() -> None:
         )
         for shape in ((2, 1), (128, 128))
     )
-    assert small.inputs() == ("area", "image[0,0]", "image[1,0]")
-    assert large.inputs() == ("area", "image[0:128,0:128]")
+    assert small.numbers() == ("area", "image[0,0]", "image[1,0]")
+    assert large.numbers() == ("area", "image[0:128,0:128]")

@@ -9,18 +9,16 @@ from typing import Final
 
 from headrace.errors import FieldViolation
 
+_TEXT: Final = "string"
 # Float32 holds every whole number up to 2^24: values that are encoded reach the model as float32.
-_ENCODABLE: Final = frozenset({"bool", "int8", "int16", "int32", "int64"})
+_ENCODABLE: Final = frozenset({"bool", "int8", "int16", "int32", "int64", _TEXT})
 FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
 # As training has it.
 MAX_VALUES: Final = 1 << 20
 _IMAGE_DIMENSIONS: Final = (2, 3)
 # What can be measured over many columns at once in one pass.
 _POOLED: Final = ("standard", "min_max")
-_NO_NUMBERS: Final = {
-    "string": "text, and models take numbers; send each word as a whole number of its own",
-    "timestamp": "a time, and models take numbers; send the seconds since a time that means something",
-}
+_NO_NUMBER: Final = "a time, and models take numbers; send the seconds since a time that means something"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,8 @@ class Preparation:
     # To height and width.
     resize: tuple[int, int] | None = None
     per_channel: bool = False
+    # Of a text, instead of `constant`.
+    text_constant: str | None = None
 
 
 def preparation_violations(
@@ -63,8 +63,13 @@ def preparation_violations(
 
 
 def _violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViolation]:
-    if type_ in _NO_NUMBERS:
-        yield FieldViolation(f"{path}.feature", f"{wish.feature} is {_NO_NUMBERS[type_]}")
+    if type_ == "timestamp":
+        yield FieldViolation(f"{path}.feature", f"{wish.feature} is {_NO_NUMBER}")
+        return
+    if type_ == _TEXT and not wish.encoded:
+        yield FieldViolation(
+            f"{path}.encode", f"{wish.feature} is text, and models take numbers; say one_hot or ordinal"
+        )
         return
     for name, bound in (
         ("constant", wish.constant),
@@ -80,6 +85,9 @@ def _violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViola
         yield FieldViolation(f"{path}.clip_min", f"{wish.clip_min:g} is above clip_max, {wish.clip_max:g}")
     if wish.indicator and not wish.missing:
         yield FieldViolation(f"{path}.indicator", "needs a rule for what stands for a missing value")
+    if wish.missing == "constant" and (type_ == _TEXT) != (wish.text_constant is not None):
+        wanted = "a text, in quotes" if type_ == _TEXT else "a number"
+        yield FieldViolation(f"{path}.missing", f"{wish.feature} is {type_}: its constant must be {wanted}")
     if wish.encoded:
         yield from _encoded_violations(path, wish, type_)
 
@@ -108,7 +116,9 @@ def _image_violations(
 
 def _encoded_violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViolation]:
     if type_ not in _ENCODABLE:
-        yield FieldViolation(f"{path}.encode", f"is for whole numbers, and {wish.feature} is {type_}")
+        yield FieldViolation(
+            f"{path}.encode", f"is for whole numbers and texts, and {wish.feature} is {type_}"
+        )
     if wish.missing in ("mean", "median"):
         yield FieldViolation(
             f"{path}.missing", f"{wish.feature} is encoded and has no {wish.missing}; give a constant"

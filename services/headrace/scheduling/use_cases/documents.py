@@ -92,6 +92,7 @@ def _preparation(wish: pb.Preparation) -> Preparation:
         normalise=_normalisation(wish.normalise),
         resize=(wish.resize.height, wish.resize.width) if wish.HasField("resize") else None,
         per_channel=wish.per_channel,
+        text_constant=wish.text_constant if wish.HasField("text_constant") else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -34,6 +34,7 @@ from headrace.splits import (
     begins_of,
     microseconds,
 )
+from headrace.training.run.categories import find_categories
 from headrace.training.run.errors import UnusableDataset, explained
 from headrace.training.run.order import HeldOrder, Order, StreamedOrder
 from headrace.training.run.specification import Dataset
@@ -164,11 +165,12 @@ class StreamedSplit:
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset version, split."""
+    """A dataset version, split; of features that are text the rows have places among their `categories`."""
 
     train: Split
     validation: Split
     test: Split
+    categories: Mapping[str, tuple[str, ...]]
 
     def splits(self) -> tuple[Split, Split, Split]:
         """All three."""
@@ -182,12 +184,14 @@ def load(
     classified: bool,
     in_memory_bytes: int,
     nullable: Collection[str] = (),
+    texts: Sequence[str] = (),
 ) -> Data:
     """Open a dataset version and split it; rows without a label are left out.
 
     A table of which more than `in_memory_bytes` are read, keys included, is streamed. Of a smaller one the
     rows' order does not depend on its files. `classified`: labels are indices into the dataset's classes. A
-    missing value of the `nullable` features is NaN. Raises TableNotFound, UnusableDataset.
+    missing value of the `nullable` features is NaN. `texts` are the features whose texts are categories.
+    Raises TableNotFound, UnusableDataset.
     """
     features = [column.name for column in dataset.features]
     if dataset.width > MAX_INPUTS:
@@ -201,17 +205,22 @@ def load(
         else Numbers([dataset.label.name])
     )
     columns = [(column.name, column.tensor) for column in dataset.features]
-    encodings = (Flat(columns, nullable), label)
     with explained():
         table = Table.open(dataset.table_uri, dataset.table_version)
         table.require([dataset.key, *features, dataset.label.name])
-        held = _held_columns(table, dataset, encodings)
+        held = _held_columns(table, dataset)
         # Of a tensor, what it becomes takes more than what is read.
         tensors = sum(column.tensor.values for column in dataset.features if column.tensor)
         size = table.decoded_bytes(held) + table.rows * tensors * FLOAT32_BYTES
         streamed = size > in_memory_bytes
         splitter = _splitter(table, dataset, shares, streamed=streamed)
-        data = (_streamed if streamed else _held)(table, dataset, splitter, encodings)
+        categories = find_categories(
+            table, texts, InSplit(SPLITS.index("train"), splitter, dataset.label.name)
+        )
+        encodings = (Flat(columns, nullable, categories), label)
+        splits = (_streamed if streamed else _held)(table, dataset, splitter, encodings)
+    train, validation, test = splits
+    data = Data(train, validation, test, categories)
     if not len(data.train):
         raise UnusableDataset(
             f"of the {sum(map(len, data.splits()))} rows with a label none is in the training split; "
@@ -236,34 +245,32 @@ def _splitter(table: Table, dataset: Dataset, shares: Shares, *, streamed: bool)
     return ByTime(begins_of(times, shares))
 
 
-def _held(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]) -> Data:
-    columns = dict.fromkeys([*_held_columns(table, dataset, encodings), splitter.column])
+def _held(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]) -> list[Split]:
+    columns = dict.fromkeys([*_held_columns(table, dataset), splitter.column])
     rows = _with_wide_offsets(table.read(list(columns)))
     rows = rows.filter(pc.is_valid(rows.column(dataset.label.name)))
     order = [(name, "ascending") for name in (dataset.key, *_order_columns(table))]
     rows = rows.sort_by(order).combine_chunks()
     if not len(rows):
-        return Data(*(HeldSplit(name, Rows(torch.empty(0), torch.empty(0))) for name in SPLITS))
+        return [HeldSplit(name, Rows(torch.empty(0), torch.empty(0))) for name in SPLITS]
     [batch] = rows.to_batches()
     encoded = [encoding.encode(batch) for encoding in encodings]
     chosen = torch.from_numpy(splitter.assign(batch.column(splitter.column)))
-    return Data(
-        *(
-            HeldSplit(name, Rows(*(tensor[chosen == number] for tensor in encoded)))
-            for number, name in enumerate(SPLITS)
-        )
-    )
+    return [
+        HeldSplit(name, Rows(*(tensor[chosen == number] for tensor in encoded)))
+        for number, name in enumerate(SPLITS)
+    ]
 
 
-def _streamed(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]) -> Data:
+def _streamed(
+    table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]
+) -> list[Split]:
     selections = [InSplit(number, splitter, dataset.label.name) for number, _ in enumerate(SPLITS)]
     counts = _counts(table, dataset, splitter, encodings)
-    return Data(
-        *(
-            StreamedSplit(name, count, table, encodings, selection, dataset.width)
-            for name, count, selection in zip(SPLITS, counts, selections, strict=True)
-        )
-    )
+    return [
+        StreamedSplit(name, count, table, encodings, selection, dataset.width)
+        for name, count, selection in zip(SPLITS, counts, selections, strict=True)
+    ]
 
 
 def _counts(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple[Encoding, ...]) -> list[int]:
@@ -272,7 +279,8 @@ def _counts(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple
     All of them are encoded, so that one that cannot be ends the run before it is trained, not after.
     """
     counts = np.zeros(len(SPLITS), np.int64)
-    columns = list(dict.fromkeys([splitter.column, *_encoded_columns(encodings)]))
+    encoded = (name for encoding in encodings for name in encoding.columns)
+    columns = list(dict.fromkeys([splitter.column, *encoded]))
     for part in table.parts:
         for batch in table.scan(part, columns, batch_rows=rows_at_a_time(encodings)):
             labelled = batch.filter(batch.column(dataset.label.name).is_valid())
@@ -285,12 +293,9 @@ def _counts(table: Table, dataset: Dataset, splitter: Splitter, encodings: tuple
     return [int(count) for count in counts]
 
 
-def _held_columns(table: Table, dataset: Dataset, encodings: tuple[Encoding, ...]) -> list[str]:
-    return list(dict.fromkeys([dataset.key, *_encoded_columns(encodings), *_order_columns(table)]))
-
-
-def _encoded_columns(encodings: tuple[Encoding, ...]) -> list[str]:
-    return [name for encoding in encodings for name in encoding.columns]
+def _held_columns(table: Table, dataset: Dataset) -> list[str]:
+    features = (column.name for column in dataset.features)
+    return list(dict.fromkeys([dataset.key, *features, dataset.label.name, *_order_columns(table)]))
 
 
 def _order_columns(table: Table) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
@@ -17,6 +20,7 @@ from headrace.training.run.model import Normalised
 from headrace.training.run.report import Signature
 from headrace.training.run.report import Tensor as TensorSpec
 from headrace.training.run.specification import Dataset
+from headrace.training.run.texts import FEATURES, TEXTS, VALUES, requested, with_texts
 
 TOLERANCE = 1e-4
 OPSET = 17
@@ -64,13 +68,30 @@ def require_exportable(model: Normalised) -> None:
         )
 
 
-def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path, *, classified: bool) -> Signature:
+def export(
+    model: Normalised,
+    dataset: Dataset,
+    categories: Mapping[str, tuple[str, ...]],
+    sample: Tensor,
+    path: Path,
+    *,
+    classified: bool,
+) -> Signature:
     """Write `path`, and check that it answers as the model does. Raises RunError where it does not.
 
+    `categories`: those of each feature that is text, of which the rows in `sample` have places there.
     `classified`: the model tells the label's classes apart. One that was trained on a number answers with a
     number, also where the label has classes.
     """
-    inputs = (TensorSpec(name="features", datatype="FP32", shape=(-1, dataset.width)),)
+    texts = dataset.texts()
+    inputs = tuple(
+        TensorSpec(name=name, datatype=datatype, shape=(-1, width))
+        for name, datatype, width in (
+            (FEATURES, "FP32", dataset.width - len(texts)),
+            (TEXTS, "BYTES", len(texts)),
+        )
+        if width
+    )
     module: nn.Module
     outputs: tuple[TensorSpec, ...]
     if classified:
@@ -89,13 +110,15 @@ def export(model: Normalised, dataset: Dataset, sample: Tensor, path: Path, *, c
 
     module = module.cpu().eval()
     rows = sample[:SAMPLE_ROWS].cpu()
-    _write(module, rows, [tensor.name for tensor in outputs], path)
-    _compare(module, rows, path)
+    _write(module, rows, VALUES if texts else FEATURES, [tensor.name for tensor in outputs], path)
+    if texts:
+        onnx.save(with_texts(onnx.load(path), dataset.features, categories), path)
+    _compare(module, rows, requested(rows, dataset.features, categories), path)
     told = dataset.label.classes if classified else ()
-    return Signature(inputs=inputs, outputs=outputs, features=dataset.inputs(), classes=told)
+    return Signature(inputs=inputs, outputs=outputs, features=dataset.numbers(), classes=told, texts=texts)
 
 
-def _write(module: nn.Module, rows: Tensor, outputs: list[str], path: Path) -> None:
+def _write(module: nn.Module, rows: Tensor, input_name: str, outputs: list[str], path: Path) -> None:
     with warnings.catch_warnings():
         # That it is the older of the two exporters is known (ADR 10).
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -103,21 +126,21 @@ def _write(module: nn.Module, rows: Tensor, outputs: list[str], path: Path) -> N
             module,
             (rows,),
             path,
-            input_names=["features"],
+            input_names=[input_name],
             output_names=outputs,
-            dynamic_axes={name: {0: "rows"} for name in ("features", *outputs)},
+            dynamic_axes={name: {0: "rows"} for name in (input_name, *outputs)},
             opset_version=OPSET,
             dynamo=False,
         )
 
 
-def _compare(module: nn.Module, rows: Tensor, path: Path) -> None:
+def _compare(module: nn.Module, rows: Tensor, inputs: dict[str, NDArray[Any]], path: Path) -> None:
     written = onnx.load(path)
     onnx.checker.check_model(written)
     with torch.no_grad():
         expected = module(rows)
     answers: tuple[Tensor, ...] = expected if isinstance(expected, tuple) else (expected,)
-    found = ReferenceEvaluator(written).run(None, {"features": rows.numpy()})
+    found = ReferenceEvaluator(written).run(None, inputs)
     for right, exported in zip(answers, found, strict=True):
         if not np.allclose(right.numpy(), exported, rtol=TOLERANCE, atol=TOLERANCE):
             raise RunError("the exported ONNX model does not answer like the trained one")

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from headrace.datasets import UNKNOWN_CATEGORY
 from headrace.training.run.errors import UnusableDataset
 from headrace.training.run.report import PREPROCESS_FILE
 from headrace.training.run.resizing import Resizer
@@ -32,6 +34,7 @@ FLOAT32: Final = torch.finfo(torch.float32)
 # What is divided by less is beyond float32.
 SMALLEST_SPREAD: Final = 1e-30
 QUARTILES: Final = (0.25, 0.5, 0.75)
+_NO_TEXTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
 
 class _Frozen(BaseModel):
@@ -44,7 +47,8 @@ class FittedFeature(_Frozen):
     `fill`, `centre` and `spread` have a number for each of the values, or fewer that repeat: one for all, or
     one for each channel. A missing value becomes `fill` where there is one; then values are moved between
     `clip_min` and `clip_max`; then, with `log`, sign(x) ln(1 + |x|); then (x - centre) / spread. One that is
-    encoded is looked up in `categories` instead.
+    encoded is looked up in `categories` instead. Of a feature that is text, its place in `texts` is looked
+    up, -1 for a text that is not there; `fill` and `categories` are such places.
     """
 
     feature: str
@@ -58,6 +62,7 @@ class FittedFeature(_Frozen):
     spread: tuple[float, ...]
     encode: Encoding
     categories: tuple[int, ...]
+    texts: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -94,10 +99,12 @@ def fit(
     *,
     spans: Sequence[Span] = (),
     resizes: Sequence[Resize] = (),
+    texts: Mapping[str, tuple[str, ...]] = _NO_TEXTS,
 ) -> Preprocessing:
     """Measure [rows, raw values] batches of the training split. Raises UnusableDataset.
 
-    `spans` say what each preparation is for; empty: a value each.
+    `spans` say what each preparation is for; empty: a value each. `texts` has the categories of features that
+    are text, of which the values are places there.
     """
     spans = spans or [Span()] * len(preparations)
     counts = [span.values for span in spans]
@@ -155,7 +162,10 @@ def fit(
     def entry(wish: Preparation, span: Span, place: tuple[int, int]) -> FittedFeature:
         first, end = place
         centres, spreads = (values[first : first + span.apart] for values in measured[wish.normalise])
-        fill: tuple[float, ...] | None = (wish.constant,) if wish.missing == "constant" else None
+        known = texts.get(wish.feature, ())
+        fill: tuple[float, ...] | None = None
+        if wish.missing == "constant":
+            fill = (_place(wish.text_constant, known) if known else wish.constant,)
         if wish.missing in fills:
             fill = tuple(fills[wish.missing][first:end].tolist())
         return FittedFeature(
@@ -170,6 +180,7 @@ def fit(
             spread=tuple(_spreads(spreads, centres).tolist()),
             encode=wish.encode,
             categories=categories.of(first),
+            texts=known,
         )
 
     return Preprocessing(resizes=tuple(resizes), features=tuple(map(entry, preparations, spans, places)))
@@ -183,6 +194,10 @@ def _require_values(
             raise UnusableDataset(
                 f"{wish.feature} has no value in any row of the training split; leave it out of the features"
             )
+
+
+def _place(text: str | None, known: Sequence[str]) -> float:
+    return known.index(text) if text in known else UNKNOWN_CATEGORY
 
 
 def _pools(spans: Sequence[Span]) -> Tensor:

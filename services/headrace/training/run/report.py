@@ -35,6 +35,8 @@ class Signature(_Frozen):
     outputs: tuple[Tensor, ...]
     features: tuple[str, ...]
     classes: tuple[str, ...]
+    # A run that waits to be registered may be of a release that had none.
+    texts: tuple[str, ...] = ()
 
 
 class EpochLoss(_Frozen):

@@ -44,6 +44,8 @@ class Preparation(_Frozen):
     log: bool = False
     normalise: Normalisation = "none"
     encode: Encoding = "number"
+    # Of a text, instead of `constant`.
+    text_constant: str | None = None
     # To height and width.
     resize: tuple[int, int] | None = None
     per_channel: bool = False
@@ -88,6 +90,11 @@ class Column(_Frozen):
     name: str
     type: str
     tensor: TensorType | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the model receives it as text, and not as numbers."""
+        return self.type == "string"
 
     @property
     def width(self) -> int:
@@ -138,11 +145,16 @@ class Dataset(_Frozen):
         """How many values the model receives of a row."""
         return sum(column.width for column in self.features)
 
-    def inputs(self) -> tuple[str, ...]:
-        """Name the values that the model receives, in their order; of many, each tensor's together."""
+    def numbers(self) -> tuple[str, ...]:
+        """Name the numbers that the model receives, in their order; of many, each tensor's together."""
+        columns = [column for column in self.features if not column.is_text]
         if self.width > MAX_NAMED:
-            return tuple(column.name_of_all() for column in self.features)
-        return tuple(name for column in self.features for name in column.names())
+            return tuple(column.name_of_all() for column in columns)
+        return tuple(name for column in columns for name in column.names())
+
+    def texts(self) -> tuple[str, ...]:
+        """Name the texts that the model receives, in their order."""
+        return tuple(column.name for column in self.features if column.is_text)
 
 
 class RunSpec(_Frozen):
@@ -165,6 +177,12 @@ class RunSpec(_Frozen):
     in_memory_bytes: int = IN_MEMORY_BYTES
     cpu: float = 1.0
     gpu: int = 0
+
+    def encoded_texts(self) -> tuple[str, ...]:
+        """Name the text features that have categories."""
+        return tuple(
+            column.name for column, wish in self._wishes() if column.is_text and wish.encode != "number"
+        )
 
     def spans(self) -> tuple[Span, ...]:
         """Return what each preparation is for."""

@@ -42,6 +42,7 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
             classified=classified,
             in_memory_bytes=spec.in_memory_bytes,
             nullable=[wish.feature for wish in spec.preparations if wish.missing != "refuse"],
+            texts=spec.encoded_texts(),
         )
         rows = {split.name: len(split) for split in data.splits()}
         print(f"rows: {rows}; device: {device}", flush=True)
@@ -52,6 +53,7 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
         spec.seed,
         spans=spec.spans(),
         resizes=spec.resizes(),
+        texts=data.categories,
     )
     preprocessing.write(folder)
     preprocessor = Preprocessor(preprocessing)
@@ -85,6 +87,7 @@ def work(spec: RunSpec, folder: Path, pipe: Pipe, stopping: Callable[[], bool]) 
         signature = export(
             model,
             spec.dataset,
+            data.categories,
             next(data.train.batches()).features,
             folder / MODEL_FILE,
             classified=classified,

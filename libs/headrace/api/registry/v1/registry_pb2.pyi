@@ -200,19 +200,26 @@ class Signature(google.protobuf.message.Message):
     OUTPUTS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     CLASSES_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TensorSpec]: ...
     @property
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TensorSpec]: ...
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The dataset's features in the order of the input's columns: a tensor's values one by one, image[0,0]
-        first, or, where there are more than 16,384 columns, together: image[0:224,0:224].
+        """The dataset's features in the order of the columns of the input `features`: a tensor's values one by one,
+        image[0,0] first, or, where there are more than 16,384 columns, together: image[0:224,0:224].
         """
 
     @property
     def classes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Classes in the order of the model's output; empty for regression."""
+
+    @property
+    def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Features that are text, in the order of the columns of the input `texts`; without any there is no such
+        input, and without others none of the name `features`.
+        """
 
     def __init__(
         self,
@@ -221,8 +228,9 @@ class Signature(google.protobuf.message.Message):
         outputs: collections.abc.Iterable[Global___TensorSpec] | None = ...,
         features: collections.abc.Iterable[builtins.str] | None = ...,
         classes: collections.abc.Iterable[builtins.str] | None = ...,
+        texts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["classes", b"classes", "features", b"features", "inputs", b"inputs", "outputs", b"outputs"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["classes", b"classes", "features", b"features", "inputs", b"inputs", "outputs", b"outputs", "texts", b"texts"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Signature: typing_extensions.TypeAlias = Signature

@@ -38,7 +38,7 @@ class _MissingRuleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     MISSING_RULE_CONSTANT: _MissingRule.ValueType  # 4
 
 class MissingRule(_MissingRule, metaclass=_MissingRuleEnumTypeWrapper):
-    """What stands for a missing value, which clients send as NaN."""
+    """What stands for a missing value, which clients send as NaN; of a text, as the empty one."""
 
 MISSING_RULE_UNSPECIFIED: MissingRule.ValueType  # 0
 MISSING_RULE_REFUSE: MissingRule.ValueType  # 1
@@ -58,12 +58,12 @@ class _EncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     ENCODING_NUMBER: _Encoding.ValueType  # 1
     """As a number."""
     ENCODING_ONE_HOT: _Encoding.ValueType  # 2
-    """Of an integer feature: a column for each value of the training split, 1 where it is that value. For a
-    value that did not occur there all are 0. At most 1,000 values.
+    """Of an integer or text feature: a column for each value of the training split, 1 where it is that value.
+    For a value that did not occur there all are 0. At most 1,000 values.
     """
     ENCODING_ORDINAL: _Encoding.ValueType  # 3
-    """Of an integer feature: the value's place, from 0, among those of the training split in rising order; -1
-    for one that did not occur there. At most 1,000 values.
+    """Of an integer or text feature: the value's place, from 0, among those of the training split in rising
+    order, texts by their code points; -1 for one that did not occur there. At most 1,000 values.
     """
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
@@ -73,12 +73,12 @@ ENCODING_UNSPECIFIED: Encoding.ValueType  # 0
 ENCODING_NUMBER: Encoding.ValueType  # 1
 """As a number."""
 ENCODING_ONE_HOT: Encoding.ValueType  # 2
-"""Of an integer feature: a column for each value of the training split, 1 where it is that value. For a
-value that did not occur there all are 0. At most 1,000 values.
+"""Of an integer or text feature: a column for each value of the training split, 1 where it is that value.
+For a value that did not occur there all are 0. At most 1,000 values.
 """
 ENCODING_ORDINAL: Encoding.ValueType  # 3
-"""Of an integer feature: the value's place, from 0, among those of the training split in rising order; -1
-for one that did not occur there. At most 1,000 values.
+"""Of an integer or text feature: the value's place, from 0, among those of the training split in rising
+order, texts by their code points; -1 for one that did not occur there. At most 1,000 values.
 """
 Global___Encoding: typing_extensions.TypeAlias = Encoding
 
@@ -263,11 +263,12 @@ class Preparation(google.protobuf.message.Message):
     ENCODE_FIELD_NUMBER: builtins.int
     RESIZE_FIELD_NUMBER: builtins.int
     PER_CHANNEL_FIELD_NUMBER: builtins.int
+    TEXT_CONSTANT_FIELD_NUMBER: builtins.int
     feature: builtins.str
     missing: Global___MissingRule.ValueType
     constant: builtins.float
     """What stands for a missing value, with MISSING_RULE_CONSTANT. Like the bounds, a number of float32: at
-    most 3.4e38 either way.
+    most 3.4e38 either way. Not of a text.
     """
     indicator: builtins.bool
     """Adds a column that is 1 where the value was missing, else 0."""
@@ -281,6 +282,10 @@ class Preparation(google.protobuf.message.Message):
     per_channel: builtins.bool
     """Of such a tensor, with STANDARD or MIN_MAX: each channel is measured and normalised as a whole, not each
     value by itself.
+    """
+    text_constant: builtins.str
+    """What stands for a missing text, with MISSING_RULE_CONSTANT: one of the training split's, or any other
+    text, which is no category.
     """
     @property
     def resize(self) -> Global___ImageSize:
@@ -302,19 +307,24 @@ class Preparation(google.protobuf.message.Message):
         encode: Global___Encoding.ValueType = ...,
         resize: Global___ImageSize | None = ...,
         per_channel: builtins.bool = ...,
+        text_constant: builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "clip_max", b"clip_max", "clip_min", b"clip_min", "resize", b"resize"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "_text_constant", b"_text_constant", "clip_max", b"clip_max", "clip_min", b"clip_min", "resize", b"resize", "text_constant", b"text_constant"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "clip_max", b"clip_max", "clip_min", b"clip_min", "constant", b"constant", "encode", b"encode", "feature", b"feature", "indicator", b"indicator", "log", b"log", "missing", b"missing", "normalise", b"normalise", "per_channel", b"per_channel", "resize", b"resize"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max", "_clip_min", b"_clip_min", "_text_constant", b"_text_constant", "clip_max", b"clip_max", "clip_min", b"clip_min", "constant", b"constant", "encode", b"encode", "feature", b"feature", "indicator", b"indicator", "log", b"log", "missing", b"missing", "normalise", b"normalise", "per_channel", b"per_channel", "resize", b"resize", "text_constant", b"text_constant"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_max: typing_extensions.TypeAlias = typing.Literal["clip_max"]
     _WhichOneofArgType__clip_max: typing_extensions.TypeAlias = typing.Literal["_clip_max", b"_clip_max"]
     _WhichOneofReturnType__clip_min: typing_extensions.TypeAlias = typing.Literal["clip_min"]
     _WhichOneofArgType__clip_min: typing_extensions.TypeAlias = typing.Literal["_clip_min", b"_clip_min"]
+    _WhichOneofReturnType__text_constant: typing_extensions.TypeAlias = typing.Literal["text_constant"]
+    _WhichOneofArgType__text_constant: typing_extensions.TypeAlias = typing.Literal["_text_constant", b"_text_constant"]
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_max) -> _WhichOneofReturnType__clip_max | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_min) -> _WhichOneofReturnType__clip_min | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_constant) -> _WhichOneofReturnType__text_constant | None: ...
 
 Global___Preparation: typing_extensions.TypeAlias = Preparation
 
