@@ -7,10 +7,12 @@ import random
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
+import numpy as np
 import psutil
 import pytest
 from confluent_kafka import Producer
@@ -118,6 +120,59 @@ def test_what_was_asked_about_a_subject_is_erased_from_the_prediction_log(
     assert json.loads(erased.stdout)["erasure"]["prediction_count"] in (1, "1")
     assert theirs not in logged()
     assert others in logged()
+
+
+CATEGORIES = """
+apiVersion: headrace.dev/v1
+kind: Pipeline
+metadata: {{name: {name}}}
+spec:
+  dataset:
+    key: id
+    features: {{colour: {{type: string, nullable: true}}, x: {{type: float32}}, shape: {{type: string}}}}
+    label: {{name: wanted, type: int8, classes: [0, 1]}}
+    cut: {{rows: 200, seconds: 60}}
+  preprocess:
+    features:
+      colour: {{encode: one_hot, missing: {{constant: ""}}, indicator: true}}
+      shape: {{encode: ordinal}}
+  training:
+    recipe: mlp
+    parameters: {{hidden: [8], epochs: 60, learning_rate: 0.05}}
+  deployment: {{name: {name}}}
+  retrain: {{on: [dataset_version]}}
+"""
+
+
+def test_words_become_a_model_that_is_asked_with_words(stack: Stack, tmp_path: Path) -> None:
+    name = unique("wanted")
+    file, rows = tmp_path / "pipeline.yaml", tmp_path / "samples.jsonl"
+    file.write_text(CATEGORIES.format(name=name))
+    draw = random.Random(7)
+    with rows.open("w") as out:
+        for index in range(200):
+            colour, shape = draw.choice(["red", "grün", None]), draw.choice(["round", "square"])
+            row = {"id": f"p{index}", "colour": colour, "x": draw.random(), "shape": shape}
+            out.write(json.dumps({**row, "wanted": int(colour == "red")}) + "\n")
+    stack.headrace("apply", "-f", str(file))
+    stack.headrace("produce", name, "-f", str(rows))
+    until(lambda: live(stack, name), "the deployment to be ready")
+    asked = '[["red", 0.5, "round"], ["grün", 0.5, "square"], [null, 0.5, "round"], ["new", 0.5, "new"]]'
+    answer = json.loads(stack.headrace("predict", name, "-d", asked, "-o", "json").stdout)
+    assert np.ravel(answer["outputs"]["label"]).tolist()[:3] == [1, 0, 0]
+
+    body = {
+        "inputs": [
+            {"name": "features", "datatype": "FP32", "shape": [1, 1], "data": [0.5]},
+            {"name": "texts", "datatype": "BYTES", "shape": [1, 2], "data": ["red", "round"]},
+        ]
+    }
+    url = f"http://{stack.target('inference_protocol')}/v2/models/{name}/infer"
+    request = urllib.request.Request(url, json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=10) as response:
+        outputs = json.loads(response.read())["outputs"]
+    assert [output["data"] for output in outputs if output["name"] == "label"] == [[1]]
+    until(lambda: len(stack.json("get", "predictions", name)) == 2, "both predictions to be logged")
 
 
 @pytest.mark.parametrize(

@@ -123,12 +123,19 @@ SHAPES = {"image": (200, 300, 3), "signal": (1000,)}
 )
 def test_a_preparation_that_makes_no_sense_is_named(wish: dict[str, object], field: str) -> None:
     wishes = [Preparation(**wish)]  # type: ignore[arg-type]
-    rules = replace(RULES, feature_types=TYPES, feature_shapes=SHAPES, preparations=wishes)
+    types = {name: type_ for name, type_ in TYPES.items() if name != "site" or wish["feature"] == name}
+    rules = replace(RULES, feature_types=types, feature_shapes=SHAPES, preparations=wishes)
     with pytest.raises(InvalidArgument) as caught:
         check_pipeline(rules)
     assert [violation.field for violation in caught.value.fields] == [
         f"spec.training.preparations[0].{field}"
     ]
+
+
+def test_a_text_must_be_encoded() -> None:
+    with pytest.raises(InvalidArgument, match=r"encode: one_hot or ordinal, or make it an attr") as caught:
+        check_pipeline(replace(RULES, feature_types={"area": "float32", "site": "string"}))
+    assert [violation.field for violation in caught.value.fields] == ["spec.dataset.schema.features[1]"]
 
 
 def test_a_feature_is_prepared_once() -> None:

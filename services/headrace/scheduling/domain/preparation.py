@@ -60,6 +60,13 @@ def preparation_violations(
         seen.add(wish.feature)
         yield from _violations(path, wish, types[wish.feature])
         yield from _image_violations(path, wish, types[wish.feature], shapes.get(wish.feature, ()))
+    for index, (name, type_) in enumerate(types.items()):
+        if type_ == _TEXT and name not in seen:
+            yield FieldViolation(
+                f"spec.dataset.schema.features[{index}]",
+                f"{name} is text, and models take numbers; say preprocess.features.{name}.encode: "
+                "one_hot or ordinal, or make it an attribute",
+            )
 
 
 def _violations(path: str, wish: Preparation, type_: str) -> Iterator[FieldViolation]:
