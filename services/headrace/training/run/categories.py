@@ -26,7 +26,7 @@ def find_categories(table: Table, columns: Sequence[str], selection: Selection) 
             for name in columns:
                 texts = rows.column(name).unique().cast(pa.string())
                 together = pa.chunked_array([found[name], texts]).unique()
-                # Nor is null unlike the empty text.
+                # Null compares as null, and goes, too.
                 found[name] = together.filter(pc.not_equal(together, ""))
                 if len(found[name]) > MAX_CATEGORIES:
                     raise UnusableDataset(
