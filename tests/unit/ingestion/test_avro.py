@@ -191,10 +191,10 @@ def doubling(depth: int) -> Any:
     return node
 
 
-def nested(depth: int) -> str:
+def nested(depth: int, **members: str) -> str:
     """A schema that is deeper than most that write JSON can go."""
     arrays = '{"type": "array", "items": ' * depth + '"int"' + "}" * depth
-    return json.dumps(record(("a", "int"))).replace('"int"', arrays)
+    return json.dumps({**record(("a", "int")), **members}).replace('"int"', arrays)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_what_is_referred_to_may_refer_to_others_and_have_no_namespace() -> None
         (json.dumps({**record(("a", ["null", "shared.Place"])), "name": "shared.Place"}), "recursive"),
         (json.dumps({**record(("a", ["null", "tests.Sample"])), "name": "shared.Place"}), "recursive"),
         (json.dumps({**record(("a", doubling(30))), "name": "shared.Place"}), "size"),
-        (nested(1000), "size"),
+        (nested(1000, name="shared.Place"), "size"),
     ],
 )
 def test_what_is_referred_to_is_refused_as_what_refers_to_it(reference: str, rule: str) -> None:
