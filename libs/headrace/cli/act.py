@@ -106,6 +106,9 @@ def produce(
     file: Annotated[
         str, typer.Option("--file", "-f", help="JSON lines, a sample each; - reads standard input.")
     ] = "-",
+    schema_version: Annotated[
+        int, typer.Option(min=0, help="The version of the schema they were written by; 0: the newest.")
+    ] = 0,
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
@@ -116,7 +119,7 @@ def produce(
 
     async def command(client: HeadraceClient) -> None:
         traceparent = new_traceparent()
-        count = await client.produce(dataset, samples, traceparent=traceparent)
+        count = await client.produce(dataset, samples, traceparent=traceparent, schema_version=schema_version)
         if output is Format.TABLE:
             console.print(
                 f"{count} samples published; `headrace get datasets` shows them arrive, "

@@ -12,6 +12,7 @@ from headrace.cli import (
     dataset_erasure,
     dataset_files,
     dataset_lineage,
+    dataset_schemas,
     dataset_top,
     look,
     rejected,
@@ -37,6 +38,7 @@ for module in (
     dataset_erasure,
     dataset_files,
     dataset_lineage,
+    dataset_schemas,
     dataset_top,
     rejected,
 ):

@@ -148,6 +148,7 @@ class HeadraceClient:
         *,
         key: str | Callable[[Mapping[str, object]], str] = "",
         traceparent: str = "",
+        schema_version: int = 0,
     ) -> int:
         """Publish samples to Kafka, and return their number once the broker has them all.
 
@@ -155,7 +156,8 @@ class HeadraceClient:
         payload that is too large for Kafka is put into the object store, and its event claims it.
         `key` names the field whose value is the record's key, or makes the key of a sample; samples of
         one key keep their order. Where it is left out the dataset is asked. They carry `traceparent`,
-        or else the current span's, or else that of a new trace.
+        or else the current span's, or else that of a new trace. `schema_version`: the version of the
+        dataset's schema by which they were written; 0: the newest when they are read.
 
         Raises InvalidArgument INVALID_SAMPLE or OVERSIZE_EVENT, Unavailable BROKER_UNAVAILABLE or
         STORE_UNAVAILABLE; samples before may have been published.
@@ -166,7 +168,8 @@ class HeadraceClient:
         for sample in samples:
             count += 1
             fields, data = _read_sample(sample, count)
-            batch.append((make_key(fields), _json_event(SAMPLE_TYPE, dataset, data, traceparent)))
+            event = _json_event(SAMPLE_TYPE, dataset, data, traceparent, schema_version)
+            batch.append((make_key(fields), event))
             size += len(data)
             if len(batch) == BATCH or size >= BATCH_BYTES:
                 await self.publish_samples(batch)
@@ -400,7 +403,8 @@ def _key_from(field: str) -> Callable[[Mapping[str, object]], str]:
     return lambda fields: str(fields.get(field, ""))
 
 
-def _json_event(kind: str, subject: str, data: bytes, traceparent: str) -> Event:
+def _json_event(kind: str, subject: str, data: bytes, traceparent: str, schema_version: int = 0) -> Event:
+    from headrace.messaging.dataschema import ATTRIBUTE, dataschema
     from headrace.messaging.events import JSON, Event
 
     return Event(
@@ -412,4 +416,5 @@ def _json_event(kind: str, subject: str, data: bytes, traceparent: str) -> Event
         data=data,
         content_type=JSON,
         traceparent=traceparent,
+        extensions={ATTRIBUTE: dataschema(subject, schema_version)} if schema_version else {},
     )

@@ -211,7 +211,7 @@ def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
 
 def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec.DatasetSpec:
     required = ("key", "features", "label")
-    optional = ("attributes", "source", "cut", "rejects", "quality", "retention")
+    optional = ("attributes", "schema_version", "source", "cut", "rejects", "quality", "retention")
     entries = document.mapping(place, (*required, *optional), required)
     features = document.entries(entries["features"]) if "features" in entries else {}
     attributes = document.entries(entries["attributes"]) if "attributes" in entries else {}
@@ -224,7 +224,9 @@ def _dataset(document: Document, place: Place | None) -> scheduling.PipelineSpec
         document.fail(entries["features"], "must name at least one feature")
     if "label" in entries:
         schema.label.CopyFrom(_label(document, entries["label"]))
-    dataset = scheduling.PipelineSpec.DatasetSpec(schema=schema)
+    dataset = scheduling.PipelineSpec.DatasetSpec(
+        schema=schema, schema_version=document.integer(entries.get("schema_version"), bits=32)
+    )
     if "source" in entries:
         dataset.source.CopyFrom(_source(document, entries["source"]))
     if "cut" in entries:

@@ -76,7 +76,17 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         retention = translation.retention_from_message(request.retention)
         source = source_from_message(request.source) if request.HasField("source") else None
         return await self._dataset(
-            await self._apply_dataset(request.name, schema, cut, rejects, quality, split, retention, source)
+            await self._apply_dataset(
+                request.name,
+                schema,
+                cut,
+                rejects,
+                quality,
+                split,
+                retention,
+                source,
+                schema_version=request.schema_version,
+            )
         )
 
     async def GetDataset(  # noqa: D102
@@ -94,11 +104,19 @@ class IngestionServicer(api_grpc.IngestionServiceServicer):
         datasets = await asyncio.gather(*map(self._dataset, page))
         return api.ListDatasetsResponse(datasets=datasets, next_page_token=token)
 
+    async def ListSchemas(  # noqa: D102
+        self, request: api.ListSchemasRequest, context: _Context
+    ) -> api.ListSchemasResponse:
+        await require_dataset(self._catalogue, request.dataset)
+        versions = await self._catalogue.schema_versions(request.dataset)
+        return api.ListSchemasResponse(schemas=map(translation.schema_version_to_message, versions))
+
     async def AppendSamples(  # noqa: D102
         self, request_iterator: AsyncIterator[api.AppendSamplesRequest], context: _Context
     ) -> api.AppendSamplesResponse:
         samples = (
-            NewSample(request.dataset, request.event_id, request.json) async for request in request_iterator
+            NewSample(request.dataset, request.event_id, request.json, request.schema_version)
+            async for request in request_iterator
         )
         return api.AppendSamplesResponse(appended_count=await self._append_samples(samples))
 

@@ -13,6 +13,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.errors import FieldViolation, InvalidArgument
 from headrace.ingestion.domain.content_hash import to_hex
 from headrace.ingestion.domain.dataset import DatasetVersion
+from headrace.ingestion.domain.evolution import SchemaVersion
 from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.replay import Correction
@@ -136,6 +137,15 @@ def schema_to_message(schema: Schema) -> api.Schema:
         features=[_field_to_message(field) for field in schema.features],
         label=_field_to_message(schema.label),
         attributes=[_field_to_message(field) for field in schema.attributes],
+    )
+
+
+def schema_version_to_message(version: SchemaVersion) -> api.DatasetSchema:
+    """The same version of a schema in the contract's words."""
+    return api.DatasetSchema(
+        version=version.version,
+        schema=schema_to_message(version.schema),
+        create_time=to_timestamp(version.create_time),
     )
 
 

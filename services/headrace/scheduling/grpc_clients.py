@@ -53,6 +53,7 @@ class GrpcPeers:
                     split=_split(spec.training.split) if spec.training.HasField("split") else None,
                     retention=spec.dataset.retention if spec.dataset.HasField("retention") else None,
                     source=spec.dataset.source if spec.dataset.HasField("source") else None,
+                    schema_version=spec.dataset.schema_version,
                 )
             )
 

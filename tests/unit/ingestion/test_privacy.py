@@ -18,6 +18,7 @@ from headrace.events.ingestion.v1.events_pb2 import Sample, Value
 from headrace.ingestion.domain.columnar import ColumnReader
 from headrace.ingestion.domain.content_hash import hash_rows
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.evolution import changes_values, check_evolution
 from headrace.ingestion.domain.key_ring import NO_KEYS, Key, KeyRing, parse_keys
 from headrace.ingestion.domain.profile import extended
 from headrace.ingestion.domain.rejection import Reason, Rejection, Verdict
@@ -28,8 +29,6 @@ from headrace.ingestion.domain.schema import (
     Role,
     Schema,
     Treatment,
-    changes_values,
-    check_evolution,
     check_schema,
 )
 from headrace.ingestion.domain.sealing import seal, unsealed
@@ -270,7 +269,7 @@ def changed(treatment: Treatment | None, role: Role = Role.PERSONAL) -> Schema:
 
 
 def test_a_treatment_can_change_to_drop_alone() -> None:
-    check_evolution(SCHEMA, changed(Treatment.DROP))
+    check_evolution(SCHEMA, changed(Treatment.DROP), 2)
     assert changes_values(SCHEMA, changed(None))
     assert not changes_values(changed(None), changed(Treatment.DROP))
     for old, new in (
@@ -279,7 +278,7 @@ def test_a_treatment_can_change_to_drop_alone() -> None:
         (changed(None, Role.IGNORED), SCHEMA),
     ):
         with pytest.raises(HeadraceError) as refused:
-            check_evolution(old, new)
+            check_evolution(old, new, 2)
         assert refused.value.fields[0].field == "schema.attributes.email.treatment"
 
 

@@ -86,12 +86,13 @@ def _arrow_schema(fields: Sequence[Field]) -> pa.Schema:
 class ColumnReader:
     """A schema, prepared for many batches. Keeps no state between them; any thread may use it."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, quotes: bool = True) -> None:
+        """`quotes`: whether violations may quote values; in no case where the schema has personal fields."""
         self._fields = schema.fields
-        self._rows = RowValidator(schema)
+        self._rows = RowValidator(schema, quotes=quotes)
         # Personal values as they came: whoever stores them treats them (`treatment`).
         self._stored = _arrow_schema(self._fields)
-        self._parsed = pa.schema([(field.name, _parsed_type(field)) for field in self._fields])
+        self._parsed = pa.schema([(field.name, parsed_type(field)) for field in self._fields])
         self._kinds = [(field.name, _kind(field)) for field in self._fields]
         self._tensors = [
             (index, check_of(field)) for index, field in enumerate(self._fields) if field.tensor is not None
@@ -199,7 +200,7 @@ class ColumnReader:
             return self._stored.empty_table()
         columns = [
             # By way of the wide type: Arrow refuses a double for a float32 column.
-            pa.array(values, _parsed_type(field)).cast(stored.type, safe=False)
+            pa.array(values, parsed_type(field)).cast(stored.type, safe=False)
             for field, stored, values in zip(self._fields, self._stored, zip(*rows, strict=True), strict=True)
         ]
         return pa.table(columns, schema=self._stored)
@@ -236,7 +237,7 @@ def _has_repeated_name(payload: bytes) -> bool:
     return repeated
 
 
-def _parsed_type(field: Field) -> pa.DataType:
+def parsed_type(field: Field) -> pa.DataType:
     """The wide type, in which values can be compared with bounds before they are narrowed."""
     if field.type.is_integer:
         return pa.int64()

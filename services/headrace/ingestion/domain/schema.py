@@ -1,4 +1,4 @@
-"""What a valid sample looks like: fields, their types and rules, and which changes of them are safe."""
+"""What a valid sample looks like: fields, their types and rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import re2
 
-from headrace.errors import FailedPrecondition, FieldViolation, InvalidArgument
+from headrace.errors import FieldViolation, InvalidArgument
 from headrace.tensors import TensorType
 
 Scalar = bool | int | float | str
@@ -135,6 +135,11 @@ class Field:
         assert self.is_personal
         return self.treatment or Treatment.DROP
 
+    @property
+    def is_dropped(self) -> bool:
+        """Whether its values are not stored at all."""
+        return self.is_personal and self.treated is Treatment.DROP
+
 
 @dataclass(frozen=True, slots=True)
 class Schema:
@@ -164,7 +169,7 @@ class Schema:
         return tuple(
             Field(field.name, FieldType.STRING, nullable=True) if field.is_personal else field
             for field in self.fields
-            if not _is_dropped(field)
+            if not field.is_dropped
         )
 
     @property
@@ -197,7 +202,7 @@ def _violations(schema: Schema) -> Iterator[FieldViolation]:
     if not schema.features:
         yield FieldViolation("schema.features", "name at least one feature")
     seen = {schema.key}
-    for path, field in _paths(schema):
+    for path, field in fields_by_path(schema):
         if not NAME_PATTERN.match(field.name):
             yield FieldViolation(path, f"a name must match {NAME_PATTERN.pattern}")
         if field.name in seen:
@@ -207,17 +212,18 @@ def _violations(schema: Schema) -> Iterator[FieldViolation]:
     if schema.label.type is FieldType.TENSOR:
         yield FieldViolation("schema.label.type", "no model answers with a tensor: make it a feature")
     yield from _role_violations(schema)
-    for path, field in _paths(schema):
+    for path, field in fields_by_path(schema):
         if field.treatment is not None and not field.is_personal:
             yield FieldViolation(f"{path}.treatment", "only what is personal is treated: give it that role")
 
 
-def _paths(schema: Schema) -> Iterator[tuple[str, Field]]:
-    yield from _columns(schema)
+def fields_by_path(schema: Schema) -> Iterator[tuple[str, Field]]:
+    """All fields but the key, by where the contract has them."""
+    yield from named_columns(schema)
     yield "schema.label", schema.label
 
 
-def _columns(schema: Schema) -> Iterator[tuple[str, Field]]:
+def named_columns(schema: Schema) -> Iterator[tuple[str, Field]]:
     """The fields that have names of their own: features and attributes."""
     for field in schema.features:
         yield f"schema.features.{field.name}", field
@@ -237,7 +243,7 @@ def _role_violations(schema: Schema) -> Iterator[FieldViolation]:
                 yield FieldViolation(f"{path}.type", f"a time is a timestamp, not a {field.type.value}")
             if times > 1:
                 yield FieldViolation(f"{path}.role", "another field is the time already")
-    for path, field in [*_columns(replace(schema, attributes=())), ("schema.label", schema.label)]:
+    for path, field in [*named_columns(replace(schema, attributes=())), ("schema.label", schema.label)]:
         if field.type is FieldType.TIMESTAMP:
             yield FieldViolation(f"{path}.type", "no model takes a timestamp: move it to the attributes")
         if field.role not in (None, Role.PROTECTED):
@@ -334,96 +340,3 @@ def _is_float(value: float, field_type: FieldType) -> bool:
     if field_type is FieldType.FLOAT32:
         return abs(value) < FLOAT32_OVERFLOW
     return field_type is FieldType.FLOAT64 and abs(value) <= sys.float_info.max
-
-
-def check_evolution(old: Schema, new: Schema) -> None:
-    """Raise `FailedPrecondition` INCOMPATIBLE_SCHEMA where a stored row could break the new schema.
-
-    Safe are: more nullable fields, rules that accept more (nullable, wider bounds, more allowed values, no
-    pattern, a wider type of the same numbers), another order of the features, other defaults, units and
-    descriptions, and other roles: a feature may become an attribute and the other way round. What is
-    personal stays so, and how it is stored stays, too, unless it is dropped from now on: a column holds
-    values of one kind.
-    """
-    violations = list(_incompatibilities(old, new))
-    if violations:
-        first = violations[0]
-        raise FailedPrecondition(
-            "INCOMPATIBLE_SCHEMA",
-            f"{first.field}: {first.description}; stored rows would not satisfy it. "
-            "Use a new dataset, or keep the rule",
-            fields=violations,
-        )
-
-
-def changes_values(old: Schema, new: Schema) -> bool:
-    """Whether an event that made a row by `old` may make another one by `new`, though the change is safe.
-
-    It may where float64 keeps digits that float32 rounded away, where the event lacks a field whose default
-    is another one now, and where a field is dropped that was stored.
-    """
-    before = {field.name: field for field in old.fields}
-    for field in new.fields:
-        known = before.get(field.name, replace(field, default=None))
-        if field.default != known.default or (field.type.is_float and field.type is not known.type):
-            return True
-        if _is_dropped(field) and field.name in before and not _is_dropped(known):
-            return True
-    return False
-
-
-def _is_dropped(field: Field) -> bool:
-    return field.is_personal and field.treated is Treatment.DROP
-
-
-def _incompatibilities(old: Schema, new: Schema) -> Iterator[FieldViolation]:
-    if old.key != new.key:
-        yield FieldViolation("schema.key", f'is "{old.key}" and cannot become "{new.key}"')
-    if old.label.name != new.label.name:
-        yield FieldViolation("schema.label", f'is "{old.label.name}" and cannot become "{new.label.name}"')
-    else:
-        yield from _narrowings("schema.label", old.label, new.label)
-    after = {field.name: (path, field) for path, field in _columns(new)}
-    before = {field.name: (path, field) for path, field in _columns(old)}
-    for name, (path, field) in before.items():
-        if name not in after:
-            yield FieldViolation(path, "cannot be removed")
-        else:
-            path, changed = after[name]
-            yield from _narrowings(path, field, changed)
-            yield from _uncoverings(path, field, changed)
-    for name, (path, field) in after.items():
-        if name not in before and not field.nullable:
-            yield FieldViolation(path, "a field that is added must be nullable")
-
-
-def _uncoverings(path: str, old: Field, new: Field) -> Iterator[FieldViolation]:
-    if old.is_personal and not new.is_personal:
-        yield FieldViolation(f"{path}.role", "is personal and must stay so")
-    elif new.is_personal and not _is_dropped(new):
-        if not old.is_personal:
-            yield FieldViolation(f"{path}.treatment", "stored rows hold it in clear: it can only be dropped")
-        elif old.treated is not new.treated:
-            yield FieldViolation(
-                f"{path}.treatment", f"is {old.treated.value} and can only become {Treatment.DROP.value}"
-            )
-
-
-def _narrowings(path: str, old: Field, new: Field) -> Iterator[FieldViolation]:
-    if old.type is not new.type and new.type not in WIDER.get(old.type, ()):
-        yield FieldViolation(f"{path}.type", f"is {old.type.value} and cannot become {new.type.value}")
-        return
-    if old.tensor != new.tensor:
-        yield FieldViolation(f"{path}.tensor", f"is {old.tensor} and cannot become {new.tensor}")
-    if old.nullable and not new.nullable:
-        yield FieldViolation(f"{path}.nullable", "cannot be taken back")
-    if new.min is not None and (old.min is None or new.min > old.min):
-        yield FieldViolation(f"{path}.min", "cannot be raised")
-    if new.max is not None and (old.max is None or new.max < old.max):
-        yield FieldViolation(f"{path}.max", "cannot be lowered")
-    if new.allowed_values and (
-        not old.allowed_values or not set(old.allowed_values) <= set(new.allowed_values)
-    ):
-        yield FieldViolation(f"{path}.allowed_values", "cannot be narrowed")
-    if new.pattern not in ("", old.pattern):
-        yield FieldViolation(f"{path}.pattern", "cannot be added or changed, only removed")

@@ -67,13 +67,13 @@ _SHOWN_CHARACTERS: Final = 80
 class RowValidator:
     """A schema, prepared for many rows."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, quotes: bool = True) -> None:
         self._fields = schema.fields
         self._names = frozenset(field.name for field in self._fields)
         self._checks = [(field, check_of(field)) for field in self._fields]
         self._key = schema.key
         # Whose values are somebody's own may stand in a wrong field, and messages go everywhere.
-        self._quotes = not schema.personal
+        self._quotes = quotes and not schema.personal
 
     def validate(self, sample: Mapping[str, object]) -> Row | Violation:
         """The sample's values, or the first rule that it breaks."""

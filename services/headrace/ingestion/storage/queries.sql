@@ -12,6 +12,18 @@ where name > $1
 order by name
 limit $2;
 
+-- name: schema_history
+select version, schema, create_time from dataset_schemas where dataset = $1 order by version desc;
+
+-- name: schemas_by_name
+select dataset, version, schema
+from dataset_schemas
+where (dataset, version) in (select * from unnest($1::text[], $2::integer[]));
+
+-- name: insert_schema
+-- One that is there is as it was: a version never changes.
+insert into dataset_schemas (dataset, version, schema, create_time) values ($1, $2, $3, $4) on conflict do nothing;
+
 -- name: self_cutting_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
     quality, values_changed, split, retention, source_topic, source_format

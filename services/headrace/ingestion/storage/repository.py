@@ -25,6 +25,7 @@ from headrace.ingestion.domain.dataset import (
     SourcePartition,
 )
 from headrace.ingestion.domain.erasure import Erasure, ErasureState
+from headrace.ingestion.domain.evolution import SchemaVersion
 from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.quality import QualityRule, VersionVerdict
 from headrace.ingestion.domain.rejection import Reason, Rejection, State, Verdict
@@ -56,6 +57,7 @@ from headrace.ingestion.use_cases.ports import (
     RejectedRow,
     Repository,
     Resolution,
+    SchemaName,
     Span,
 )
 from headrace.messaging import topics
@@ -98,6 +100,19 @@ class PostgresCatalogue:
     async def list_datasets(self, after: str, limit: int) -> Sequence[Dataset]:
         """By name, beginning behind `after`."""
         return [_dataset(row) for row in await self._pool.fetch(self._queries["list_datasets"], after, limit)]
+
+    async def schema_versions(self, dataset: str) -> Sequence[SchemaVersion]:
+        """The schemas that a dataset had, newest first. Those of before they were kept are not known."""
+        rows = await self._pool.fetch(self._queries["schema_history"], dataset)
+        return [SchemaVersion(row["version"], _schema(row["schema"]), row["create_time"]) for row in rows]
+
+    async def schemas(self, names: Collection[SchemaName]) -> Mapping[SchemaName, Schema]:
+        """Those of the versions of schemas that are known."""
+        asked = [(dataset, version) for dataset, version in names if DATASET_PATTERN.match(dataset)]
+        if not asked:
+            return {}
+        rows = await self._pool.fetch(self._queries["schemas_by_name"], *zip(*asked, strict=True))
+        return {(row["dataset"], row["version"]): _schema(row["schema"]) for row in rows}
 
     async def feeds(self) -> Sequence[Feed]:
         """The topics that datasets name as theirs."""
@@ -304,6 +319,8 @@ class PostgresRepository:
             dataset.source.format.value if dataset.source else None,
             dataset.cut.schedule,
         )
+        if inserted is not None:
+            await self._insert_schema(dataset)
         return inserted is not None
 
     async def update_dataset(self, dataset: Dataset, expected: Dataset) -> bool:
@@ -331,7 +348,18 @@ class PostgresRepository:
             dataset.source.format.value if dataset.source else None,
             dataset.cut.schedule,
         )
+        if updated is not None:
+            await self._insert_schema(dataset)
         return updated is not None
+
+    async def _insert_schema(self, dataset: Dataset) -> None:
+        await self._connection.execute(
+            self._queries["insert_schema"],
+            dataset.name,
+            dataset.schema_version,
+            _schema_json(dataset.schema),
+            dataset.update_time,
+        )
 
     async def _lock_source(self, source: SourceTopic | None) -> None:
         if source is not None:
@@ -622,6 +650,10 @@ def _schema_json(schema: Schema) -> dict[str, object]:
     return _message_json(translation.schema_to_message(schema))
 
 
+def _schema(document: dict[str, object]) -> Schema:
+    return translation.schema_from_message(json_format.ParseDict(document, api.Schema()))
+
+
 def _quality_json(rules: Sequence[QualityRule]) -> list[dict[str, object]]:
     return [_message_json(rule_to_message(rule)) for rule in rules]
 
@@ -680,7 +712,7 @@ def _rejects(document: Mapping[str, float]) -> Rejects:
 def _dataset(row: asyncpg.Record) -> Dataset:
     return Dataset(
         name=row["name"],
-        schema=translation.schema_from_message(json_format.ParseDict(row["schema"], api.Schema())),
+        schema=_schema(row["schema"]),
         cut=Cut(row["cut_rows"], row["cut_seconds"], row["cut_schedule"]),
         schema_version=row["schema_version"],
         create_time=row["create_time"],

@@ -13,6 +13,7 @@ from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.envelopes import JSON_TYPE, SAMPLE_TYPE, header_bytes
 from headrace.ingestion.use_cases.ports import Catalogue
+from headrace.messaging.dataschema import ATTRIBUTE, dataschema
 from headrace.messaging.events import Event, encode
 from headrace.messaging.topics import SAMPLES
 from headrace.runtime.clock import Clock
@@ -30,11 +31,15 @@ _TRACE_BYTES: Final = len("traceparent") + len("00-") + 32 + len("-") + 16 + len
 
 @dataclass(frozen=True, slots=True)
 class NewSample:
-    """A sample to be published; an empty `event_id` is replaced by a fresh one."""
+    """A sample to be published; an empty `event_id` is replaced by a fresh one.
+
+    `schema_version`: by which it was written; 0: it does not say.
+    """
 
     dataset: str
     event_id: str
     json: bytes
+    schema_version: int = 0
 
 
 class EventPublisher(Protocol):
@@ -116,6 +121,9 @@ class AppendSamples:
             time=self._clock(),
             data=sample.json,
             content_type=JSON_TYPE,
+            extensions={ATTRIBUTE: dataschema(sample.dataset, sample.schema_version)}
+            if sample.schema_version
+            else {},
         )
 
 

@@ -1,4 +1,9 @@
-"""Creating a dataset, or changing it in ways that every stored row survives."""
+"""Creating a dataset, or changing it in ways that every stored row survives.
+
+A change of the schema that rows, or events of before, would not satisfy takes a declaration: the number of
+the version that the schema is to have. Whoever applies an older file by mistake declares a number that is
+taken, and of two who declare the same one, the second is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,17 @@ from typing import Final
 from headrace.errors import Aborted, FailedPrecondition, FieldViolation
 from headrace.ingestion.domain.cut import check_cut
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.domain.evolution import (
+    changes_values,
+    check_convertible,
+    check_evolution,
+    incompatibilities,
+)
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.quality import QualityRule, check_quality
 from headrace.ingestion.domain.rejects import Rejects
 from headrace.ingestion.domain.retention import Retention, check_retention
-from headrace.ingestion.domain.schema import Cut, Schema, changes_values, check_evolution, check_schema
+from headrace.ingestion.domain.schema import Cut, Schema, check_schema
 from headrace.ingestion.domain.source_topic import SourceTopic, changes_format, check_source
 from headrace.ingestion.domain.split_counts import check_split
 from headrace.ingestion.use_cases.ports import Catalogue, SampleTables
@@ -54,12 +65,15 @@ class ApplyDataset:
         split: Shares | None = None,
         retention: Retention = NO_RETENTION,
         source: SourceTopic | None = None,
+        schema_version: int = 0,
     ) -> Dataset:
         """Make the dataset be so.
 
+        `schema_version`: what the owner declares the schema to be; 0: nothing. It matters where the schema is
+        no safe change of the one before, and where the dataset is new: it begins with that number.
         Raises InvalidArgument INVALID_SCHEMA, INVALID_QUALITY, INVALID_SPLIT, INVALID_CUT,
-        INVALID_RETENTION or INVALID_SOURCE, FailedPrecondition INCOMPATIBLE_SCHEMA, TABLE_MISMATCH,
-        PRIVACY_KEY_MISSING, SOURCE_MISSING or SOURCE_TAKEN.
+        INVALID_RETENTION or INVALID_SOURCE, FailedPrecondition INCOMPATIBLE_SCHEMA, SCHEMA_NOT_CONVERTIBLE,
+        SCHEMA_VERSION_AHEAD, TABLE_MISMATCH, PRIVACY_KEY_MISSING, SOURCE_MISSING or SOURCE_TAKEN.
         """
         check_schema(schema)
         check_quality(quality, schema)
@@ -76,9 +90,13 @@ class ApplyDataset:
             if source is not None and (existing is None or existing.source != source):
                 await self._require_available(name, source)
             dataset = (
-                await self._create(name, schema, cut, rejects, rules, split, retention, source)
+                await self._create(
+                    name, schema, cut, rejects, rules, split, retention, source, schema_version
+                )
                 if existing is None
-                else await self._change(existing, schema, cut, rejects, rules, split, retention, source)
+                else await self._change(
+                    existing, schema, cut, rejects, rules, split, retention, source, schema_version
+                )
             )
             if dataset is not None:
                 # Writers bring a table up to their schema themselves; done here, a mistake in the store's
@@ -114,13 +132,14 @@ class ApplyDataset:
         split: Shares | None,
         retention: Retention,
         source: SourceTopic | None,
+        schema_version: int,
     ) -> Dataset | None:
         now = self._clock()
         dataset = Dataset(
             name,
             schema,
             cut,
-            1,
+            max(schema_version, 1),
             now,
             now,
             rejects,
@@ -144,6 +163,7 @@ class ApplyDataset:
         split: Shares | None,
         retention: Retention,
         source: SourceTopic | None,
+        schema_version: int,
     ) -> Dataset | None:
         changed = replace(
             existing,
@@ -155,16 +175,38 @@ class ApplyDataset:
             retention=retention,
             source=source,
         )
+        _check_ahead(existing, schema_version)
         if changed == existing:
             return existing
-        check_evolution(existing.schema, schema)
+        await self._check_schema_change(existing, schema, schema_version)
         changed = replace(
             changed,
             schema_version=existing.schema_version + (existing.schema != schema),
             update_time=self._clock(),
             values_changed=existing.values_changed
+            or bool(incompatibilities(existing.schema, schema))
             or changes_values(existing.schema, schema)
             or changes_format(existing.source, source),
         )
         async with self._catalogue.transaction() as repository:
             return changed if await repository.update_dataset(changed, existing) else None
+
+    async def _check_schema_change(self, existing: Dataset, schema: Schema, declared: int) -> None:
+        """Raises where stored rows, or events of an earlier version, do not go together with the schema."""
+        if schema == existing.schema:
+            return
+        version = existing.schema_version + 1
+        if declared != version:
+            check_evolution(existing.schema, schema, version)
+        # Also of a safe change: a name that is free now may have been another field's.
+        check_convertible(schema, await self._catalogue.schema_versions(existing.name))
+
+
+def _check_ahead(existing: Dataset, declared: int) -> None:
+    if declared > existing.schema_version + 1:
+        raise FailedPrecondition(
+            "SCHEMA_VERSION_AHEAD",
+            f"the schema of {existing.name} is version {existing.schema_version}, so that a new one is "
+            f"schema_version: {existing.schema_version + 1}",
+            fields=[FieldViolation("schema_version", f"is {declared}, and versions come one by one")],
+        )

@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from headrace.ingestion.domain.framing import UNFRAMED, schema_ids
 from headrace.ingestion.domain.rejection import Reason, Verdict
-from headrace.ingestion.use_cases.ports import Place
+from headrace.ingestion.use_cases.ports import Place, SchemaName
 from headrace.messaging.attributes import Attributes
 from headrace.messaging.claims import REFERENCE, Claim, claim_of
+from headrace.messaging.dataschema import schema_version
 from headrace.messaging.events import Event, InvalidCloudEvent, decode, is_structured, media_type
 from headrace.messaging.record_batch import Record
 from headrace.messaging.record_columns import Records
@@ -43,7 +44,7 @@ _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Events of one dataset and media type, by column: each has one item for each event."""
+    """Events of one dataset, media type and schema version, by column: each has one item for each event."""
 
     dataset: str
     media_type: str
@@ -55,6 +56,8 @@ class Samples:
     times: pa.TimestampArray
     traceparents: pa.StringArray
     """Null where there is none."""
+    schema_version: int | None = None
+    """By which they say to be written; None: they do not say."""
 
     def __len__(self) -> int:
         return len(self.indexes)
@@ -71,6 +74,7 @@ class Samples:
             self.sources.take(chosen),
             self.times.take(chosen),
             self.traceparents.take(chosen),
+            self.schema_version,
         )
 
 
@@ -108,6 +112,14 @@ class Opened:
     def datasets(self) -> Collection[str]:
         """The datasets that the samples name."""
         return {samples.dataset for samples in self.samples} | {one.event.subject for one in self.claimed}
+
+    def schema_versions(self) -> Collection[SchemaName]:
+        """The versions of schemas by which samples say to be written."""
+        return {
+            (samples.dataset, samples.schema_version)
+            for samples in self.samples
+            if samples.schema_version is not None
+        }
 
     def schema_ids(self) -> Collection[int]:
         """The ids of the schemas by which Avro and Protobuf payloads were written."""
@@ -222,11 +234,12 @@ def _samples(event: Event, indexes: Int64s, records: Records, attributes: Attrib
         pa.repeat(event.source, len(indexes)),
         pa.array(attributes.times[indexes]).cast(pa.timestamp("us")).cast(TIME_TYPE),
         present.to_arrow(),
+        schema_version(event),
     )
 
 
 def samples_of(found: Sequence[tuple[int, Event]], payloads: Spans) -> Samples:
-    """Events of one dataset and media type, by their records' indexes, and what each of them carries."""
+    """Events alike (see `Samples`), by their records' indexes, and what each of them carries."""
     _, first = found[0]
     return Samples(
         first.subject,
@@ -237,6 +250,7 @@ def samples_of(found: Sequence[tuple[int, Event]], payloads: Spans) -> Samples:
         pa.array([event.source for _, event in found], pa.string()),
         pa.array([event.time for _, event in found], TIME_TYPE),
         pa.array([event.traceparent or None for _, event in found], pa.string()),
+        schema_version(first),
     )
 
 
@@ -244,12 +258,13 @@ def samples_of(found: Sequence[tuple[int, Event]], payloads: Spans) -> Samples:
 class _Others:
     """Events that were read one by one."""
 
-    events: defaultdict[tuple[str, str], list[tuple[int, Event]]] = field(
+    events: defaultdict[tuple[str, str, int | None], list[tuple[int, Event]]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
     def add(self, index: int, event: Event) -> None:
-        self.events[event.subject, _media_type(event)].append((index, event))
+        kind = (event.subject, _media_type(event), schema_version(event))
+        self.events[kind].append((index, event))
 
     def samples(self) -> Iterator[Samples]:
         for found in self.events.values():

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 from headrace.events.ingestion.v1.events_pb2 import Sample
 from headrace.ingestion.domain.avro import AvroReader, UnusableSchema
 from headrace.ingestion.domain.columnar import ColumnReader, Columns, Malformed
+from headrace.ingestion.domain.conversion import Conversion
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.framing import UNFRAMED, schema_ids, unframed
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
@@ -26,8 +28,9 @@ from headrace.ingestion.domain.source import SOURCE_COLUMNS
 from headrace.ingestion.domain.source_topic import Feed
 from headrace.ingestion.domain.treatment import Treatments
 from headrace.ingestion.use_cases.envelopes import AVRO_TYPE, JSON_TYPE, PROTOBUF_TYPE, Opened, Samples
-from headrace.ingestion.use_cases.ports import RegisteredSchema, Span
+from headrace.ingestion.use_cases.ports import RegisteredSchema, SchemaName, Span
 from headrace.messaging.attributes import Attributes
+from headrace.messaging.dataschema import ATTRIBUTE
 from headrace.messaging.record_batch import Record
 from headrace.messaging.record_columns import Records
 
@@ -36,6 +39,7 @@ _WORD: Final = 256
 _SENTENCE: Final = 1024
 # Prepared ones; each has some kilobytes.
 _WRITERS: Final = 1000
+NO_SCHEMAS: Final[Mapping[SchemaName, Schema]] = MappingProxyType({})
 # As a registry calls them.
 _FORMATS: Final = {AVRO_TYPE: "AVRO", PROTOBUF_TYPE: "PROTOBUF"}
 
@@ -82,6 +86,22 @@ class Batch:
         return replace(self, records=records, attributes=attributes, spans=spans)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Form:
+    """How events of a dataset are read that were written by one version of its schema."""
+
+    schema: Schema
+    reader: ColumnReader
+    conversion: Conversion | None = None
+    """Into rows of the newest version; None: it is this one."""
+
+    def rows(self, columns: Columns) -> Columns:
+        """What was read, as it is stored."""
+        if self.conversion is None:
+            return columns
+        return replace(columns, table=self.conversion.apply(columns.table))
+
+
 @dataclass(slots=True)
 class Judged:
     """What a batch became: rows by dataset name, and rejections."""
@@ -97,7 +117,7 @@ class Judge:
         """`keys`: what personal fields are covered with."""
         self._keys = keys
         # Prepared once for each schema, not for each batch.
-        self._readers: dict[tuple[str, int], ColumnReader] = {}
+        self._forms: dict[tuple[str, int, int], _Form] = {}
         self._treatments: dict[tuple[str, int], Treatments] = {}
         self._writer = lru_cache(maxsize=_WRITERS)(writer_of)
 
@@ -107,10 +127,12 @@ class Judge:
         opened: Opened,
         datasets: Mapping[str, Dataset],
         schemas: Mapping[int, RegisteredSchema] | None = None,
+        earlier: Mapping[SchemaName, Schema] = NO_SCHEMAS,
     ) -> Judged:
         """Turn every event into a row, its personal fields treated, or a rejection with all that it has.
 
         `schemas` are those of `opened.schema_ids()` that the registry knows; None: there is no registry.
+        `earlier`: those of `opened.schema_versions()` that are known.
         Raises FailedPrecondition PRIVACY_KEY_MISSING: nothing is stored in clear because there is no key.
         """
         judged = Judged(
@@ -131,14 +153,20 @@ class Judge:
                 judged.rejections += [
                     _rejection_of(cluster, opened, samples, index, verdict) for index in range(len(samples))
                 ]
+            elif (form := self._form(dataset, samples.schema_version, earlier)) is None:
+                verdict = _unknown_version(dataset)
+                judged.rejections += [
+                    _rejection_of(cluster, opened, samples, index, verdict) for index in range(len(samples))
+                ]
             else:
                 framed, others = _by_frame(samples)
-                tables[dataset.name] += self._judge_framed(cluster, dataset, opened, framed, schemas, judged)
-                reader = self._reader(dataset)
-                columns = (
-                    reader.read_json(others.payloads)
+                tables[dataset.name] += self._judge_framed(
+                    cluster, dataset, form, opened, framed, schemas, judged
+                )
+                columns = form.rows(
+                    form.reader.read_json(others.payloads)
                     if samples.media_type == JSON_TYPE
-                    else reader.read_protobuf(others.payloads, parse_sample)
+                    else form.reader.read_protobuf(others.payloads, parse_sample)
                 )
                 tables[dataset.name].append(_collect(cluster, dataset, opened, others, columns, judged))
         for name, parts in tables.items():
@@ -150,6 +178,7 @@ class Judge:
         self,
         cluster: str,
         dataset: Dataset,
+        form: _Form,
         opened: Opened,
         samples: Samples,
         schemas: Mapping[int, RegisteredSchema] | None,
@@ -165,14 +194,14 @@ class Judge:
         for schema_id in np.unique(ids[known]).tolist():
             some = samples.take(np.flatnonzero(ids == schema_id))
             assert schemas is not None
-            writer = self._writer(schemas[schema_id], dataset.schema, _FORMATS[samples.media_type])
+            writer = self._writer(schemas[schema_id], form.schema, _FORMATS[samples.media_type])
             if isinstance(writer, UnusableSchema):
                 verdict = _unusable(schema_id, writer)
                 judged.rejections += [
                     _rejection_of(cluster, opened, some, index, verdict) for index in range(len(some))
                 ]
             else:
-                columns = self._reader(dataset).read_framed(unframed(some.payloads), writer)
+                columns = form.rows(form.reader.read_framed(unframed(some.payloads), writer))
                 tables.append(_collect(cluster, dataset, opened, some, columns, judged))
         return tables
 
@@ -185,12 +214,34 @@ class Judge:
             treatments = self._treatments[key] = Treatments(dataset.name, dataset.schema, self._keys)
         return treatments.apply(rows)
 
-    def _reader(self, dataset: Dataset) -> ColumnReader:
-        key = (dataset.name, dataset.schema_version)
-        reader = self._readers.get(key)
-        if reader is None:
-            reader = self._readers[key] = ColumnReader(dataset.schema)
-        return reader
+    def _form(
+        self, dataset: Dataset, version: int | None, earlier: Mapping[SchemaName, Schema]
+    ) -> _Form | None:
+        """How events by a version of the dataset's schema are read; None where it has no such version."""
+        newest = dataset.schema_version
+        version = newest if version is None else version
+        key = (dataset.name, version, newest)
+        form = self._forms.get(key)
+        if form is None:
+            if version == newest:
+                form = _Form(dataset.schema, ColumnReader(dataset.schema))
+            else:
+                # One that was applied since the dataset was read is none yet.
+                schema = earlier.get((dataset.name, version)) if version < newest else None
+                if schema is None:
+                    return None
+                reader = ColumnReader(schema, quotes=not dataset.schema.personal)
+                form = _Form(schema, reader, Conversion(schema, dataset.schema))
+            self._forms[key] = form
+        return form
+
+
+def _unknown_version(dataset: Dataset) -> Verdict:
+    message = (
+        f"{dataset.name} knows no schema of that version, and its newest is {dataset.schema_version}; "
+        "correct ce_dataschema, or apply that schema, and replay the event"
+    )
+    return Verdict(Reason.SCHEMA_UNKNOWN, message, field=f"ce_{ATTRIBUTE}", rule="version")
 
 
 def writer_of(

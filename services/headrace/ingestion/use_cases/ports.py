@@ -19,10 +19,12 @@ from headrace.ingestion.domain.dataset import (
     TableCommit,
 )
 from headrace.ingestion.domain.erasure import Erasure
+from headrace.ingestion.domain.evolution import SchemaVersion
 from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.rejection import Rejection, State
 from headrace.ingestion.domain.rejects import Episode, RejectShare
 from headrace.ingestion.domain.replay import Replay
+from headrace.ingestion.domain.schema import Schema
 from headrace.ingestion.domain.source_topic import Feed
 from headrace.messaging.producer import Encoded
 from headrace.messaging.record_columns import Records
@@ -39,6 +41,9 @@ class Span:
 
 Place = tuple[str, int, int]
 """Topic, partition and offset of a record, within one cluster."""
+
+SchemaName = tuple[str, int]
+"""A dataset, and a version of its schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +421,12 @@ class Catalogue(Protocol):
 
     async def list_datasets(self, after: str, limit: int) -> Sequence[Dataset]:
         """By name, beginning behind `after`."""
+
+    async def schema_versions(self, dataset: str) -> Sequence[SchemaVersion]:
+        """The schemas that a dataset had, newest first. Those of before they were kept are not known."""
+
+    async def schemas(self, names: Collection[SchemaName]) -> Mapping[SchemaName, Schema]:
+        """Those of the versions of schemas that are known."""
 
     async def feeds(self) -> Sequence[Feed]:
         """The topics that datasets name as theirs."""

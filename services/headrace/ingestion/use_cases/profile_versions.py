@@ -48,10 +48,13 @@ class ProfileVersions:
         """Profile the rows of a version to be, which comes after `last` and ends with `table_version`.
 
         Only rows beyond `last` are read, unless its profile is missing, or lacks what is a feature since, or
-        the dataset is split by another rule since, or the version does not extend it, since rows of it were
-        erased. By time, all rows' times and labels are read besides.
+        the dataset is split by another rule since, or has a field again that it was cut without, or the
+        version does not extend it, since rows of it were erased. By time, all rows' times and labels are read
+        besides.
         """
         base = await self._catalogue.profile(dataset.name, last.version) if last else None
+        if last and base and await self._has_returned(dataset, last, base):
+            extends_last = False
         profile, counts = await asyncio.to_thread(
             self._profile, dataset, last, base if extends_last else None, table_version
         )
@@ -114,6 +117,19 @@ class ProfileVersions:
         for batch in batches():
             counter.add(batch)
         return counter.counts(split, *map(moment_of, begins))
+
+    async def _has_returned(self, dataset: Dataset, last: DatasetVersion, base: Profile) -> bool:
+        """Whether the schema has a field again that rows had, and that the last version was cut without."""
+        added = {field.name for field in dataset.schema.stored_fields} - {field.name for field in base.fields}
+        if not added:
+            return False
+        earlier = await self._catalogue.schema_versions(dataset.name)
+        return any(
+            field.name in added
+            for each in earlier
+            if each.version < last.schema_version
+            for field in each.schema.stored_fields
+        )
 
     async def _compared(self, dataset: Dataset, base: Profile | None) -> Mapping[str, Profile]:
         compared = {"": base}

@@ -17,6 +17,7 @@ from headrace.ingestion.domain.schema import Treatment
 from headrace.ingestion.domain.treatment import revealed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.ports import Catalogue, VersionRows
+from headrace.ingestion.use_cases.schemas import as_cut
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,14 @@ class ReadVersion:
         return batch
 
     async def __call__(self, version: DatasetVersion) -> AsyncGenerator[pa.RecordBatch, None]:
-        """The version's rows by the dataset's own columns. Raises FailedPrecondition ROWS_GONE."""
+        """The version's rows by the columns of its own schema. Raises FailedPrecondition ROWS_GONE.
+
+        Without those that are dropped since: what became personal was stored in clear before.
+        """
         dataset = await require_dataset(self._catalogue, version.dataset)
-        names = [field.name for field in dataset.schema.stored_fields]
+        cut = await as_cut(self._catalogue, dataset, version)
+        dropped = {field.name for field in dataset.schema.personal if field.is_dropped}
+        names = [field.name for field in cut.schema.stored_fields if field.name not in dropped]
         with rows_of(version):
             async for batch in in_thread(self._rows.at(version.dataset, version.table_version, names)):
                 yield batch

@@ -6,9 +6,11 @@ datasets and those behind the version are passed over for that reason alone, wha
 The events that are left are judged by the code that stored them, and the content hash depends neither on the
 order of rows nor on columns that came later.
 
-They are judged by the schema of today, since earlier ones are not kept. Every stored row is valid under it,
-and most of what may change in it leaves values alone; but float64 keeps digits that float32 rounded away, and
-a default may be another. Equal hashes prove as much as ever then, and different ones nothing.
+They are judged by the schema by which the version was cut, or by the earlier one that they name. Of a
+version that has rows from before a change of the schema, that is not always the one by which these were
+judged: float64 keeps digits that float32 rounded away, a default may be another, and an event of before a
+version that its owner declared may not be valid at all. Equal hashes prove as much as ever then, and
+different ones nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from headrace.ingestion.domain.content_hash import combine, hash_rows
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourcePartition
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.rejection import Verdict
+from headrace.ingestion.domain.schema import Schema
 from headrace.ingestion.domain.source_topic import Feed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
@@ -35,12 +38,13 @@ from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
     Catalogue,
     RegisteredSchema,
+    SchemaName,
     SchemaRegistry,
     TopicReader,
     VersionRows,
 )
 from headrace.ingestion.use_cases.read_version import rows_of
-from headrace.ingestion.use_cases.schemas import schemas_of
+from headrace.ingestion.use_cases.schemas import as_cut, schema_versions_of, schemas_of
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.record_columns import Records
 from headrace.messaging.topics import SAMPLES
@@ -92,6 +96,7 @@ class ReplayVersion:
         STORE_UNAVAILABLE.
         """
         dataset = await require_dataset(self._catalogue, version.dataset)
+        dataset = await as_cut(self._catalogue, dataset, version)
         if version.erased_rows:
             raise FailedPrecondition(
                 "ROWS_ERASED",
@@ -121,8 +126,9 @@ class ReplayVersion:
                         _, verdict = opened.refused[0]
                         raise _claim_gone(version, verdict)
                     schemas = await schemas_of(opened, self._registry)
+                    earlier = await schema_versions_of(opened, self._catalogue)
                     rows = await asyncio.to_thread(
-                        self._rows_of, dataset, offset.source, opened, schemas, held
+                        self._rows_of, dataset, offset.source, opened, schemas, earlier, held
                     )
                     names = [field.name for field in dataset.schema.stored_fields]
                     if rows is not None:
@@ -137,7 +143,7 @@ class ReplayVersion:
         """Say why the rows may differ, where they do and there is a reason beside the data."""
         if replayed.matches(version):
             return
-        # The schema by which the version was cut says nothing of its rows: some may be older.
+        # Some of its rows may be older than the schema by which it was cut.
         if dataset.values_changed:
             raise _schema_changed(dataset, version, replayed)
         if len(self._keys.keys) > 1 and dataset.schema.personal:
@@ -176,10 +182,11 @@ class ReplayVersion:
         source: SourcePartition,
         opened: Opened,
         schemas: Mapping[int, RegisteredSchema] | None,
+        earlier: Mapping[SchemaName, Schema],
         held: Int64s,
     ) -> pa.Table | None:
         """The rows that the samples make, of those that the version holds."""
-        judged = self._judge.judge(source.cluster, opened, {dataset.name: dataset}, schemas)
+        judged = self._judge.judge(source.cluster, opened, {dataset.name: dataset}, schemas, earlier)
         rows = judged.rows.get(dataset.name)
         if rows is None:
             return None
@@ -213,7 +220,7 @@ def _schema_changed(dataset: Dataset, version: DatasetVersion, replayed: Replaye
     return FailedPrecondition(
         "SCHEMA_CHANGED",
         f"{replayed.rows} of {version.row_count} events of version {version.version} of {dataset.name} make "
-        "rows by the schema of today, and these differ; but the schema has changed since the first ones were "
-        "stored, and float64 in place of float32, or another default, makes other values of the same events. "
-        "Export the version to have its rows as they were stored",
+        "rows by the schema by which it was cut, and these differ; but the schema has changed since the "
+        "first ones were stored: float64 in place of float32, another default or a newly declared version "
+        "makes other rows of the same events. Export the version to have its rows as they were stored",
     )

@@ -52,7 +52,7 @@ from headrace.ingestion.use_cases.ports import (
     SchemaRegistry,
 )
 from headrace.ingestion.use_cases.reject_events import Kept, RejectEvents
-from headrace.ingestion.use_cases.schemas import schemas_of
+from headrace.ingestion.use_cases.schemas import schema_versions_of, schemas_of
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.runtime.tasks import alongside
@@ -211,7 +211,11 @@ class StoreBatch:
         named, claims = opened.datasets(), self._places(opened)
         opened = await self._claims(opened, datasets.keys())
         schemas = await schemas_of(opened, self._registry)
-        outcome = await asyncio.to_thread(self._judge.judge, batch.cluster, opened, datasets, schemas)
+        # Read behind the datasets: versions up to theirs are all there.
+        earlier = await schema_versions_of(opened, self._catalogue)
+        outcome = await asyncio.to_thread(
+            self._judge.judge, batch.cluster, opened, datasets, schemas, earlier
+        )
         rejecting = {rejection.dataset for rejection in outcome.rejections}
         versions = {
             name: datasets[name].schema_version if name in datasets else 0

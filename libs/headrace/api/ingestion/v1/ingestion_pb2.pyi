@@ -670,7 +670,9 @@ class Dataset(google.protobuf.message.Message):
     SOURCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     schema_version: builtins.int
-    """Grows by one with each accepted schema change."""
+    """Grows by one with each accepted schema change. An event may name the version by which it was written: its
+    attribute dataschema ends with datasets/NAME/schemas/VERSION, or is the number.
+    """
     table_uri: builtins.str
     """Address of the Delta table."""
     row_count: builtins.int
@@ -904,7 +906,8 @@ class RejectedSample(google.protobuf.message.Message):
     event_id: builtins.str
     reason: builtins.str
     """Stable code: MALFORMED_PAYLOAD, INVALID_CLOUDEVENT, UNKNOWN_DATASET, SCHEMA_VIOLATION, OVERSIZE_EVENT,
-    SCHEMA_UNKNOWN (the schema registry knows no schema of the payload's id, or there is no registry),
+    SCHEMA_UNKNOWN (the schema registry knows no schema of the payload's id, or there is no registry; or the
+    dataset has no schema of the version that ce_dataschema names),
     SCHEMA_UNUSABLE (by the payload's schema no sample can be read); of claim checks, whose payload lies in the
     object store: CLAIM_FOREIGN (it is claimed from elsewhere), CLAIM_OVERSIZE, CLAIM_MISSING, CLAIM_MISMATCH (the
     object is another one than the event says).
@@ -978,7 +981,12 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
     SPLIT_FIELD_NUMBER: builtins.int
     RETENTION_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
+    SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     name: builtins.str
+    schema_version: builtins.int
+    """Declares the schema as this version, the next one: it may then break what stored rows satisfy. It stays where
+    it is while the schema grows, and a dataset that is new begins with it. 0: nothing is declared.
+    """
     @property
     def schema(self) -> Global___Schema: ...
     @property
@@ -1014,13 +1022,77 @@ class ApplyDatasetRequest(google.protobuf.message.Message):
         split: Global___Split | None = ...,
         retention: Global___Retention | None = ...,
         source: Global___SourceTopic | None = ...,
+        schema_version: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source", "split", b"split"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source", "split", b"split"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "name", b"name", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "schema_version", b"schema_version", "source", b"source", "split", b"split"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDatasetRequest: typing_extensions.TypeAlias = ApplyDatasetRequest
+
+@typing.final
+class ListSchemasRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: builtins.int
+    dataset: builtins.str
+    def __init__(
+        self,
+        *,
+        dataset: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ListSchemasRequest: typing_extensions.TypeAlias = ListSchemasRequest
+
+@typing.final
+class ListSchemasResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCHEMAS_FIELD_NUMBER: builtins.int
+    @property
+    def schemas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DatasetSchema]: ...
+    def __init__(
+        self,
+        *,
+        schemas: collections.abc.Iterable[Global___DatasetSchema] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["schemas", b"schemas"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ListSchemasResponse: typing_extensions.TypeAlias = ListSchemasResponse
+
+@typing.final
+class DatasetSchema(google.protobuf.message.Message):
+    """One version of a dataset's schema. It never changes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    SCHEMA_FIELD_NUMBER: builtins.int
+    CREATE_TIME_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    @property
+    def schema(self) -> Global___Schema: ...
+    @property
+    def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was applied."""
+
+    def __init__(
+        self,
+        *,
+        version: builtins.int = ...,
+        schema: Global___Schema | None = ...,
+        create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "schema", b"schema"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "schema", b"schema", "version", b"version"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DatasetSchema: typing_extensions.TypeAlias = DatasetSchema
 
 @typing.final
 class GetDatasetRequest(google.protobuf.message.Message):
@@ -1084,19 +1156,23 @@ class AppendSamplesRequest(google.protobuf.message.Message):
     DATASET_FIELD_NUMBER: builtins.int
     EVENT_ID_FIELD_NUMBER: builtins.int
     JSON_FIELD_NUMBER: builtins.int
+    SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     dataset: builtins.str
     event_id: builtins.str
     """Idempotency key, `ce_id` of the event: sent again soon, it is stored once. Made up where empty."""
     json: builtins.bytes
     """One JSON object: the sample."""
+    schema_version: builtins.int
+    """The version of the schema by which it was written; 0: the newest."""
     def __init__(
         self,
         *,
         dataset: builtins.str = ...,
         event_id: builtins.str = ...,
         json: builtins.bytes = ...,
+        schema_version: builtins.int = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "event_id", b"event_id", "json", b"json"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "event_id", b"event_id", "json", b"json", "schema_version", b"schema_version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___AppendSamplesRequest: typing_extensions.TypeAlias = AppendSamplesRequest

@@ -53,6 +53,11 @@ class IngestionServiceStub(object):
                 request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListDatasetsResponse.FromString,
                 _registered_method=True)
+        self.ListSchemas = channel.unary_unary(
+                '/headrace.api.ingestion.v1.IngestionService/ListSchemas',
+                request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListSchemasRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListSchemasResponse.FromString,
+                _registered_method=True)
         self.AppendSamples = channel.stream_unary(
                 '/headrace.api.ingestion.v1.IngestionService/AppendSamples',
                 request_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.AppendSamplesRequest.SerializeToString,
@@ -111,7 +116,8 @@ class IngestionServiceServicer(object):
         """Creates a dataset, or changes it where it exists (AIP-134, allow_missing). Applying the same
         specification again changes nothing. Safe changes of a schema hold for samples sent after the answer:
         nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
-        rewrites the table once.
+        rewrites the table once. Any other change takes a declaration, schema_version; events that name an
+        earlier version (ce_dataschema) are judged by that one then, and become rows of the newest.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
         INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
@@ -120,8 +126,12 @@ class IngestionServiceServicer(object):
         INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
         FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
         FAILED_PRECONDITION/SOURCE_TAKEN where it is another dataset's;
-        FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
-        another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+        FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema, and it is
+        not declared as the next version;
+        FAILED_PRECONDITION/SCHEMA_NOT_CONVERTIBLE where events of an earlier version would become no rows of it
+        (a new field has no default and is not nullable, or a name had another type);
+        FAILED_PRECONDITION/SCHEMA_VERSION_AHEAD where the declared version leaves one out;
+        FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
         ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
         """
@@ -138,6 +148,13 @@ class IngestionServiceServicer(object):
 
     def ListDatasets(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSchemas(self, request, context):
+        """All that a dataset had, newest first. Errors: NOT_FOUND/DATASET_NOT_FOUND.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -248,6 +265,11 @@ def add_IngestionServiceServicer_to_server(servicer, server):
                     servicer.ListDatasets,
                     request_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListDatasetsRequest.FromString,
                     response_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'ListSchemas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSchemas,
+                    request_deserializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListSchemasRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListSchemasResponse.SerializeToString,
             ),
             'AppendSamples': grpc.stream_unary_rpc_method_handler(
                     servicer.AppendSamples,
@@ -380,6 +402,33 @@ class IngestionService(object):
             '/headrace.api.ingestion.v1.IngestionService/ListDatasets',
             headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListDatasetsRequest.SerializeToString,
             headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSchemas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.ingestion.v1.IngestionService/ListSchemas',
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListSchemasRequest.SerializeToString,
+            headrace_dot_api_dot_ingestion_dot_v1_dot_ingestion__pb2.ListSchemasResponse.FromString,
             options,
             channel_credentials,
             insecure,

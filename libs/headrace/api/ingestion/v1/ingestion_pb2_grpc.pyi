@@ -35,7 +35,8 @@ class IngestionServiceStub:
     """Creates a dataset, or changes it where it exists (AIP-134, allow_missing). Applying the same
     specification again changes nothing. Safe changes of a schema hold for samples sent after the answer:
     nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
-    rewrites the table once.
+    rewrites the table once. Any other change takes a declaration, schema_version; events that name an
+    earlier version (ce_dataschema) are judged by that one then, and become rows of the newest.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
@@ -44,14 +45,20 @@ class IngestionServiceStub:
     INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
     FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
     FAILED_PRECONDITION/SOURCE_TAKEN where it is another dataset's;
-    FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
-    another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+    FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema, and it is
+    not declared as the next version;
+    FAILED_PRECONDITION/SCHEMA_NOT_CONVERTIBLE where events of an earlier version would become no rows of it
+    (a new field has no default and is not nullable, or a name had another type);
+    FAILED_PRECONDITION/SCHEMA_VERSION_AHEAD where the declared version leaves one out;
+    FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
     ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
     """
     GetDataset: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetDatasetRequest, headrace.api.ingestion.v1.ingestion_pb2.Dataset]
     """Errors: NOT_FOUND/DATASET_NOT_FOUND."""
     ListDatasets: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListDatasetsRequest, headrace.api.ingestion.v1.ingestion_pb2.ListDatasetsResponse]
+    ListSchemas: grpc.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListSchemasRequest, headrace.api.ingestion.v1.ingestion_pb2.ListSchemasResponse]
+    """All that a dataset had, newest first. Errors: NOT_FOUND/DATASET_NOT_FOUND."""
     AppendSamples: grpc.StreamUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.AppendSamplesRequest, headrace.api.ingestion.v1.ingestion_pb2.AppendSamplesResponse]
     """Publishes samples to the samples topic and answers once the broker has them all.
     Validation happens when they are consumed; rejected ones are listed by ListRejected.
@@ -117,7 +124,8 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     """Creates a dataset, or changes it where it exists (AIP-134, allow_missing). Applying the same
     specification again changes nothing. Safe changes of a schema hold for samples sent after the answer:
     nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
-    rewrites the table once.
+    rewrites the table once. Any other change takes a declaration, schema_version; events that name an
+    earlier version (ce_dataschema) are judged by that one then, and become rows of the newest.
     Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
     INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
     INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
@@ -126,14 +134,20 @@ class IngestionServiceAsyncStub(IngestionServiceStub):
     INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
     FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
     FAILED_PRECONDITION/SOURCE_TAKEN where it is another dataset's;
-    FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
-    another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+    FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema, and it is
+    not declared as the next version;
+    FAILED_PRECONDITION/SCHEMA_NOT_CONVERTIBLE where events of an earlier version would become no rows of it
+    (a new field has no default and is not nullable, or a name had another type);
+    FAILED_PRECONDITION/SCHEMA_VERSION_AHEAD where the declared version leaves one out;
+    FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
     FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
     ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
     """
     GetDataset: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.GetDatasetRequest, headrace.api.ingestion.v1.ingestion_pb2.Dataset]  # type: ignore[assignment]
     """Errors: NOT_FOUND/DATASET_NOT_FOUND."""
     ListDatasets: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListDatasetsRequest, headrace.api.ingestion.v1.ingestion_pb2.ListDatasetsResponse]  # type: ignore[assignment]
+    ListSchemas: grpc.aio.UnaryUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.ListSchemasRequest, headrace.api.ingestion.v1.ingestion_pb2.ListSchemasResponse]  # type: ignore[assignment]
+    """All that a dataset had, newest first. Errors: NOT_FOUND/DATASET_NOT_FOUND."""
     AppendSamples: grpc.aio.StreamUnaryMultiCallable[headrace.api.ingestion.v1.ingestion_pb2.AppendSamplesRequest, headrace.api.ingestion.v1.ingestion_pb2.AppendSamplesResponse]  # type: ignore[assignment]
     """Publishes samples to the samples topic and answers once the broker has them all.
     Validation happens when they are consumed; rejected ones are listed by ListRejected.
@@ -202,7 +216,8 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         """Creates a dataset, or changes it where it exists (AIP-134, allow_missing). Applying the same
         specification again changes nothing. Safe changes of a schema hold for samples sent after the answer:
         nullable fields added, rules relaxed, a type widened (int8 to int64, float32 to float64). A wider type
-        rewrites the table once.
+        rewrites the table once. Any other change takes a declaration, schema_version; events that name an
+        earlier version (ce_dataschema) are judged by that one then, and become rows of the newest.
         Errors: INVALID_ARGUMENT/INVALID_SCHEMA (which field, which rule);
         INVALID_ARGUMENT/INVALID_QUALITY (a rule that the schema makes no sense of);
         INVALID_ARGUMENT/INVALID_SPLIT (shares that do not sum to 1);
@@ -211,8 +226,12 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         INVALID_ARGUMENT/INVALID_SOURCE (no name of a topic, or one of the platform's);
         FAILED_PRECONDITION/SOURCE_MISSING where there is no such topic;
         FAILED_PRECONDITION/SOURCE_TAKEN where it is another dataset's;
-        FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema: declare
-        another dataset for it; FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
+        FAILED_PRECONDITION/INCOMPATIBLE_SCHEMA where stored rows would no longer satisfy the schema, and it is
+        not declared as the next version;
+        FAILED_PRECONDITION/SCHEMA_NOT_CONVERTIBLE where events of an earlier version would become no rows of it
+        (a new field has no default and is not nullable, or a name had another type);
+        FAILED_PRECONDITION/SCHEMA_VERSION_AHEAD where the declared version leaves one out;
+        FAILED_PRECONDITION/TABLE_MISMATCH where another table stands at the address;
         FAILED_PRECONDITION/PRIVACY_KEY_MISSING where there are personal fields, and the service has no key;
         ABORTED/DATASET_CONFLICT, ABORTED/COMMIT_CONFLICT where others kept changing it at the same time.
         """
@@ -231,6 +250,14 @@ class IngestionServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.ingestion.v1.ingestion_pb2.ListDatasetsRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.ListDatasetsResponse, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.ListDatasetsResponse]]: ...
+
+    @abc.abstractmethod
+    def ListSchemas(
+        self,
+        request: headrace.api.ingestion.v1.ingestion_pb2.ListSchemasRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.ingestion.v1.ingestion_pb2.ListSchemasResponse, collections.abc.Awaitable[headrace.api.ingestion.v1.ingestion_pb2.ListSchemasResponse]]:
+        """All that a dataset had, newest first. Errors: NOT_FOUND/DATASET_NOT_FOUND."""
 
     @abc.abstractmethod
     def AppendSamples(

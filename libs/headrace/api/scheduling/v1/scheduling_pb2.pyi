@@ -451,6 +451,9 @@ class PipelineSpec(google.protobuf.message.Message):
         QUALITY_FIELD_NUMBER: builtins.int
         RETENTION_FIELD_NUMBER: builtins.int
         SOURCE_FIELD_NUMBER: builtins.int
+        SCHEMA_VERSION_FIELD_NUMBER: builtins.int
+        schema_version: builtins.int
+        """Declares the schema as this version (ApplyDatasetRequest.schema_version)."""
         @property
         def schema(self) -> headrace.api.ingestion.v1.ingestion_pb2.Schema: ...
         @property
@@ -478,10 +481,11 @@ class PipelineSpec(google.protobuf.message.Message):
             quality: collections.abc.Iterable[headrace.api.ingestion.v1.quality_pb2.QualityRule] | None = ...,
             retention: headrace.api.ingestion.v1.ingestion_pb2.Retention | None = ...,
             source: headrace.api.ingestion.v1.ingestion_pb2.SourceTopic | None = ...,
+            schema_version: builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "source", b"source"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["cut", b"cut", "quality", b"quality", "rejects", b"rejects", "retention", b"retention", "schema", b"schema", "schema_version", b"schema_version", "source", b"source"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     @typing.final
