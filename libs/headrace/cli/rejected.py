@@ -146,7 +146,7 @@ def replay(
     ] = None,
     attribute: Annotated[
         list[str] | None,
-        typer.Option(help="Send it with this CloudEvents attribute: type=..., source=..., time=..."),
+        typer.Option(help="Send it with this CloudEvents attribute: type=..., source=..., dataschema=..."),
     ] = None,
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,

@@ -234,6 +234,27 @@ def test_an_added_column_is_null_in_older_rows_and_for_older_writers(root: Path)
     assert table.schema.field("b").type == pa.int16()
 
 
+def test_a_column_that_a_declared_version_left_out_stays_for_older_writers(root: Path) -> None:
+    old_writer, new_writer = open_tables(root), open_tables(root)
+    old_writer.append(append_of((LEFT, range(2))))
+    declared = replace(
+        DATASET,
+        schema=replace(SCHEMA, features=(Field("b", FieldType.STRING, default="-"),)),
+        schema_version=2,
+    )
+    new_writer.ensure(declared)
+    rows = rows_of(LEFT, range(2, 4)).drop_columns(["a"]).append_column("b", pa.array(["x", "y"]))
+    spans = [Span(LEFT, 2, 4)]
+    assert new_writer.append(Append(declared, rows, spans)) == 2
+    # It was paused, and has not heard of the new version.
+    assert old_writer.append(append_of((LEFT, range(6)))) == 2
+    table = pa.table(deltalake.DeltaTable(str(root / "samples")).to_pyarrow_table()).sort_by("_offset")
+    assert table.column("a").to_pylist() == [0.0, 0.5, None, None, 2.0, 2.5]
+    assert table.column("b").to_pylist() == [None, None, "x", "y", None, None]
+    hashes = [commit.content_hash for commit in new_writer.state_since(declared, -1).commits]
+    assert combine(*hashes) == hash_rows(table, ["id", "a", "b", "y"])
+
+
 def widened(field_type: FieldType, features: FieldType = FieldType.FLOAT32) -> Dataset:
     schema = Schema("id", (Field("a", features),), Field("y", field_type))
     return replace(DATASET, schema=schema, schema_version=2)

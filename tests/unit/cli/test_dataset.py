@@ -97,6 +97,53 @@ def test_versions_are_listed_with_what_they_are(services: Services, headrace: He
     assert headrace("get", "versions", "small").stdout == result.stdout
 
 
+def schema_version(number: int, *features: ingestion.Field) -> ingestion.DatasetSchema:
+    label = ingestion.Field(name="sick", type=ingestion.FIELD_TYPE_INT8, allowed_values=["0", "1"])
+    return ingestion.DatasetSchema(
+        version=number,
+        schema=ingestion.Schema(key="id", features=features, label=label),
+        create_time=to_timestamp(datetime(2026, 1, number, tzinfo=UTC)),
+    )
+
+
+def test_the_versions_of_a_schema_are_listed_with_what_changed(
+    services: Services, headrace: Headrace
+) -> None:
+    weight = ingestion.Field(name="weight", type=ingestion.FIELD_TYPE_FLOAT32, min=0)
+    height = ingestion.Field(name="height", type=ingestion.FIELD_TYPE_FLOAT64, default_value="1.5")
+    wide = ingestion.Field(name="weight", type=ingestion.FIELD_TYPE_FLOAT64)
+    known = [
+        schema_version(4, height, wide),
+        schema_version(3, wide, height),
+        schema_version(2, weight, height),
+        schema_version(1, weight, ingestion.Field(name="grade", type=ingestion.FIELD_TYPE_INT8)),
+    ]
+    services.answers["ListSchemas"] = lambda _: ingestion.ListSchemasResponse(schemas=known)
+    result = headrace("dataset", "schemas", "small")
+    assert result.exit_code == 0, result.output
+    heading, *rows = [line.split() for line in result.stdout.splitlines()]
+    assert heading == ["version", "fields", "changes", "applied"]
+    assert [" ".join(row[:-1]) for row in rows] == [
+        "4 4 another order",
+        "3 4 weight: type FLOAT32 → FLOAT64, min 0 → -",
+        "2 4 added height; removed grade",
+        "1 4 -",
+    ]
+    one = headrace("dataset", "schemas", "small", "2")
+    assert [line.split()[:6] for line in one.stdout.splitlines()[1:]] == [
+        ["id", "key", "STRING", "-", "-", "-"],
+        ["weight", "feature", "FLOAT32", "no", "-", "0"],
+        ["height", "feature", "FLOAT64", "no", "1.5", "-"],
+        ["sick", "label", "INT8", "no", "-", "-"],
+    ]
+    assert [
+        each["version"] for each in json.loads(headrace("dataset", "schemas", "small", "-o", "json").stdout)
+    ] == [4, 3, 2, 1]
+    missing = headrace("dataset", "schemas", "small", "7")
+    assert missing.exit_code == 3
+    assert "`headrace dataset schemas small` lists them" in missing.stderr
+
+
 def test_a_version_is_cut_on_request(services: Services, headrace: Headrace) -> None:
     services.answers["CommitVersion"] = lambda _: version(3)
     result = headrace("dataset", "cut", "small")

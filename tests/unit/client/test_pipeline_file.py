@@ -87,6 +87,12 @@ def test_how_long_things_are_kept_arrives_as_far_as_it_is_said() -> None:
         retention("{row: 1d}")
 
 
+def test_the_version_that_a_schema_is_declared_as_arrives() -> None:
+    declared = SMALL.replace("    key: id\n", "    key: id\n    schema_version: 3\n")
+    assert pipeline_file.parse(declared).request.spec.dataset.schema_version == 3
+    assert pipeline_file.parse(SMALL).request.spec.dataset.schema_version == 0
+
+
 def test_a_topic_of_the_datasets_own_arrives_with_what_its_values_are() -> None:
     def source(text: str) -> ingestion.SourceTopic:
         read = pipeline_file.parse(SMALL.replace("    key: id\n", f"    key: id\n    source: {text}\n"))

@@ -21,6 +21,7 @@ from headrace.ingestion.domain.dataset import (
     SourcePartition,
     TableCommit,
 )
+from headrace.ingestion.domain.evolution import SchemaVersion
 from headrace.ingestion.domain.profile import Profile
 from headrace.ingestion.domain.quality import (
     Drift,
@@ -67,6 +68,7 @@ class FakeWorld:
     read_since: list[int] = field(default_factory=list)
     rival: DatasetVersion | None = None
     profiles: dict[int, Profile] = field(default_factory=dict)
+    schemas: Sequence[SchemaVersion] = ()
     rows_read: int = 0
     compacted: bool = False
     reading: threading.Event = field(default_factory=threading.Event)
@@ -114,6 +116,9 @@ class FakeWorld:
 
     async def tagged_version(self, dataset: str, tag: str) -> DatasetVersion | None:
         return next((version for version in self.versions if tag in version.tags), None)
+
+    async def schema_versions(self, dataset: str) -> Sequence[SchemaVersion]:
+        return self.schemas
 
     def added(self, dataset: Dataset, after: int, table_version: int) -> Iterator[pa.RecordBatch]:
         if self.compacted:
@@ -304,6 +309,28 @@ async def test_where_new_rows_cannot_be_told_all_are_profiled(why: str) -> None:
         state.profiles.clear()
     version = await state.use_case().commit("d")
     assert state.profiles[2].row_count == version.row_count == 7
+
+
+@pytest.mark.parametrize(("returns", "read"), [(False, 3), (True, 9)])
+async def test_where_a_field_is_back_all_rows_are_profiled(returns: bool, read: int) -> None:
+    """Rows had it before the last version was cut without it, which its profile does not know."""
+    state = world()
+    without = replace(SCHEMA, features=(Field("b", FieldType.FLOAT32, nullable=True),))
+    state.schemas = [
+        SchemaVersion(number, schema, START)
+        for number, schema in ((3, SCHEMA), (2, without), (1, SCHEMA if returns else without))
+    ]
+    state.dataset = replace(state.dataset, schema=without, schema_version=2)
+    state.add_rows(6)
+    await state.use_case().commit("d")
+    state.dataset = replace(state.dataset, schema=SCHEMA, schema_version=3)
+    state.add_rows(3)
+    state.rows_read = 0
+    await state.use_case().commit("d")
+    assert state.rows_read == read
+    field = state.profiles[2].field("a")
+    assert field is not None
+    assert field.count == read
 
 
 async def test_splits_by_key_are_counted_from_new_rows_alone_until_the_rule_changes() -> None:

@@ -20,7 +20,15 @@ from headrace.ingestion.domain.rejection import Reason, Rejection
 from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import Cut, Field, FieldType, Schema
 from headrace.ingestion.use_cases.judge_batch import Batch
-from headrace.ingestion.use_cases.ports import Append, Catalogue, Place, RejectedRow, SampleTables, Span
+from headrace.ingestion.use_cases.ports import (
+    Append,
+    Catalogue,
+    Place,
+    RejectedRow,
+    SampleTables,
+    SchemaName,
+    Span,
+)
 from headrace.ingestion.use_cases.store_batch import StoreBatch
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.producer import Encoded
@@ -87,6 +95,9 @@ class World:
         await self.insert_rejected(self.reject_next, NOW)
         self.reject_next = ()
         return {declared.name: declared}
+
+    async def schemas(self, names: Collection[SchemaName]) -> Mapping[SchemaName, Schema]:
+        return {("known", 1): SCHEMA, ("known", self.declared.schema_version): self.declared.schema}
 
     def encode(self, rejections: Sequence[Rejection], reject_time: datetime) -> Sequence[Encoded]:
         return [("rejected", str(rejection.id), [], b"") for rejection in rejections]
@@ -205,6 +216,19 @@ async def test_an_event_is_judged_anew_where_its_schema_changed_before_the_rejec
     assert [rejection.offset for rejection in stored.rejections] == [0, 2]
     assert list(world.kept) == [("t", 0, 0), ("t", 0, 2)]
     assert (world.rows, world.published) == (1, [1, 3])
+
+
+async def test_an_event_by_a_version_that_is_declared_meanwhile_is_read_by_it() -> None:
+    second = replace(SCHEMA, features=(Field("b", FieldType.STRING, default="-"),))
+    world = World(apply_next=replace(DATASET, schema=second, schema_version=2))
+    values = (b'{"id":"p","b":"x"}', b'{"id":"p","a":1}', b'{"id":"p","a":"no"}')
+    records = records_of(
+        Sent(offset, value, [*HEADERS, ("ce_id", b"%d" % offset), ("ce_dataschema", version)])
+        for offset, (value, version) in enumerate(zip(values, (b"2", b"1", b"1"), strict=True))
+    )
+    stored = await store_batch(world)(Batch("cluster", records, read_attributes(records), a_batch().spans))
+    assert [rejection.offset for rejection in stored.rejections] == [2]
+    assert (world.rows, world.published) == (2, [3])
 
 
 async def test_what_another_instance_rejects_meanwhile_is_no_row_here() -> None:

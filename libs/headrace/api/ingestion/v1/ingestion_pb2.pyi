@@ -1480,7 +1480,7 @@ class Correction(google.protobuf.message.Message):
     @property
     def attributes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """CloudEvents attributes by name, without "ce_". "subject" names the dataset; "datacontenttype" is the
-        header content-type. The id is no one's to change: by it an event is known that came twice.
+        header content-type, "dataschema" the version of the schema ("": the newest). The id is no one's to change: by it an event is known that came twice.
         """
 
     def __init__(
