@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.errors import FailedPrecondition
+from headrace.errors import Aborted, FailedPrecondition
 from headrace.ingestion.domain.columnar import stored_schema
 from headrace.ingestion.domain.content_hash import combine, hash_rows
 from headrace.ingestion.domain.dataset import Dataset, SourceOffset, SourcePartition
@@ -253,6 +253,51 @@ def test_a_column_that_a_declared_version_left_out_stays_for_older_writers(root:
     assert table.column("b").to_pylist() == [None, None, "x", "y", None, None]
     hashes = [commit.content_hash for commit in new_writer.state_since(declared, -1).commits]
     assert combine(*hashes) == hash_rows(table, ["id", "a", "b", "y"])
+
+
+DECLARED = replace(DATASET, schema=replace(SCHEMA, features=()), schema_version=2, declared_version=2)
+
+
+def test_whoever_has_not_heard_of_a_declared_version_adds_no_rows_any_more(root: Path) -> None:
+    sleeper, successor = open_tables(root), open_tables(root)
+    sleeper.append(append_of((LEFT, range(4))))
+    assert successor.accounted(DECLARED, [Span(LEFT, 0, 8), Span(RIGHT, 0, 8)]) == {LEFT: 4}
+    with pytest.raises(Aborted) as caught:
+        sleeper.append(append_of((LEFT, range(8))))
+    assert caught.value.reason == "SCHEMA_REPLACED"
+    # What is there already is there.
+    assert sleeper.append(append_of((LEFT, range(4)))) == 0
+    # A wider type rewrites the table, and does not open it again.
+    wide = replace(
+        DECLARED,
+        schema=replace(DECLARED.schema, label=replace(SCHEMA.label, type=FieldType.INT64)),
+        schema_version=3,
+    )
+    successor.ensure(wide)
+    with pytest.raises(Aborted):
+        open_tables(root).append(append_of((RIGHT, range(8))))
+    assert stored_offsets(root) == [(0, n) for n in range(4)]
+
+
+def test_an_append_that_a_declared_version_overtakes_conflicts(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper, successor = open_tables(root), open_tables(root)
+    sleeper.append(append_of((LEFT, range(2))))
+    write = deltalake.write_deltalake
+    overtaken = threading.Event()
+
+    def write_late(table: deltalake.DeltaTable, *args: object, **options: object) -> None:
+        if not overtaken.is_set():
+            overtaken.set()
+            assert successor.accounted(DECLARED, [Span(LEFT, 0, 8)]) == {LEFT: 2}
+        write(table, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("headrace.ingestion.storage.delta.deltalake.write_deltalake", write_late)
+    with pytest.raises(Aborted) as caught:
+        sleeper.append(append_of((LEFT, range(8))))
+    assert caught.value.reason == "SCHEMA_REPLACED"
+    assert stored_offsets(root) == [(0, n) for n in range(2)]
 
 
 def widened(field_type: FieldType, features: FieldType = FieldType.FLOAT32) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -14,6 +15,10 @@ from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import versions_pb2 as versions
 from headrace.errors import FailedPrecondition
 from headrace.ingestion.domain.content_hash import hash_rows, to_hex
+from headrace.ingestion.storage.repository import PostgresCatalogue
+from headrace.ingestion.translation import schema_from_message
+from headrace.postgres import connect
+from headrace.runtime.clock import utc_now
 
 pytestmark = pytest.mark.broker
 
@@ -226,3 +231,35 @@ async def test_earlier_versions_are_known_after_a_restart(ingestion: Ingestion) 
         (50.0, 1.5),
     ]
     assert await ingestion.rejected(process) == []
+
+
+@pytest.mark.kill
+async def test_what_was_stored_before_a_declaration_is_not_rejected_after_a_crash(
+    ingestion: Ingestion,
+) -> None:
+    """The process dies before it commits offsets, and the version that is declared takes no such event."""
+    process = await ingestion.start_ready()
+    await ingestion.apply(process)
+    await ingestion.caught_up(process)
+    assert await process.stop() == 0
+    doomed = await ingestion.start(HEADRACE_FAULT="ingestion.after-delta-commit")
+    await ingestion.publish([first(ingestion, number) for number in range(3)])
+    await doomed.killed()
+    stored = len(await ingestion.rows())
+    assert stored
+    async with connect(ingestion.dsn, schema="ingestion", application_name="tests") as pool:
+        catalogue = PostgresCatalogue(pool)
+        dataset = (await catalogue.datasets([ingestion.dataset]))[ingestion.dataset]
+        schema = schema_from_message(declared(ingestion))
+        async with catalogue.transaction() as repository:
+            assert await repository.update_dataset(
+                replace(dataset, schema=schema, schema_version=2, declared_version=2, update_time=utc_now()),
+                dataset,
+            )
+    again = await ingestion.start_ready()
+    await ingestion.publish([second(ingestion, number) for number in range(3, 6)])
+    rows = await eventually(ingestion.rows, lambda rows: len(rows) == stored + 3)
+    assert len({row["_event_id"] for row in rows}) == stored + 3
+    # The broker may have given the first process fewer than all of them.
+    assert len(await ingestion.rejected(again)) == 3 - stored
+    assert await again.stop() == 0

@@ -99,6 +99,12 @@ class World:
     async def schemas(self, names: Collection[SchemaName]) -> Mapping[SchemaName, Schema]:
         return {("known", 1): SCHEMA, ("known", self.declared.schema_version): self.declared.schema}
 
+    def accounted(self, dataset: Dataset, spans: Sequence[Span]) -> Mapping[SourcePartition, int]:
+        ends: dict[SourcePartition, int] = {}
+        for stored in self.spans:
+            ends |= {span.source: span.end for span in stored}
+        return ends
+
     def encode(self, rejections: Sequence[Rejection], reject_time: datetime) -> Sequence[Encoded]:
         return [("rejected", str(rejection.id), [], b"") for rejection in rejections]
 
@@ -216,6 +222,23 @@ async def test_an_event_is_judged_anew_where_its_schema_changed_before_the_rejec
     assert [rejection.offset for rejection in stored.rejections] == [0, 2]
     assert list(world.kept) == [("t", 0, 0), ("t", 0, 2)]
     assert (world.rows, world.published) == (1, [1, 3])
+
+
+async def test_what_became_a_row_is_no_rejection_by_a_version_that_is_declared_since() -> None:
+    world = World()
+    await store_batch(world)(a_batch())
+    second = replace(SCHEMA, features=(Field("b", FieldType.STRING),))
+    world.declared = replace(DATASET, schema=second, schema_version=2, declared_version=2)
+    # The process died before it committed the offsets, and two events came meanwhile.
+    values = (b'{"id":"p","a":1}', b'{"id":"p","a":"no"}', b'{"id":"p","a":2}', b'{"id":"p","a":3}')
+    records = records_of(
+        Sent(offset, value, [*HEADERS, ("ce_id", b"%d" % offset)]) for offset, value in enumerate(values)
+    )
+    spans = [Span(SourcePartition("cluster", "t", 0), 0, 4)]
+    stored = await store_batch(world)(Batch("cluster", records, read_attributes(records), spans))
+    assert [rejection.offset for rejection in stored.rejections] == [3]
+    assert sorted(world.kept) == [("t", 0, 1), ("t", 0, 3)]
+    assert world.rows == 2
 
 
 async def test_an_event_by_a_version_that_is_declared_meanwhile_is_read_by_it() -> None:

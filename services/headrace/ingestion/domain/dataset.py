@@ -37,6 +37,9 @@ class Dataset:
     split: Shares | None = None
     retention: Retention = field(default_factory=Retention)
     source: SourceTopic | None = None
+    declared_version: int = 0
+    """The last version of the schema that took a declaration: what became a row by an earlier one may be none
+    by it. 0: there is none."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

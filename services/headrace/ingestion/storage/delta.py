@@ -60,6 +60,8 @@ _TRACEPARENT: Final = "headrace.traceparent"
 # Whoever writes stored rows again commits under this application id: of two that read the same version, one
 # conflicts. Delta-rs itself would let both succeed, and each row would be there twice.
 REWRITE_APP_ID: Final = "headrace.rewrite"
+# The table's property that keeps out whoever has not heard of a declared version of the schema.
+_DECLARED: Final = "headrace.declaredSchema"
 _ATTEMPTS: Final = 12
 _FIRST_PAUSE_SECONDS: Final = 0.02
 _COMMITS_AT_ONCE: Final = 64
@@ -119,10 +121,26 @@ class DeltaTables:
     def append(self, append: Append) -> int:
         """Store the rows that the table does not hold yet; return how many they were.
 
-        Raises Aborted where other writers won every attempt, and deltalake's or the system's errors where
-        the store fails. Calling again is always safe.
+        Raises Aborted where other writers won every attempt, or the schema was replaced by a declared version
+        since, and deltalake's or the system's errors where the store fails. Calling again is always safe.
         """
         return self._committed(append.dataset, lambda table: self._append_once(table, append))
+
+    def accounted(self, dataset: Dataset, spans: Sequence[Span]) -> Mapping[SourcePartition, int]:
+        """Up to which offsets of these sources the table says what became rows.
+
+        It stays so, unless by the dataset's schema: from here on no rows are added by one that was there
+        before the version that was declared last.
+        """
+
+        def ends(table: deltalake.DeltaTable) -> Mapping[SourcePartition, int]:
+            self._align(table, dataset)
+            held = {
+                span.source: table.transaction_version(span.source.app_id(dataset.name)) for span in spans
+            }
+            return {source: end for source, end in held.items() if end is not None}
+
+        return self._committed(dataset, ends)
 
     def stored_events(self, dataset: Dataset, spans: Sequence[Span]) -> pa.Table:
         """Source, id, partition and offset of the rows from these offsets, named as in the table."""
@@ -223,11 +241,23 @@ class DeltaTables:
             table.update_incremental()
         if narrow:
             _widen(table, _table_schema(dataset), narrow, _writer_properties(dataset.schema))
+        if dataset.declared_version > _declared_version(table):
+            # Appends that are under way conflict with a change of the table's metadata, and look again.
+            table.alter.set_table_properties(
+                {_DECLARED: str(dataset.declared_version)}, raise_if_not_exists=False
+            )
+            table.update_incremental()
 
     def _append_once(self, table: deltalake.DeltaTable, append: Append) -> int:
         rows, spans = _not_yet_stored(table, append)
         if not rows.num_rows:
             return 0
+        if append.dataset.schema_version < _declared_version(table):
+            # What is no row by the declared version may have been rejected by it already.
+            raise Aborted(
+                "SCHEMA_REPLACED",
+                f"another schema of {append.dataset.name} was declared since these events were judged",
+            )
         self._align(table, append.dataset)
         names = [field.name for field in append.dataset.schema.stored_fields]
         properties = deltalake.CommitProperties(
@@ -252,6 +282,10 @@ class DeltaTables:
         )
         stored: int = rows.num_rows
         return stored
+
+
+def _declared_version(table: deltalake.DeltaTable) -> int:
+    return int(table.metadata().configuration.get(_DECLARED, "0"))
 
 
 def _widens(narrow: _DeltaType, wide: _DeltaType) -> bool:

@@ -1,12 +1,12 @@
 -- name: datasets_by_name
 select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
-    quality, values_changed, split, retention, source_topic, source_format
+    quality, values_changed, split, retention, source_topic, source_format, declared_version
 from datasets
 where name = any($1::text[]);
 
 -- name: list_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
-    quality, values_changed, split, retention, source_topic, source_format
+    quality, values_changed, split, retention, source_topic, source_format, declared_version
 from datasets
 where name > $1
 order by name
@@ -26,7 +26,7 @@ insert into dataset_schemas (dataset, version, schema, create_time) values ($1, 
 
 -- name: self_cutting_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
-    quality, values_changed, split, retention, source_topic, source_format
+    quality, values_changed, split, retention, source_topic, source_format, declared_version
 from datasets
 where cut_rows > 0 or cut_seconds > 0 or cut_schedule <> ''
 order by name;
@@ -52,8 +52,8 @@ select name, schema_version from datasets where name = any($1::text[]);
 -- name: insert_dataset
 insert into datasets
     (name, schema, schema_version, cut_rows, cut_seconds, rejects, create_time, update_time, quality,
-     values_changed, split, retention, source_topic, source_format, cut_schedule)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+     values_changed, split, retention, source_topic, source_format, cut_schedule, declared_version)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 on conflict do nothing
 returning name;
 
@@ -62,7 +62,7 @@ returning name;
 update datasets
 set schema = $2, schema_version = $3, cut_rows = $4, cut_seconds = $5, rejects = $6, update_time = $7,
     quality = $9, values_changed = $10, split = $11, retention = $12, source_topic = $13, source_format = $14,
-    cut_schedule = $15
+    cut_schedule = $15, declared_version = $16
 where name = $1 and update_time = $8
     and not exists (select from datasets as others where others.source_topic = $13 and others.name <> $1)
 returning name;
@@ -342,7 +342,7 @@ delete from version_profiles where dataset = $1 and version = $2;
 
 -- name: retaining_datasets
 select name, schema, schema_version, cut_rows, cut_seconds, cut_schedule, rejects, create_time, update_time,
-    quality, values_changed, split, retention, source_topic, source_format
+    quality, values_changed, split, retention, source_topic, source_format, declared_version
 from datasets
 where retention <> '{}'
 order by name;

@@ -318,6 +318,7 @@ class PostgresRepository:
             dataset.source.topic if dataset.source else None,
             dataset.source.format.value if dataset.source else None,
             dataset.cut.schedule,
+            dataset.declared_version,
         )
         if inserted is not None:
             await self._insert_schema(dataset)
@@ -347,6 +348,7 @@ class PostgresRepository:
             dataset.source.topic if dataset.source else None,
             dataset.source.format.value if dataset.source else None,
             dataset.cut.schedule,
+            dataset.declared_version,
         )
         if updated is not None:
             await self._insert_schema(dataset)
@@ -726,6 +728,7 @@ def _dataset(row: asyncpg.Record) -> Dataset:
         split=split_from_message(json_format.ParseDict(row["split"], api.Split())) if row["split"] else None,
         retention=_retention(row["retention"]),
         source=_source(row) if row["source_topic"] else None,
+        declared_version=row["declared_version"],
     )
 
 

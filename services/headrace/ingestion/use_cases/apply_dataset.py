@@ -179,14 +179,17 @@ class ApplyDataset:
         if changed == existing:
             return existing
         await self._check_schema_change(existing, schema, schema_version)
+        version = existing.schema_version + (existing.schema != schema)
+        takes_declaration = bool(incompatibilities(existing.schema, schema))
         changed = replace(
             changed,
-            schema_version=existing.schema_version + (existing.schema != schema),
+            schema_version=version,
             update_time=self._clock(),
             values_changed=existing.values_changed
-            or bool(incompatibilities(existing.schema, schema))
+            or takes_declaration
             or changes_values(existing.schema, schema)
             or changes_format(existing.source, source),
+            declared_version=version if takes_declaration else existing.declared_version,
         )
         async with self._catalogue.transaction() as repository:
             return changed if await repository.update_dataset(changed, existing) else None

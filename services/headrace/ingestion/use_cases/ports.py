@@ -109,6 +109,13 @@ class SampleTables(Protocol):
     def append(self, append: Append) -> int:
         """Store the rows that the table does not hold yet, atomically; return how many they were."""
 
+    def accounted(self, dataset: Dataset, spans: Sequence[Span]) -> Mapping[SourcePartition, int]:
+        """Up to which offsets of these sources the table says what became rows.
+
+        It stays so, unless by the dataset's schema: from here on no rows are added by one that was there
+        before the version that was declared last.
+        """
+
     def stored_events(self, dataset: Dataset, spans: Sequence[Span]) -> pa.Table:
         """Source, id, partition and offset of the rows from these offsets, named as in the table."""
 

@@ -14,6 +14,11 @@ partitions went to another. Rows are fenced by the table's transaction version, 
 that they were judged by, which must be the one that is applied until they stand; and what was rejected is
 read after the schemas were. So what became a rejection here is no row there, by a newer schema.
 
+A version of the schema that its owner declared may take less than the one before. An event that became a row
+by that one, and is read again, is no rejection: where there was such a declaration, events below the table's
+transaction version are left out of the rejections, after the table was closed to writers that have not
+heard of it.
+
 Were rows stored first, a crash before the rejections would leave events that are below the table's
 transaction version and yet in neither place; valid by a schema that was widened meanwhile, they would be
 lost.
@@ -216,6 +221,7 @@ class StoreBatch:
         outcome = await asyncio.to_thread(
             self._judge.judge, batch.cluster, opened, datasets, schemas, earlier
         )
+        outcome.rejections = await self._without_stored(outcome.rejections, datasets, batch)
         rejecting = {rejection.dataset for rejection in outcome.rejections}
         versions = {
             name: datasets[name].schema_version if name in datasets else 0
@@ -223,6 +229,23 @@ class StoreBatch:
             if name in rejecting
         }
         return _Judged(batch, rest, outcome, datasets, versions, claims)
+
+    async def _without_stored(
+        self, rejections: list[Rejection], datasets: Mapping[str, Dataset], batch: Batch
+    ) -> list[Rejection]:
+        """Without those of events that became rows by a schema before the one that was declared."""
+        for name in {rejection.dataset for rejection in rejections} & datasets.keys():
+            dataset = datasets[name]
+            if dataset.declared_version:
+                ends = await asyncio.to_thread(self._tables.accounted, dataset, batch.spans)
+                by_partition = {source.partition: end for source, end in ends.items()}
+                rejections = [
+                    rejection
+                    for rejection in rejections
+                    if rejection.dataset != name
+                    or rejection.offset >= by_partition.get(rejection.partition, 0)
+                ]
+        return rejections
 
     def _places(self, opened: Opened) -> Mapping[Place, str]:
         """Where the payloads lie that the events at these places claim."""

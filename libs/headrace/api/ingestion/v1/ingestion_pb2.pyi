@@ -1479,8 +1479,9 @@ class Correction(google.protobuf.message.Message):
     """The whole payload: of a structured event its data, or the whole event where it cannot be read."""
     @property
     def attributes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """CloudEvents attributes by name, without "ce_". "subject" names the dataset; "datacontenttype" is the
-        header content-type, "dataschema" the version of the schema ("": the newest). The id is no one's to change: by it an event is known that came twice.
+        """CloudEvents attributes by name, without "ce_". "subject" names the dataset, "dataschema" the version of its
+        schema ("": the newest); "datacontenttype" is the header content-type. The id is no one's to change: by it an
+        event is known that came twice.
         """
 
     def __init__(

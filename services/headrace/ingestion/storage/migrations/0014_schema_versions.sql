@@ -12,3 +12,6 @@ create table dataset_schemas (
 -- Earlier ones were not kept.
 insert into dataset_schemas (dataset, version, schema, create_time)
 select name, schema_version, schema, update_time from datasets;
+
+-- The last version that took a declaration, since events that became rows before may be none by it.
+alter table datasets add column declared_version integer not null default 0;
