@@ -17,7 +17,7 @@ NO_VERSION: Final = 0
 
 _ADDRESS: Final = re.compile(r"(?:.*/)?datasets/([^/]*)/schemas/([^/]*)", re.DOTALL)
 _DIGITS: Final = re.compile(r"[0-9]+")
-# What PostgreSQL's integer holds, and no more digits than that.
+# PostgreSQL's integer holds nine digits.
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 

@@ -15,7 +15,8 @@ from headrace.client import HeadraceClient, Targets
 from headrace.client.inference_protocol import InferenceProtocol
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from headrace.messaging import topics
-from headrace.messaging.events import Event
+from headrace.messaging.dataschema import schema_version
+from headrace.messaging.events import Event, encode
 from headrace.rpc.client import channel
 from headrace.rpc.server import ServiceBinding, serve
 from headrace.runtime.health import Health
@@ -98,6 +99,17 @@ async def test_samples_become_cloudevents_of_their_dataset(recorded: Recorder) -
     )
     assert json.loads(event.data) == {"id": "a", "x": 1}
     assert len({event.id for _, _, event in recorded.published}) == 3
+
+
+async def test_samples_name_the_schema_that_they_were_written_by_where_they_are_told_to(
+    recorded: Recorder,
+) -> None:
+    async with HeadraceClient(Targets({"kafka": "k:1"})) as client:
+        await client.produce("d", ['{"id": "a"}'], key="id")
+        await client.produce("d", ['{"id": "a"}'], key="id", schema_version=2)
+    headers = [dict(encode(event)[0]) for _, _, event in recorded.published]
+    assert [each.get("ce_dataschema") for each in headers] == [None, b"datasets/d/schemas/2"]
+    assert [schema_version(event) for _, _, event in recorded.published] == [None, 2]
 
 
 @pytest.mark.parametrize("sample", [b"{", "[1]", {"x": float("nan")}, {"x": object()}])
