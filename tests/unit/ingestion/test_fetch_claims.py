@@ -36,7 +36,7 @@ def opened(*sent: tuple[Headers, bytes]) -> Opened:
     records = records_of(
         Sent(offset, value, [*ENVELOPE, *headers]) for offset, (headers, value) in enumerate(sent)
     )
-    return open_envelopes(records, read_attributes(records), (), 1000)
+    return open_envelopes(records, read_attributes(records), {}, 1000)
 
 
 async def fetched(payloads: FakePayloads, *headers: Headers) -> Opened:

@@ -74,8 +74,8 @@ class World:
     async def keep_claims(self, paths: Mapping[int, str]) -> None:
         self.claims |= paths
 
-    async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
-        return set(self.kept)
+    async def rejected_places(self, spans: Sequence[Span]) -> Mapping[Place, int]:
+        return {place: row.rejection.next_offset or place[2] + 1 for place, row in self.kept.items()}
 
     async def rejected_at(self, cluster: str, places: Collection[Place]) -> Sequence[RejectedRow]:
         return [self.kept[place] for place in sorted(places)]
@@ -87,6 +87,9 @@ class World:
         await self.insert_rejected(self.reject_next, NOW)
         self.reject_next = ()
         return {declared.name: declared}
+
+    async def holds_personal_data(self) -> bool:
+        return False
 
     def encode(self, rejections: Sequence[Rejection], reject_time: datetime) -> Sequence[Encoded]:
         return [("rejected", str(rejection.id), [], b"") for rejection in rejections]

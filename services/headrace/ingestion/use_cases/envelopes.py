@@ -8,7 +8,7 @@ What the records of one producer have in common is read and judged once, by
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -121,7 +121,7 @@ class Opened:
 
 
 def open_envelopes(
-    records: Records, attributes: Attributes, already_rejected: Collection[Place], max_event_bytes: int
+    records: Records, attributes: Attributes, already_rejected: Mapping[Place, int], max_event_bytes: int
 ) -> Opened:
     """Read the CloudEvents attributes of each record, except those at the places in `already_rejected`.
 
@@ -182,12 +182,16 @@ def oversize(size: int, max_event_bytes: int) -> Verdict:
     return Verdict(Reason.OVERSIZE_EVENT, message, rule="max_event_bytes")
 
 
-def not_at(places: Collection[Place], records: Records) -> Bools:
-    """Off for the records at these places, which are of the records' topic."""
+def not_at(places: Mapping[Place, int], records: Records) -> Bools:
+    """Off for the records from these places on, of the records' topic, that are before the offsets there."""
     new = np.ones(len(records), np.bool_)
     by_partition: defaultdict[int, list[int]] = defaultdict(list)
-    for _, partition, offset in places:
-        by_partition[partition].append(offset)
+    for (_, partition, offset), end in places.items():
+        if end == offset + 1:
+            by_partition[partition].append(offset)
+        else:
+            within = (records.offsets >= offset) & (records.offsets < end)
+            new &= (records.partitions != partition) | ~within
     for partition, offsets in by_partition.items():
         new &= (records.partitions != partition) | ~np.isin(records.offsets, offsets)
     return new

@@ -164,7 +164,7 @@ class ReplayVersion:
     ) -> Opened:
         """The records that are samples of the dataset; of claim checks, those that the version holds."""
         open_events = PlainEvents(cluster, feed).open if feed else open_envelopes
-        opened = open_events(records, read_attributes(records), (), self._max_event_bytes)
+        opened = open_events(records, read_attributes(records), {}, self._max_event_bytes)
         own = [samples for samples in opened.samples if samples.dataset == dataset.name]
         is_held = np.isin(records.offsets, held)
         claimed = [one for one in opened.claimed if one.event.subject == dataset.name and is_held[one.index]]
