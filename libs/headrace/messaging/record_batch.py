@@ -89,11 +89,19 @@ class RecordBatch:
         return len(self.data)
 
     @property
+    def _codec(self) -> int:
+        return self._attributes & _CODEC_BITS
+
+    @property
     def _attributes(self) -> int:
         return self._integer(21, 2)
 
     def _integer(self, position: int, length: int) -> int:
         return int.from_bytes(self.data[position : position + length], "big", signed=True)
+
+    def room(self, most: int) -> int:
+        """Bytes to read it into, where it may have `most`; less where it is not compressed."""
+        return most if self._codec else min(len(self.data) - _HEADER_BYTES, most)
 
     def read_into(self, output: memoryview) -> int:
         """Write the records' bytes, decompressed, to the beginning of `output`; answer how many they are.
@@ -101,7 +109,7 @@ class RecordBatch:
         Raises OversizeBatch where they do not fit, MalformedBatch.
         """
         try:
-            size = decompress(self._attributes & _CODEC_BITS, self.data[_HEADER_BYTES:], output)
+            size = decompress(self._codec, self.data[_HEADER_BYTES:], output)
         except Undecodable as error:
             raise self.malformed(str(error)) from error
         except TooLarge as error:

@@ -159,7 +159,9 @@ class PartReader:
         """As many record batches as fit, and one at least."""
         bounds = self._bounds
         fitting = list(_with_records_up_to(self._batches, bounds.records))
-        buffer = np.empty(max(bounds.bytes, bounds.batch_bytes), np.uint8)
+        # What is not written to of so large an array takes no memory.
+        room = sum(batch.room(bounds.batch_bytes) for batch in fitting)
+        buffer = np.empty(min(room, max(bounds.bytes, bounds.batch_bytes)), np.uint8)
         records = _read_only(buffer)
         positions = np.empty((_COLUMNS, sum(max(batch.count, 0) for batch in fitting)), np.int64)
         read: list[RecordBatch] = []
