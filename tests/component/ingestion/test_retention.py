@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import versions_pb2 as versions
-from headrace.errors import InvalidArgument, NotFound
+from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
 from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
 from headrace.ingestion.domain.profile import FieldProfile, Profile
 from headrace.ingestion.domain.rejection import Reason, Rejection, State, Verdict
@@ -32,6 +32,7 @@ from headrace.ingestion.use_cases.versions import Versions
 from headrace.postgres import Pool, connect
 from headrace.postgres.migrations import migrate
 from headrace.rpc.convert import to_duration
+from headrace.runtime.clock import utc_now
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -43,6 +44,13 @@ class NoTables:
 
     def expire_rows(self, dataset: Dataset, before: datetime) -> ExpiredRows:
         raise AssertionError
+
+
+class CatalogueThen(PostgresCatalogue):
+    """PostgreSQL's clock goes with the tests'."""
+
+    async def now(self) -> datetime:
+        return NOW
 
 
 def expire_in(catalogue: PostgresCatalogue) -> Expire:
@@ -60,7 +68,7 @@ async def pool(postgres_dsn: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 def catalogue(pool: Pool) -> PostgresCatalogue:
-    return PostgresCatalogue(pool)
+    return CatalogueThen(pool)
 
 
 async def cut(catalogue: PostgresCatalogue, *ages: int) -> None:
@@ -85,6 +93,21 @@ async def test_a_declaration_is_read_as_it_was_stored(catalogue: PostgresCatalog
         assert await repository.update_dataset(forever, KEEPING)
     assert list(await catalogue.retaining_datasets()) == []
     assert (await catalogue.datasets([DATASET.name]))[DATASET.name].retention == Retention()
+
+
+def from_now(time: timedelta) -> datetime:
+    return utc_now() + time
+
+
+async def test_no_version_is_forgotten_by_a_clock_that_has_jumped(pool: Pool) -> None:
+    catalogue = PostgresCatalogue(pool)
+    await cut(catalogue, 900, 800, 700)
+    for jump in (-2, 2):
+        jumped = Expire(catalogue, NoTables(), clock=partial(from_now, jump * DAY))
+        with pytest.raises(FailedPrecondition, match="set the wrong one right") as refused:
+            await jumped.versions(KEEPING)
+        assert refused.value.reason == "CLOCKS_DISAGREE"
+    assert await kept(catalogue) == [1, 2, 3]
 
 
 async def test_old_versions_are_forgotten_unless_they_are_named_pinned_or_the_newest(

@@ -138,6 +138,9 @@ select table_version from dataset_versions
 where dataset = $1 and (expire_time is null or expire_time > $2)
 order by table_version;
 
+-- name: now
+select clock_timestamp();
+
 -- name: holds_personal_data
 select exists (
     select from datasets where schema -> 'attributes' @> '[{"role": "FIELD_ROLE_PERSONAL"}]'

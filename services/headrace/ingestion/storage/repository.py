@@ -146,6 +146,11 @@ class PostgresCatalogue:
         rows = await self._pool.fetch(self._queries["table_versions"], dataset, expired_before)
         return [row["table_version"] for row in rows]
 
+    async def now(self) -> datetime:
+        """What the database's clock says."""
+        moment: datetime = await self._pool.fetchval(self._queries["now"])
+        return moment
+
     async def holds_personal_data(self) -> bool:
         """Whether some dataset has a personal field."""
         found: bool = await self._pool.fetchval(self._queries["holds_personal_data"])

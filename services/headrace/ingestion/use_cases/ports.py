@@ -411,6 +411,9 @@ class Catalogue(Protocol):
     def transaction(self) -> AbstractAsyncContextManager[Repository]:
         """Everything done on the repository, or nothing."""
 
+    async def now(self) -> datetime:
+        """What the database's clock says."""
+
     async def datasets(self, names: Collection[str]) -> Mapping[str, Dataset]:
         """Those of the names that exist."""
 

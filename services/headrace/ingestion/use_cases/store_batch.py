@@ -41,6 +41,7 @@ from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.domain.retention import is_recent
 from headrace.ingestion.domain.source_topic import Feed
+from headrace.ingestion.use_cases.agreed_time import AgreedTime
 from headrace.ingestion.use_cases.deduplicate import Deduplicator, Fresh
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.fetch_claims import FetchClaims
@@ -154,6 +155,7 @@ class StoreBatch:
         self._catalogue = catalogue
         self._tables = tables
         self._clock = clock
+        self._agreed_time = AgreedTime(catalogue, clock)
         self._max_event_bytes = max_event_bytes
         self._registry = registry
         self._claims = claims
@@ -276,9 +278,18 @@ class StoreBatch:
 
     async def _recent(self, dataset: Dataset, rows: pa.Table) -> pa.Table:
         """The rows that are not older than the dataset keeps them: what was taken out of its table is not
-        known any more, so that a repetition of it would come back."""
+        known any more, so that a repetition of it would come back.
+
+        Raises FailedPrecondition CLOCKS_DISAGREE where they disagree and some are older.
+        """
         before = dataset.retention.oldest_event_time(self._clock())
-        return rows if before is None else await asyncio.to_thread(rows.filter, is_recent(before))
+        if before is None:
+            return rows
+        recent = await asyncio.to_thread(rows.filter, is_recent(before))
+        if recent.num_rows < rows.num_rows:
+            # What is left out is so for good: not by a clock that has jumped.
+            await self._agreed_time()
+        return recent
 
     async def _append(self, dataset: Dataset, rows: pa.Table, batch: Batch) -> tuple[int, int]:
         """How many rows were stored, and how many were left out as repetitions."""
