@@ -25,6 +25,7 @@ class Reason(enum.Enum):
     CLAIM_MISMATCH = "CLAIM_MISMATCH"
     MALFORMED_BATCH = "MALFORMED_BATCH"
     OVERSIZE_BATCH = "OVERSIZE_BATCH"
+    INTERNAL = "INTERNAL"
 
 
 class State(enum.Enum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -104,6 +104,27 @@ class Opened:
     def record(self, index: int) -> Record:
         """One of the records, as it is kept where it is rejected."""
         return self.enveloped(self.records.record(index))
+
+    def __len__(self) -> int:
+        """Events that are to be judged or refused; claimed ones are not yet."""
+        return sum(map(len, self.samples)) + len(self.refused)
+
+    def halves(self) -> tuple[Opened, Opened]:
+        """The first half of these events, and the rest."""
+        refused = np.array([index for index, _ in self.refused], np.int64)
+        indexes = np.sort(np.concatenate([refused, *(samples.indexes for samples in self.samples)]))
+        middle = int(indexes[len(indexes) // 2])
+        return self._within(0, middle), self._within(middle, len(self.records))
+
+    def _within(self, start: int, end: int) -> Opened:
+        samples = [
+            some.take(np.flatnonzero((some.indexes >= start) & (some.indexes < end))) for some in self.samples
+        ]
+        return replace(
+            self,
+            samples=[some for some in samples if len(some)],
+            refused=[(index, verdict) for index, verdict in self.refused if start <= index < end],
+        )
 
     def datasets(self) -> Collection[str]:
         """The datasets that the samples name."""

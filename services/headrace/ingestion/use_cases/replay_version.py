@@ -30,6 +30,7 @@ from headrace.ingestion.domain.source_topic import Feed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.fetch_claims import FetchClaims
+from headrace.ingestion.use_cases.judge_apart import judge_apart
 from headrace.ingestion.use_cases.judge_batch import Judge
 from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
@@ -179,7 +180,10 @@ class ReplayVersion:
         held: Int64s,
     ) -> pa.Table | None:
         """The rows that the samples make, of those that the version holds."""
-        judged = self._judge.judge(source.cluster, opened, {dataset.name: dataset}, schemas)
+        datasets = {dataset.name: dataset}
+        judged = judge_apart(
+            source.cluster, opened, lambda some: self._judge.judge(source.cluster, some, datasets, schemas)
+        )
         rows = judged.rows.get(dataset.name)
         if rows is None:
             return None

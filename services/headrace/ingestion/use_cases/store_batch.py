@@ -45,6 +45,7 @@ from headrace.ingestion.use_cases.agreed_time import AgreedTime
 from headrace.ingestion.use_cases.deduplicate import Deduplicator, Fresh
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.fetch_claims import FetchClaims
+from headrace.ingestion.use_cases.judge_apart import judge_apart
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
 from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
@@ -239,7 +240,10 @@ class StoreBatch:
         named, claims = opened.datasets(), self._places(opened)
         opened = await self._claims(opened, datasets.keys())
         schemas = await schemas_of(opened, self._registry)
-        outcome = await asyncio.to_thread(self._judge.judge, batch.cluster, opened, datasets, schemas)
+        cluster = batch.cluster
+        outcome = await asyncio.to_thread(
+            judge_apart, cluster, opened, lambda some: self._judge.judge(cluster, some, datasets, schemas)
+        )
         rejecting = {rejection.dataset for rejection in outcome.rejections}
         versions = {
             name: datasets[name].schema_version if name in datasets else 0

@@ -909,7 +909,8 @@ class RejectedSample(google.protobuf.message.Message):
     SCHEMA_UNUSABLE (by the payload's schema no sample can be read); of claim checks, whose payload lies in the
     object store: CLAIM_FOREIGN (it is claimed from elsewhere), CLAIM_OVERSIZE, CLAIM_MISSING, CLAIM_MISMATCH (the
     object is another one than the event says). MALFORMED_BATCH and OVERSIZE_BATCH: a whole record batch that cannot
-    be read, or has too many bytes once it is decompressed; it names no dataset, but in a dataset's own topic.
+    be read, or has too many bytes once it is decompressed; it names no dataset, but in a dataset's own topic. INTERNAL: the service
+    failed at the event, for a fault of its own.
     """
     field: builtins.str
     """The field and the rule that it broke; empty where the whole event is at fault."""
