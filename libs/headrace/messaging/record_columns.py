@@ -29,6 +29,11 @@ _COLUMNS: Final = 8
 
 _NO_RECORDS: Final = "its bytes are no records"
 
+# A header of two bytes is an object of a hundred wherever its record is looked at by itself. No part has more
+# than so many for each record, and so many besides.
+_HEADERS_EACH: Final = 100
+_HEADERS_BESIDES: Final = 500_000
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:
@@ -165,11 +170,12 @@ class PartReader:
         records = _read_only(buffer)
         positions = np.empty((_COLUMNS, sum(max(batch.count, 0) for batch in fitting)), np.int64)
         read: list[RecordBatch] = []
-        size = count = 0
+        size = count = headers = 0
         for batch in fitting:
             try:
                 end = size + batch.read_into(buffer.data[size : size + bounds.batch_bytes])
-                _decode_all(batch, records[:end], size, positions, count)
+                some = _decode_all(batch, records[:end], size, positions, count)
+                _expect_few_headers(batch, headers + some, count + batch.count)
             except UNREADABLE as error:
                 if read:
                     # Perhaps for want of room only: it begins the next part.
@@ -177,7 +183,7 @@ class PartReader:
                 self._batches.popleft()
                 return _unreadable(self._topic, batch, error)
             read.append(batch)
-            size, count = end, count + batch.count
+            size, count, headers = end, count + batch.count, headers + some
         for _ in read:
             self._batches.popleft()
         return _part_of(self._topic, read, records[:size], positions[:, :count])
@@ -214,10 +220,21 @@ def _with_records_up_to(batches: Iterable[RecordBatch], most: int) -> Iterator[R
         yield batch
 
 
-def _decode_all(batch: RecordBatch, buffer: Bytes, start: int, positions: Int64s, row: int) -> None:
-    """Find the records of a batch in the rest of a buffer. Raises MalformedBatch."""
-    if _decode(buffer, start, *_bases(batch), -1, positions, row, row + batch.count) != len(buffer):
+def _decode_all(batch: RecordBatch, buffer: Bytes, start: int, positions: Int64s, row: int) -> int:
+    """Find the records of a batch in the rest of a buffer; answer how many headers they have.
+
+    Raises MalformedBatch.
+    """
+    end, headers = _decode(buffer, start, *_bases(batch), -1, positions, row, row + batch.count)
+    if end != len(buffer):
         raise batch.malformed(_NO_RECORDS)
+    return headers
+
+
+def _expect_few_headers(batch: RecordBatch, headers: int, count: int) -> None:
+    most = _HEADERS_BESIDES + _HEADERS_EACH * count
+    if headers > most:
+        raise batch.malformed(f"its records have {headers} headers, and {most} are the most")
 
 
 def _part_of(topic: str, batches: Sequence[RecordBatch], buffer: Bytes, positions: Int64s) -> Part:
@@ -266,10 +283,11 @@ def _decoded(batch: RecordBatch, buffer: Bytes, most: int) -> Iterator[tuple[Int
     for row in range(0, batch.count, most):
         count = min(most, batch.count - row)
         positions = np.empty((_COLUMNS, count), np.int64)
-        position = _decode(buffer, position, *_bases(batch), before, positions, 0, count)
+        position, headers = _decode(buffer, position, *_bases(batch), before, positions, 0, count)
         is_last = row + count == batch.count
         if position < 0 or (is_last and position != len(buffer)):
             raise batch.malformed(_NO_RECORDS)
+        _expect_few_headers(batch, headers, count)
         before = int(positions[_OFFSET, -1]) - batch.base_offset
         yield positions, is_last
 
@@ -332,23 +350,30 @@ def _decode(
     positions: Int64s,
     first: int,
     end_row: int,
-) -> int:
-    """The position behind the records; -1 where they are none, or offsets do not rise from `before` on."""
-    position = start
+) -> tuple[int, int]:
+    """The position behind the records, and how many headers they have.
+
+    -1 where they are no records, or their offsets do not rise from `before` on.
+    """
+    position, headers = start, 0
     for row in range(first, end_row):
         length, position = read_varint(buffer, position, len(buffer))
         if position < 0 or length < 1 or length > len(buffer) - position:
-            return -1
+            return -1, 0
         end = position + length
         timestamp_delta, position = read_varint(buffer, position + 1, end)
         offset_delta, position = read_varint(buffer, position, end)
         key, key_length, position = read_string(buffer, position, end)
         value, value_length, position = read_string(buffer, position, end)
-        if position < 0 or not _headers_are_sound(buffer, position, end):
-            return -1
+        if position < 0:
+            return -1, 0
+        count = _sound_headers(buffer, position, end)
+        if count < 0:
+            return -1, 0
+        headers += count
         # They are what exactly once rests on.
         if offset_delta <= before or offset_delta > last_delta:
-            return -1
+            return -1, 0
         before = offset_delta
         positions[0, row] = base_offset + offset_delta
         positions[1, row] = base_timestamp + (0 if fixed else timestamp_delta)
@@ -359,19 +384,20 @@ def _decode(
         positions[6, row] = position
         positions[7, row] = end
         position = end
-    return position
+    return position, headers
 
 
 @compiled
-def _headers_are_sound(buffer: Bytes, position: int, end: int) -> bool:
+def _sound_headers(buffer: Bytes, position: int, end: int) -> int:
+    """How many headers there are; -1 where they are none."""
     count, position = read_varint(buffer, position, end)
     if position < 0 or count < 0:
-        return False
+        return -1
     for _ in range(count):
         _, length, position = read_string(buffer, position, end)
         if position < 0 or length < 0:
-            return False
+            return -1
         _, length, position = read_string(buffer, position, end)
         if position < 0:
-            return False
-    return position == end
+            return -1
+    return count if position == end else -1

@@ -312,7 +312,10 @@ class SamplesConsumer:
         ]
         if part.unreadable is not None:
             [span] = spans
-            return await self._store.reject(part.unreadable, span, feed)
+            stored = await self._store.reject(part.unreadable, span, feed)
+            if stored.rejections:
+                logger.warning("rejected as a whole: %s", part.unreadable.error)
+            return stored
         return await self._store(Batch(cluster, part.records, read.attributes, spans, feed))
 
     async def _cluster_of(self, topic: str, part: Part) -> str:

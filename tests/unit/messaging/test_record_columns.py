@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -204,6 +205,30 @@ def test_nothing_of_a_record_batch_is_taken_whose_end_cannot_be_read() -> None:
     first, second = parts_of([spoiled, *several(50, 1)[1:]], Bounds(7, 1 << 20))
     assert (first.reaches, len(first.records)) == ([Reach(0, 0, 50, 0)], 0)
     assert (second.reaches, second.unreadable) == ([Reach(0, 50, 51, 0)], None)
+
+
+def empty_headers(offset: int, count: int) -> RecordBatch:
+    """A record with so many headers of two bytes."""
+    return batch_of(Sent(offset, headers=[("", b"")] * count), codec=4)
+
+
+def test_headers_that_cost_more_than_they_hold_have_a_bound() -> None:
+    few, many = empty_headers(0, 500_100), empty_headers(0, 500_101)
+    assert len(many.data) < 2000
+    bounds = Bounds(9, 1 << 20)
+    [part] = parts_of([few], bounds)
+    assert len(part.records) == 1
+    [part] = parts_of([many], bounds)
+    assert "its records have 500101 headers, and 500100 are the most" in str(part.unreadable)
+    # Of several record batches each may have as many, and all of a part no more.
+    parts = parts_of(
+        [replace(empty_headers(offset, 300_000), first_offset=offset) for offset in range(3)], bounds
+    )
+    assert [part.records.offsets.tolist() for part in parts] == [[0], [1], [2]]
+    # One that is cut is looked through as well.
+    whole = batch_of(*(Sent(offset, headers=[("", b"")] * 200_000) for offset in range(4)), codec=4)
+    [part] = parts_of([whole], Bounds(3, 1 << 20))
+    assert part.unreadable is not None
 
 
 def test_a_part_that_could_not_be_read_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ class RecogniseSubject:
         So are record batches that cannot be read: what is in them nobody knows.
         Raises Unavailable SCHEMA_REGISTRY_UNAVAILABLE: to pass over one that cannot be read today is no way.
         """
-        payloads = Spans.of(_payload(rejection) for rejection in rejections)
+        payloads = Spans.of(b"" if rejection.is_batch else _payload(rejection) for rejection in rejections)
         ids = schema_ids(payloads)
         known = await self._registry.schemas({*ids.tolist()} - {UNFRAMED}) if self._registry else {}
         writers = {
