@@ -50,7 +50,8 @@ _COMMIT_SECONDS: Final = 5.0
 _MAX_LINKS: Final = 128
 # Record batches that are asked for at once; what is collected may be larger than its bounds by so many.
 _RECORD_BATCHES: Final = 8
-# What is stored at once is smaller than so many times the bounds, whatever record batches hold.
+# What is stored at once is no larger than so many times the bounds, whatever record batches hold: one commit
+# for a little more than a batch is better than two.
 _PART: Final = 2
 
 
@@ -195,7 +196,7 @@ class SamplesConsumer:
         assignment, count, size, deadline = self._assignment, 0, 0, 0.0
         limits = self._settings
         while not self._stopping.is_set() and count < limits.batch_events and size < limits.batch_bytes:
-            patience = deadline - loop.time() if count else _POLL_SECONDS
+            patience = deadline - loop.time() if batches else _POLL_SECONDS
             if patience <= 0:
                 break
             fetched = await self._consumer.getmany(
@@ -205,7 +206,7 @@ class SamplesConsumer:
                 # The positions were reset: what was collected before comes again.
                 assignment, count, size = self._assignment, 0, 0
                 batches.clear()
-            if fetched and not count:
+            if fetched and not batches:
                 deadline = loop.time() + limits.batch_seconds
             for partition, some in fetched.items():
                 batches[partition] += some

@@ -212,6 +212,15 @@ async def test_a_record_batch_that_cannot_be_read_waits_until_it_is_rejected(run
     assert [span.end for span, _ in running.world.rejected] == [6]
 
 
+async def test_a_record_batch_whose_records_were_compacted_away_is_passed(running: Running) -> None:
+    data = bytearray(record(5).data[:61])
+    data[57:61] = bytes(4)
+    await running.world.arriving.put(RecordBatch(SAMPLES, 0, 5, memoryview(data)))
+    await eventually(lambda: asyncio.sleep(0, running.world.committed), bool)
+    assert running.world.committed[0][PARTITION].offset == 6
+    assert (running.world.stored, running.world.rejected) == ([], [])
+
+
 async def test_what_one_record_batch_has_too_much_is_stored_in_parts() -> None:
     async with consuming(FakeWorld(), batch_events=2) as running:
         await running.world.arriving.put(batch_of(*map(Sent, range(10)), topic=SAMPLES))
