@@ -24,7 +24,7 @@ import orjson
 
 with atheris.instrument_imports(include=["headrace"]):
     from tests.support.protobuf import message
-    from tests.support.records import Sent, batch_of
+    from tests.support.records import Sent, batch_of, decode
     from tests.unit.ingestion.test_avro import GOOD as GOOD_RECORD
     from tests.unit.ingestion.test_avro import PLAIN, assert_columns_and_records_agree, written
     from tests.unit.ingestion.test_columnar import GOOD, assert_columns_and_rows_agree
@@ -37,7 +37,6 @@ with atheris.instrument_imports(include=["headrace"]):
     from headrace.ingestion.domain.avro import Unreadable
     from headrace.messaging.attributes import read_attributes
     from headrace.messaging.record_batch import MalformedBatch, RecordBatch, read_records
-    from headrace.messaging.record_columns import decode
 
 HEADER_BYTES = 61
 COUNT = slice(57, 61)

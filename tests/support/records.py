@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from headrace.messaging.record_batch import RecordBatch
-from headrace.messaging.record_columns import Records, decode
+from headrace.messaging.record_batch import MAX_BATCH_BYTES, RecordBatch
+from headrace.messaging.record_columns import Bounds, Part, PartReader, Records
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -42,6 +42,21 @@ def batch_of(*sent: Sent, topic: str = "t", codec: int = 0, first_offset: int | 
     data[:8] = first.offset.to_bytes(8, "big")
     begin = first.offset if first_offset is None else first_offset
     return RecordBatch(topic, first.partition, begin, memoryview(data))
+
+
+def parts_of(batches: Sequence[RecordBatch], bounds: Bounds) -> list[Part]:
+    """All parts of record batches."""
+    reader = PartReader("t", batches, bounds)
+    return list(iter(reader.read, None))
+
+
+def decode(topic: str, batches: Sequence[RecordBatch]) -> Records:
+    """The records of batches that fit into one part. Raises MalformedBatch or OversizeBatch."""
+    part = PartReader(topic, batches, Bounds(1 << 20, MAX_BATCH_BYTES)).read()
+    assert part is not None
+    if part.unreadable:
+        raise part.unreadable.error
+    return part.records
 
 
 def records_of(sent: Iterable[Sent]) -> Records:

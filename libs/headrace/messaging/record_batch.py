@@ -4,21 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
-
-from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
+from mmap import mmap
+from typing import Final
 
 # The compiled one looks beyond the end of what it is given.
 from aiokafka.record.util import decode_varint_py as decode_varint
 
+from headrace.messaging.decompression import TooLarge, Undecodable, decompress
+
+MAX_BATCH_BYTES: Final = 64 << 20
+"""What a record batch may have, decompressed, where nobody says otherwise."""
+
 _HEADER_BYTES: Final = 61
-_CODECS: Final = {1: gzip_decode, 2: snappy_decode, 3: lz4_decode, 4: zstd_decode}
 _CODEC_BITS: Final = 0x07
 _APPEND_TIME_BIT: Final = 0x08
 
 
 class MalformedBatch(Exception):  # noqa: N818 - what it is, not what to call it
     """A record batch whose checksum is right and whose content is no records."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.problem = problem
+
+
+class OversizeBatch(Exception):  # noqa: N818
+    """A record batch has more bytes, decompressed, than there is room for."""
+
+    def __init__(self, place: str, most: int) -> None:
+        super().__init__(f"{place}: it has more than {most} bytes, decompressed")
+        self.most = most
+
+
+UnreadableBatch = MalformedBatch | OversizeBatch
+UNREADABLE: Final = (MalformedBatch, OversizeBatch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +63,15 @@ class RecordBatch:
     @property
     def next_offset(self) -> int:
         """The offset behind the last record, also where that was compacted away."""
-        return self.base_offset + self._integer(23, 4) + 1
+        return self.base_offset + self.last_offset_delta + 1
+
+    @property
+    def last_offset_delta(self) -> int:
+        """How far the last record stands behind the first that was ever in it.
+
+        Whoever reads on does so behind it, so that it is never less than 0, whatever the batch says.
+        """
+        return max(0, self._integer(23, 4))
 
     @property
     def base_timestamp(self) -> int:
@@ -62,30 +89,42 @@ class RecordBatch:
         return len(self.data)
 
     @property
+    def _codec(self) -> int:
+        return self._attributes & _CODEC_BITS
+
+    @property
     def _attributes(self) -> int:
         return self._integer(21, 2)
 
     def _integer(self, position: int, length: int) -> int:
         return int.from_bytes(self.data[position : position + length], "big", signed=True)
 
-    def payload(self) -> bytes | memoryview:
-        """The records' bytes, decompressed. Raises MalformedBatch."""
-        payload: bytes | memoryview = self.data[_HEADER_BYTES:]
-        codec = self._attributes & _CODEC_BITS
+    def room(self, most: int) -> int:
+        """Bytes to read it into, where it may have `most`; less where it is not compressed."""
+        return most if self._codec else min(len(self.data) - _HEADER_BYTES, most)
+
+    def read_into(self, output: memoryview) -> int:
+        """Write the records' bytes, decompressed, to the beginning of `output`; answer how many they are.
+
+        Raises OversizeBatch where they do not fit, MalformedBatch.
+        """
         try:
-            if codec:
-                payload = cast("bytes", _CODECS[codec](payload))
-        except Exception as error:
-            # Each codec has errors of its own, and a number that is none is a KeyError.
-            raise self.malformed(f"codec {codec}: {error!r}") from error
+            size = decompress(self._codec, self.data[_HEADER_BYTES:], output)
+        except Undecodable as error:
+            raise self.malformed(str(error)) from error
+        except TooLarge as error:
+            raise OversizeBatch(str(self), len(output)) from error
         # Before there is room made for them: no record is without bytes.
-        if not 0 <= self.count <= len(payload):
-            raise self.malformed(f"{self.count} records in {len(payload)} bytes")
-        return payload
+        if not 0 <= self.count <= size:
+            raise self.malformed(f"it says that it has {self.count} records, and has {size} bytes")
+        return size
 
     def malformed(self, what: str) -> MalformedBatch:
         """The error that says where this batch stands."""
-        return MalformedBatch(f"{self.topic}/{self.partition}, batch at offset {self.base_offset}: {what}")
+        return MalformedBatch(str(self), what)
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}, batch at offset {self.base_offset}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +141,10 @@ class Record:
 
 
 def read_records(batch: RecordBatch) -> Iterator[Record]:
-    """The batch's records one by one, whatever the names of their headers are. Raises MalformedBatch."""
-    payload, position = bytes(batch.payload()), 0
+    """The batch's records one by one, whatever the names of their headers are. Raises UnreadableBatch."""
+    # Of the system's own pages, which come as they are written to.
+    room = memoryview(mmap(-1, MAX_BATCH_BYTES))
+    payload, position = bytes(room[: batch.read_into(room)]), 0
     try:
         for _ in range(batch.count):
             length, position = decode_varint(payload, position)

@@ -192,7 +192,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         replay=ReplayVersion(
             catalogue,
             rows,
-            KafkaTopicReader(platform.kafka_bootstrap, client_id=client_id),
+            KafkaTopicReader(
+                platform.kafka_bootstrap,
+                client_id=client_id,
+                max_record_batch_bytes=settings.max_record_batch_bytes,
+            ),
             max_event_bytes=settings.max_event_bytes,
             registry=registry,
             claims=claims,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from headrace.ingestion.use_cases.ports import Span
 from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
 from headrace.messaging.attributes import Attributes, read_attributes
 from headrace.messaging.record_batch import RecordBatch
-from headrace.messaging.record_columns import decode
+from headrace.messaging.record_columns import Bounds, Part, PartReader, Reach
 from headrace.messaging.topics import SAMPLES
 from headrace.runtime.faults import fault_point
 from headrace.runtime.health import Health
@@ -48,8 +48,11 @@ _FAILURES_UNTIL_UNREADY: Final = 3
 _COMMIT_SECONDS: Final = 5.0
 # OpenTelemetry drops a span's links beyond 128 without a word.
 _MAX_LINKS: Final = 128
-# Record batches that are asked for at once; a batch of events may be larger than its bounds by so many.
+# Record batches that are asked for at once; what is collected may be larger than its bounds by so many.
 _RECORD_BATCHES: Final = 8
+# What is stored at once is no larger than so many times the bounds, whatever record batches hold: one commit
+# for a little more than a batch is better than two.
+_PART: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +62,33 @@ class _Collected:
     assignment: int
     batches: dict[TopicPartition, list[RecordBatch]]
 
-    @property
-    def count(self) -> int:
-        return sum(batch.count for batches in self.batches.values() for batch in batches)
-
     def by_topic(self) -> Iterator[tuple[str, _Collected]]:
         for topic in {partition.topic: None for partition in self.batches}:
             own = {partition: some for partition, some in self.batches.items() if partition.topic == topic}
             yield topic, _Collected(self.assignment, own)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """A part of what was collected, decoded."""
+
+    part: Part
+    attributes: Attributes
+
+    @property
+    def count(self) -> int:
+        """Its events; a record batch that cannot be read counts as one."""
+        return len(self.part.records) + (self.part.unreadable is not None)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What was collected of a topic, and the part of it that is in hand."""
+
+    topic: str
+    assignment: int
+    reader: PartReader
+    read: _Read | None = None
 
 
 class SamplesConsumer:
@@ -122,9 +144,7 @@ class SamplesConsumer:
                 collected = collecting.result()
                 collecting = asyncio.create_task(self._collect())
                 for topic, some in collected.by_topic():
-                    # What was compacted may have left batches of nothing.
-                    if some.count:
-                        await self._process(topic, some)
+                    await self._process(self._work(topic, some))
         finally:
             # What was collected and not stored is read again by whoever is next.
             collecting.cancel()
@@ -176,7 +196,7 @@ class SamplesConsumer:
         assignment, count, size, deadline = self._assignment, 0, 0, 0.0
         limits = self._settings
         while not self._stopping.is_set() and count < limits.batch_events and size < limits.batch_bytes:
-            patience = deadline - loop.time() if count else _POLL_SECONDS
+            patience = deadline - loop.time() if batches else _POLL_SECONDS
             if patience <= 0:
                 break
             fetched = await self._consumer.getmany(
@@ -186,16 +206,25 @@ class SamplesConsumer:
                 # The positions were reset: what was collected before comes again.
                 assignment, count, size = self._assignment, 0, 0
                 batches.clear()
-            if fetched and not count:
+            if fetched and not batches:
                 deadline = loop.time() + limits.batch_seconds
             for partition, some in fetched.items():
                 batches[partition] += some
-                count += sum(batch.count for batch in some)
+                # Whatever a batch says that it has.
+                count += sum(max(batch.count, 0) for batch in some)
                 size += sum(batch.size for batch in some)
         return _Collected(assignment, batches)
 
-    async def _process(self, topic: str, collected: _Collected) -> None:
-        """Store a topic's part of a batch, however long it takes, unless its partitions are taken away."""
+    def _work(self, topic: str, collected: _Collected) -> _Work:
+        limits = self._settings
+        bounds = Bounds(
+            _PART * limits.batch_events, _PART * limits.batch_bytes, limits.max_record_batch_bytes
+        )
+        batches = (batch for batches in collected.batches.values() for batch in batches)
+        return _Work(topic, collected.assignment, PartReader(topic, batches, bounds))
+
+    async def _process(self, work: _Work) -> None:
+        """Store what was collected of a topic, however long it takes, unless partitions are taken away."""
         pause, failures = _FIRST_PAUSE_SECONDS, 0
         while True:
             try:
@@ -203,16 +232,16 @@ class SamplesConsumer:
                 async with self._batch_lock:
                     # A topic that nobody names any more goes, with what was read of it.
                     ended = (
-                        collected.assignment != self._assignment
-                        or topic not in self._topics
-                        or await self._attempt(topic, collected)
+                        work.assignment != self._assignment
+                        or work.topic not in self._topics
+                        or await self._attempt(work)
                     )
             except Exception as error:
                 failures += 1
                 metrics.BATCH_FAILURES.inc()
                 logger.warning(
                     "a batch of %d events could not be stored, trying again in %.1f s: %s",
-                    collected.count,
+                    work.read.count if work.read else 0,
                     pause,
                     one_line(error),
                     # Once: an outage fails in the same way again and again.
@@ -240,12 +269,17 @@ class SamplesConsumer:
             return False
         return True
 
-    async def _attempt(self, topic: str, collected: _Collected) -> bool:
-        """Store the batch, or the next part of it; answer whether all of it is stored."""
+    async def _attempt(self, work: _Work) -> bool:
+        """Store the part in hand, or some of it, or else the next one; answer whether there is none left."""
         started = asyncio.get_running_loop().time()
-        cluster = await self._cluster_of(collected)
-        batch = await asyncio.to_thread(_batch_of, cluster, topic, collected, self._feeds.get(topic))
-        traceparents = _traceparents(batch.attributes)
+        if work.read is None:
+            # Once: it is decoded however often it is tried.
+            work.read = await asyncio.to_thread(_read, work.reader)
+            if work.read is None:
+                return True
+        read, topic = work.read, work.topic
+        cluster = await self._cluster_of(topic, read.part)
+        traceparents = _traceparents(read.attributes)
         with tracing.span(
             names.SPAN_PROCESS + topic,
             kind=SpanKind.CONSUMER,
@@ -257,34 +291,49 @@ class SamplesConsumer:
                 names.MESSAGING_OPERATION_TYPE: "process",
                 names.MESSAGING_DESTINATION: topic,
                 names.MESSAGING_CONSUMER_GROUP: self._settings.consumer_group,
-                names.MESSAGING_BATCH_COUNT: len(batch.records),
+                names.MESSAGING_BATCH_COUNT: read.count,
             },
         ) as span:
-            stored = await self._store(batch)
+            stored = await self._store_part(cluster, topic, read)
             span.set_attribute(names.ROWS_STORED, sum(stored.rows.values()))
             span.set_attribute(names.REPEATED, sum(stored.repeated.values()))
             span.set_attribute(names.REJECTED, len(stored.rejections))
         self._stored([name for name, rows in stored.rows.items() if rows])
-        if not stored.complete:
-            return False
-        await self._commit_offsets(collected)
-        self._count(collected, stored, asyncio.get_running_loop().time() - started)
-        return True
+        if stored.complete:
+            await self._commit_offsets(topic, read.part.reaches)
+            self._count(topic, read, stored, asyncio.get_running_loop().time() - started)
+            work.read = None
+        return False
 
-    async def _cluster_of(self, collected: _Collected) -> str:
+    async def _store_part(self, cluster: str, topic: str, read: _Read) -> Stored:
+        part, feed = read.part, self._feeds.get(topic)
+        spans = [
+            Span(SourcePartition(cluster, topic, reach.partition), reach.start, reach.end)
+            for reach in part.reaches
+        ]
+        if part.unreadable is not None:
+            [span] = spans
+            stored = await self._store.reject(part.unreadable, span, feed)
+            if stored.rejections:
+                logger.warning("rejected as a whole: %s", part.unreadable.error)
+            return stored
+        return await self._store(Batch(cluster, part.records, read.attributes, spans, feed))
+
+    async def _cluster_of(self, topic: str, part: Part) -> str:
         """The cluster's id, asked again where offsets went backwards: then the broker lost its log."""
         backwards = any(
-            batches[0].first_offset < self._next_offsets.get(partition, 0)
-            for partition, batches in collected.batches.items()
+            reach.start < self._next_offsets.get(TopicPartition(topic, reach.partition), 0)
+            for reach in part.reaches
         )
         if self._cluster is None or backwards:
             self._cluster = await self._fetch_cluster_id()
         return self._cluster
 
-    async def _commit_offsets(self, collected: _Collected) -> None:
-        for partition, batches in collected.batches.items():
-            self._next_offsets[partition] = batches[-1].next_offset
-            self._uncommitted[partition] = OffsetAndMetadata(batches[-1].next_offset, "")
+    async def _commit_offsets(self, topic: str, reaches: Sequence[Reach]) -> None:
+        for reach in reaches:
+            partition = TopicPartition(topic, reach.partition)
+            self._next_offsets[partition] = reach.end
+            self._uncommitted[partition] = OffsetAndMetadata(reach.end, "")
         fault_point("ingestion.before-offset-commit")
         try:
             async with asyncio.timeout(_COMMIT_SECONDS):
@@ -296,9 +345,10 @@ class SamplesConsumer:
         else:
             self._uncommitted.clear()
 
-    def _count(self, collected: _Collected, stored: Stored, seconds: float) -> None:
-        metrics.EVENTS.inc(collected.count)
-        metrics.BATCH_EVENTS.observe(collected.count)
+    def _count(self, topic: str, read: _Read, stored: Stored, seconds: float) -> None:
+        reaches = read.part.reaches
+        metrics.EVENTS.inc(read.count)
+        metrics.BATCH_EVENTS.observe(read.count)
         metrics.BATCH_SECONDS.observe(seconds)
         for name, rows in stored.rows.items():
             metrics.ROWS.labels(name).inc(rows)
@@ -309,20 +359,18 @@ class SamplesConsumer:
         for rejection in stored.rejections:
             metrics.REJECTED.labels(rejection.verdict.reason.value).inc()
         now = datetime.now(UTC).timestamp()
-        oldest = min(batches[0].base_timestamp for batches in collected.batches.values()) / 1000
+        oldest = min(reach.time for reach in reaches) / 1000
         for name, rows in stored.rows.items():
             if rows:
                 metrics.DATASET_FRESHNESS.labels(name).set(max(0.0, now - oldest))
         for name, time in stored.newest.items():
             # The clock of who made the event may be ahead.
             metrics.EVENT_AGE.labels(name).set(max(0.0, now - time))
-        for partition, batches in collected.batches.items():
-            metrics.FRESHNESS.observe(max(0.0, now - batches[0].base_timestamp / 1000))
-            highwater = self._consumer.highwater(partition)
+        for reach in reaches:
+            metrics.FRESHNESS.observe(max(0.0, now - reach.time / 1000))
+            highwater = self._consumer.highwater(TopicPartition(topic, reach.partition))
             if highwater is not None:
-                metrics.LAG.labels(partition.topic, str(partition.partition)).set(
-                    max(0, highwater - batches[-1].next_offset)
-                )
+                metrics.LAG.labels(topic, str(reach.partition)).set(max(0, highwater - reach.end))
 
 
 @asynccontextmanager
@@ -350,17 +398,9 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has
             logger.info("reading partitions %s of %s", partitions, topic)
 
 
-def _batch_of(cluster: str, topic: str, collected: _Collected, feed: Feed | None) -> Batch:
-    spans = [
-        Span(
-            SourcePartition(cluster, partition.topic, partition.partition),
-            batches[0].first_offset,
-            batches[-1].next_offset,
-        )
-        for partition, batches in collected.batches.items()
-    ]
-    records = decode(topic, [batch for batches in collected.batches.values() for batch in batches])
-    return Batch(cluster, records, read_attributes(records), spans, feed)
+def _read(reader: PartReader) -> _Read | None:
+    part = reader.read()
+    return None if part is None else _Read(part, read_attributes(part.records))
 
 
 def _traceparents(attributes: Attributes) -> list[str]:

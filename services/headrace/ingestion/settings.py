@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import AnyHttpUrl, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from headrace.messaging.record_batch import MAX_BATCH_BYTES
 from headrace.postgres.outbox import MAX_EVENT_BYTES
 from headrace.rpc.options import MAX_MESSAGE_BYTES
 
@@ -36,9 +37,20 @@ class Settings(BaseSettings):
         le=MAX_PUBLISHED_BYTES,
         description="What is published of a rejected event is cut off here; the table keeps all of it.",
     )
-    batch_events: int = Field(default=30_000, gt=0, description="A batch has at most so many events.")
+    batch_events: int = Field(
+        default=30_000,
+        gt=0,
+        description="A batch is closed when it has so many events; it is stored in parts of twice as many.",
+    )
     batch_bytes: int = Field(
-        default=32 * 1024 * 1024, gt=0, description="A batch is closed when it has so many bytes."
+        default=32 * 1024 * 1024,
+        gt=0,
+        description="A batch is closed when it has so many bytes; it is stored in parts of twice as many.",
+    )
+    max_record_batch_bytes: int = Field(
+        default=MAX_BATCH_BYTES,
+        gt=0,
+        description="A record batch that has more bytes, decompressed, is rejected as a whole.",
     )
     batch_seconds: float = Field(
         default=0.25, gt=0, description="A batch is closed so long after its first event."

@@ -12,10 +12,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from headrace.errors import FailedPrecondition, Unavailable
 from headrace.ingestion.domain.dataset import SourcePartition
 from headrace.messaging.client import batch_reader_client, cluster_id
-from headrace.messaging.record_columns import Records, decode
+from headrace.messaging.record_batch import MAX_BATCH_BYTES
+from headrace.messaging.record_columns import Bounds, PartReader, Records
 
 _POLL_MILLISECONDS: Final = 1000
 _RECORD_BATCHES: Final = 64
+_PART_EVENTS: Final = 100_000
+_PART_BYTES: Final = 64 << 20
 SILENCE_SECONDS: Final = 30.0
 """A broker that holds a record answers with it; one that says nothing for so long does not."""
 
@@ -23,10 +26,19 @@ SILENCE_SECONDS: Final = 30.0
 class KafkaTopicReader:
     """Reads from one broker; each read has a connection of its own."""
 
-    def __init__(self, bootstrap: str, *, client_id: str, silence_seconds: float = SILENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        client_id: str,
+        silence_seconds: float = SILENCE_SECONDS,
+        max_record_batch_bytes: int = MAX_BATCH_BYTES,
+    ) -> None:
+        """`max_record_batch_bytes`: of a record batch, decompressed, beyond which it made no rows."""
         self._bootstrap = bootstrap
         self._client_id = client_id
         self._silence_seconds = silence_seconds
+        self._bounds = Bounds(_PART_EVENTS, _PART_BYTES, max_record_batch_bytes)
 
     async def cluster(self) -> str:
         """The cluster's id."""
@@ -62,7 +74,11 @@ class KafkaTopicReader:
             batches = fetched.get(partition, [])
             if batches:
                 heard, reached = loop.time(), batches[-1].next_offset
-                yield await asyncio.to_thread(decode, partition.topic, batches)
+                reader = PartReader(partition.topic, batches, self._bounds)
+                # What cannot be read made no rows.
+                while (part := await asyncio.to_thread(reader.read)) is not None:
+                    if len(part.records):
+                        yield part.records
             elif loop.time() - heard > self._silence_seconds:
                 raise Unavailable(
                     "TOPIC_SILENT",

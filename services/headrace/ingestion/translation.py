@@ -302,6 +302,7 @@ def write_rejected(
     message.state = api.REJECTED_STATE_PENDING
     message.replay_of = rejection.replay_of
     message.sealed_by = rejection.sealed_by
+    message.next_offset = rejection.next_offset
     if max_bytes is not None and message.ByteSize() > max_bytes:
         _shorten(message, max_bytes)
 

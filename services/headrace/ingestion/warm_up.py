@@ -24,7 +24,7 @@ from headrace.ingestion.use_cases.judge_batch import Judge
 from headrace.ingestion.use_cases.ports import RegisteredSchema
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.record_batch import RecordBatch
-from headrace.messaging.record_columns import decode
+from headrace.messaging.record_columns import Bounds, PartReader
 from headrace.splits import Shares, assign
 
 _MAGIC: Final = 2
@@ -74,8 +74,11 @@ def warm_up() -> None:
             value=payload,
             headers=[(name, text.encode()) for name, text in texts.items()],
         )
-    records = decode("warm-up", [RecordBatch("warm-up", 0, 0, memoryview(bytes(builder.build())))])
-    opened = open_envelopes(records, read_attributes(records), (), _ROOM)
+    batch = RecordBatch("warm-up", 0, 0, memoryview(bytes(builder.build())))
+    part = PartReader("warm-up", [batch], Bounds(len(_SAMPLES), _ROOM, _ROOM)).read()
+    assert part is not None
+    records = part.records
+    opened = open_envelopes(records, read_attributes(records), {}, _ROOM)
     judged = Judge().judge("warm-up", opened, {_DATASET.name: _DATASET}, {_SCHEMA_ID: _WRITER})
     rows = judged.rows[_DATASET.name]
     hash_rows(rows, ["key", "value"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,8 +18,8 @@ from tests.support.waiting import eventually
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.ingestion.v1 import versions_pb2 as versions
-from headrace.errors import InvalidArgument, NotFound
-from headrace.ingestion.domain.dataset import Dataset, DatasetVersion
+from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
+from headrace.ingestion.domain.dataset import Dataset, DatasetVersion, SourcePartition
 from headrace.ingestion.domain.profile import FieldProfile, Profile
 from headrace.ingestion.domain.rejection import Reason, Rejection, State, Verdict
 from headrace.ingestion.domain.rejects import Rejects
@@ -27,11 +27,12 @@ from headrace.ingestion.domain.retention import Retention
 from headrace.ingestion.domain.schema import FieldType
 from headrace.ingestion.storage.repository import PostgresCatalogue
 from headrace.ingestion.use_cases.expire import Expire
-from headrace.ingestion.use_cases.ports import ExpiredRows
+from headrace.ingestion.use_cases.ports import ExpiredRows, Place, RejectedFilter, Span
 from headrace.ingestion.use_cases.versions import Versions
 from headrace.postgres import Pool, connect
 from headrace.postgres.migrations import migrate
 from headrace.rpc.convert import to_duration
+from headrace.runtime.clock import utc_now
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -43,6 +44,13 @@ class NoTables:
 
     def expire_rows(self, dataset: Dataset, before: datetime) -> ExpiredRows:
         raise AssertionError
+
+
+class CatalogueThen(PostgresCatalogue):
+    """PostgreSQL's clock goes with the tests'."""
+
+    async def now(self) -> datetime:
+        return NOW
 
 
 def expire_in(catalogue: PostgresCatalogue) -> Expire:
@@ -60,7 +68,7 @@ async def pool(postgres_dsn: str) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 def catalogue(pool: Pool) -> PostgresCatalogue:
-    return PostgresCatalogue(pool)
+    return CatalogueThen(pool)
 
 
 async def cut(catalogue: PostgresCatalogue, *ages: int) -> None:
@@ -85,6 +93,21 @@ async def test_a_declaration_is_read_as_it_was_stored(catalogue: PostgresCatalog
         assert await repository.update_dataset(forever, KEEPING)
     assert list(await catalogue.retaining_datasets()) == []
     assert (await catalogue.datasets([DATASET.name]))[DATASET.name].retention == Retention()
+
+
+def from_now(time: timedelta) -> datetime:
+    return utc_now() + time
+
+
+async def test_no_version_is_forgotten_by_a_clock_that_has_jumped(pool: Pool) -> None:
+    catalogue = PostgresCatalogue(pool)
+    await cut(catalogue, 900, 800, 700)
+    for jump in (-2, 2):
+        jumped = Expire(catalogue, NoTables(), clock=partial(from_now, jump * DAY))
+        with pytest.raises(FailedPrecondition, match="set the wrong one right") as refused:
+            await jumped.versions(KEEPING)
+        assert refused.value.reason == "CLOCKS_DISAGREE"
+    assert await kept(catalogue) == [1, 2, 3]
 
 
 async def test_old_versions_are_forgotten_unless_they_are_named_pinned_or_the_newest(
@@ -199,6 +222,34 @@ async def test_an_event_whose_entry_was_removed_is_not_rejected_again(catalogue:
     # What is behind it, and what stands in another partition, is new.
     assert [(entry.offset, entry.partition) for entry in new] == [(7, 0), (5, 1)]
     assert await catalogue.rejected_count(DATASET.name) == 4
+
+
+async def test_a_record_batch_is_known_by_all_its_offsets_and_is_so_when_its_entry_is_gone(
+    catalogue: PostgresCatalogue,
+) -> None:
+    batch = replace(rejection(5), next_offset=9)
+    async with catalogue.transaction() as repository:
+        await repository.insert_rejected([batch, rejection(12)], NOW - 90 * DAY)
+
+    async def known(start: int, end: int, partition: int = 0) -> Mapping[Place, int]:
+        return await catalogue.rejected_places([Span(SourcePartition("c1", "t", partition), start, end)])
+
+    entry = {("t", 0, 5): 9}
+    assert await known(0, 20) == {**entry, ("t", 0, 12): 13}
+    assert [await known(*span) for span in ((5, 6), (7, 8), (8, 12))] == [entry] * 3
+    assert [await known(*span) for span in ((0, 5), (9, 12), (13, 20), (5, 9, 1))] == [{}] * 4
+    [kept] = await catalogue.rejected_at("c1", entry)
+    assert kept.rejection.next_offset == 9
+    # Who replays what waits passes over it; who discards it does not.
+    for batches, count in ((False, 1), (True, 2)):
+        found = await catalogue.pending_sizes(RejectedFilter(), 0, 1 << 40, 10, batches=batches)
+        assert len(found) == count
+
+    async with catalogue.transaction() as repository:
+        await repository.expire_rejected(DATASET.name, 0, kept.rejection.id, NOW)
+    async with catalogue.transaction() as repository:
+        new = await repository.insert_rejected([rejection(8), rejection(9)], NOW)
+    assert [one.offset for one in new] == [9]
 
 
 async def test_nobody_stores_rejections_while_entries_are_removed(

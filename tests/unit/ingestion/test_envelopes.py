@@ -54,7 +54,7 @@ HEADERS = st.tuples(
 
 def open_all(records: Sequence[Sent], most: int) -> Opened:
     decoded = records_of(records)
-    return open_envelopes(decoded, read_attributes(decoded), (), most)
+    return open_envelopes(decoded, read_attributes(decoded), {}, most)
 
 
 def what_became(opened: Opened) -> dict[int, object]:

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.rejection import State
 from headrace.ingestion.domain.retention import Retention
@@ -38,6 +39,11 @@ class World:
     broken: set[str] = field(default_factory=set)
     asked: list[tuple[str, datetime]] = field(default_factory=list)
     away: bool = False
+    clock: datetime = NOW
+    """The database's."""
+
+    async def now(self) -> datetime:
+        return self.clock
 
     async def retaining_datasets(self) -> Sequence[Dataset]:
         if self.away:
@@ -131,3 +137,20 @@ async def test_an_outage_is_waited_out() -> None:
     world.away = False
     await expirer.look_at_all()
     assert world.asked
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=-400), timedelta(days=400), timedelta(hours=-1, seconds=-1)])
+async def test_nothing_goes_while_the_clocks_disagree(
+    jump: timedelta, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = dataset_of("d", rows=DAY, versions=DAY, rejected=DAY)
+    world = World([dataset], entries={"d": [40]}, old_versions=1, row_commits={"d": [7]}, clock=NOW + jump)
+    expirer, failures = expirer_of(world), metrics.EXPIRY_FAILURES.collect()[0].samples[0].value
+    with caplog.at_level(logging.WARNING):
+        await expirer.look_at_all()
+    assert world.asked == []
+    assert "this service's clock says 2026-03-02 13:00:00 UTC, and PostgreSQL's" in caplog.text
+    assert metrics.EXPIRY_FAILURES.collect()[0].samples[0].value == failures + 3
+    world.clock = NOW + timedelta(hours=1)
+    await expirer.look_at_all()
+    assert {what.split()[0] for what, _ in world.asked} == {"entries", "versions", "rows"}

@@ -12,7 +12,7 @@ import pytest
 from tests.support.claims import ROOT, FakePayloads, claim_headers, claims_of
 from tests.support.records import Headers, Sent, records_of
 
-from headrace.errors import Unavailable
+from headrace.errors import FailedPrecondition, Unavailable
 from headrace.ingestion.domain.rejection import Reason, Verdict
 from headrace.ingestion.storage.claims import StoredClaims
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
@@ -36,7 +36,7 @@ def opened(*sent: tuple[Headers, bytes]) -> Opened:
     records = records_of(
         Sent(offset, value, [*ENVELOPE, *headers]) for offset, (headers, value) in enumerate(sent)
     )
-    return open_envelopes(records, read_attributes(records), (), 1000)
+    return open_envelopes(records, read_attributes(records), {}, 1000)
 
 
 async def fetched(payloads: FakePayloads, *headers: Headers) -> Opened:
@@ -178,9 +178,27 @@ class InUse:
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
 
+    async def now(self) -> datetime:
+        return NOW
+
     async def claims_in_use(self, since: datetime) -> Sequence[str]:
         assert since == NOW - timedelta(days=8)
         return self._paths
+
+
+async def test_no_payload_goes_by_a_clock_that_has_jumped() -> None:
+    payloads = FakePayloads()
+    payloads.put("old", b"x")
+    payloads.written["claims/old"] = NOW - timedelta(days=9)
+    remove = RemoveClaims(
+        cast("Catalogue", InUse([])),
+        payloads,
+        clock=lambda: NOW + timedelta(days=30),
+        retention=timedelta(days=8),
+    )
+    with pytest.raises(FailedPrecondition, match="this service's clock says"):
+        await remove()
+    assert list(payloads.objects) == ["claims/old"]
 
 
 async def test_payloads_go_by_age_unless_a_rejected_event_waits_for_its_own() -> None:

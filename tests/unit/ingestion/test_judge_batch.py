@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 import orjson
 import pytest
@@ -53,7 +54,9 @@ def sent(
     return Sent(offset, value, headers, key, timestamp=timestamp)
 
 
-def opened(records: Sequence[Sent], rejected: Collection[Place] = (), most: int = 1000) -> Opened:
+def opened(
+    records: Sequence[Sent], rejected: Mapping[Place, int] = MappingProxyType({}), most: int = 1000
+) -> Opened:
     decoded = records_of(records)
     return open_envelopes(decoded, read_attributes(decoded), rejected, most)
 
@@ -69,8 +72,14 @@ def offsets_of(judged: Judged) -> list[int]:
 
 def test_what_was_rejected_before_is_not_judged_again() -> None:
     records = [sent(0), sent(1), sent(2)]
-    [samples] = opened(records, {("t", 0, 1)}).samples
+    [samples] = opened(records, {("t", 0, 1): 2}).samples
     assert samples.indexes.tolist() == [0, 2]
+
+
+def test_what_was_rejected_as_a_whole_is_not_judged_once_it_can_be_read() -> None:
+    records = [sent(offset) for offset in range(3, 8)] + [replace(sent(5), partition=1)]
+    [samples] = opened(records, {("t", 0, 2): 5, ("t", 0, 6): 7, ("t", 1, 6): 9}).samples
+    assert samples.indexes.tolist() == [2, 4, 5]
 
 
 @pytest.mark.parametrize("size", [1000, 1001])
@@ -164,7 +173,7 @@ RECORD = st.builds(
 )
 
 
-@given(st.lists(RECORD, max_size=20))
+@given(st.lists(RECORD, min_size=1, max_size=20))
 def test_every_record_ends_as_one_row_or_one_rejection(records: list[Sent]) -> None:
     for offset, record in enumerate(records):
         record.offset = offset

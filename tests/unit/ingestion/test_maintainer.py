@@ -29,7 +29,9 @@ class FakeWorld:
     broken: set[str] = field(default_factory=set)
     removed: list[tuple[str, Sequence[int]]] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
-    now: datetime = START
+    clock: datetime = START
+    database_clock: datetime | None = None
+    """None: it goes with the other one."""
     away: bool = False
 
     async def list_datasets(self, after: str, limit: int) -> Sequence[Dataset]:
@@ -37,8 +39,11 @@ class FakeWorld:
             raise ConnectionError
         return [dataset for dataset in self.datasets if dataset.name > after][:limit]
 
+    async def now(self) -> datetime:
+        return self.database_clock or self.clock
+
     async def table_versions(self, dataset: str, expired_before: datetime) -> Sequence[int]:
-        assert expired_before == self.now - timedelta(hours=1)
+        assert expired_before == self.clock - timedelta(hours=1)
         return [3, 8]
 
     def merge(self, dataset: Dataset) -> Merge:
@@ -59,8 +64,8 @@ def maintainer_of(world: FakeWorld) -> Maintainer:
     catalogue = cast("Catalogue", world)
     return Maintainer(
         catalogue,
-        MaintainTable(catalogue, world, clock=lambda: world.now, reader_hours=1),
-        clock=lambda: world.now,
+        MaintainTable(catalogue, world, clock=lambda: world.clock, reader_hours=1),
+        clock=lambda: world.clock,
         interval_seconds=1,
         vacuum_hours=24,
         tables=asyncio.Lock(),
@@ -80,7 +85,7 @@ async def test_files_are_removed_at_once_and_then_once_a_day() -> None:
     await maintainer.look_at_all()
     await maintainer.look_at_all()
     assert world.removed == [("d000", [3, 8]), ("d001", [3, 8])]
-    world.now += timedelta(hours=25)
+    world.clock += timedelta(hours=25)
     await maintainer.look_at_all()
     assert len(world.removed) == 4
 
@@ -115,3 +120,17 @@ async def test_a_catalogue_that_is_away_is_asked_again(caplog: pytest.LogCapture
     world.away = False
     await maintainer.look_at_all()
     assert world.seen == ["d000", "d001"]
+
+
+async def test_no_file_is_removed_by_a_clock_that_has_jumped(caplog: pytest.LogCaptureFixture) -> None:
+    world = FakeWorld(small_files={"d000": 3}, clock=START + timedelta(days=400), database_clock=START)
+    maintainer = maintainer_of(world)
+    with caplog.at_level(logging.WARNING):
+        await maintainer.look_at_all()
+    assert world.removed == []
+    assert "this service's clock says 2027-02-06 00:00:00 UTC" in caplog.text
+    # Merging is by no clock.
+    assert world.small_files["d000"] == 0
+    world.clock = START
+    await maintainer.look_at_all()
+    assert [name for name, _ in world.removed] == ["d000", "d001"]

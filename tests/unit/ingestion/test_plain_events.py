@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import cast
 
 import pytest
 from tests.support.avro import framed
 from tests.support.claims import FakePayloads, claims_of
-from tests.support.records import Headers, Sent, batch_of
+from tests.support.records import Headers, Sent, batch_of, decode
 from tests.unit.ingestion.test_judge_batch import DATASETS, GOOD, HEADERS
 from tests.unit.ingestion.test_store_batch import NOW, World
 
@@ -31,7 +32,7 @@ from headrace.ingestion.use_cases.ports import Catalogue, Place, SampleTables, S
 from headrace.ingestion.use_cases.store_batch import StoreBatch
 from headrace.messaging.attributes import read_attributes
 from headrace.messaging.events import decode as decode_event
-from headrace.messaging.record_columns import Records, decode
+from headrace.messaging.record_columns import Records
 
 TOPIC = "clinic.scans"
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -45,7 +46,7 @@ def records_of(*sent: Sent) -> Records:
 def judged(
     *sent: Sent,
     source_format: SourceFormat = SourceFormat.JSON,
-    rejected: Collection[Place] = (),
+    rejected: Mapping[Place, int] = MappingProxyType({}),
     most: int = 1000,
 ) -> Judged:
     records = records_of(*sent)
@@ -90,9 +91,9 @@ def test_each_event_ends_as_a_row_or_a_rejection() -> None:
 
 
 def test_what_was_rejected_before_is_not_judged_again() -> None:
-    found = judged(Sent(0, BAD), Sent(1, GOOD), rejected=[(TOPIC, 0, 0)])
+    found = judged(Sent(0, BAD), Sent(1, GOOD), rejected={(TOPIC, 0, 0): 1})
     assert (found.rejections, found.rows["known"].num_rows) == ([], 1)
-    assert judged(Sent(0, BAD), rejected=[(TOPIC, 0, 0)]) == Judged()
+    assert judged(Sent(0, BAD), rejected={(TOPIC, 0, 0): 1}) == Judged()
 
 
 def test_the_dataset_says_what_values_are() -> None:

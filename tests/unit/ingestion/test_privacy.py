@@ -79,7 +79,7 @@ def judged(*values: dict[str, object], keys: KeyRing = RING) -> Judged:
         Sent(offset, orjson.dumps({**sample, **value}), [*headers, ("ce_id", b"%d" % offset)])
         for offset, value in enumerate(values)
     )
-    opened = open_envelopes(records, read_attributes(records), (), 1 << 20)
+    opened = open_envelopes(records, read_attributes(records), {}, 1 << 20)
     return Judge(keys).judge("cluster", opened, {"people": DATASET})
 
 

@@ -103,7 +103,7 @@ def sent(*payloads: bytes, form: bytes) -> Records:
 
 def judged(*payloads: bytes, form: bytes, schemas: Mapping[int, RegisteredSchema] | None = None) -> Judged:
     records = sent(*payloads, form=form)
-    opened = open_envelopes(records, read_attributes(records), (), 1 << 20)
+    opened = open_envelopes(records, read_attributes(records), {}, 1 << 20)
     return Judge(RING).judge("cluster", opened, {"people": DATASET}, schemas)
 
 

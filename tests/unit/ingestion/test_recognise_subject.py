@@ -140,3 +140,9 @@ async def test_a_registry_that_is_away_decides_nothing() -> None:
         await recognised(event(in_avro("", SUBJECT)), registry=Registry(away=True))
     # It is not asked about anything else.
     assert await recognised(event(b'{"id":"other"}'), registry=Registry(away=True)) == []
+
+
+async def test_a_record_batch_that_cannot_be_read_is_whoever_asks() -> None:
+    # It begins with its offset, as a payload does with its schema's id: nobody is asked for that.
+    batch = replace(event(bytes(61)), next_offset=7)
+    assert await recognised(batch, event(b'{"id": "other"}'), registry=Registry(away=True)) == [0]

@@ -17,11 +17,14 @@ from tests.support.waiting import eventually
 
 from headrace.ingestion import consumers, metrics
 from headrace.ingestion.consumers import COMPONENT, SamplesConsumer
+from headrace.ingestion.domain.dataset import SourcePartition
 from headrace.ingestion.domain.source_topic import Feed, SourceTopic
 from headrace.ingestion.settings import Settings
 from headrace.ingestion.use_cases.judge_batch import Batch
+from headrace.ingestion.use_cases.ports import Span
 from headrace.ingestion.use_cases.store_batch import StoreBatch, Stored
 from headrace.messaging.record_batch import RecordBatch
+from headrace.messaging.record_columns import Unreadable
 from headrace.messaging.topics import SAMPLES
 from headrace.runtime.health import Health
 
@@ -57,6 +60,8 @@ class FakeWorld:
     """Topic and feed of each batch that was stored."""
     counts: list[int] = field(default_factory=list)
     """How many events each of them had."""
+    rejected: list[tuple[Span, Feed | None]] = field(default_factory=list)
+    """The record batches that could not be read."""
     forgotten: int = 0
     committed: list[Mapping[TopicPartition, OffsetAndMetadata]] = field(default_factory=list)
 
@@ -86,6 +91,8 @@ class FakeWorld:
         return 100
 
     async def __call__(self, batch: Batch) -> Stored:
+        # Whatever stores a batch lets others run meanwhile.
+        await asyncio.sleep(0)
         if self.away:
             raise ConnectionError("the database is away")
         if self.parts:
@@ -96,6 +103,12 @@ class FakeWorld:
         self.counts.append(len(batch.records))
         count = len(batch.records)
         return Stored({"d": count}, {}, (), newest={"d": self.newest})
+
+    async def reject(self, unreadable: Unreadable, span: Span, feed: Feed | None) -> Stored:
+        if self.away:
+            raise ConnectionError("the database is away")
+        self.rejected.append((span, feed))
+        return Stored({}, {}, ())
 
     def forget(self) -> None:
         self.forgotten += 1
@@ -162,17 +175,60 @@ async def test_a_batch_is_closed_by_rows_bytes_or_time_whatever_comes_first(
         await eventually(lambda: asyncio.sleep(0, running.world.counts), lambda found: found == expected)
 
 
-async def test_a_record_batch_that_cannot_be_read_is_named_and_never_skipped(running: Running) -> None:
-    whole = record(5)
-    await running.world.arriving.put(RecordBatch(SAMPLES, 0, 5, whole.data[:-1]))
+def unreadable(*offsets: int, partition: TopicPartition = PARTITION) -> RecordBatch:
+    """Its last byte is missing."""
+    whole = batch_of(*map(Sent, offsets), topic=partition.topic)
+    return RecordBatch(whole.topic, 0, offsets[0], whole.data[:-1])
+
+
+async def test_a_record_batch_that_cannot_be_read_is_rejected_and_its_neighbours_go_on(
+    running: Running,
+) -> None:
+    world = running.world
+    world.feeds = {THEIRS.topic: FEED}
+    await eventually(lambda: asyncio.sleep(0, world.subscribed), lambda told: len(told) == 2)
+    for batch in (record(4), unreadable(5, 6, 7), record(8), unreadable(0, partition=THEIRS)):
+        await world.arriving.put(batch)
+    await eventually(lambda: asyncio.sleep(0, world.rejected), lambda found: len(found) == 2)
+    await world.is_stored(8)
+    assert world.stored == [4, 8]
+    assert world.rejected == [
+        (Span(SourcePartition("cluster", SAMPLES, 0), 5, 8), None),
+        (Span(SourcePartition("cluster", THEIRS.topic, 0), 0, 1), FEED),
+    ]
+    await eventually(
+        lambda: asyncio.sleep(0, world.committed), lambda found: found[-1].get(THEIRS) == (1, "")
+    )
+
+
+async def test_a_record_batch_that_cannot_be_read_waits_until_it_is_rejected(running: Running) -> None:
+    running.world.away = True
+    await running.world.arriving.put(unreadable(5))
     await running.ready(False)
-    assert f"{SAMPLES}/0, batch at offset 5" in running.health.components[COMPONENT].message
-    assert (running.world.stored, running.world.committed) == ([], [])
-    # Whoever has its partition next begins with it.
-    await running.samples.release()
+    assert running.world.committed == []
+    running.world.away = False
     await running.ready(True)
-    await running.world.arriving.put(whole)
-    await running.world.is_stored(5)
+    await eventually(lambda: asyncio.sleep(0, running.world.committed), bool)
+    assert [span.end for span, _ in running.world.rejected] == [6]
+
+
+async def test_a_record_batch_whose_records_were_compacted_away_is_passed(running: Running) -> None:
+    data = bytearray(record(5).data[:61])
+    data[57:61] = bytes(4)
+    await running.world.arriving.put(RecordBatch(SAMPLES, 0, 5, memoryview(data)))
+    await eventually(lambda: asyncio.sleep(0, running.world.committed), bool)
+    assert running.world.committed[0][PARTITION].offset == 6
+    assert (running.world.stored, running.world.rejected) == ([], [])
+
+
+async def test_what_one_record_batch_has_too_much_is_stored_in_parts() -> None:
+    async with consuming(FakeWorld(), batch_events=2) as running:
+        await running.world.arriving.put(batch_of(*map(Sent, range(10)), topic=SAMPLES))
+        await running.world.is_stored(9)
+        assert running.world.counts == [4, 4, 2]
+        # Each is done with by itself.
+        await eventually(lambda: asyncio.sleep(0, running.world.committed), lambda found: len(found) == 3)
+    assert [offsets[PARTITION].offset for offsets in running.world.committed] == [4, 8, 10]
 
 
 async def test_a_batch_links_some_of_its_events_however_many_are_traced() -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.claims import ROOT, FakePayloads, claim_headers, claims_of
 from tests.support.records import Sent, records_of
 
-from headrace.errors import Unavailable
+from headrace.errors import FailedPrecondition, Unavailable
 from headrace.ingestion.domain.dataset import Dataset, SourcePartition
 from headrace.ingestion.domain.rejection import Reason, Rejection
 from headrace.ingestion.domain.retention import Retention
@@ -62,6 +62,8 @@ class World:
     """Are rejected by somebody else as soon as the datasets were read."""
     refuse_rows: int = 0
     refuse_events: int = 0
+    clock: datetime = NOW
+    """The database's."""
     rejects: bool = False
     """Whether rows must not come before a rejection."""
 
@@ -82,8 +84,8 @@ class World:
     async def keep_claims(self, paths: Mapping[int, str]) -> None:
         self.claims |= paths
 
-    async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
-        return set(self.kept)
+    async def rejected_places(self, spans: Sequence[Span]) -> Mapping[Place, int]:
+        return {place: row.rejection.next_offset or place[2] + 1 for place, row in self.kept.items()}
 
     async def rejected_at(self, cluster: str, places: Collection[Place]) -> Sequence[RejectedRow]:
         return [self.kept[place] for place in sorted(places)]
@@ -104,6 +106,12 @@ class World:
         for stored in self.spans:
             ends |= {span.source: span.end for span in stored}
         return ends
+
+    async def holds_personal_data(self) -> bool:
+        return False
+
+    async def now(self) -> datetime:
+        return self.clock
 
     def encode(self, rejections: Sequence[Rejection], reject_time: datetime) -> Sequence[Encoded]:
         return [("rejected", str(rejection.id), [], b"") for rejection in rejections]
@@ -279,6 +287,29 @@ async def test_an_event_that_is_older_than_rows_are_kept_becomes_none() -> None:
     assert (stored.rows, stored.expired) == ({"known": 1}, {"known": 1})
     # One that is rejected is, however old.
     assert world.published == [2]
+
+
+def batch_from(*times: bytes) -> Batch:
+    """An event of each of these times."""
+    records = records_of(
+        Sent(offset, b'{"id":"p","a":1}', [*HEADERS, ("ce_id", b"%d" % offset), ("ce_time", time)])
+        for offset, time in enumerate(times)
+    )
+    return Batch("cluster", records, read_attributes(records), a_batch().spans)
+
+
+async def test_no_event_is_taken_for_old_by_a_clock_that_has_jumped() -> None:
+    # That of the service is a year ahead: all that comes in seems to be old.
+    world = World(clock=NOW - timedelta(days=365))
+    world.declared = replace(DATASET, retention=Retention(rows=timedelta(days=30)))
+    store, batch = store_batch(world), batch_from(b"2025-01-02T00:00:00Z", b"2024-01-02T00:00:00Z")
+    with pytest.raises(FailedPrecondition, match="nothing goes for its age before") as waiting:
+        await store(batch)
+    assert (waiting.value.reason, world.rows) == ("CLOCKS_DISAGREE", 0)
+    # An event that is new by the service's clock needs no other one.
+    assert (await store(batch_from(b"2026-01-02T00:00:00Z"))).rows == {"known": 1}
+    world.clock = NOW
+    assert (await store(batch)).expired == {"known": 2}
 
 
 LEFT, RIGHT = (SourcePartition("cluster", "t", partition) for partition in range(2))

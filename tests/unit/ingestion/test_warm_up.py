@@ -6,7 +6,7 @@ from typing import cast
 import pyarrow as pa
 from numba.core.dispatcher import Dispatcher
 from tests.support.avro import framed, text, varint
-from tests.support.records import Sent, batch_of
+from tests.support.records import Sent, batch_of, decode
 
 from headrace.ingestion.domain import content_hash, decimals, flat_avro, flat_json, recent_events
 from headrace.ingestion.domain.avro import AvroReader
@@ -49,8 +49,8 @@ def test_a_batch_finds_everything_compiled() -> None:
     warm_up()
     before = compiled()
     headers = [("ce_id", b"1"), ("ce_time", b"2026-01-01T00:00:00Z"), ("traceparent", b"x")]
-    records = record_columns.decode("t", [batch_of(*(Sent(offset, headers=headers) for offset in range(3)))])
-    open_envelopes(records, attributes.read_attributes(records), (), 1000)
+    records = decode("t", [batch_of(*(Sent(offset, headers=headers) for offset in range(3)))])
+    open_envelopes(records, attributes.read_attributes(records), {}, 1000)
     schema = Schema("id", (Field("a", FieldType.FLOAT32),), Field("y", FieldType.INT8, nullable=True))
     writer = AvroReader(
         '{"type": "record", "name": "R", "fields": [{"name": "id", "type": "string"}, '

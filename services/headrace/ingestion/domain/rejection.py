@@ -23,6 +23,9 @@ class Reason(enum.Enum):
     CLAIM_OVERSIZE = "CLAIM_OVERSIZE"
     CLAIM_MISSING = "CLAIM_MISSING"
     CLAIM_MISMATCH = "CLAIM_MISMATCH"
+    MALFORMED_BATCH = "MALFORMED_BATCH"
+    OVERSIZE_BATCH = "OVERSIZE_BATCH"
+    INTERNAL = "INTERNAL"
 
 
 class State(enum.Enum):
@@ -57,6 +60,8 @@ class Rejection:
 
     `id` and `replay_of`, the entry whose replay it is, are given to it when it is kept; 0: none.
     `sealed_by`: the key with which the bytes are encrypted (see `sealing`); "": they are as they came.
+    `next_offset`: of a record batch that cannot be read, the offset behind it, and its bytes are the payload.
+    0: it is one event.
     """
 
     cluster: str
@@ -73,3 +78,9 @@ class Rejection:
     id: int = 0
     replay_of: int = 0
     sealed_by: str = ""
+    next_offset: int = 0
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is a record batch, of which nobody knows what is in it."""
+        return self.next_offset > 0

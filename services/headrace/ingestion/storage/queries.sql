@@ -150,6 +150,9 @@ select table_version from dataset_versions
 where dataset = $1 and (expire_time is null or expire_time > $2)
 order by table_version;
 
+-- name: now
+select clock_timestamp();
+
 -- name: holds_personal_data
 select exists (
     select from datasets where schema -> 'attributes' @> '[{"role": "FIELD_ROLE_PERSONAL"}]'
@@ -160,15 +163,17 @@ select exists (
 -- has its event id, or had none of use; a copy of a replay that was rejected is there.
 insert into rejected_samples
     (cluster, topic, partition, "offset", dataset, event_id, traceparent, reason, field, rule, message,
-     key, payload, headers, reject_time, replay_of, sealed_by)
+     key, payload, headers, reject_time, replay_of, sealed_by, next_offset)
 select given.cluster, given.topic, given.partition, given."offset", given.dataset, given.event_id,
     given.traceparent, given.reason, given.field, given.rule, given.message,
-    given.key, given.payload, given.headers::jsonb, $15, origin.sequence, given.sealed_by
+    given.key, given.payload, given.headers::jsonb, $15, origin.sequence, given.sealed_by,
+    given.next_offset
 from unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[],
-    $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $16::bigint[], $17::text[])
+    $9::text[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $16::bigint[], $17::text[],
+    $18::bigint[])
     with ordinality
     as given (cluster, topic, partition, "offset", dataset, event_id, traceparent, reason, field, rule, message,
-        key, payload, headers, replay_of, sealed_by, number)
+        key, payload, headers, replay_of, sealed_by, next_offset, number)
 left join rejected_horizons as horizon using (cluster, topic, partition)
 left join rejected_samples as origin on origin.sequence = given.replay_of and origin.state = 'REPLAYED'
     and (origin.event_id in ('', given.event_id)
@@ -179,11 +184,19 @@ on conflict do nothing
 returning sequence, topic, partition, "offset", replay_of;
 
 -- name: rejected_places
-select topic, partition, "offset"
+with span as (
+    select * from unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::bigint[])
+        as span (cluster, topic, partition, first, next)
+)
+select topic, partition, "offset", coalesce(next_offset, "offset" + 1) as next_offset
 from rejected_samples
-join unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::bigint[])
-    as span (cluster, topic, partition, first, next) using (cluster, topic, partition)
-where "offset" >= first and "offset" < next;
+join span using (cluster, topic, partition)
+where "offset" >= first and "offset" < next
+union all
+select topic, partition, "offset", next_offset
+from rejected_samples
+join span using (cluster, topic, partition)
+where next_offset > first and "offset" < first;
 
 -- name: rejected_at
 select *, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size
@@ -231,7 +244,7 @@ order by sequence;
 select sequence, octet_length(key) + octet_length(payload) + octet_length(headers::text) as size
 from rejected_samples
 where state = 'PENDING' and ($1::text is null or dataset = $1) and ($2::text is null or reason = $2)
-    and sequence > $3 and sequence <= $4
+    and sequence > $3 and sequence <= $4 and ($6 or next_offset is null)
 order by sequence
 limit $5;
 
@@ -373,10 +386,10 @@ with hold as (
     for update
 ), removed as (
     delete from rejected_samples where sequence in (select sequence from old)
-    returning cluster, topic, partition, "offset", state
+    returning cluster, topic, partition, coalesce(next_offset, "offset" + 1) as next_offset, state
 ), moved as (
     insert into rejected_horizons as horizon (cluster, topic, partition, next_offset)
-    select cluster, topic, partition, max("offset") + 1 from removed group by 1, 2, 3 order by 1, 2, 3
+    select cluster, topic, partition, max(next_offset) from removed group by 1, 2, 3 order by 1, 2, 3
     on conflict (cluster, topic, partition)
     do update set next_offset = greatest(horizon.next_offset, excluded.next_offset)
 )

@@ -161,13 +161,21 @@ class PostgresCatalogue:
         rows = await self._pool.fetch(self._queries["table_versions"], dataset, expired_before)
         return [row["table_version"] for row in rows]
 
+    async def now(self) -> datetime:
+        """What the database's clock says."""
+        moment: datetime = await self._pool.fetchval(self._queries["now"])
+        return moment
+
     async def holds_personal_data(self) -> bool:
         """Whether some dataset has a personal field."""
         found: bool = await self._pool.fetchval(self._queries["holds_personal_data"])
         return found
 
-    async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
-        """The events in the spans that were rejected already."""
+    async def rejected_places(self, spans: Sequence[Span]) -> Mapping[Place, int]:
+        """The events in the spans that were rejected already: where they begin, and the offset behind them.
+
+        That is the next one but for a record batch that could not be read, which may begin before a span.
+        """
         rows = await self._pool.fetch(
             self._queries["rejected_places"],
             [span.source.cluster for span in spans],
@@ -176,7 +184,7 @@ class PostgresCatalogue:
             [span.start for span in spans],
             [span.end for span in spans],
         )
-        return {(row["topic"], row["partition"], row["offset"]) for row in rows}
+        return {(row["topic"], row["partition"], row["offset"]): row["next_offset"] for row in rows}
 
     async def rejected_at(self, cluster: str, places: Collection[Place]) -> Sequence[RejectedRow]:
         """The entries of the events at those places, oldest first."""
@@ -227,10 +235,15 @@ class PostgresCatalogue:
         return {row["sequence"]: row["size"] for row in rows}
 
     async def pending_sizes(
-        self, wanted: RejectedFilter, after: int, last: int, limit: int
+        self, wanted: RejectedFilter, after: int, last: int, limit: int, *, batches: bool
     ) -> Mapping[int, int]:
-        """The same of PENDING entries with ids above `after` and up to `last`."""
-        rows = await self._pool.fetch(self._queries["pending_sizes"], *_wanted(wanted), after, last, limit)
+        """The same of PENDING entries with ids above `after` and up to `last`.
+
+        `batches`: record batches that cannot be read are among them.
+        """
+        rows = await self._pool.fetch(
+            self._queries["pending_sizes"], *_wanted(wanted), after, last, limit, batches
+        )
         return {row["sequence"]: row["size"] for row in rows}
 
     async def pending_count(self, dataset: str, since: datetime, at_most: int) -> int:
@@ -468,6 +481,7 @@ class PostgresRepository:
             reject_time,
             [origin_of(r.headers) for r in rejections],
             [r.sealed_by for r in rejections],
+            [r.next_offset or None for r in rejections],
         )
         given = {(r.topic, r.partition, r.offset): r for r in rejections}
         new = []
@@ -811,6 +825,7 @@ def _rejection(row: asyncpg.Record) -> Rejection:
         id=row["sequence"],
         replay_of=row["replay_of"] or 0,
         sealed_by=row["sealed_by"],
+        next_offset=row["next_offset"] or 0,
     )
 
 

@@ -8,8 +8,8 @@ What the records of one producer have in common is read and judged once, by
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -109,6 +109,27 @@ class Opened:
         """One of the records, as it is kept where it is rejected."""
         return self.enveloped(self.records.record(index))
 
+    def __len__(self) -> int:
+        """Events that are to be judged or refused; claimed ones are not yet."""
+        return sum(map(len, self.samples)) + len(self.refused)
+
+    def halves(self) -> tuple[Opened, Opened]:
+        """The first half of these events, and the rest."""
+        refused = np.array([index for index, _ in self.refused], np.int64)
+        indexes = np.sort(np.concatenate([refused, *(samples.indexes for samples in self.samples)]))
+        middle = int(indexes[len(indexes) // 2])
+        return self._within(0, middle), self._within(middle, len(self.records))
+
+    def _within(self, start: int, end: int) -> Opened:
+        samples = [
+            some.take(np.flatnonzero((some.indexes >= start) & (some.indexes < end))) for some in self.samples
+        ]
+        return replace(
+            self,
+            samples=[some for some in samples if len(some)],
+            refused=[(index, verdict) for index, verdict in self.refused if start <= index < end],
+        )
+
     def datasets(self) -> Collection[str]:
         """The datasets that the samples name."""
         return {samples.dataset for samples in self.samples} | {one.event.subject for one in self.claimed}
@@ -133,7 +154,7 @@ class Opened:
 
 
 def open_envelopes(
-    records: Records, attributes: Attributes, already_rejected: Collection[Place], max_event_bytes: int
+    records: Records, attributes: Attributes, already_rejected: Mapping[Place, int], max_event_bytes: int
 ) -> Opened:
     """Read the CloudEvents attributes of each record, except those at the places in `already_rejected`.
 
@@ -194,12 +215,16 @@ def oversize(size: int, max_event_bytes: int) -> Verdict:
     return Verdict(Reason.OVERSIZE_EVENT, message, rule="max_event_bytes")
 
 
-def not_at(places: Collection[Place], records: Records) -> Bools:
-    """Off for the records at these places, which are of the records' topic."""
+def not_at(places: Mapping[Place, int], records: Records) -> Bools:
+    """Off for the records from these places on, of the records' topic, that are before the offsets there."""
     new = np.ones(len(records), np.bool_)
     by_partition: defaultdict[int, list[int]] = defaultdict(list)
-    for _, partition, offset in places:
-        by_partition[partition].append(offset)
+    for (_, partition, offset), end in places.items():
+        if end == offset + 1:
+            by_partition[partition].append(offset)
+        else:
+            within = (records.offsets >= offset) & (records.offsets < end)
+            new &= (records.partitions != partition) | ~within
     for partition, offsets in by_partition.items():
         new &= (records.partitions != partition) | ~np.isin(records.offsets, offsets)
     return new

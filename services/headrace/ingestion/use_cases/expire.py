@@ -1,7 +1,8 @@
 """What a dataset keeps for a time only, removed when that is over.
 
 Each step is one transaction, of the table or of SQL, and none needs another one: whoever dies in between
-leaves the rest to the next look.
+leaves the rest to the next look. None is taken while the service's clock and the database's disagree: then
+what is old is not known.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.use_cases.agreed_time import AgreedTime
 from headrace.ingestion.use_cases.ports import Catalogue, TableExpiry
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
@@ -29,14 +31,14 @@ class Expire:
     def __init__(self, catalogue: Catalogue, tables: TableExpiry, *, clock: Clock) -> None:
         self._catalogue = catalogue
         self._tables = tables
-        self._clock = clock
+        self._now = AgreedTime(catalogue, clock)
 
     async def rejected(self, dataset: Dataset) -> int:
         """Remove rejected events that were done with long enough ago; answer how many."""
         age = dataset.retention.rejected
         if age is None:
             return 0
-        before = self._clock() - age
+        before = await self._now() - age
         after, total = 0, 0
         while page := await self._catalogue.rejected_page(dataset.name, after, _REJECTED):
             async with self._catalogue.transaction() as repository:
@@ -57,7 +59,7 @@ class Expire:
         age = dataset.retention.versions
         if age is None:
             return 0
-        now = self._clock()
+        now = await self._now()
         total, forgotten = 0, _VERSIONS
         while forgotten == _VERSIONS:
             async with self._catalogue.transaction() as repository:
@@ -72,9 +74,10 @@ class Expire:
 
     async def rows(self, dataset: Dataset) -> int:
         """Take old rows out of the table; answer how many."""
-        before = dataset.retention.oldest_event_time(self._clock())
-        if before is None:
+        if dataset.retention.rows is None:
             return 0
+        before = dataset.retention.oldest_event_time(await self._now())
+        assert before is not None
         total, more = 0, True
         while more:
             expired = await asyncio.to_thread(self._tables.expire_rows, dataset, before)

@@ -341,6 +341,15 @@ def _rejection_of(cluster: str, opened: Opened, samples: Samples, index: int, ve
     )
 
 
+def rejected_alone(cluster: str, opened: Opened, verdict: Verdict) -> Rejection:
+    """The one event of these, rejected for something that is not its own."""
+    if opened.refused:
+        [(index, _)] = opened.refused
+        return _rejection(cluster, opened.record(index), verdict)
+    [samples] = opened.samples
+    return _rejection_of(cluster, opened, samples, 0, verdict)
+
+
 def _rejection(cluster: str, record: Record, verdict: Verdict) -> Rejection:
     """A rejected record, by what its headers say."""
     attributes = dict(record.headers)

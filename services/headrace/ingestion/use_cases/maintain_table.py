@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from headrace.ingestion import metrics
 from headrace.ingestion.domain.dataset import Dataset
+from headrace.ingestion.use_cases.agreed_time import AgreedTime
 from headrace.ingestion.use_cases.ports import Catalogue, TableMaintenance
 from headrace.runtime.clock import Clock
 
@@ -20,7 +21,7 @@ class MaintainTable:
         """`reader_hours`: how long files of forgotten versions stay, for jobs that read one then."""
         self._catalogue = catalogue
         self._tables = tables
-        self._clock = clock
+        self._now = AgreedTime(catalogue, clock)
         self._reader_time = timedelta(hours=reader_hours)
 
     async def merge_files(self, dataset: Dataset) -> int:
@@ -36,8 +37,11 @@ class MaintainTable:
             total += merge.merged
 
     async def remove_unneeded_files(self, dataset: Dataset) -> int:
-        """Remove files that no version and no reader needs; answer how many."""
-        cut = await self._catalogue.table_versions(dataset.name, self._clock() - self._reader_time)
+        """Remove files that no version and no reader needs; answer how many.
+
+        Raises FailedPrecondition CLOCKS_DISAGREE.
+        """
+        cut = await self._catalogue.table_versions(dataset.name, await self._now() - self._reader_time)
         removed = await asyncio.to_thread(self._tables.remove_unneeded, dataset, cut)
         metrics.REMOVED_FILES.labels(dataset.name).inc(removed)
         return removed

@@ -7,7 +7,7 @@ to those who wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -54,7 +54,7 @@ class PlainEvents:
         self,
         records: Records,
         attributes: Attributes,
-        already_rejected: Collection[Place],
+        already_rejected: Mapping[Place, int],
         max_event_bytes: int,
     ) -> Opened:
         """Each record that is not too large as a sample, but those at the places in `already_rejected`."""

@@ -423,6 +423,9 @@ class Catalogue(Protocol):
     def transaction(self) -> AbstractAsyncContextManager[Repository]:
         """Everything done on the repository, or nothing."""
 
+    async def now(self) -> datetime:
+        """What the database's clock says."""
+
     async def datasets(self, names: Collection[str]) -> Mapping[str, Dataset]:
         """Those of the names that exist."""
 
@@ -469,8 +472,11 @@ class Catalogue(Protocol):
     async def holds_personal_data(self) -> bool:
         """Whether some dataset has a personal field."""
 
-    async def rejected_places(self, spans: Sequence[Span]) -> Collection[Place]:
-        """The events in the spans that were rejected already."""
+    async def rejected_places(self, spans: Sequence[Span]) -> Mapping[Place, int]:
+        """The events in the spans that were rejected already: where they begin, and the offset behind them.
+
+        That is the next one but for a record batch that could not be read, which may begin before a span.
+        """
 
     async def rejected_at(self, cluster: str, places: Collection[Place]) -> Sequence[RejectedRow]:
         """The entries of the events at those places, oldest first."""
@@ -499,9 +505,12 @@ class Catalogue(Protocol):
         """Bytes of key, payload and headers of those of the entries that exist, oldest first."""
 
     async def pending_sizes(
-        self, wanted: RejectedFilter, after: int, last: int, limit: int
+        self, wanted: RejectedFilter, after: int, last: int, limit: int, *, batches: bool
     ) -> Mapping[int, int]:
-        """The same of PENDING entries with ids above `after` and up to `last`."""
+        """The same of PENDING entries with ids above `after` and up to `last`.
+
+        `batches`: record batches that cannot be read are among them.
+        """
 
     async def pending_count(self, dataset: str, since: datetime, at_most: int) -> int:
         """How many of the events that were rejected since then wait, counted no further than `at_most`."""

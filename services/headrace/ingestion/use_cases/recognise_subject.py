@@ -34,9 +34,10 @@ class RecogniseSubject:
 
         They are by Kafka's key, or by their own. One that cannot be read, or has no key, is the subject's
         where that stands in its bytes, as one of the formats writes it: rather one too many than one too few.
+        So are record batches that cannot be read: what is in them nobody knows.
         Raises Unavailable SCHEMA_REGISTRY_UNAVAILABLE: to pass over one that cannot be read today is no way.
         """
-        payloads = Spans.of(_payload(rejection) for rejection in rejections)
+        payloads = Spans.of(b"" if rejection.is_batch else _payload(rejection) for rejection in rejections)
         ids = schema_ids(payloads)
         known = await self._registry.schemas({*ids.tolist()} - {UNFRAMED}) if self._registry else {}
         writers = {
@@ -53,7 +54,7 @@ class RecogniseSubject:
                 if isinstance(writer, AvroReader | ProtobufReader)
                 else _sample(payloads[index], schema.key)
             )
-            if rejection.key == subject.encode():
+            if rejection.is_batch or rejection.key == subject.encode():
                 found.append(rejection)
             elif isinstance(sample, Unreadable) or sample.get(schema.key) is None:
                 if any(spelling in payloads[index] for spelling in spellings):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from headrace.ingestion import metrics
+from headrace.ingestion.use_cases.agreed_time import AgreedTime
 from headrace.ingestion.use_cases.ports import Catalogue, ClaimedPayloads
 from headrace.runtime.clock import Clock
 
@@ -21,12 +22,12 @@ class RemoveClaims:
     ) -> None:
         self._catalogue = catalogue
         self._payloads = payloads
-        self._clock = clock
+        self._now = AgreedTime(catalogue, clock)
         self._retention = retention
 
     async def __call__(self) -> int:
         """Remove them, and answer how many. Raises whatever the database or the store raises."""
-        before = self._clock() - self._retention
+        before = await self._now() - self._retention
         # No event with an older payload is read and rejected after this: the topic does not have it any more.
         in_use = await self._catalogue.claims_in_use(before)
         removed = 0

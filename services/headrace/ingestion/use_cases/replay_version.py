@@ -33,6 +33,7 @@ from headrace.ingestion.domain.source_topic import Feed
 from headrace.ingestion.use_cases.cut_versions import require_dataset
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.fetch_claims import FetchClaims
+from headrace.ingestion.use_cases.judge_apart import judge_apart
 from headrace.ingestion.use_cases.judge_batch import Judge
 from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
@@ -170,7 +171,7 @@ class ReplayVersion:
     ) -> Opened:
         """The records that are samples of the dataset; of claim checks, those that the version holds."""
         open_events = PlainEvents(cluster, feed).open if feed else open_envelopes
-        opened = open_events(records, read_attributes(records), (), self._max_event_bytes)
+        opened = open_events(records, read_attributes(records), {}, self._max_event_bytes)
         own = [samples for samples in opened.samples if samples.dataset == dataset.name]
         is_held = np.isin(records.offsets, held)
         claimed = [one for one in opened.claimed if one.event.subject == dataset.name and is_held[one.index]]
@@ -186,7 +187,12 @@ class ReplayVersion:
         held: Int64s,
     ) -> pa.Table | None:
         """The rows that the samples make, of those that the version holds."""
-        judged = self._judge.judge(source.cluster, opened, {dataset.name: dataset}, schemas, earlier)
+        datasets = {dataset.name: dataset}
+        judged = judge_apart(
+            source.cluster,
+            opened,
+            lambda some: self._judge.judge(source.cluster, some, datasets, schemas, earlier),
+        )
         rows = judged.rows.get(dataset.name)
         if rows is None:
             return None

@@ -69,7 +69,7 @@ class ReplayRejected:
         """Replay all of them, or none. A correction is for one entry.
 
         Raises NotFound REJECTED_NOT_FOUND or DATASET_NOT_FOUND, FailedPrecondition NOT_PENDING or
-        REPLAY_OVERSIZE or PRIVACY_KEY_MISSING, InvalidArgument INVALID_CORRECTION.
+        REPLAY_OVERSIZE or NOT_AN_EVENT or PRIVACY_KEY_MISSING, InvalidArgument INVALID_CORRECTION.
         """
         await self._check(ids, correction)
         sizes = await self._catalogue.rejected_sizes(ids)
@@ -85,9 +85,11 @@ class ReplayRejected:
         return len(ids)
 
     async def matching(self, wanted: RejectedFilter, cursor: Cursor | None) -> Page:
-        """Replay a page of the PENDING entries, oldest first."""
+        """Replay a page of the PENDING entries, oldest first; record batches that cannot be read are none."""
         begin = cursor or Cursor(0, await self._catalogue.last_rejected())
-        sizes = await self._catalogue.pending_sizes(wanted, begin.after, begin.last, _REPLAY_ENTRIES)
+        sizes = await self._catalogue.pending_sizes(
+            wanted, begin.after, begin.last, _REPLAY_ENTRIES, batches=False
+        )
         if not sizes:
             return Page(0, (), None)
         part = next(_parts(sizes))
@@ -114,6 +116,8 @@ class ReplayRejected:
         replays: dict[int, Replay] = {}
         oversize = []
         for rejection in await repository.lock_pending(ids):
+            if rejection.is_batch:
+                raise _no_event(rejection.id)
             event = replay(unsealed(rejection, self._keys), correction)
             if record_size(event.key, event.headers, event.payload) > self._max_bytes:
                 oversize.append(rejection.id)
@@ -148,7 +152,10 @@ class DiscardRejected:
     async def matching(self, wanted: RejectedFilter, reason: str, cursor: Cursor | None) -> Page:
         """Discard a page of the PENDING entries, oldest first."""
         begin = cursor or Cursor(0, await self._catalogue.last_rejected())
-        ids = list(await self._catalogue.pending_sizes(wanted, begin.after, begin.last, _DISCARD_ENTRIES))
+        sizes = await self._catalogue.pending_sizes(
+            wanted, begin.after, begin.last, _DISCARD_ENTRIES, batches=True
+        )
+        ids = list(sizes)
         if not ids:
             return Page(0, (), None)
         async with self._catalogue.transaction() as repository:
@@ -181,6 +188,14 @@ def _oversize(entry: int, max_bytes: int) -> FailedPrecondition:
         "REPLAY_OVERSIZE",
         f"rejected event {entry} has more than the {max_bytes} bytes that can be replayed; "
         "have its producer send it again, or correct its payload",
+    )
+
+
+def _no_event(entry: int) -> FailedPrecondition:
+    return FailedPrecondition(
+        "NOT_AN_EVENT",
+        f"entry {entry} is a record batch that cannot be read, and no event; have its producer send its "
+        "events again, and discard the entry",
     )
 
 

@@ -23,6 +23,8 @@ Were rows stored first, a crash before the rejections would leave events that ar
 transaction version and yet in neither place; valid by a schema that was widened meanwhile, they would be
 lost.
 
+A record batch that cannot be read is one rejection, and no batch of events: nobody knows what is in it.
+
 A batch whose claimed payloads do not fit into memory is stored in parts, each as if it were a batch of its
 own.
 """
@@ -31,7 +33,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,9 +45,12 @@ from headrace.ingestion.domain.dataset import Dataset
 from headrace.ingestion.domain.key_ring import NO_KEYS, KeyRing
 from headrace.ingestion.domain.rejection import Rejection
 from headrace.ingestion.domain.retention import is_recent
+from headrace.ingestion.domain.source_topic import Feed
+from headrace.ingestion.use_cases.agreed_time import AgreedTime
 from headrace.ingestion.use_cases.deduplicate import Deduplicator, Fresh
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.fetch_claims import FetchClaims
+from headrace.ingestion.use_cases.judge_apart import judge_apart
 from headrace.ingestion.use_cases.judge_batch import Batch, Judge, Judged
 from headrace.ingestion.use_cases.plain_events import PlainEvents
 from headrace.ingestion.use_cases.ports import (
@@ -55,9 +60,12 @@ from headrace.ingestion.use_cases.ports import (
     RejectedEvents,
     SampleTables,
     SchemaRegistry,
+    Span,
 )
 from headrace.ingestion.use_cases.reject_events import Kept, RejectEvents
 from headrace.ingestion.use_cases.schemas import schema_versions_of, schemas_of
+from headrace.ingestion.use_cases.unreadable import rejection_of
+from headrace.messaging.record_columns import Unreadable
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.runtime.tasks import alongside
@@ -153,6 +161,7 @@ class StoreBatch:
         self._catalogue = catalogue
         self._tables = tables
         self._clock = clock
+        self._agreed_time = AgreedTime(catalogue, clock)
         self._max_event_bytes = max_event_bytes
         self._registry = registry
         self._claims = claims
@@ -200,6 +209,26 @@ class StoreBatch:
             self._progress = _Progress()
         return progress.stored()
 
+    async def reject(self, unreadable: Unreadable, span: Span, feed: Feed | None) -> Stored:
+        """Keep a record batch that cannot be read, as one rejected event. `feed`: as a batch has it.
+
+        Raises whatever the database or the broker raises: call again.
+        """
+        if self._progress.rest is not None:
+            # Another batch was at hand, which was given up.
+            self._progress = _Progress()
+        rejection = rejection_of(unreadable, span, feed)
+        rejected = await self._catalogue.rejected_places([span])
+        await self._reject.publish_again(span.source.cluster, rejected)
+        if not any(offset <= rejection.offset < end for (_, _, offset), end in rejected.items()):
+            kept = await self._reject.keep([rejection], {}, {}, {})
+            assert kept is not None, "no schema judged it"
+            self._progress.rejections += kept.rejections
+            await self._reject.publish(kept)
+        self._reject.forget()
+        stored, self._progress = self._progress.stored(), _Progress()
+        return stored
+
     async def _judged(self, batch: Batch) -> _Judged:
         """The batch judged, or as much of it as fits."""
         rejected = await self._catalogue.rejected_places(batch.spans)
@@ -218,8 +247,12 @@ class StoreBatch:
         schemas = await schemas_of(opened, self._registry)
         # Read behind the datasets: versions up to theirs are all there.
         earlier = await schema_versions_of(opened, self._catalogue)
+        cluster = batch.cluster
         outcome = await asyncio.to_thread(
-            self._judge.judge, batch.cluster, opened, datasets, schemas, earlier
+            judge_apart,
+            cluster,
+            opened,
+            lambda some: self._judge.judge(cluster, some, datasets, schemas, earlier),
         )
         outcome.rejections = await self._without_stored(outcome.rejections, datasets, batch)
         rejecting = {rejection.dataset for rejection in outcome.rejections}
@@ -257,13 +290,15 @@ class StoreBatch:
             if path is not None
         }
 
-    async def _open(self, batch: Batch, rejected: Collection[Place]) -> tuple[Opened, Mapping[str, Dataset]]:
+    async def _open(
+        self, batch: Batch, rejected: Mapping[Place, int]
+    ) -> tuple[Opened, Mapping[str, Dataset]]:
         opened = await self._opened(batch, rejected)
         # Read for each batch: a sample that is sent after ApplyDataset answered meets what was applied,
         # whichever instance answered and whichever reads the sample.
         return opened, await self._catalogue.datasets(opened.datasets())
 
-    async def _opened(self, batch: Batch, rejected: Collection[Place]) -> Opened:
+    async def _opened(self, batch: Batch, rejected: Mapping[Place, int]) -> Opened:
         open_events = PlainEvents(batch.cluster, batch.feed).open if batch.feed else open_envelopes
         return await asyncio.to_thread(
             open_events, batch.records, batch.attributes, rejected, self._max_event_bytes
@@ -275,9 +310,18 @@ class StoreBatch:
 
     async def _recent(self, dataset: Dataset, rows: pa.Table) -> pa.Table:
         """The rows that are not older than the dataset keeps them: what was taken out of its table is not
-        known any more, so that a repetition of it would come back."""
+        known any more, so that a repetition of it would come back.
+
+        Raises FailedPrecondition CLOCKS_DISAGREE where they disagree and some are older.
+        """
         before = dataset.retention.oldest_event_time(self._clock())
-        return rows if before is None else await asyncio.to_thread(rows.filter, is_recent(before))
+        if before is None:
+            return rows
+        recent = await asyncio.to_thread(rows.filter, is_recent(before))
+        if recent.num_rows < rows.num_rows:
+            # What is left out is so for good: not by a clock that has jumped.
+            await self._agreed_time()
+        return recent
 
     async def _append(self, dataset: Dataset, rows: pa.Table, batch: Batch) -> tuple[int, int]:
         """How many rows were stored, and how many were left out as repetitions."""

@@ -898,6 +898,7 @@ class RejectedSample(google.protobuf.message.Message):
     DISCARD_REASON_FIELD_NUMBER: builtins.int
     REPLAY_OF_FIELD_NUMBER: builtins.int
     SEALED_BY_FIELD_NUMBER: builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: builtins.int
     topic: builtins.str
     partition: builtins.int
     offset: builtins.int
@@ -910,7 +911,9 @@ class RejectedSample(google.protobuf.message.Message):
     dataset has no schema of the version that ce_dataschema names),
     SCHEMA_UNUSABLE (by the payload's schema no sample can be read); of claim checks, whose payload lies in the
     object store: CLAIM_FOREIGN (it is claimed from elsewhere), CLAIM_OVERSIZE, CLAIM_MISSING, CLAIM_MISMATCH (the
-    object is another one than the event says).
+    object is another one than the event says). MALFORMED_BATCH and OVERSIZE_BATCH: a whole record batch that cannot
+    be read, or has too many bytes once it is decompressed; it names no dataset, but in a dataset's own topic. INTERNAL: the service
+    failed at the event, for a fault of its own.
     """
     field: builtins.str
     """The field and the rule that it broke; empty where the whole event is at fault."""
@@ -930,6 +933,10 @@ class RejectedSample(google.protobuf.message.Message):
     """The id of the key with which key, headers and payload are encrypted, together, as the payload; empty: they are
     as they came. Events of a dataset with personal fields are, and where there is such a dataset those of none.
     GetRejected reveals them.
+    """
+    next_offset: builtins.int
+    """The offset behind the last one that the entry accounts for. Of a record batch that cannot be read, which is the
+    payload as it came; it cannot be replayed. 0: it is one event.
     """
     @property
     def headers(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.bytes]: ...
@@ -961,10 +968,11 @@ class RejectedSample(google.protobuf.message.Message):
         discard_reason: builtins.str = ...,
         replay_of: builtins.int = ...,
         sealed_by: builtins.str = ...,
+        next_offset: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["reject_time", b"reject_time", "resolve_time", b"resolve_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "discard_reason", b"discard_reason", "event_id", b"event_id", "field", b"field", "headers", b"headers", "id", b"id", "key", b"key", "message", b"message", "offset", b"offset", "partition", b"partition", "payload", b"payload", "reason", b"reason", "reject_time", b"reject_time", "replay_of", b"replay_of", "resolve_time", b"resolve_time", "rule", b"rule", "sealed_by", b"sealed_by", "state", b"state", "topic", b"topic"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "discard_reason", b"discard_reason", "event_id", b"event_id", "field", b"field", "headers", b"headers", "id", b"id", "key", b"key", "message", b"message", "next_offset", b"next_offset", "offset", b"offset", "partition", b"partition", "payload", b"payload", "reason", b"reason", "reject_time", b"reject_time", "replay_of", b"replay_of", "resolve_time", b"resolve_time", "rule", b"rule", "sealed_by", b"sealed_by", "state", b"state", "topic", b"topic"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___RejectedSample: typing_extensions.TypeAlias = RejectedSample

@@ -229,9 +229,11 @@ class IngestionServiceServicer(object):
         FAILED_PRECONDITION/NOT_PENDING, FAILED_PRECONDITION/REPLAY_OVERSIZE (too large to be published by the
         service: have its producer send it again, or correct its payload), INVALID_ARGUMENT/INVALID_CORRECTION
         (of several events, or of attributes of an event that stays structured), NOT_FOUND/DATASET_NOT_FOUND
-        (of a correction), FAILED_PRECONDITION/PRIVACY_KEY_MISSING (it is encrypted, and the service has not the key).
+        (of a correction), FAILED_PRECONDITION/PRIVACY_KEY_MISSING (it is encrypted, and the service has not the key),
+        FAILED_PRECONDITION/NOT_AN_EVENT (it is a record batch that cannot be read: have its producer send its events again).
 
-        A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are.
+        A filter: of what was PENDING at the first call, a page in each; oversize_ids are left as they are, and so are
+        record batches.
         Both or neither: INVALID_ARGUMENT/INVALID_SELECTION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
