@@ -68,7 +68,7 @@ def judge(
         Sent(offset, orjson.dumps(sample), headers(offset, version))
         for offset, (version, sample) in enumerate(events)
     )
-    opened = open_envelopes(records, read_attributes(records), (), 10_000)
+    opened = open_envelopes(records, read_attributes(records), {}, 10_000)
     return Judge().judge("cluster", opened, {dataset.name: dataset}, None, earlier)
 
 
