@@ -19,6 +19,7 @@ from headrace.cli.output import Column, cell, field
 from headrace.cli.plain import Plain, plain
 from headrace.client import HeadraceClient
 from headrace.errors import InvalidArgument, NotFound
+from headrace.rpc.paging import pages
 
 Row = dict[str, Plain]
 Lister = Callable[[HeadraceClient, str], Awaitable[list[Row]]]
@@ -48,12 +49,11 @@ async def all_pages(
     The stubs' request and response types differ with each RPC and share nothing but these fields.
     """
     rows: list[Row] = []
-    while True:
-        page = await call(request)
+    async for page in pages(call, request):
         rows += [plain(item) for item in getattr(page, items)]
-        if not page.next_page_token or len(rows) >= at_most:
-            return rows[:at_most]
-        request.page_token = page.next_page_token
+        if len(rows) >= at_most:
+            break
+    return rows[:at_most]
 
 
 def numbered(name: str, what: str) -> tuple[str, int]:

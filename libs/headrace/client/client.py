@@ -25,6 +25,7 @@ from headrace.api.training.v1 import training_pb2_grpc
 from headrace.client.targets import VARIABLES, Targets
 from headrace.errors import InvalidArgument, Unavailable
 from headrace.rpc.client import channel
+from headrace.rpc.paging import pages
 from headrace.telemetry.tracing import current_traceparent, new_traceparent
 
 if TYPE_CHECKING:
@@ -201,12 +202,8 @@ class HeadraceClient:
         request = ingestion_pb2.ReplayRejectedRequest(
             filter=ingestion_pb2.RejectedFilter(dataset=dataset, reason=reason)
         )
-        while True:
-            answer = await self.ingestion.ReplayRejected(request)
-            yield answer
-            request.page_token = answer.next_page_token
-            if not request.page_token:
-                return
+        async for page in pages(self.ingestion.ReplayRejected, request):
+            yield page
 
     async def discard_rejected(
         self, why: str, *, dataset: str = "", reason: str = ""
@@ -215,12 +212,8 @@ class HeadraceClient:
         request = ingestion_pb2.DiscardRejectedRequest(
             filter=ingestion_pb2.RejectedFilter(dataset=dataset, reason=reason), reason=why
         )
-        while True:
-            answer = await self.ingestion.DiscardRejected(request)
-            yield answer
-            request.page_token = answer.next_page_token
-            if not request.page_token:
-                return
+        async for page in pages(self.ingestion.DiscardRejected, request):
+            yield page
 
     async def publish(self, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
         """Publish events with their keys, and return when the broker has them all.

@@ -12,6 +12,7 @@ from headrace.api.inference.v1 import inference_pb2 as inference
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.registry.v1 import registry_pb2 as registry
 from headrace.rpc.convert import from_duration, from_timestamp
+from headrace.rpc.paging import pages
 
 if TYPE_CHECKING:
     from headrace.client.client import HeadraceClient
@@ -109,49 +110,34 @@ async def trained_on(
     """The model versions whose lineage names one of these versions of the dataset."""
     async for model in _models(client):
         request = registry.ListModelVersionsRequest(model=model.name, page_size=_PAGE)
-        while True:
-            answer = await client.registry.ListModelVersions(request)
-            for found in answer.versions:
+        async for page in pages(client.registry.ListModelVersions, request):
+            for found in page.versions:
                 source = found.lineage.dataset_version
                 if source.dataset == dataset and source.version in versions:
                     yield found
-            if not answer.next_page_token:
-                break
-            request.page_token = answer.next_page_token
 
 
 async def _models(client: HeadraceClient) -> AsyncIterator[registry.Model]:
     request = registry.ListModelsRequest(page_size=_PAGE)
-    while True:
-        answer = await client.registry.ListModels(request)
-        for model in answer.models:
+    async for page in pages(client.registry.ListModels, request):
+        for model in page.models:
             yield model
-        if not answer.next_page_token:
-            return
-        request.page_token = answer.next_page_token
 
 
 async def _dataset_versions(client: HeadraceClient, dataset: str) -> AsyncIterator[ingestion.DatasetVersion]:
     request = ingestion.ListVersionsRequest(dataset=dataset, page_size=_PAGE)
-    while True:
-        answer = await client.ingestion.ListVersions(request)
-        for version in answer.versions:
+    async for page in pages(client.ingestion.ListVersions, request):
+        for version in page.versions:
             yield version
-        if not answer.next_page_token:
-            return
-        request.page_token = answer.next_page_token
 
 
 async def _traffic(client: HeadraceClient) -> dict[tuple[str, int], list[str]]:
     """The deployments of each model version that has traffic."""
     request = inference.ListDeploymentsRequest(page_size=_PAGE)
     deployments: dict[tuple[str, int], list[str]] = {}
-    while True:
-        answer = await client.inference.ListDeployments(request)
-        for deployment in answer.deployments:
+    async for page in pages(client.inference.ListDeployments, request):
+        for deployment in page.deployments:
             for share in deployment.traffic:
                 if share.weight:
                     deployments.setdefault((deployment.model, share.version), []).append(deployment.name)
-        if not answer.next_page_token:
-            return deployments
-        request.page_token = answer.next_page_token
+    return deployments

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final, Protocol, TypeVar
 
 from headrace.errors import FieldViolation, InvalidArgument
 
@@ -21,6 +21,34 @@ Position = tuple[str | int, ...]
 """The sort key of a row: where a page ends."""
 
 T = TypeVar("T")
+
+
+class PageRequest(Protocol):
+    """What the requests of all paged RPCs have."""
+
+    page_token: str
+
+
+class Page(Protocol):
+    """What their responses have."""
+
+    @property
+    def next_page_token(self) -> str:
+        """Where the next page begins; empty behind the last one."""
+
+
+R = TypeVar("R", bound=PageRequest)
+P = TypeVar("P", bound=Page)
+
+
+async def pages(call: Callable[[R], Awaitable[P]], request: R) -> AsyncIterator[P]:
+    """Ask a paged RPC for one page after the other, from the request's own on, by changing its token."""
+    while True:
+        page = await call(request)
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
 
 
 def page_size(requested: int) -> int:
