@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -356,8 +356,8 @@ class SamplesConsumer:
             metrics.DUPLICATES.labels(name).inc(repeated)
         for name, expired in stored.expired.items():
             metrics.EXPIRED_EVENTS.labels(name).inc(expired)
-        for rejection in stored.rejections:
-            metrics.REJECTED.labels(rejection.verdict.reason.value).inc()
+        for reason, count in Counter(one.verdict.reason for one in stored.rejections).items():
+            metrics.REJECTED.labels(reason.value).inc(count)
         now = datetime.now(UTC).timestamp()
         oldest = min(reach.time for reach in reaches) / 1000
         for name, rows in stored.rows.items():
