@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 os.environ["NUMBA_DISABLE_JIT"] = "1"
@@ -40,6 +41,8 @@ with atheris.instrument_imports(include=["headrace"]):
 
 HEADER_BYTES = 61
 COUNT = slice(57, 61)
+EARLY = "1013-01-01T00:00:00Z"
+"""Before 1970: its microseconds since then are negative."""
 
 
 def read_a_record_batch(data: bytes) -> None:
@@ -95,16 +98,19 @@ def record_seeds() -> Iterator[bytes]:
 
 
 def json_seeds() -> Iterator[bytes]:
-    yield b"\n".join([orjson.dumps(GOOD), b'{"id": "p", "radius": 1e400}', b"[1]", b"null"])
+    early = orjson.dumps({**GOOD, "taken": EARLY})
+    yield b"\n".join([orjson.dumps(GOOD), early, b'{"id": "p", "radius": 1e400}', b"[1]", b"null"])
 
 
 def protobuf_seeds() -> Iterator[bytes]:
     yield sample_written(**GOOD)
+    yield sample_written(**{**GOOD, "taken": EARLY})
     yield sample_written(id="p", radius=1, depth=None, unknown=b"x")
 
 
 def avro_seeds() -> Iterator[bytes]:
     yield from written(PLAIN, GOOD_RECORD, {**GOOD_RECORD, "depth": None, "grade": None, "taken": None})
+    yield from written(PLAIN, {**GOOD_RECORD, "taken": datetime.fromisoformat(EARLY)})
 
 
 def message_seeds() -> Iterator[bytes]:
