@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from headrace.native.compiler import compiled
 from headrace.native.spans import Bytes
 
@@ -49,7 +51,8 @@ def read_time(buffer: Bytes, start: int, end: int) -> tuple[bool, int]:
     if not _is_utc(buffer, position, end):
         return False, 0
     seconds = ((_days(year, month, day) * 24 + hour) * 60 + minute) * 60 + second
-    return True, seconds * 1_000_000 + micros
+    # As wide where this is interpreted, too: no negative integer of Python's becomes unsigned.
+    return True, np.int64(seconds * 1_000_000 + micros)  # type: ignore[return-value] # compiled, it is one
 
 
 @compiled

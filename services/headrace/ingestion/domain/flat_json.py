@@ -233,8 +233,7 @@ def _read_value(buffer: Bytes, position: int, end: int, kind: int) -> tuple[int,
     if kind == _TIME:
         behind = _read_string(buffer, position, end)
         sound, micros = read_time(buffer, position + 1, behind - 1)
-        # Before 1970 they are negative, which no Python integer may be that becomes unsigned.
-        return behind if sound else _NOWHERE, np.uint64(np.int64(micros)), 0
+        return behind if sound else _NOWHERE, np.uint64(micros), 0
     if kind == _BOOL:
         if buffer[position] == _T:
             return _read_word(buffer, position, end, (_T, _R, _U, _SMALL_E)), np.uint64(1), 0

@@ -203,5 +203,4 @@ def _read_text(buffer: Bytes, position: int, end: int, kind: int) -> tuple[bool,
     if kind == _K_STRING:
         return True, np.uint64(start), end - start
     sound, micros = read_time(buffer, start, end)
-    # Before 1970 they are negative, which no Python integer may be that becomes unsigned.
-    return sound, np.uint64(np.int64(micros)), 0
+    return sound, np.uint64(micros), 0
