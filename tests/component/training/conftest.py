@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.runs import Runs
 from tests.support.services import ServiceProcess, platform
 from tests.support.training import Training, playing_control, write_table
 
@@ -15,6 +16,11 @@ def table_uri(session_folder: Path) -> str:
     uri = (session_folder / "tables" / "breast-cancer").as_uri()
     write_table(uri)
     return uri
+
+
+@pytest.fixture
+def runs(tmp_path: Path, table_uri: str, store_uri: str) -> Runs:
+    return Runs(tmp_path, table_uri, store_uri)
 
 
 @pytest.fixture

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
 from sklearn.datasets import load_breast_cancer
-from tests.component.training.test_runs import Runs, stop_after
+from tests.support.runs import Runs, measured_accuracy, stop_after
 
 from headrace.training.capacity import count_gpus
 from headrace.training.run.errors import Interrupted
 from headrace.training.run.specification import IN_MEMORY_BYTES, RunSpec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not present")
-
-
-@pytest.fixture
-def runs(tmp_path: Path, table_uri: str, store_uri: str) -> Runs:
-    return Runs(tmp_path, table_uri, store_uri)
 
 
 def on_gpu(spec: RunSpec, in_memory_bytes: int) -> RunSpec:
@@ -36,10 +28,8 @@ def test_a_run_learns_on_a_gpu_and_its_model_answers_without_one(runs: Runs, in_
     assert report.device == "cuda"
     assert report.metrics["test/accuracy"] > 0.93
     data = load_breast_cancer()
-    session = ReferenceEvaluator(onnx.load_from_string(runs.model(spec)))
-    _, labels = session.run(None, {"features": data.data.astype(np.float32)})
-    share = sum(report.metrics[f"{name}/accuracy"] * rows for name, rows in report.rows.items()) / 569
-    assert np.mean(labels == 1 - data.target) == pytest.approx(share)
+    _, labels = runs.answers(spec, data.data.astype(np.float32))
+    assert np.mean(labels == 1 - data.target) == pytest.approx(measured_accuracy(report))
 
 
 @pytest.mark.parametrize("in_memory_bytes", [0, IN_MEMORY_BYTES])

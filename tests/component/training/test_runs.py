@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import deltalake
 import numpy as np
-import onnx
 import pyarrow as pa
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
 from pydantic import JsonValue
 from sklearn.datasets import load_breast_cancer
+from tests.support.runs import Runs, measured_accuracy, stop_after
 from tests.support.training import KEY, LABEL, features
 
 from headrace.errors import InvalidArgument
@@ -23,85 +19,13 @@ from headrace.objects import ObjectStore
 from headrace.splits import TIME_COLUMN, Shares, assign
 from headrace.training.run.data import HeldSplit, StreamedSplit, load
 from headrace.training.run.errors import Interrupted, TableNotFound, UnusableDataset
-from headrace.training.run.messages import Pipe
 from headrace.training.run.preprocessing import Preprocessing
-from headrace.training.run.report import MODEL_FILE, Report
 from headrace.training.run.specification import (
     IN_MEMORY_BYTES,
     Column,
-    Dataset,
     Label,
     Preparation,
-    RunSpec,
 )
-from headrace.training.run.work import work
-
-EPOCHS = 24
-
-
-@dataclass
-class Runs:
-    """Runs of one job."""
-
-    folder: Path
-    table_uri: str
-    store_uri: str
-
-    def spec(
-        self, job: str, shares: tuple[float, float, float] = (0.7, 0.15, 0.15), **parameters: JsonValue
-    ) -> RunSpec:
-        train, validation, test = shares
-        return RunSpec(
-            run=f"{job}-1",
-            job=job,
-            attempt=1,
-            pipeline="p",
-            node="n",
-            recipe="mlp",
-            parameters={"hidden": [8], "epochs": EPOCHS, **parameters},
-            dataset=Dataset(
-                name="d",
-                version=1,
-                table_uri=self.table_uri,
-                table_version=0,
-                content_hash="",
-                key=KEY,
-                features=tuple(Column(name=name, type="float32") for name in features()),
-                label=Label(name=LABEL, type="int8", classes=("0", "1")),
-            ),
-            shares=Shares(train=train, validation=validation, test=test),
-            preparations=tuple(Preparation(feature=name, normalise="standard") for name in features()),
-            normalise_label=False,
-            seed=3,
-            store_uri=self.store_uri,
-        )
-
-    def streamed(self, job: str, **parameters: JsonValue) -> RunSpec:
-        """A run that holds none of the table in memory."""
-        return self.spec(job, **parameters).model_copy(update={"in_memory_bytes": 0})
-
-    def run(self, spec: RunSpec, stopping: Callable[[], bool] = lambda: False) -> Report:
-        folder = self.folder / spec.job
-        folder.mkdir(exist_ok=True)
-        work(spec, folder, Pipe(None), stopping)
-        return Report.read(folder)
-
-    def model(self, spec: RunSpec) -> bytes:
-        return (self.folder / spec.job / MODEL_FILE).read_bytes()
-
-    def weights(self, spec: RunSpec) -> list[bytes]:
-        graph = onnx.load_from_string(self.model(spec)).graph
-        return sorted(tensor.raw_data for tensor in graph.initializer)
-
-
-@pytest.fixture
-def runs(tmp_path: Path, table_uri: str, store_uri: str) -> Runs:
-    return Runs(tmp_path, table_uri, store_uri)
-
-
-def stop_after(epochs: int) -> Callable[[], bool]:
-    passes = itertools.count(1)
-    return lambda: next(passes) >= epochs
 
 
 @pytest.mark.parametrize(
@@ -280,10 +204,8 @@ def test_a_prepared_run_takes_raw_rows_with_gaps_and_codes(
     assert report.metrics["test/accuracy"] > 0.9
     assert report.signature.inputs[0].shape == (-1, 31)
     raw = np.column_stack([rows.column(c.name).to_numpy().astype(np.float32) for c in dataset.features])
-    session = ReferenceEvaluator(onnx.load_from_string(runs.model(spec)))
-    _, labels = session.run(None, {"features": raw})
-    share = sum(report.metrics[f"{name}/accuracy"] * count for name, count in report.rows.items()) / 569
-    assert np.mean(labels == rows.column(LABEL).to_numpy()) == pytest.approx(share)
+    _, labels = runs.answers(spec, raw)
+    assert np.mean(labels == rows.column(LABEL).to_numpy()) == pytest.approx(measured_accuracy(report))
 
 
 def test_a_table_that_does_not_exist_is_named(runs: Runs, tmp_path: Path) -> None:
@@ -329,14 +251,11 @@ def test_the_exported_model_answers_raw_rows_with_what_was_measured(runs: Runs) 
     spec = runs.spec("job", epochs=60)
     report = runs.run(spec)
     data = load_breast_cancer()
-    session = ReferenceEvaluator(onnx.load_from_string(runs.model(spec)))
-    probabilities, labels = session.run(None, {"features": data.data.astype(np.float32)})
+    probabilities, labels = runs.answers(spec, data.data.astype(np.float32))
     assert probabilities.shape == (569, 2)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert sum(report.rows.values()) == 569
-    # The splits' accuracies, weighted by their rows, are the whole's.
-    share = sum(report.metrics[f"{name}/accuracy"] * rows for name, rows in report.rows.items()) / 569
-    assert np.mean(labels == 1 - data.target) == pytest.approx(share)
+    assert np.mean(labels == 1 - data.target) == pytest.approx(measured_accuracy(report))
     assert report.metrics["test/accuracy"] > 0.93
 
 
@@ -345,8 +264,7 @@ def test_a_number_that_is_learned_is_answered_though_the_label_has_classes(runs:
     report = runs.run(spec)
     assert [tensor.name for tensor in report.signature.outputs] == ["prediction"]
     assert report.signature.classes == ()
-    session = ReferenceEvaluator(onnx.load_from_string(runs.model(spec)))
-    [predictions] = session.run(None, {"features": load_breast_cancer().data.astype(np.float32)})
+    [predictions] = runs.answers(spec, load_breast_cancer().data.astype(np.float32))
     assert len(np.unique(predictions)) > 100
 
 
