@@ -18,8 +18,8 @@ from headrace.inference.use_cases.erase_predictions import ErasePredictions, For
 from headrace.inference.use_cases.production import Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.route import Router
-from headrace.inference.xds.resources import Wiring
 from headrace.inference.xds.server import ControlPlane, serve_xds
+from headrace.inference.xds.wiring import TritonAddress, Wiring
 from headrace.messaging.consumer import Consumer
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import FEEDBACK, MODEL_VERSIONS, PREDICTIONS, ensure_topics, load_topics
@@ -55,11 +55,12 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     control_plane = ControlPlane(
         Wiring(
             listen=settings.envoy_address,
-            triton_grpc=settings.triton_grpc,
-            triton_http=settings.triton_http,
+            triton=tuple(TritonAddress(grpc, http) for grpc, http in settings.triton_servers),
             traces=urlsplit(platform.otlp_endpoint).netloc,
             max_request_bytes=settings.max_request_bytes,
             trace_share=settings.trace_share,
+            client_rate=settings.client_requests_per_second,
+            model_rate=settings.model_requests_per_second,
         )
     )
     router = Router(work, control_plane)

@@ -17,15 +17,10 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import Route
-from headrace.inference.xds.resources import (
-    CLUSTER,
-    LISTENER,
-    LISTENER_NAME,
-    ROUTES,
-    ROUTES_NAME,
-    Wiring,
-    resources,
-)
+from headrace.inference.xds.listener import LISTENER_NAME
+from headrace.inference.xds.resources import CLUSTER, LISTENER, ROUTES, resources
+from headrace.inference.xds.routes import ROUTES_NAME
+from headrace.inference.xds.wiring import Wiring
 from headrace.rpc.options import pings_every
 
 logger = logging.getLogger(__name__)
