@@ -1,4 +1,4 @@
-"""Envoy and its control plane in front of servers that stand in for Triton: no broker, no database, no model."""
+"""Envoy and its control plane in front of servers that stand in for Triton: no broker, no database."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SIGNATURE = "features FP32 [-1,3]"
 class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Answers what it was asked, and misbehaves where it is told to.
 
-    `asked`: the requests that reached it; `seconds_left`: each one's deadline; `refusal`: the status that it answers
-    instead; `held`: it answers nothing until this is set; `cancelled`: a caller gave up while it was held.
+    `asked`: the requests that reached it; `seconds_left`: each one's deadline; `refusal`: the status that it
+    answers instead; `held`: it answers nothing until this is set; `cancelled`: a caller gave up meanwhile.
     """
 
     asked: list[service_pb2.ModelInferRequest] = field(default_factory=list)

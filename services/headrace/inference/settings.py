@@ -72,7 +72,8 @@ class Settings(BaseSettings):
         grpc, http = _addresses(self.triton_grpc), _addresses(self.triton_http)
         if not grpc or len(grpc) != len(http):
             raise ValueError(
-                f"TRITON_GRPC names {len(grpc)} servers and TRITON_HTTP {len(http)}: name each in both, in one order"
+                f"TRITON_GRPC names {len(grpc)} servers and TRITON_HTTP {len(http)}: "
+                "name each in both, in one order"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""What Envoy does with requests, whatever the model: which methods there are, limits, and servers that fail."""
+"""What Envoy does with requests, whatever the model: which there are, limits, and servers that fail."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_the_server_with_fewer_requests_gets_the_next(make_front: Fronts) 
         while not busy.asked:
             await eventually(lambda: _sum(busy, idle), lambda count: count == len(held))
             held.append(asyncio.create_task(infer(opened)))
-        # Of two servers that are chosen at random, one twice maybe, the one with fewer requests: a quarter, not half.
+        # Of two servers chosen at random, one twice maybe, the one with fewer requests: a quarter, not half.
         waiting: list[asyncio.Task[service_pb2.ModelInferResponse]] = []
         for _ in range(200):
             waiting.append(asyncio.create_task(infer(opened)))

@@ -13,8 +13,8 @@ TRACES: Final = "traces"
 
 # The default of 1,024 would refuse requests that Triton's own queue takes.
 MAX_REQUESTS: Final = 16_384
-# Of the requests in flight, so many per cent may be second attempts: enough for those of one of two servers that
-# died, and no more than that where both are down.
+# Of the requests in flight, so many per cent may be second attempts: enough for those of one of two servers
+# that died, and no more than that where both are down.
 RETRY_BUDGET_PERCENT: Final = 50.0
 MIN_RETRIES: Final = 64
 
@@ -48,8 +48,8 @@ def _triton(name: str, servers: tuple[TritonAddress, ...], *, http2: bool) -> Do
                 "http_health_check": {"path": "/v2/health/ready"},
             }
         ],
-        # Connections that fail put a server out sooner than checks do. Its answers do not: a model that fails must
-        # not take a server from the others.
+        # Connections that fail put a server out sooner than checks do. Its answers do not: a model that fails
+        # must not take a server from the others.
         "outlier_detection": {
             "split_external_local_origin_errors": True,
             "consecutive_local_origin_failure": 3,

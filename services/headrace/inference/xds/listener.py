@@ -7,7 +7,7 @@ from typing import Final
 from headrace.inference.xds.clusters import TRACES
 from headrace.inference.xds.documents import EXTENSION, Document, socket
 from headrace.inference.xds.rate_limits import rate_limits
-from headrace.inference.xds.routes import LUA, ROUTES_NAME
+from headrace.inference.xds.routes import LUA, scoping
 from headrace.inference.xds.wiring import Wiring
 from headrace.runtime.resources import deploy_path
 
@@ -36,7 +36,7 @@ def listener(wiring: Wiring) -> Document:
         "http2_protocol_options": {
             "initial_stream_window_size": min(max(wiring.max_request_bytes, MIN_WINDOW), MAX_WINDOW)
         },
-        "rds": {"route_config_name": ROUTES_NAME, "config_source": {"ads": {}, "resource_api_version": "V3"}},
+        "scoped_routes": scoping(),
         "local_reply_config": {"mappers": _own_answers(wiring.max_request_bytes)},
         # What the routes below allow must be what Triton sees.
         "normalize_path": True,
