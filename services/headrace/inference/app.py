@@ -11,8 +11,8 @@ from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.settings import Settings
 from headrace.inference.storage.work import PostgresUnitOfWork
+from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
-from headrace.inference.triton.server import triton_server
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
 from headrace.inference.use_cases.production import Production
@@ -51,7 +51,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
 
     work = PostgresUnitOfWork(pool, address)
     repository = ModelRepository(settings.model_repository, ObjectStore.from_uri(platform.store_uri))
-    server = await runner.enter(triton_server(settings.triton_grpc, repository))
+    server = await runner.enter(triton_fleet([grpc for grpc, _ in settings.triton_servers], repository))
     control_plane = ControlPlane(
         Wiring(
             listen=settings.envoy_address,

@@ -55,7 +55,7 @@ class World:
         self.gone = False
 
     def situation(self) -> Situation:
-        return Situation(self.deployment, self.versions, frozenset(self.tried), self.triton)
+        return Situation(self.deployment, self.versions, frozenset(self.tried), self.triton, self.triton)
 
     def step(self) -> Action | None:
         self.now += timedelta(milliseconds=500)
@@ -166,3 +166,16 @@ def test_a_deleted_deployment_is_unloaded_after_its_last_requests_and_forgotten(
         assert world.now - world.deployment.update_time < 2 * DRAIN
         world.step()
     assert world.triton == frozenset()
+
+
+def test_what_one_server_alone_has_is_unloaded() -> None:
+    """Of several servers one may have been away when a version was unloaded."""
+    world = World()
+    world.versions[1] = a_version(1)
+    world.settle(answering=True)
+    extra = replace(world.situation(), anywhere=frozenset({1, 2}))
+    later = world.now + 2 * DRAIN
+    assert next_action(extra, later) == Load((world.versions[1],))
+    world.deployment = replace(world.deployment, deleted=True, update_time=world.now)
+    gone = replace(world.situation(), loaded=frozenset(), anywhere=frozenset({1}))
+    assert next_action(gone, later) == Unload()

@@ -20,12 +20,16 @@ DRAIN = timedelta(seconds=2)
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A deployment as stored, its model's versions, those tried before, those that Triton has loaded."""
+    """A deployment as stored, its model's versions, those tried before, those that Triton has loaded.
+
+    `loaded`: on every server that answers; `anywhere`: on at least one of them.
+    """
 
     deployment: Deployment
     versions: Mapping[int, ServedVersion]
     tried: frozenset[int]
     loaded: frozenset[int]
+    anywhere: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
     if deployment.deleted:
         if now - deployment.update_time < DRAIN:
             return None
-        return Unload() if loaded else Forget()
+        return Unload() if situation.anywhere else Forget()
     target = next_rollout(
         list(situation.versions), deployment.stable, deployment.rollout, rolled_out=situation.tried
     )
@@ -98,7 +102,7 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
         return Start(rollout)
     if rollout is not None and rollout.state is RolloutState.PROGRESSING:
         return Judge(rollout)
-    if wanted != loaded and _drained(rollout, now):
+    if wanted != situation.anywhere and _drained(rollout, now):
         return Load(tuple(situation.versions[number] for number in sorted(wanted))) if wanted else Unload()
     return None
 

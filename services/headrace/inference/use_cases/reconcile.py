@@ -39,7 +39,7 @@ from headrace.inference.domain.rollouts import (
     weights,
 )
 from headrace.inference.use_cases import metrics
-from headrace.inference.use_cases.ports import LoadError, ModelServer, UnitOfWork
+from headrace.inference.use_cases.ports import Loaded, LoadError, ModelServer, UnitOfWork
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.runtime.ids import new_id
@@ -102,7 +102,7 @@ class Reconciler:
     async def reconcile(self) -> None:
         """Look at every deployment once, and begin what those need that are not busy."""
         try:
-            ready: Mapping[str, frozenset[int]] | None = await self._server.loaded()
+            ready: Mapping[str, Loaded] | None = await self._server.loaded()
         except Unavailable as error:
             ready, reason = None, str(error)
         metrics.TRITON_UP.set(ready is not None)
@@ -118,11 +118,13 @@ class Reconciler:
             if ready is None:
                 await self._note(deployment, reason, loaded=frozenset())
                 continue
+            found = ready.get(deployment.name, Loaded())
             situation = Situation(
                 deployment,
                 {version.version: version for version in versions.get(deployment.model, [])},
                 tried.get(deployment.name, frozenset()),
-                ready.get(deployment.name, frozenset()),
+                found.everywhere,
+                found.anywhere,
             )
             action = next_action(situation, self._clock())
             if action is not None:
