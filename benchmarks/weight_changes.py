@@ -1,6 +1,6 @@
 """How soon a weight change is live at the data plane, and what many deployments cost in memory.
 
-    python benchmarks/xds.py [--deployments 1000 10000] [--rounds 21] [--json FILE]
+    python benchmarks/weight_changes.py [--deployments 1000 10000] [--rounds 21] [--json FILE]
 
 A control plane in a process of its own routes so many deployments. In each round one of them, chosen at
 random, gets another version; the time is from that until a client of Envoy, which asks all the time, has the
