@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
+from headrace.inference.streams import Streams, channel_to_envoy
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import TritonAddress, Wiring
@@ -83,12 +84,6 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             model_name=request.model_name, model_version=request.model_version, id=request.id
         )
 
-    async def ModelStreamInfer(
-        self, request_iterator: AsyncIterator[service_pb2.ModelInferRequest], context: Any
-    ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
-        async for request in request_iterator:
-            yield service_pb2.ModelStreamInferResponse(infer_response=await self.ModelInfer(request, context))
-
     async def RepositoryIndex(
         self, request: service_pb2.RepositoryIndexRequest, context: object
     ) -> service_pb2.RepositoryIndexResponse:
@@ -146,7 +141,10 @@ async def front(
     """Envoy with these weights, of models that take three numbers."""
     control_plane = ControlPlane(wiring)
     control_plane.update({name: Route(weights, SIGNATURE) for name, weights in routes.items()})
-    async with serve_xds("127.0.0.1:0", control_plane) as xds_port:
+    async with (
+        channel_to_envoy(wiring.listen) as opened,
+        serve_xds("127.0.0.1:0", control_plane, streams=Streams(opened)) as xds_port,
+    ):
         envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds_port)
         try:
             await envoy.start()

@@ -11,6 +11,7 @@ from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.settings import Settings
 from headrace.inference.storage.work import PostgresUnitOfWork
+from headrace.inference.streams import Streams, channel_to_envoy
 from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
 from headrace.inference.use_cases.deployments import Deployments
@@ -72,7 +73,15 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     reconciler = Reconciler(work, server, utc_now, changed=changed)
 
     await router.route()
-    await runner.enter(serve_xds(settings.xds_address, control_plane))
+    envoy = await runner.enter(channel_to_envoy(settings.envoy_target or settings.envoy_address))
+    await runner.enter(
+        serve_xds(
+            settings.xds_address,
+            control_plane,
+            streams=Streams(envoy),
+            max_request_bytes=settings.max_request_bytes,
+        )
+    )
     runner.spawn(router.run, "router")
     runner.spawn(lead(pool, "headrace.inference.reconciler", reconciler.run), "reconciler")
 

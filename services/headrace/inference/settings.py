@@ -33,6 +33,10 @@ class Settings(BaseSettings):
     envoy_address: str = Field(
         default="127.0.0.1:8080", description="Where Envoy listens for the Open Inference Protocol."
     )
+    envoy_target: str = Field(
+        default="",
+        description="Where this service reaches Envoy, for requests of streams; `envoy_address` where empty.",
+    )
     max_request_bytes: int = Field(
         default=64 << 20,
         ge=1 << 10,

@@ -10,6 +10,8 @@ from headrace.inference.xds.wiring import TritonAddress, Wiring
 TRITON_GRPC: Final = "triton-grpc"
 TRITON_HTTP: Final = "triton-http"
 TRACES: Final = "traces"
+# The inference service, which serves streams beside discovery; deploy/envoy/bootstrap.yaml says where.
+STREAMS: Final = "streams"
 
 # The default of 1,024 would refuse requests that Triton's own queue takes.
 MAX_REQUESTS: Final = 16_384

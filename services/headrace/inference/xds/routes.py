@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from headrace.inference.use_cases.ports import Route
-from headrace.inference.xds.clusters import TRITON_GRPC, TRITON_HTTP
+from headrace.inference.xds.clusters import STREAMS, TRITON_GRPC, TRITON_HTTP
 from headrace.inference.xds.documents import EXTENSION, Document
 
 SHARDS: Final = 64
 SERVER_ROUTES: Final = "server"
 SHARD_HEADER: Final = "x-headrace-shard"
+# Whose a stream is: what serves streams asks in that client's name.
+CLIENT_HEADER: Final = "x-headrace-client"
 
 LUA: Final = "envoy.filters.http.lua"
 SERVICE: Final = "/inference.GRPCInferenceService/"
@@ -34,6 +36,9 @@ PUBLIC_METHODS: Final = (
 )
 
 MAX_RETRIES: Final = 2
+
+# The caller's deadline is the only one; a request without one may take as long as its model does.
+_DEADLINE: Final = {"timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
 
 PUBLIC_SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index")
 PUBLIC_PATHS: Final = "/v2/models/[^/]+(/versions/[^/]+)?(/infer|/ready|/config)?"
@@ -81,8 +86,8 @@ def server_routes() -> Document:
         SERVER_ROUTES,
         [
             *({"match": {"path": SERVICE + method}, "route": _to(TRITON_GRPC)} for method in PUBLIC_METHODS),
-            # 404 is UNIMPLEMENTED in gRPC, 403 PERMISSION_DENIED.
-            _refused({"path": SERVICE + "ModelStreamInfer"}, 404, "call ModelInfer: streams are not served"),
+            _stream(),
+            # PERMISSION_DENIED in gRPC.
             _refused({"prefix": SERVICE}, 403, "for operators only"),
             *({"match": {"path": path}, "route": _to(TRITON_HTTP)} for path in PUBLIC_SERVER_PATHS),
             _refused({"prefix": "/v2/"}, 403, "for operators only", json=True),
@@ -119,12 +124,20 @@ def _configuration(name: str, routes: list[Document], more: Mapping[str, Any] | 
     }
 
 
+def _stream() -> Document:
+    client = {"key": CLIENT_HEADER, "value": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}
+    return {
+        "match": {"path": SERVICE + "ModelStreamInfer"},
+        # Each of its requests comes back as one of its own, and is tried again as those are.
+        "route": {"cluster": STREAMS, **_DEADLINE},
+        "request_headers_to_add": [{"header": client, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
+    }
+
+
 def _to(cluster: str) -> Document:
     return {
         "cluster": cluster,
-        # The caller's deadline is the only one; a request without one may take as long as its model does.
-        "timeout": "0s",
-        "max_stream_duration": {"grpc_timeout_header_max": "0s"},
+        **_DEADLINE,
         "retry_policy": {
             # UNAVAILABLE, in REST 503, is what Triton answers before it begins. A request whose server died
             # may have been computed: to do so again changes nothing, but a line in the prediction log.

@@ -14,6 +14,7 @@ from typing import Final
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
+from tritonclient.grpc import service_pb2_grpc
 
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import Route
@@ -29,7 +30,7 @@ from headrace.inference.xds.resources import (
 )
 from headrace.inference.xds.routes import SHARDS, shard_name, shard_of
 from headrace.inference.xds.wiring import Wiring
-from headrace.rpc.options import pings_every
+from headrace.rpc.options import MAX_MESSAGE_BYTES, pings_every
 
 logger = logging.getLogger(__name__)
 
@@ -269,16 +270,29 @@ class DiscoveryServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # typ
 
 
 @asynccontextmanager
-async def serve_xds(address: str, control_plane: ControlPlane) -> AsyncIterator[int]:
-    """Serve discovery at host:port; yields the port. Raises OSError where it cannot be bound."""
+async def serve_xds(
+    address: str,
+    control_plane: ControlPlane,
+    *,
+    streams: service_pb2_grpc.GRPCInferenceServiceServicer | None = None,
+    max_request_bytes: int = MAX_MESSAGE_BYTES,
+) -> AsyncIterator[int]:
+    """Serve discovery at host:port, and beside it `streams`, whose requests may be so large; yields the port.
+
+    Raises OSError where it cannot be bound.
+    """
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_send_message_length", -1),
+            # What Envoy asks of discovery has to fit, however small requests may be.
+            ("grpc.max_receive_message_length", max(MAX_MESSAGE_BYTES, max_request_bytes)),
             *pings_every(_ENVOY_PING_MILLISECONDS),
         ]
     )
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryServicer(control_plane), server)
+    if streams is not None:
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(streams, server)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
