@@ -51,11 +51,13 @@ class Calls:
 
 
 @asynccontextmanager
-async def calling(address: str) -> AsyncIterator[Calls]:
+async def calling(address: str, clients: int = 1) -> AsyncIterator[Calls]:
+    """So many clients, each over a connection of its own."""
     calls = Calls()
 
     async def call() -> None:
-        async with grpc.aio.insecure_channel(address) as opened:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as opened:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
             while True:
                 try:
@@ -65,12 +67,13 @@ async def calling(address: str) -> AsyncIterator[Calls]:
                     calls.failures.append(f"{error.code()} {error.details()}")
                 await asyncio.sleep(0)
 
-    task = asyncio.create_task(call())
+    tasks = [asyncio.create_task(call()) for _ in range(clients)]
     try:
         yield calls
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def until_answered(calls: Calls, more: int) -> None:
@@ -176,6 +179,50 @@ async def test_several_envoys_have_the_same_routes(server: ModelServer, tmp_path
             assert await version_of(made.address) == "5"
         finally:
             await other.stop()
+
+
+async def test_no_call_fails_while_envoys_restart_one_after_the_other(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    async with front(tmp_path, wiring([server]), {MODEL: {3: 100}}) as made:
+        other = Envoy(tmp_path / "other", tmp_path / "logs", admin_port=free_port(), xds_port=made.xds_port)
+        try:
+            await other.start()
+            async with calling(made.address, clients=8) as calls:
+                await until_answered(calls, 100)
+                for envoy in (made.envoy, other):
+                    await envoy.stop()
+                    await until_answered(calls, 100)
+                    await envoy.start()
+                    await until_answered(calls, 100)
+                assert calls.failures == []
+        finally:
+            await other.stop()
+
+
+async def test_a_stopping_envoy_answers_what_is_in_flight(server: ModelServer, tmp_path: Path) -> None:
+    async with (
+        front(tmp_path, wiring([server]), {MODEL: {3: 100}}) as made,
+        grpc.aio.insecure_channel(made.address) as opened,
+    ):
+        server.held = asyncio.Event()
+        call = service_pb2_grpc.GRPCInferenceServiceStub(opened).ModelInfer(request(MODEL), timeout=60)
+        await eventually(lambda: _asked(server), bool)
+        stopping = asyncio.create_task(made.envoy.stop())
+        await eventually(lambda: _listeners_stopped(made.envoy), bool)
+        server.held.set()
+        assert (await call).model_version == "3"
+        await stopping
+
+
+async def _asked(server: ModelServer) -> int:
+    return len(server.asked)
+
+
+async def _listeners_stopped(envoy: Envoy) -> int:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{envoy.admin_port}") as client:
+        stats = await client.get("/stats", params={"filter": "listener_manager.listener_stopped"})
+    return int(stats.text.rpartition(": ")[2])
 
 
 async def test_a_refused_configuration_is_told_and_the_last_one_serves(
