@@ -39,6 +39,8 @@ REPORT_SECONDS = 10.0
 MAX_ID_BYTES = 256
 # Whoever is named by a longer text could not be erased.
 MAX_SUBJECT_LENGTH = 4096
+# A request of the control plane's own, to see whether this process lives.
+TRIAL = "headrace_trial"
 # Larger tensors are logged by shape alone: the log is for features and answers, not for images.
 MAX_LOGGED_ELEMENTS = 4096
 
@@ -218,6 +220,8 @@ class PredictionLog:
                 first += rows
                 try:
                     given = json.loads(parameters) if parameters else {}
+                    if TRIAL in given:
+                        continue
                     key, value, headers = self._event(
                         prediction_id,
                         _subject(given),

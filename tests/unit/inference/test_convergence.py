@@ -13,6 +13,7 @@ from headrace.inference.domain.convergence import (
     Action,
     Begin,
     Forget,
+    GiveUp,
     Judge,
     Load,
     Record,
@@ -30,6 +31,7 @@ from headrace.inference.domain.rollouts import (
     advance,
     load_failed,
     loaded,
+    process_died,
     superseded,
     weights,
 )
@@ -154,6 +156,24 @@ def test_a_triton_that_forgot_everything_gets_it_back(steps: int) -> None:
     world.settle(answering=False)
     assert world.deployment.traffic == {2: 100}
     assert world.triton == {2}
+
+
+def test_a_version_that_died_is_loaded_anew_and_not_where_an_old_one_can_answer() -> None:
+    world = World()
+    world.versions[1] = a_version(1)
+    world.settle(answering=True)
+    died = replace(world.situation(), loaded=frozenset(), died=frozenset({1}))
+    assert next_action(died, world.now) == Load((world.versions[1],))
+
+    world.versions[2] = a_version(2)
+    while set(world.deployment.traffic) != {1, 2}:
+        world.step()
+    rollout = world.deployment.rollout
+    assert rollout is not None
+    died = replace(world.situation(), loaded=frozenset({1}), died=frozenset({2}))
+    assert next_action(died, world.now) == GiveUp(rollout)
+    ended = process_died(rollout, world.now)
+    assert (weights(ended), ended.state) == ({1: 100}, RolloutState.ROLLED_BACK)
 
 
 def test_a_deleted_deployment_is_unloaded_after_its_last_requests_and_forgotten() -> None:

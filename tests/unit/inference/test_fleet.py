@@ -36,6 +36,7 @@ class Server:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.has: dict[str, frozenset[int]] = {}
+        self.lost: dict[str, frozenset[int]] = {}
         self.counts: dict[int, Outcomes] = {}
         self.away = False
         self.refuses = False
@@ -48,6 +49,9 @@ class Server:
     async def loaded(self) -> dict[str, frozenset[int]]:
         self.answer()
         return dict(self.has)
+
+    def died(self) -> dict[str, frozenset[int]]:
+        return self.lost
 
     async def load(self, deployment: str) -> None:
         self.answer()
@@ -92,6 +96,16 @@ async def test_what_is_loaded_everywhere_and_what_somewhere(
     assert await fleet.loaded() == {
         "both": Loaded(frozenset({1}), frozenset({1, 2})),
         "one": Loaded(frozenset(), frozenset({1})),
+    }
+
+
+async def test_a_version_that_died_on_one_server_is_somewhere_and_not_everywhere(
+    fleet: TritonFleet, servers: list[Server]
+) -> None:
+    servers[0].has = {"live": frozenset({1, 2})}
+    servers[1].has, servers[1].lost = {"live": frozenset({1})}, {"live": frozenset({2})}
+    assert await fleet.loaded() == {
+        "live": Loaded(frozenset({1}), frozenset({1, 2}), died=frozenset({2})),
     }
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import grpc
 
@@ -18,12 +18,21 @@ from headrace.inference.use_cases.ports import Loaded
 
 T = TypeVar("T")
 
+Versions = dict[str, frozenset[int]]
+NONE: Final[frozenset[int]] = frozenset()
+
+# The statistics of 10,000 versions are larger than gRPC's own limit.
+_OPTIONS: Final = (("grpc.max_receive_message_length", -1),)
+
 
 class Server(Protocol):
     """One server; `TritonServer` says what each method raises."""
 
-    async def loaded(self) -> dict[str, frozenset[int]]:
+    async def loaded(self) -> Versions:
         """Ready versions of every deployment it knows."""
+
+    def died(self) -> Versions:
+        """Versions that `loaded` left out: Triton calls them ready, and their process has died."""
 
     async def load(self, deployment: str) -> None:
         """Make exactly the versions answer that the repository names."""
@@ -51,8 +60,8 @@ class Repository(Protocol):
 class TritonFleet:
     """The servers as one.
 
-    A server that does not answer holds nobody up: Envoy sends it nothing, and when it is back it lacks versions
-    and is given them.
+    A server that does not answer holds nobody up: Envoy sends it nothing, and when it is back it lacks
+    versions and is given them.
     """
 
     def __init__(self, servers: Sequence[Server], repository: Repository) -> None:
@@ -61,14 +70,17 @@ class TritonFleet:
 
     async def loaded(self) -> dict[str, Loaded]:
         """Ready versions of every deployment. Raises Unavailable where no server answers."""
-        answers = await self._of_all(lambda server: server.loaded())
-        return {
-            name: Loaded(
-                frozenset.intersection(*(answer.get(name, frozenset()) for answer in answers)),
-                frozenset.union(*(answer.get(name, frozenset()) for answer in answers)),
-            )
-            for name in set().union(*answers)
-        }
+
+        async def look(server: Server) -> tuple[Versions, Versions]:
+            return await server.loaded(), server.died()
+
+        answers = await self._of_all(look)
+        found = {}
+        for name in set().union(*(loaded for loaded, _ in answers)):
+            ready = [loaded.get(name, NONE) for loaded, _ in answers]
+            died = NONE.union(*(gone.get(name, NONE) for _, gone in answers))
+            found[name] = Loaded(frozenset.intersection(*ready), died.union(*ready), died)
+        return found
 
     async def load(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
         """Make exactly these versions answer on every server that answers.
@@ -121,7 +133,9 @@ async def triton_fleet(addresses: Sequence[str], repository: Repository) -> Asyn
     """Connect to Triton servers at host:port."""
     async with AsyncExitStack() as channels:
         servers = [
-            TritonServer(await channels.enter_async_context(grpc.aio.insecure_channel(address)))
+            TritonServer(
+                await channels.enter_async_context(grpc.aio.insecure_channel(address, options=_OPTIONS))
+            )
             for address in addresses
         ]
         yield TritonFleet(servers, repository)

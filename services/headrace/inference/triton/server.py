@@ -7,6 +7,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.errors import Unavailable
 from headrace.inference.domain.rollouts import Outcomes
+from headrace.inference.triton.liveness import Liveness
 from headrace.inference.use_cases.ports import LoadError
 
 CALL_SECONDS = 5.0
@@ -19,20 +20,31 @@ class TritonServer:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._liveness = Liveness(self._stub)
+        self._died: dict[str, frozenset[int]] = {}
 
     async def loaded(self) -> dict[str, frozenset[int]]:
-        """Ready versions of every deployment it knows. Raises Unavailable."""
+        """Ready versions of every deployment it knows, without those that died. Raises Unavailable."""
         try:
             index = await self._stub.RepositoryIndex(
                 service_pb2.RepositoryIndexRequest(ready=True), timeout=CALL_SECONDS
             )
         except grpc.aio.AioRpcError as error:
             raise _unavailable(error) from error
+        died = await self._liveness.died()
         versions: dict[str, set[int]] = {}
         for model in index.models:
             if model.state == "READY":
                 versions.setdefault(model.name, set()).add(int(model.version))
-        return {name: frozenset(numbers) for name, numbers in versions.items()}
+        self._died = {
+            name: frozenset(number for number in numbers if (name, number) in died)
+            for name, numbers in versions.items()
+        }
+        return {name: frozenset(numbers) - self._died[name] for name, numbers in versions.items()}
+
+    def died(self) -> dict[str, frozenset[int]]:
+        """Versions that `loaded` left out when it was asked last: their process has died."""
+        return self._died
 
     async def load(self, deployment: str) -> None:
         """Make exactly the versions answer that the repository's configuration names.
@@ -49,6 +61,7 @@ class TritonServer:
             if error.code() is grpc.StatusCode.UNAVAILABLE and f"'{deployment}'" not in details:
                 raise _unavailable(error) from error
             raise LoadError(await self._reason(deployment, details)) from error
+        self._liveness.loaded_anew(deployment)
 
     async def unload(self, deployment: str) -> None:
         """Stop answering for a deployment. Raises Unavailable."""
@@ -57,6 +70,7 @@ class TritonServer:
             await self._stub.RepositoryModelUnload(request, timeout=LOAD_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise _unavailable(error) from error
+        self._liveness.loaded_anew(deployment)
 
     async def outcomes(self, deployment: str) -> dict[int, Outcomes]:
         """Answers and failures of each version since it was loaded. Raises Unavailable."""

@@ -136,10 +136,11 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A deployment's ready versions: those of every server that answers, and those of at least one."""
+    """A deployment's versions: ready on every server that answers; on at least one; dead on at least one."""
 
     everywhere: frozenset[int] = frozenset()
     anywhere: frozenset[int] = frozenset()
+    died: frozenset[int] = frozenset()
 
 
 class ModelServer(Protocol):

@@ -19,6 +19,7 @@ from headrace.inference.domain.convergence import (
     Action,
     Begin,
     Forget,
+    GiveUp,
     Judge,
     Load,
     Record,
@@ -35,6 +36,7 @@ from headrace.inference.domain.rollouts import (
     advance,
     load_failed,
     loaded,
+    process_died,
     superseded,
     weights,
 )
@@ -125,6 +127,7 @@ class Reconciler:
                 tried.get(deployment.name, frozenset()),
                 found.everywhere,
                 found.anywhere,
+                found.died,
             )
             action = next_action(situation, self._clock())
             if action is not None:
@@ -174,6 +177,10 @@ class Reconciler:
                 fault_point("inference.after-load")
                 return await self._step(
                     deployment, action.rollout, loaded(action.rollout, deployment.plan, self._clock())
+                )
+            case GiveUp():
+                return await self._step(
+                    deployment, action.rollout, process_died(action.rollout, self._clock())
                 )
             case Judge():
                 new, old = await self._outcomes(action.rollout)
