@@ -1,8 +1,11 @@
 -- Puts the model version that a rollout's weights pick onto an inference request.
 --
--- The route's metadata holds, for each deployment, the versions that have traffic with their weights, and the
--- signature that callers are told after a wrong request:
+-- A virtual host's metadata holds, for each of its deployments, the versions that have traffic with their weights,
+-- and the signature that callers are told after a wrong request:
 --   {["breast-cancer"] = {weights = {["3"] = 90, ["4"] = 10}, signature = "..."}}
+--
+-- Deployments are spread over many route configurations; which one a request goes by, a header says, and it is set
+-- here for every request, whatever the caller sent.
 --
 -- gRPC: the request's Protobuf is scanned field by field, without parsing what is inside. In Protobuf the last value
 -- of a field wins, so the version (field 2) and, where the caller gave none, an id (field 3) are appended and nothing
@@ -11,6 +14,10 @@
 
 -- Predictions are found by their ids, and no index takes a text of any length.
 local MAX_ID_BYTES = 256
+
+-- As in headrace.inference.xds.routes.
+local SHARDS = 64
+local SHARD_HEADER = "x-headrace-shard"
 
 local INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -50,6 +57,26 @@ local function pick(weights)
     end
   end
   return chosen
+end
+
+local function shard(model)
+  local number = 0
+  for at = 1, #model do number = (number * 31 + string.byte(model, at)) % 65521 end
+  return "models-" .. number % SHARDS
+end
+
+-- What is known of a model in the routes that the request goes by.
+local function known(handle, model)
+  local host = handle:virtualHost()
+  return host and host:metadata():get(model)
+end
+
+-- Makes a request go by its model's routes.
+local function find(handle, model)
+  handle:headers():replace(SHARD_HEADER, shard(model))
+  -- Asking for the route's metadata looks for the route; asking for the virtual host does not.
+  handle:metadata()
+  return known(handle, model)
 end
 
 local function live(weights)
@@ -162,7 +189,7 @@ local function stamp_grpc(handle)
   if #model > 128 or string.find(model, "[^%w._-]") then
     return refuse_grpc(handle, 5, "no model of that name is deployed")
   end
-  local route = handle:metadata():get(model)
+  local route = find(handle, model)
   if route == nil then return refuse_grpc(handle, 5, unknown_model(model)) end
   handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
 
@@ -189,7 +216,7 @@ end
 local function stamp_rest(handle, path)
   local model, rest = string.match(path, "^/v2/models/([^/?]+)(.*)$")
   if model == nil then return end
-  local route = handle:metadata():get(model)
+  local route = find(handle, model)
   if route == nil then return refuse_rest(handle, 404, unknown_model(model)) end
   handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
   -- Read whole, though nothing is read in it: so Envoy's limit holds here as it does for gRPC.
@@ -208,6 +235,7 @@ end
 
 function envoy_on_request(handle)
   local path = handle:headers():get(":path")
+  handle:headers():replace(SHARD_HEADER, "server")
   if path == INFER then
     stamp_grpc(handle)
   elseif string.sub(path, 1, 11) == "/v2/models/" then
@@ -217,7 +245,7 @@ end
 
 local function called_model(handle)
   local noted = handle:streamInfo():dynamicMetadata():get("headrace")
-  return noted and handle:metadata():get(noted.model)
+  return noted and known(handle, noted.model)
 end
 
 -- After a wrong request the caller is told what the model takes. Where in its code a model failed is not for callers.

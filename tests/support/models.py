@@ -55,6 +55,54 @@ def failing_classifier() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def slow_classifier() -> bytes:
+    """Like `classifier`, after as many products of matrices as the largest first feature of its rows says."""
+    size = 128
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 3])
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, [None])
+    matrix = helper.make_tensor("matrix", TensorProto.FLOAT, [size, size], [0.0] * size * size)
+    step = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["product", "matrix"], ["next_product"]),
+            helper.make_node("Identity", ["go_on"], ["still_go_on"]),
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, [size, size]),
+        ],
+        [
+            helper.make_tensor_value_info("still_go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_product", TensorProto.FLOAT, [size, size]),
+        ],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["features", "first"], ["sizes"], axis=1),
+            helper.make_node("ReduceMax", ["sizes"], ["largest"], keepdims=0),
+            helper.make_node("Cast", ["largest"], ["rounds"], to=TensorProto.INT64),
+            helper.make_node("Loop", ["rounds", "", "matrix"], ["end"], body=step),
+            helper.make_node("ReduceMax", ["end"], ["zero"], keepdims=0),
+            helper.make_node("MatMul", ["features", "weights"], ["products"]),
+            helper.make_node("Add", ["products", "zero"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["probabilities"]),
+            helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
+        ],
+        "slow_classifier",
+        [features],
+        [probabilities, label],
+        [
+            matrix,
+            helper.make_tensor("weights", TensorProto.FLOAT, [3, 2], [1, 2] * 3),
+            helper.make_tensor("first", TensorProto.INT64, [], [0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
 def classifier_signature() -> registry_pb2.Signature:
     tensor = registry_pb2.TensorSpec
     return registry_pb2.Signature(

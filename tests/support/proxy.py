@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Proxy:
-    """Forwards connections to 127.0.0.1:`upstream` while it is open."""
+    """Forwards connections to 127.0.0.1:`upstream`, from the address `source`, while it is open."""
 
     upstream: int
     port: int = 0
+    source: str = "127.0.0.1"
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -35,7 +36,9 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
+        upstream_reader, upstream_writer = await asyncio.open_connection(
+            "127.0.0.1", self.upstream, local_addr=(self.source, 0)
+        )
         self._writers |= {writer, upstream_writer}
         try:
             await asyncio.gather(_pump(reader, upstream_writer), _pump(upstream_reader, writer))

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
-from headrace.inference.triton.server import triton_server
 from headrace.objects import ObjectStore
 from headrace.training.run.report import Signature
 
@@ -62,7 +62,7 @@ async def answered(
     await server.start()
     try:
         async with (
-            triton_server(address, ModelRepository(repository, store)) as control,
+            triton_fleet([address], ModelRepository(repository, store)) as control,
             triton.InferenceServerClient(address) as client,
         ):
             await control.load("served", [served])

@@ -11,15 +11,16 @@ from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.settings import Settings
 from headrace.inference.storage.work import PostgresUnitOfWork
+from headrace.inference.streams import Streams, channel_to_envoy
+from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
-from headrace.inference.triton.server import triton_server
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
 from headrace.inference.use_cases.production import Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.route import Router
-from headrace.inference.xds.resources import Wiring
 from headrace.inference.xds.server import ControlPlane, serve_xds
+from headrace.inference.xds.wiring import TritonAddress, Wiring
 from headrace.messaging.consumer import Consumer
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import FEEDBACK, MODEL_VERSIONS, PREDICTIONS, ensure_topics, load_topics
@@ -51,15 +52,16 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
 
     work = PostgresUnitOfWork(pool, address)
     repository = ModelRepository(settings.model_repository, ObjectStore.from_uri(platform.store_uri))
-    server = await runner.enter(triton_server(settings.triton_grpc, repository))
+    server = await runner.enter(triton_fleet([grpc for grpc, _ in settings.triton_servers], repository))
     control_plane = ControlPlane(
         Wiring(
             listen=settings.envoy_address,
-            triton_grpc=settings.triton_grpc,
-            triton_http=settings.triton_http,
+            triton=tuple(TritonAddress(grpc, http) for grpc, http in settings.triton_servers),
             traces=urlsplit(platform.otlp_endpoint).netloc,
             max_request_bytes=settings.max_request_bytes,
             trace_share=settings.trace_share,
+            client_rate=settings.client_requests_per_second,
+            model_rate=settings.model_requests_per_second,
         )
     )
     router = Router(work, control_plane)
@@ -71,7 +73,15 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     reconciler = Reconciler(work, server, utc_now, changed=changed)
 
     await router.route()
-    await runner.enter(serve_xds(settings.xds_address, control_plane))
+    envoy = await runner.enter(channel_to_envoy(settings.envoy_target or settings.envoy_address))
+    await runner.enter(
+        serve_xds(
+            settings.xds_address,
+            control_plane,
+            streams=Streams(envoy),
+            max_request_bytes=settings.max_request_bytes,
+        )
+    )
     runner.spawn(router.run, "router")
     runner.spawn(lead(pool, "headrace.inference.reconciler", reconciler.run), "reconciler")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -19,18 +20,35 @@ class Settings(BaseSettings):
     grpc_address: str = "127.0.0.1:7105"
     http_address: str = "127.0.0.1:7205"
     xds_address: str = Field(default="127.0.0.1:7300", description="Where Envoys find their configuration.")
-    triton_grpc: str = Field(default="127.0.0.1:8001", description="Triton's gRPC address.")
-    triton_http: str = Field(default="127.0.0.1:8000", description="Triton's HTTP address.")
+    triton_grpc: str = Field(
+        default="127.0.0.1:8001",
+        description="Triton's gRPC address; of several servers, with commas between.",
+    )
+    triton_http: str = Field(
+        default="127.0.0.1:8000", description="Triton's HTTP address; of several servers, in the same order."
+    )
     model_repository: Path = Field(
-        default=Path("/var/lib/headrace/models"), description="Folder shared with Triton."
+        default=Path("/var/lib/headrace/models"), description="Folder shared with every Triton."
     )
     envoy_address: str = Field(
         default="127.0.0.1:8080", description="Where Envoy listens for the Open Inference Protocol."
+    )
+    envoy_target: str = Field(
+        default="",
+        description="Where this service reaches Envoy, for requests of streams; `envoy_address` where empty.",
     )
     max_request_bytes: int = Field(
         default=64 << 20,
         ge=1 << 10,
         description="Larger requests are refused: each is held in Envoy's memory while it is stamped.",
+    )
+    client_requests_per_second: int = Field(
+        default=0,
+        ge=0,
+        description="Requests that one Envoy takes from one client address; 0 for any number.",
+    )
+    model_requests_per_second: int = Field(
+        default=0, ge=0, description="Requests that one Envoy takes for one deployment; 0 for any number."
     )
     trace_share: float = Field(
         default=0.01,
@@ -47,3 +65,22 @@ class Settings(BaseSettings):
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."
     )
+
+    @property
+    def triton_servers(self) -> tuple[tuple[str, str], ...]:
+        """The gRPC and the HTTP address of each Triton server."""
+        return tuple(zip(_addresses(self.triton_grpc), _addresses(self.triton_http), strict=True))
+
+    @model_validator(mode="after")
+    def _each_server_has_both_addresses(self) -> Self:
+        grpc, http = _addresses(self.triton_grpc), _addresses(self.triton_http)
+        if not grpc or len(grpc) != len(http):
+            raise ValueError(
+                f"TRITON_GRPC names {len(grpc)} servers and TRITON_HTTP {len(http)}: "
+                "name each in both, in one order"
+            )
+        return self
+
+
+def _addresses(text: str) -> list[str]:
+    return [address for part in text.split(",") if (address := part.strip())]

@@ -167,7 +167,9 @@ class Parts:
     store_uri: str
 
     async def start(self) -> None:
-        await asyncio.gather(*(part.start() for part in (self.triton, self.envoy, self.service)))
+        await asyncio.gather(self.triton.start(), self.service.start())
+        # Without its control plane it cannot serve, and its deadline would pass.
+        await self.envoy.start()
 
     async def stop(self) -> None:
         for part in (self.service, self.envoy, self.triton):

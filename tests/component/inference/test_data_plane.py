@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MAX_REQUEST_BYTES, Plane, ask
 from tests.support.models import failing_classifier
+from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.api.inference.v1 import inference_pb2 as api
@@ -227,6 +229,29 @@ async def test_a_failing_models_callers_are_told_why_and_not_where(plane: Plane,
     row["data"] = [0, 1, 1]
     status, _ = await asyncio.to_thread(post, plane, f"/v2/models/{name}/infer", {"inputs": [row]})
     assert status == 200
+
+
+async def test_a_model_whose_process_died_answers_again_and_its_neighbours_go_on(
+    plane: Plane, name: str
+) -> None:
+    neighbour = f"{name}-neighbour"
+    for model in (name, neighbour):
+        await plane.deploy(model)
+        await plane.promote(model, 1)
+        await plane.until_live(model, 1)
+    children = psutil.Process(plane.triton.pid).children(recursive=True)
+    [process] = [child for child in children if any(f"/{name}/1/" in part for part in child.cmdline())]
+    process.kill()
+    async with plane.client() as client:
+
+        async def answered() -> bool:
+            assert (await ask(client, neighbour)).get_response().model_version == "1"
+            try:
+                return bool((await ask(client, name)).get_response().model_version == "1")
+            except triton.InferenceServerException:
+                return False
+
+        await eventually(answered, bool)
 
 
 async def test_rest_answers_like_grpc(plane: Plane, name: str) -> None:

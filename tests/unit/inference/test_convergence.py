@@ -13,6 +13,7 @@ from headrace.inference.domain.convergence import (
     Action,
     Begin,
     Forget,
+    GiveUp,
     Judge,
     Load,
     Record,
@@ -30,6 +31,7 @@ from headrace.inference.domain.rollouts import (
     advance,
     load_failed,
     loaded,
+    process_died,
     superseded,
     weights,
 )
@@ -55,7 +57,7 @@ class World:
         self.gone = False
 
     def situation(self) -> Situation:
-        return Situation(self.deployment, self.versions, frozenset(self.tried), self.triton)
+        return Situation(self.deployment, self.versions, frozenset(self.tried), self.triton, self.triton)
 
     def step(self) -> Action | None:
         self.now += timedelta(milliseconds=500)
@@ -156,6 +158,24 @@ def test_a_triton_that_forgot_everything_gets_it_back(steps: int) -> None:
     assert world.triton == {2}
 
 
+def test_a_version_that_died_is_loaded_anew_and_not_where_an_old_one_can_answer() -> None:
+    world = World()
+    world.versions[1] = a_version(1)
+    world.settle(answering=True)
+    died = replace(world.situation(), loaded=frozenset(), died=frozenset({1}))
+    assert next_action(died, world.now) == Load((world.versions[1],))
+
+    world.versions[2] = a_version(2)
+    while set(world.deployment.traffic) != {1, 2}:
+        world.step()
+    rollout = world.deployment.rollout
+    assert rollout is not None
+    died = replace(world.situation(), loaded=frozenset({1}), died=frozenset({2}))
+    assert next_action(died, world.now) == GiveUp(rollout)
+    ended = process_died(rollout, world.now)
+    assert (weights(ended), ended.state) == ({1: 100}, RolloutState.ROLLED_BACK)
+
+
 def test_a_deleted_deployment_is_unloaded_after_its_last_requests_and_forgotten() -> None:
     world = World()
     world.versions[1] = a_version(1)
@@ -166,3 +186,16 @@ def test_a_deleted_deployment_is_unloaded_after_its_last_requests_and_forgotten(
         assert world.now - world.deployment.update_time < 2 * DRAIN
         world.step()
     assert world.triton == frozenset()
+
+
+def test_what_one_server_alone_has_is_unloaded() -> None:
+    """Of several servers one may have been away when a version was unloaded."""
+    world = World()
+    world.versions[1] = a_version(1)
+    world.settle(answering=True)
+    extra = replace(world.situation(), anywhere=frozenset({1, 2}))
+    later = world.now + 2 * DRAIN
+    assert next_action(extra, later) == Load((world.versions[1],))
+    world.deployment = replace(world.deployment, deleted=True, update_time=world.now)
+    gone = replace(world.situation(), loaded=frozenset(), anywhere=frozenset({1}))
+    assert next_action(gone, later) == Unload()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sysconfig
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from string import Template
+from typing import Final
 
-from headrace.embedded.parts.process import Part, http_status
+from headrace.embedded.parts.process import POLL_SECONDS, Part, http_get, http_post, http_status
 from headrace.runtime.resources import deploy_path
+
+# An Envoy that is stopped tells its clients to connect anew, and listens for so long still.
+# What it has begun it answers, within the limit.
+DRAIN_SECONDS: Final = 2
+DRAIN_LIMIT_SECONDS: Final = 10.0
 
 
 class Envoy(Part):
@@ -40,6 +49,8 @@ class Envoy(Part):
             "--config-path": str(self._bootstrap),
             "--log-level": "warning",
             "--concurrency": "2",
+            "--drain-time-s": str(DRAIN_SECONDS),
+            "--drain-strategy": "immediate",
         }
         program = Path(sysconfig.get_path("scripts")) / "envoy"
         # One machine, one Envoy of this stack: nothing to hand over to.
@@ -49,6 +60,35 @@ class Envoy(Part):
     async def ready(self) -> bool:
         """It has its configuration and listens."""
         return await http_status(self.admin_port, "/ready") == 200
+
+    async def stop(self) -> None:
+        """Stop it when its clients are elsewhere or have their answers, or take too long for either."""
+        if self.running:
+            # An Envoy that does not answer has nothing to finish.
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(DRAIN_LIMIT_SECONDS):
+                    await self._drain()
+        await super().stop()
+
+    async def _drain(self) -> None:
+        now = asyncio.get_running_loop().time
+        listens_until = now() + DRAIN_SECONDS
+        await http_post(self.admin_port, "/drain_listeners?graceful")
+        while True:
+            if not await self._active("cx"):
+                return
+            if now() > listens_until and not await self._active("rq"):
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _active(self, what: str) -> int:
+        """Connections ("cx") or requests ("rq") of clients, now."""
+        # The listener's `stat_prefix`, as in headrace.inference.xds.listener.
+        name = f"http.inference.downstream_{what}_active"
+        _, body = await http_get(self.admin_port, f"/stats?filter={name}")
+        # It is not counted before there is a listener.
+        found = re.search(rf"{name}: (\d+)", body.decode())
+        return int(found[1]) if found else 0
 
     @property
     def _bootstrap(self) -> Path:

@@ -309,9 +309,18 @@ async def http_status(port: int, path: str) -> int:
 
 async def http_get(port: int, path: str) -> tuple[int, bytes]:
     """Status and body of a GET on loopback. Raises OSError where nothing answers."""
+    return await _http("GET", port, path)
+
+
+async def http_post(port: int, path: str) -> tuple[int, bytes]:
+    """Status and body of a POST without a body on loopback. Raises OSError where nothing answers."""
+    return await _http("POST", port, path)
+
+
+async def _http(method: str, port: int, path: str) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         words = head.split(maxsplit=2)
         return (int(words[1]) if len(words) > 1 else 0), body

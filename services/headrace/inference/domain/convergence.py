@@ -20,12 +20,18 @@ DRAIN = timedelta(seconds=2)
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A deployment as stored, its model's versions, those tried before, those that Triton has loaded."""
+    """A deployment as stored, its model's versions, those tried before, those that Triton has loaded.
+
+    `loaded`: on every server that answers; `anywhere`: on at least one of them; `died`: those of them whose
+    process died on one.
+    """
 
     deployment: Deployment
     versions: Mapping[int, ServedVersion]
     tried: frozenset[int]
     loaded: frozenset[int]
+    anywhere: frozenset[int]
+    died: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,14 @@ class Judge:
     rollout: Rollout
 
 
-Action = Begin | Load | Unload | Forget | Record | Start | Judge
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The process of the rollout's version died: give its traffic back to the old one."""
+
+    rollout: Rollout
+
+
+Action = Begin | Load | Unload | Forget | Record | Start | Judge | GiveUp
 
 
 def next_action(situation: Situation, now: datetime) -> Action | None:
@@ -82,23 +95,31 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
     if deployment.deleted:
         if now - deployment.update_time < DRAIN:
             return None
-        return Unload() if loaded else Forget()
+        return Unload() if situation.anywhere else Forget()
     target = next_rollout(
         list(situation.versions), deployment.stable, deployment.rollout, rolled_out=situation.tried
     )
     if target is not None:
         return Begin(situation.versions[target])
-    wanted = wanted_versions(deployment.traffic, deployment.rollout) & set(situation.versions)
+    rollout = deployment.rollout
+    if (
+        rollout is not None
+        and rollout.state is RolloutState.PROGRESSING
+        and rollout.from_version
+        and rollout.to_version in situation.died
+    ):
+        # Loaded anew it would hide how it failed, until the next step.
+        return GiveUp(rollout)
+    wanted = wanted_versions(deployment.traffic, rollout) & set(situation.versions)
     if not wanted <= loaded:
         return Load(tuple(situation.versions[number] for number in sorted(wanted)))
     if loaded != deployment.loaded:
         return Record(loaded)
-    rollout = deployment.rollout
     if rollout is not None and rollout.state is RolloutState.LOADING:
         return Start(rollout)
     if rollout is not None and rollout.state is RolloutState.PROGRESSING:
         return Judge(rollout)
-    if wanted != loaded and _drained(rollout, now):
+    if wanted != situation.anywhere and _drained(rollout, now):
         return Load(tuple(situation.versions[number] for number in sorted(wanted))) if wanted else Unload()
     return None
 

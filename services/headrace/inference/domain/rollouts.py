@@ -107,6 +107,11 @@ def load_failed(rollout: Rollout, why: str, now: datetime) -> Rollout:
     return _ended(rollout, _undone(rollout), f"version {rollout.to_version} did not load: {why}", now, 0)
 
 
+def process_died(rollout: Rollout, now: datetime) -> Rollout:
+    """The version's process died of what it was asked: its traffic goes back."""
+    return _ended(rollout, _undone(rollout), f"the process of version {rollout.to_version} died", now, 0)
+
+
 def superseded(rollout: Rollout, newer: int, now: datetime) -> Rollout:
     """A newer version was promoted: this one's traffic goes back, and the newer one's rollout begins."""
     ended = _ended(rollout, _undone(rollout), f"version {newer} was promoted meanwhile", now, 0)

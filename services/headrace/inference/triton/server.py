@@ -1,17 +1,13 @@
-"""Triton's model control and statistics."""
+"""One Triton server's model control and statistics."""
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.errors import Unavailable
-from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.rollouts import Outcomes
-from headrace.inference.triton.repository import ModelRepository
+from headrace.inference.triton.liveness import Liveness
 from headrace.inference.use_cases.ports import LoadError
 
 CALL_SECONDS = 5.0
@@ -20,33 +16,42 @@ LOAD_SECONDS = 120.0
 
 
 class TritonServer:
-    """One Triton server, with the repository folder that it shares with us."""
+    """One Triton server."""
 
-    def __init__(self, channel: grpc.aio.Channel, repository: ModelRepository) -> None:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        self._repository = repository
+        self._liveness = Liveness(self._stub)
+        self._died: dict[str, frozenset[int]] = {}
 
     async def loaded(self) -> dict[str, frozenset[int]]:
-        """Ready versions of every deployment it knows. Raises Unavailable."""
+        """Ready versions of every deployment it knows, without those that died. Raises Unavailable."""
         try:
             index = await self._stub.RepositoryIndex(
                 service_pb2.RepositoryIndexRequest(ready=True), timeout=CALL_SECONDS
             )
         except grpc.aio.AioRpcError as error:
             raise _unavailable(error) from error
+        died = await self._liveness.died()
         versions: dict[str, set[int]] = {}
         for model in index.models:
             if model.state == "READY":
                 versions.setdefault(model.name, set()).add(int(model.version))
-        return {name: frozenset(numbers) for name, numbers in versions.items()}
+        self._died = {
+            name: frozenset(number for number in numbers if (name, number) in died)
+            for name, numbers in versions.items()
+        }
+        return {name: frozenset(numbers) - self._died[name] for name, numbers in versions.items()}
 
-    async def load(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
-        """Make exactly these versions answer.
+    def died(self) -> dict[str, frozenset[int]]:
+        """Versions that `loaded` left out when it was asked last: their process has died."""
+        return self._died
+
+    async def load(self, deployment: str) -> None:
+        """Make exactly the versions answer that the repository's configuration names.
 
         Triton loads the new state beside the old one and swaps: versions in both answer without a gap, and
         where it fails the old state stays. Raises LoadError, Unavailable.
         """
-        await self._repository.put(deployment, versions)
         request = service_pb2.RepositoryModelLoadRequest(model_name=deployment)
         try:
             await self._stub.RepositoryModelLoad(request, timeout=LOAD_SECONDS)
@@ -56,16 +61,16 @@ class TritonServer:
             if error.code() is grpc.StatusCode.UNAVAILABLE and f"'{deployment}'" not in details:
                 raise _unavailable(error) from error
             raise LoadError(await self._reason(deployment, details)) from error
-        self._repository.drop_others(deployment, versions)
+        self._liveness.loaded_anew(deployment)
 
     async def unload(self, deployment: str) -> None:
-        """Stop answering for a deployment, and remove its files. Raises Unavailable."""
+        """Stop answering for a deployment. Raises Unavailable."""
         request = service_pb2.RepositoryModelUnloadRequest(model_name=deployment)
         try:
             await self._stub.RepositoryModelUnload(request, timeout=LOAD_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise _unavailable(error) from error
-        self._repository.remove(deployment)
+        self._liveness.loaded_anew(deployment)
 
     async def outcomes(self, deployment: str) -> dict[int, Outcomes]:
         """Answers and failures of each version since it was loaded. Raises Unavailable."""
@@ -95,13 +100,6 @@ class TritonServer:
             if model.name == deployment and model.state == "UNAVAILABLE" and model.reason != "unloaded":
                 return str(model.reason).splitlines()[0]
         return details.splitlines()[0] if details else "Triton gave no reason"
-
-
-@asynccontextmanager
-async def triton_server(address: str, repository: ModelRepository) -> AsyncIterator[TritonServer]:
-    """Connect to Triton at host:port."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        yield TritonServer(channel, repository)
 
 
 def _unavailable(error: grpc.aio.AioRpcError) -> Unavailable:

@@ -134,11 +134,20 @@ class LoadError(Exception):
     """Triton does not take a version: its file is wrong, or the model raises when it is loaded."""
 
 
-class ModelServer(Protocol):
-    """Triton."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A deployment's versions: ready on every server that answers; on at least one; dead on at least one."""
 
-    async def loaded(self) -> dict[str, frozenset[int]]:
-        """Ready versions of every deployment it knows."""
+    everywhere: frozenset[int] = frozenset()
+    anywhere: frozenset[int] = frozenset()
+    died: frozenset[int] = frozenset()
+
+
+class ModelServer(Protocol):
+    """Triton, be it one server or several."""
+
+    async def loaded(self) -> dict[str, Loaded]:
+        """Ready versions of every deployment it knows. Raises Unavailable where no server answers."""
 
     async def load(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
         """Make exactly these versions answer, those that do already without a gap. Raises LoadError."""

@@ -19,6 +19,7 @@ from headrace.inference.domain.convergence import (
     Action,
     Begin,
     Forget,
+    GiveUp,
     Judge,
     Load,
     Record,
@@ -35,11 +36,12 @@ from headrace.inference.domain.rollouts import (
     advance,
     load_failed,
     loaded,
+    process_died,
     superseded,
     weights,
 )
 from headrace.inference.use_cases import metrics
-from headrace.inference.use_cases.ports import LoadError, ModelServer, UnitOfWork
+from headrace.inference.use_cases.ports import Loaded, LoadError, ModelServer, UnitOfWork
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.runtime.ids import new_id
@@ -102,7 +104,7 @@ class Reconciler:
     async def reconcile(self) -> None:
         """Look at every deployment once, and begin what those need that are not busy."""
         try:
-            ready: Mapping[str, frozenset[int]] | None = await self._server.loaded()
+            ready: Mapping[str, Loaded] | None = await self._server.loaded()
         except Unavailable as error:
             ready, reason = None, str(error)
         metrics.TRITON_UP.set(ready is not None)
@@ -118,11 +120,14 @@ class Reconciler:
             if ready is None:
                 await self._note(deployment, reason, loaded=frozenset())
                 continue
+            found = ready.get(deployment.name, Loaded())
             situation = Situation(
                 deployment,
                 {version.version: version for version in versions.get(deployment.model, [])},
                 tried.get(deployment.name, frozenset()),
-                ready.get(deployment.name, frozenset()),
+                found.everywhere,
+                found.anywhere,
+                found.died,
             )
             action = next_action(situation, self._clock())
             if action is not None:
@@ -172,6 +177,10 @@ class Reconciler:
                 fault_point("inference.after-load")
                 return await self._step(
                     deployment, action.rollout, loaded(action.rollout, deployment.plan, self._clock())
+                )
+            case GiveUp():
+                return await self._step(
+                    deployment, action.rollout, process_died(action.rollout, self._clock())
                 )
             case Judge():
                 new, old = await self._outcomes(action.rollout)

@@ -14,27 +14,28 @@ from typing import Final
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
+from tritonclient.grpc import service_pb2_grpc
 
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import Route
+from headrace.inference.xds.listener import LISTENER_NAME
 from headrace.inference.xds.resources import (
     CLUSTER,
     LISTENER,
-    LISTENER_NAME,
+    ORDER,
     ROUTES,
-    ROUTES_NAME,
-    Wiring,
-    resources,
+    SCOPES,
+    fixed_resources,
+    shard_resource,
 )
-from headrace.rpc.options import pings_every
+from headrace.inference.xds.routes import SHARDS, shard_name, shard_of
+from headrace.inference.xds.wiring import Wiring
+from headrace.rpc.options import MAX_MESSAGE_BYTES, pings_every
 
 logger = logging.getLogger(__name__)
 
 # deploy/envoy/bootstrap.yaml, connection_keepalive.
 _ENVOY_PING_MILLISECONDS: Final = 10_000
-
-# Make before break: clusters exist before routes name them.
-ORDER = (CLUSTER, LISTENER, ROUTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,18 @@ class Versioned:
     resource: AnyMessage
     version: str
 
+    @classmethod
+    def of(cls, resource: AnyMessage) -> Versioned:
+        """A resource with its version."""
+        return cls(resource, hashlib.sha256(resource.value).hexdigest()[:16])
+
 
 @dataclass
 class Subscription:
     """What one Envoy wants and has of one type.
 
     `sent` is what it was sent last, by name; `accepted` what it said it took; `pending` what is not
-    answered yet, by nonce; `refusal` its words about the last answer, where it took it not.
+    answered yet, by nonce; `refused` its words about what it did not take, by name.
     """
 
     wildcard: bool = False
@@ -58,7 +64,7 @@ class Subscription:
     sent: dict[str, str] = field(default_factory=dict)
     accepted: dict[str, str] = field(default_factory=dict)
     pending: dict[str, dict[str, str]] = field(default_factory=dict)
-    refusal: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 class Peer:
@@ -95,13 +101,15 @@ class Peer:
     def _answered(self, subscription: Subscription, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
         pending = subscription.pending.pop(request.response_nonce, {})
         if request.HasField("error_detail"):
-            # Refused: Envoy goes on with what it had. It is sent again when it changes.
-            subscription.refusal = request.error_detail.message or "no reason given"
+            # Envoy goes on with what it had. It is sent again when it changes.
+            message = request.error_detail.message or "no reason given"
+            subscription.refused.update(dict.fromkeys(pending, message))
             kind = request.type_url.rpartition(".")[2]
             metrics.REJECTIONS.labels(kind).inc()
-            logger.error("Envoy %s refused its %s: %s", self.node, kind, subscription.refusal)
+            logger.error("Envoy %s refused its %s: %s", self.node, kind, message)
         else:
-            subscription.refusal = ""
+            for name in pending:
+                subscription.refused.pop(name, None)
             subscription.accepted.update(pending)
 
     def delta(
@@ -133,16 +141,21 @@ class Peer:
             removed_resources=removed,
         )
 
-    def problem(self, snapshot: Mapping[str, Mapping[str, Versioned]]) -> str:
-        """Why this Envoy does not serve the snapshot yet; empty where it does."""
-        for kind in ORDER:
+    def problem(self, snapshot: Mapping[str, Mapping[str, Versioned]], routes: str) -> str:
+        """Why this Envoy does not serve the snapshot's routes of that name yet; empty where it does."""
+        needed = {
+            CLUSTER: [*snapshot[CLUSTER]],
+            LISTENER: [LISTENER_NAME],
+            SCOPES: [routes],
+            ROUTES: [routes],
+        }
+        for kind, names in needed.items():
             subscription = self.subscriptions.get(kind)
-            if subscription is not None and subscription.refusal:
-                return f"Envoy {self.node} refused its configuration: {subscription.refusal}"
-        for kind, name in ((LISTENER, LISTENER_NAME), (ROUTES, ROUTES_NAME)):
-            subscription = self.subscriptions.get(kind)
-            if subscription is None or subscription.accepted.get(name) != snapshot[kind][name].version:
-                return f"Envoy {self.node} has not taken its configuration yet"
+            for name in names:
+                if subscription is not None and name in subscription.refused:
+                    return f"Envoy {self.node} refused its configuration: {subscription.refused[name]}"
+                if subscription is None or subscription.accepted.get(name) != snapshot[kind][name].version:
+                    return f"Envoy {self.node} has not taken its configuration yet"
         return ""
 
 
@@ -154,34 +167,52 @@ class ControlPlane:
     """
 
     def __init__(self, wiring: Wiring) -> None:
-        self._wiring = wiring
-        self._routes: Mapping[str, Route] | None = None
-        self._snapshot: Mapping[str, Mapping[str, Versioned]] = {}
+        self._routes: dict[str, Route] = {}
+        # Each shard's part of them.
+        self._shards: list[dict[str, Route]] = [{} for _ in range(SHARDS)]
+        self._snapshot = {
+            kind: {name: Versioned.of(resource) for name, resource in entries.items()}
+            for kind, entries in fixed_resources(wiring).items()
+        }
+        self._routed = False
         self._peers: set[Peer] = set()
         self._closed = False
 
+    @property
+    def snapshot(self) -> Mapping[str, Mapping[str, Versioned]]:
+        """Every resource as it is now, by type and name."""
+        return self._snapshot
+
     def update(self, routes: Mapping[str, Route]) -> None:
         """Route requests so from now on."""
-        if routes == self._routes:
+        changed = {
+            name for name in routes.keys() | self._routes.keys() if routes.get(name) != self._routes.get(name)
+        }
+        if self._routed and not changed:
             return
         self._routes = dict(routes)
-        self._snapshot = {
-            kind: {
-                name: Versioned(resource, hashlib.sha256(resource.value).hexdigest()[:16])
-                for name, resource in entries.items()
-            }
-            for kind, entries in resources(self._wiring, routes).items()
-        }
+        for name in changed:
+            members = self._shards[shard_of(name)]
+            if name in routes:
+                members[name] = routes[name]
+            else:
+                del members[name]
+        shards = set(map(shard_of, changed)) if self._routed else set(range(SHARDS))
+        for shard in shards:
+            resource = shard_resource(shard, self._shards[shard])
+            self._snapshot[ROUTES][shard_name(shard)] = Versioned.of(resource)
+        self._routed = True
         self._wake_all()
 
     def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
         """Why requests are not routed by these weights yet, for people; empty where they are."""
-        route = (self._routes or {}).get(deployment)
+        route = self._routes.get(deployment)
         if route is None or dict(route.weights) != dict(traffic):
             return "Envoy is being told of its weights"
         if not self._peers:
             return "no Envoy is connected"
-        return next((problem for peer in self._peers if (problem := peer.problem(self._snapshot))), "")
+        name = shard_name(shard_of(deployment))
+        return next((problem for peer in self._peers if (problem := peer.problem(self._snapshot, name))), "")
 
     async def stream(
         self, requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest]
@@ -204,7 +235,7 @@ class ControlPlane:
                 # Before looking: what changes from here on is looked at in the next round.
                 peer.wake.clear()
                 for kind in ORDER:
-                    response = peer.delta(kind, self._snapshot.get(kind, {})) if self._snapshot else None
+                    response = peer.delta(kind, self._snapshot[kind]) if self._routed else None
                     if response is not None:
                         yield response
                 await peer.wake.wait()
@@ -239,16 +270,29 @@ class DiscoveryServicer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # typ
 
 
 @asynccontextmanager
-async def serve_xds(address: str, control_plane: ControlPlane) -> AsyncIterator[int]:
-    """Serve discovery at host:port; yields the port. Raises OSError where it cannot be bound."""
+async def serve_xds(
+    address: str,
+    control_plane: ControlPlane,
+    *,
+    streams: service_pb2_grpc.GRPCInferenceServiceServicer | None = None,
+    max_request_bytes: int = MAX_MESSAGE_BYTES,
+) -> AsyncIterator[int]:
+    """Serve discovery at host:port, and beside it `streams`, whose requests may be so large; yields the port.
+
+    Raises OSError where it cannot be bound.
+    """
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_send_message_length", -1),
+            # What Envoy asks of discovery has to fit, however small requests may be.
+            ("grpc.max_receive_message_length", max(MAX_MESSAGE_BYTES, max_request_bytes)),
             *pings_every(_ENVOY_PING_MILLISECONDS),
         ]
     )
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryServicer(control_plane), server)
+    if streams is not None:
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(streams, server)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

@@ -1,0 +1,99 @@
+"""ModelStreamInfer: each request of a stream goes through Envoy as a ModelInfer of its own.
+
+So the weights of its own moment pick its version, and limits, retries and errors are those of every request
+(docs/adr/0036). Answers come in the order of their requests, as Triton's do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from headrace.inference.xds.routes import CLIENT_HEADER
+
+Context = grpc.aio.ServicerContext[service_pb2.ModelInferRequest, service_pb2.ModelStreamInferResponse]
+
+# Of one stream; what comes beyond waits with its caller.
+MAX_IN_FLIGHT: Final = 64
+
+# Triton's: who sends it as "true" wants the first error to end the stream with its status.
+STATUS_HEADER: Final = "triton_grpc_error"
+_PASSED_ON: Final = {
+    "traceparent": "traceparent",
+    "tracestate": "tracestate",
+    CLIENT_HEADER: "x-forwarded-for",
+}
+
+_OPTIONS: Final = (
+    # Envoy limits what may be asked, and Triton answers what it answers.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def channel_to_envoy(target: str) -> AbstractAsyncContextManager[grpc.aio.Channel]:
+    """A channel to Envoy's listener at host:port."""
+    return grpc.aio.insecure_channel(target, options=_OPTIONS)
+
+
+# A request's id and its call.
+_Asked = tuple[str, grpc.aio.UnaryUnaryCall[service_pb2.ModelInferRequest, service_pb2.ModelInferResponse]]
+
+
+class Streams(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """The servicer; Envoy sends it this one method."""
+
+    def __init__(self, envoy: grpc.aio.Channel) -> None:
+        self._infer = service_pb2_grpc.GRPCInferenceServiceStub(envoy).ModelInfer
+
+    async def ModelStreamInfer(  # noqa: N802 - the protocol's name
+        self,
+        requests: AsyncIterator[service_pb2.ModelInferRequest],
+        context: Context,
+    ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
+        """Answer each request; an error is told in its place, or ends the stream for who wants that."""
+        given = dict(context.invocation_metadata() or ())
+        metadata = [(theirs, given[ours]) for ours, theirs in _PASSED_ON.items() if ours in given]
+        room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        asked: asyncio.Queue[_Asked | None] = asyncio.Queue()
+
+        async def ask() -> None:
+            try:
+                async for request in requests:
+                    await room.acquire()
+                    call = self._infer(request, timeout=context.time_remaining(), metadata=metadata)
+                    asked.put_nowait((request.id, call))
+            finally:
+                asked.put_nowait(None)
+
+        asking = asyncio.create_task(ask())
+        try:
+            while (next_asked := await asked.get()) is not None:
+                request_id, call = next_asked
+                answer = service_pb2.ModelStreamInferResponse()
+                try:
+                    answer.infer_response.CopyFrom(await call)
+                except grpc.aio.AioRpcError as error:
+                    if given.get(STATUS_HEADER) == "true":
+                        await context.abort(error.code(), error.details() or "")
+                    answer.error_message = error.details()
+                    answer.infer_response.id = request_id
+                # Every request has one answer, which is its last.
+                answer.infer_response.parameters["triton_final_response"].bool_param = True
+                yield answer
+                room.release()
+            await asking
+        finally:
+            asking.cancel()
+            # It fails where the caller gave up.
+            await asyncio.gather(asking, return_exceptions=True)
+            while not asked.empty():
+                if (left := asked.get_nowait()) is not None:
+                    left[1].cancel()

@@ -1,0 +1,105 @@
+"""Where Envoy sends requests: Triton's servers, and how it keeps away from those that do not work."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from headrace.inference.xds.documents import EXTENSION, Document, socket
+from headrace.inference.xds.wiring import TritonAddress, Wiring
+
+TRITON_GRPC: Final = "triton-grpc"
+TRITON_HTTP: Final = "triton-http"
+TRACES: Final = "traces"
+# The inference service, which serves streams beside discovery; deploy/envoy/bootstrap.yaml says where.
+STREAMS: Final = "streams"
+
+# The default of 1,024 would refuse requests that Triton's own queue takes.
+MAX_REQUESTS: Final = 16_384
+# Of the requests in flight, so many per cent may be second attempts: enough for those of one of two servers
+# that died, and no more than that where both are down.
+RETRY_BUDGET_PERCENT: Final = 50.0
+MIN_RETRIES: Final = 64
+
+
+def clusters(wiring: Wiring) -> list[Document]:
+    """Every cluster."""
+    found = [
+        _triton(TRITON_GRPC, wiring.triton, http2=True),
+        _triton(TRITON_HTTP, wiring.triton, http2=False),
+    ]
+    if wiring.traces:
+        found.append(_cluster(TRACES, [{"endpoint": {"address": socket(wiring.traces)}}], http2=True))
+    return found
+
+
+def _triton(name: str, servers: tuple[TritonAddress, ...], *, http2: bool) -> Document:
+    cluster = _cluster(name, [_endpoint(server, http2=http2) for server in servers], http2=http2)
+    return {
+        **cluster,
+        "lb_policy": "LEAST_REQUEST",
+        # Where none is well, all are tried: the checks may be what is wrong.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
+        "health_checks": [
+            {
+                "timeout": "1s",
+                "interval": "1s",
+                # The default waits a minute between checks of what has had no traffic yet.
+                "no_traffic_interval": "1s",
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+                "http_health_check": {"path": "/v2/health/ready"},
+            }
+        ],
+        # Connections that fail put a server out sooner than checks do. Its answers do not: a model that fails
+        # must not take a server from the others.
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 3,
+            "enforcing_consecutive_local_origin_failure": 100,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_consecutive_gateway_failure": 0,
+            "enforcing_success_rate": 0,
+            "interval": "1s",
+            "base_ejection_time": "2s",
+            "max_ejection_time": "10s",
+            "max_ejection_percent": 50,
+        },
+    }
+
+
+def _endpoint(server: TritonAddress, *, http2: bool) -> Document:
+    if not http2:
+        return {"endpoint": {"address": socket(server.http)}}
+    # Triton says over HTTP whether it is ready, for both.
+    check = {"port_value": int(server.http.rpartition(":")[2])}
+    return {"endpoint": {"address": socket(server.grpc), "health_check_config": check}}
+
+
+def _cluster(name: str, endpoints: list[Document], *, http2: bool) -> Document:
+    cluster: Document = {
+        "name": name,
+        "type": "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_requests": MAX_REQUESTS,
+                    "max_pending_requests": MAX_REQUESTS,
+                    "retry_budget": {
+                        "budget_percent": {"value": RETRY_BUDGET_PERCENT},
+                        "min_retry_concurrency": MIN_RETRIES,
+                    },
+                }
+            ]
+        },
+    }
+    if http2:
+        cluster["typed_extension_protocol_options"] = {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": f"{EXTENSION}.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        }
+    return cluster

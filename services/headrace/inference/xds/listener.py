@@ -1,0 +1,128 @@
+"""The listener: how Envoy takes requests, before it is known where they go."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from headrace.inference.xds.clusters import TRACES
+from headrace.inference.xds.documents import EXTENSION, Document, socket
+from headrace.inference.xds.rate_limits import rate_limits
+from headrace.inference.xds.routes import LUA, scoping
+from headrace.inference.xds.wiring import Wiring
+from headrace.runtime.resources import deploy_path
+
+LISTENER_NAME: Final = "inference"
+
+# What HTTP/2 allows of a window.
+MIN_WINDOW, MAX_WINDOW = 2**16 - 1, 2**31 - 1
+
+
+def listener(wiring: Wiring) -> Document:
+    """The listener of the Open Inference Protocol, of gRPC and REST."""
+    manager: Document = {
+        "@type": f"{EXTENSION}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "inference",
+        "codec_type": "AUTO",
+        "generate_request_id": False,
+        # Without request ids, whether a request is traced must not be read from them.
+        "request_id_extension": {
+            "typed_config": {
+                "@type": f"{EXTENSION}.request_id.uuid.v3.UuidRequestIdConfig",
+                "pack_trace_reason": False,
+                "use_request_id_for_trace_sampling": False,
+            }
+        },
+        # What Envoy buffers of an HTTP/2 request is bounded by this window, and by nothing else.
+        "http2_protocol_options": {
+            "initial_stream_window_size": min(max(wiring.max_request_bytes, MIN_WINDOW), MAX_WINDOW)
+        },
+        "scoped_routes": scoping(),
+        "local_reply_config": {"mappers": _own_answers(wiring.max_request_bytes)},
+        # What the routes below allow must be what Triton sees.
+        "normalize_path": True,
+        "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "http_filters": [
+            {
+                "name": LUA,
+                "typed_config": {
+                    "@type": f"{EXTENSION}.filters.http.lua.v3.Lua",
+                    "default_source_code": {
+                        "inline_string": deploy_path("envoy/version_stamp.lua").read_text()
+                    },
+                },
+            },
+            *rate_limits(wiring.client_rate, wiring.model_rate),
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {
+                    "@type": f"{EXTENSION}.filters.http.router.v3.Router",
+                    "dynamic_stats": False,
+                },
+            },
+        ],
+    }
+    if wiring.traces:
+        manager["tracing"] = {
+            "provider": {
+                "name": "envoy.tracers.opentelemetry",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+                    "grpc_service": {"envoy_grpc": {"cluster_name": TRACES}, "timeout": "1s"},
+                    "service_name": "envoy",
+                },
+            },
+            # Of requests that bring no context; one that does decides for itself.
+            "random_sampling": {"value": 100 * wiring.trace_share},
+        }
+    return {
+        "name": LISTENER_NAME,
+        "address": socket(wiring.listen),
+        "per_connection_buffer_limit_bytes": wiring.max_request_bytes,
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+
+
+def _own_answers(limit: int) -> list[Document]:
+    """Envoy's own answers, in gRPC's words to who asked in gRPC, else in those of the protocol's REST."""
+    return [
+        *_exhausted(413, f"the request is larger than {limit} bytes"),
+        *_exhausted(429, "more requests a second than one client, or this model, may have; try again later"),
+        # As it is: in gRPC the body is the status's message.
+        {"filter": {"and_filter": {"filters": [_status("GE", 500), _ASKED_IN_GRPC]}}},
+        {
+            "filter": _status("GE", 500),
+            "body_format_override": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}},
+        },
+    ]
+
+
+_ASKED_IN_GRPC: Final = {
+    "header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}
+}
+
+
+def _exhausted(status: int, message: str) -> list[Document]:
+    """RESOURCE_EXHAUSTED, in REST this status."""
+    exhausted = _status("EQ", status)
+    return [
+        {
+            "filter": {"and_filter": {"filters": [exhausted, _ASKED_IN_GRPC]}},
+            # The status's message.
+            "body": {"inline_string": message},
+            "headers_to_add": [
+                {
+                    "header": {"key": "grpc-status", "value": "8"},
+                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                }
+            ],
+        },
+        {"filter": exhausted, "body_format_override": {"json_format": {"error": message}}},
+    ]
+
+
+def _status(comparison: str, status: int) -> Document:
+    value = {"default_value": status, "runtime_key": "unused"}
+    return {"status_code_filter": {"comparison": {"op": comparison, "value": value}}}

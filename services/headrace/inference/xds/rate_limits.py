@@ -1,0 +1,56 @@
+"""How many requests a second one client, and one model, may have of one Envoy."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from headrace.inference.xds.documents import EXTENSION, Document
+
+# Of clients and models together; beyond, those that were not seen for longest begin with a full bucket again.
+MAX_BUCKETS: Final = 10_000
+_UNLIMITED: Final = {"max_tokens": 2**32 - 1, "tokens_per_fill": 2**32 - 1, "fill_interval": "1s"}
+
+
+def rate_limits(client_rate: int, model_rate: int) -> list[Document]:
+    """The filter that refuses what is too much, none where nothing is limited.
+
+    It stands behind the version stamp, which notes the model of a request in the filters' metadata.
+    """
+    descriptors: list[Document] = []
+    actions: list[Document] = []
+    if client_rate:
+        descriptors.append(_bucket("remote_address", client_rate))
+        actions.append({"actions": [{"remote_address": {}}]})
+    if model_rate:
+        descriptors.append(_bucket("model", model_rate))
+        noted = {"key": "headrace", "path": [{"key": "model"}]}
+        action = {"descriptor_key": "model", "metadata_key": noted, "source": "DYNAMIC"}
+        actions.append({"actions": [{"metadata": action}]})
+    if not descriptors:
+        return []
+    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}, "runtime_key": "unused"}
+    return [
+        {
+            "name": "envoy.filters.http.local_ratelimit",
+            "typed_config": {
+                "@type": f"{EXTENSION}.filters.http.local_ratelimit.v3.LocalRateLimit",
+                "stat_prefix": "inference",
+                "token_bucket": _UNLIMITED,
+                "always_consume_default_token_bucket": False,
+                "filter_enabled": always,
+                "filter_enforced": always,
+                "rate_limited_as_resource_exhausted": True,
+                "max_dynamic_descriptors": MAX_BUCKETS,
+                "descriptors": descriptors,
+                "rate_limits": actions,
+            },
+        }
+    ]
+
+
+def _bucket(key: str, rate: int) -> Document:
+    """A bucket for each value of the key, which holds a second's requests."""
+    return {
+        "entries": [{"key": key}],
+        "token_bucket": {"max_tokens": rate, "tokens_per_fill": rate, "fill_interval": "1s"},
+    }

@@ -1,0 +1,177 @@
+"""Where requests go, and what is refused: the protocol's methods and paths.
+
+The routes to models are kept in shards, so that a change of one deployment's weights sends Envoy its
+neighbours' and not everybody's (docs/adr/0034). The version stamp finds a request's model and names its shard
+in a header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from headrace.inference.use_cases.ports import Route
+from headrace.inference.xds.clusters import STREAMS, TRITON_GRPC, TRITON_HTTP
+from headrace.inference.xds.documents import EXTENSION, Document
+
+SHARDS: Final = 64
+SERVER_ROUTES: Final = "server"
+SHARD_HEADER: Final = "x-headrace-shard"
+# Whose a stream is: what serves streams asks in that client's name.
+CLIENT_HEADER: Final = "x-headrace-client"
+
+LUA: Final = "envoy.filters.http.lua"
+SERVICE: Final = "/inference.GRPCInferenceService/"
+
+# What clients may ask beside inference, of gRPC and of REST; loading, unloading, shared memory and settings
+# are the control plane's.
+PUBLIC_METHODS: Final = (
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelConfig",
+    "RepositoryIndex",
+)
+
+MAX_RETRIES: Final = 2
+
+# The caller's deadline is the only one; a request without one may take as long as its model does.
+_DEADLINE: Final = {"timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
+
+PUBLIC_SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index")
+PUBLIC_PATHS: Final = "/v2/models/[^/]+(/versions/[^/]+)?(/infer|/ready|/config)?"
+
+
+def shard_of(deployment: str) -> int:
+    """The shard that has a deployment's routes; deploy/envoy/version_stamp.lua counts in the same way."""
+    number = 0
+    for byte in deployment.encode():
+        number = (number * 31 + byte) % 65_521
+    return number % SHARDS
+
+
+def shard_name(shard: int) -> str:
+    """A shard's route configuration, and the key of its scope."""
+    return f"models-{shard}"
+
+
+def scoping() -> Document:
+    """That a request goes by the route configuration which the version stamp names in a header."""
+    ads = {"ads": {}, "resource_api_version": "V3"}
+    return {
+        "name": "open-inference-protocol",
+        "scope_key_builder": {
+            "fragments": [
+                {"header_value_extractor": {"name": SHARD_HEADER, "element_separator": "", "index": 0}}
+            ]
+        },
+        "rds_config_source": ads,
+        "scoped_rds": {"scoped_rds_config_source": ads},
+    }
+
+
+def scopes() -> list[Document]:
+    """The names that the header may have."""
+    return [
+        {"name": name, "route_configuration_name": name, "key": {"fragments": [{"string_key": name}]}}
+        for name in (SERVER_ROUTES, *map(shard_name, range(SHARDS)))
+    ]
+
+
+def server_routes() -> Document:
+    """The routes of what is asked of no model, or of no version of one."""
+    return _configuration(
+        SERVER_ROUTES,
+        [
+            *({"match": {"path": SERVICE + method}, "route": _to(TRITON_GRPC)} for method in PUBLIC_METHODS),
+            _stream(),
+            # PERMISSION_DENIED in gRPC.
+            _refused({"prefix": SERVICE}, 403, "for operators only"),
+            *({"match": {"path": path}, "route": _to(TRITON_HTTP)} for path in PUBLIC_SERVER_PATHS),
+            _refused({"prefix": "/v2/"}, 403, "for operators only", json=True),
+            _refused({"prefix": "/"}, 404, "the Open Inference Protocol is served below /v2", json=True),
+        ],
+    )
+
+
+def shard_routes(shard: int, routes: Mapping[str, Route]) -> Document:
+    """The routes to some models' versions, with what the version stamp has to know of each."""
+    known = {
+        name: {
+            "weights": {str(version): weight for version, weight in route.weights.items()},
+            "signature": route.signature,
+        }
+        for name, route in sorted(routes.items())
+    }
+    return _configuration(
+        shard_name(shard),
+        [
+            {"match": {"path": SERVICE + "ModelInfer"}, "route": _to(TRITON_GRPC)},
+            {"match": {"safe_regex": {"regex": PUBLIC_PATHS}}, "route": _to(TRITON_HTTP)},
+            _refused({"prefix": "/"}, 403, "for operators only", json=True),
+        ],
+        {"metadata": {"filter_metadata": {LUA: known}}},
+    )
+
+
+def _configuration(name: str, routes: list[Document], more: Mapping[str, Any] | None = None) -> Document:
+    return {
+        "name": name,
+        "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes, **(more or {})}],
+        "request_headers_to_remove": [SHARD_HEADER],
+    }
+
+
+def _stream() -> Document:
+    client = {"key": CLIENT_HEADER, "value": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}
+    return {
+        "match": {"path": SERVICE + "ModelStreamInfer"},
+        # Each of its requests comes back as one of its own, and is tried again as those are.
+        "route": {"cluster": STREAMS, **_DEADLINE},
+        "request_headers_to_add": [{"header": client, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
+    }
+
+
+def _to(cluster: str) -> Document:
+    return {
+        "cluster": cluster,
+        **_DEADLINE,
+        "retry_policy": {
+            # UNAVAILABLE, in REST 503, is what Triton answers before it begins. A request whose server died
+            # may have been computed: to do so again changes nothing, but a line in the prediction log.
+            "retry_on": "connect-failure,refused-stream,reset,unavailable,retriable-status-codes",
+            "retriable_status_codes": [503],
+            # A request that kills its server kills no more than these.
+            "num_retries": MAX_RETRIES,
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {
+                        "@type": f"{EXTENSION}.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                    },
+                }
+            ],
+            # The balancer likes a server that answers nothing, for it has the fewest requests: of two, three
+            # times of four. So often it is asked for another one.
+            "host_selection_retry_max_attempts": 32,
+        },
+    }
+
+
+def _refused(match: Document, status: int, message: str, *, json: bool = False) -> Document:
+    """An answer of Envoy's own; in gRPC the body is the status's message."""
+    refused: Document = {
+        "match": match,
+        "direct_response": {
+            "status": status,
+            "body": {"inline_string": f'{{"error": "{message}"}}' if json else message},
+        },
+    }
+    if json:
+        header = {"key": "content-type", "value": "application/json"}
+        refused["response_headers_to_add"] = [
+            {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        ]
+    return refused

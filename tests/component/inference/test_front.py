@@ -1,0 +1,199 @@
+"""What Envoy does with requests, whatever the model: which there are, limits, and servers that fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from tests.support.front import Front, ModelServer, front, request, wiring
+from tests.support.waiting import eventually
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+MODEL = "m"
+# Far more than any call takes.
+SECONDS = 60
+
+
+class Fronts:
+    """Makes fronts that end with the test."""
+
+    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+
+    async def __call__(self, count: int = 1, **limits: int) -> tuple[Front, Sequence[ModelServer]]:
+        """An Envoy in front of so many servers, which all serve MODEL's version 3."""
+        servers = [ModelServer() for _ in range(count)]
+        for server in servers:
+            self._stack.push_async_callback(server.stop)
+            await server.start()
+        made = await self._stack.enter_async_context(
+            front(self._folder, wiring(servers, **limits), {MODEL: {3: 100}})
+        )
+        return made, servers
+
+
+@pytest.fixture
+async def make_front(tmp_path: Path) -> AsyncIterator[Fronts]:
+    async with AsyncExitStack() as stack:
+        yield Fronts(tmp_path, stack)
+
+
+async def infer(opened: grpc.aio.Channel, **fields: object) -> service_pb2.ModelInferResponse:
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+    return await stub.ModelInfer(request(MODEL, **fields), timeout=SECONDS)
+
+
+async def test_the_models_are_listed_and_none_can_be_changed(make_front: Fronts) -> None:
+    made, _ = await make_front()
+    async with made.channel() as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
+        for method, message in (
+            ("RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name=MODEL)),
+            ("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest(model_name=MODEL)),
+            ("SystemSharedMemoryRegister", service_pb2.SystemSharedMemoryRegisterRequest()),
+            ("LogSettings", service_pb2.LogSettingsRequest()),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await getattr(stub, method)(message, timeout=10)
+            assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    async with httpx.AsyncClient(base_url=f"http://{made.address}") as client:
+        assert (await client.post("/v2/repository/index")).status_code == 200
+        for path in (f"/v2/repository/models/{MODEL}/load", f"/v2/repository/models/{MODEL}/unload"):
+            refused = await client.post(path, json={})
+            assert (refused.status_code, refused.json()) == (403, {"error": "for operators only"})
+
+
+async def test_a_deadline_and_giving_up_reach_the_server(make_front: Fronts) -> None:
+    made, [server] = await make_front()
+    async with made.channel() as opened:
+        await infer(opened)
+        assert 0 < (server.seconds_left[0] or 0) <= SECONDS
+        server.held = asyncio.Event()
+        call = asyncio.create_task(infer(opened))
+        await eventually(lambda: _count(server), lambda count: count == 2)
+        call.cancel()
+        await asyncio.wait_for(server.cancelled.wait(), 60)
+
+
+async def test_calls_go_past_a_server_that_is_gone_and_none_fails(make_front: Fronts) -> None:
+    made, [gone, left] = await make_front(2)
+    async with made.channel() as opened:
+        while not gone.asked:
+            await infer(opened)
+        gone.held = asyncio.Event()
+        # With calls in flight at the server that goes away.
+        calls = [asyncio.create_task(infer(opened)) for _ in range(20)]
+        await eventually(lambda: _count(gone), lambda count: count > 1)
+        await gone.vanish()
+        calls += [asyncio.create_task(infer(opened)) for _ in range(20)]
+        answers = await asyncio.gather(*calls)
+    assert {answer.model_version for answer in answers} == {"3"}
+    assert left.asked
+
+
+async def test_a_call_that_a_server_did_not_begin_is_answered_by_another(make_front: Fronts) -> None:
+    made, [without, has] = await make_front(2)
+    without.refusal = grpc.StatusCode.UNAVAILABLE
+    async with made.channel() as opened:
+        for _ in range(20):
+            await infer(opened)
+    assert without.asked
+    assert len(has.asked) == 20
+
+
+async def test_what_a_model_answers_is_not_asked_again(make_front: Fronts) -> None:
+    made, servers = await make_front(2)
+    for server in servers:
+        server.refusal = grpc.StatusCode.INTERNAL
+    async with made.channel() as opened:
+        for _ in range(20):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await infer(opened)
+            assert raised.value.code() is grpc.StatusCode.INTERNAL
+    # A failing model takes no server from the others, either.
+    assert sum(len(server.asked) for server in servers) == 20
+    assert all(server.asked for server in servers)
+
+
+async def test_the_server_with_fewer_requests_gets_the_next(make_front: Fronts) -> None:
+    made, [busy, idle] = await make_front(2)
+    async with made.channel() as opened:
+        busy.held = asyncio.Event()
+        held = [asyncio.create_task(infer(opened))]
+        while not busy.asked:
+            await eventually(lambda: _sum(busy, idle), lambda count: count == len(held))
+            held.append(asyncio.create_task(infer(opened)))
+        # Of two servers chosen at random, one twice maybe, the one with fewer requests: a quarter, not half.
+        waiting: list[asyncio.Task[service_pb2.ModelInferResponse]] = []
+        for _ in range(200):
+            waiting.append(asyncio.create_task(infer(opened)))
+            await eventually(lambda: _sum(busy, idle), lambda count: count == len(held) + len(waiting))
+        assert len(busy.asked) < 80
+        busy.held.set()
+        await asyncio.gather(*waiting)
+        await asyncio.gather(*held)
+
+
+async def test_a_model_has_so_many_requests_a_second(make_front: Fronts) -> None:
+    made, [server] = await make_front(model_rate=5)
+    async with made.channel() as opened:
+        outcomes = await asyncio.gather(*(infer(opened) for _ in range(100)), return_exceptions=True)
+        refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+        assert {(error.code(), error.details()) for error in refused} == {
+            (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "more requests a second than one client, or this model, may have; try again later",
+            )
+        }
+        assert len(server.asked) == 100 - len(refused)
+        # Other calls are not the model's.
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
+
+
+async def test_a_client_has_so_many_requests_a_second(make_front: Fronts) -> None:
+    made, _ = await make_front(client_rate=5)
+
+    async def statuses(source: str) -> set[int]:
+        transport = httpx.AsyncHTTPTransport(local_address=source)
+        async with httpx.AsyncClient(base_url=f"http://{made.address}", transport=transport) as client:
+            answers = await asyncio.gather(*(client.get("/v2/health/ready") for _ in range(20)))
+            for answer in answers:
+                assert answer.status_code == 200 or answer.json()["error"].startswith(
+                    "more requests a second"
+                )
+            return {answer.status_code for answer in answers}
+
+    assert await statuses("127.0.0.2") == {200, 429}
+    async with httpx.AsyncClient(
+        base_url=f"http://{made.address}", transport=httpx.AsyncHTTPTransport(local_address="127.0.0.3")
+    ) as other:
+        assert (await other.get("/v2/health/ready")).status_code == 200
+
+
+async def test_while_no_server_answers_both_protocols_say_unavailable(make_front: Fronts) -> None:
+    made, [server] = await make_front()
+    await server.vanish()
+    async with made.channel() as opened:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await infer(opened)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with httpx.AsyncClient(base_url=f"http://{made.address}") as client:
+        answer = await client.post(f"/v2/models/{MODEL}/infer", json={"inputs": []})
+    assert answer.status_code == 503
+    assert answer.json()["error"]
+
+
+async def _count(server: ModelServer) -> int:
+    return len(server.asked)
+
+
+async def _sum(*servers: ModelServer) -> int:
+    return sum(len(server.asked) for server in servers)

@@ -1,0 +1,152 @@
+"""Streams of requests through Envoy: each answered as a request of its own, in the streams' order."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as blocking
+from tests.support.front import SIGNATURE, Front, ModelServer, front, request, wiring
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from headrace.inference.streams import MAX_IN_FLIGHT
+from headrace.inference.use_cases.ports import Route
+
+MODEL = "m"
+SECONDS = 60
+
+Stream = grpc.aio.StreamStreamCall[service_pb2.ModelInferRequest, service_pb2.ModelStreamInferResponse]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ModelServer]:
+    started = ModelServer()
+    await started.start()
+    yield started
+    await started.stop()
+
+
+@pytest.fixture
+async def made(server: ModelServer, tmp_path: Path) -> AsyncIterator[Front]:
+    async with front(tmp_path, wiring([server]), {MODEL: {3: 100}}) as started:
+        yield started
+
+
+@pytest.fixture
+async def stream(made: Front) -> AsyncIterator[Stream]:
+    async with made.channel() as opened:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(opened).ModelStreamInfer(timeout=SECONDS)
+
+
+async def asked(server: ModelServer) -> int:
+    return len(server.asked)
+
+
+async def test_each_request_goes_by_the_weights_of_its_moment(made: Front, stream: Stream) -> None:
+    await stream.write(request(MODEL, id="first"))
+    answer = await stream.read()
+    assert (answer.infer_response.id, answer.infer_response.model_version) == ("first", "3")
+    made.control_plane.update({MODEL: Route({4: 100}, SIGNATURE)})
+    await made.until_routed(MODEL, {4: 100})
+    await stream.write(request(MODEL, id="second"))
+    answer = await stream.read()
+    assert (answer.infer_response.id, answer.infer_response.model_version) == ("second", "4")
+    assert answer.infer_response.parameters["triton_final_response"].bool_param
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_answers_come_in_the_order_of_their_requests(server: ModelServer, stream: Stream) -> None:
+    server.held = held = asyncio.Event()
+    await stream.write(request(MODEL, id="slow"))
+    await eventually(lambda: asked(server), lambda count: count == 1)
+    server.held = None
+    for request_id in ("quick", "quicker"):
+        await stream.write(request(MODEL, id=request_id))
+    await eventually(lambda: asked(server), lambda count: count == 3)
+    held.set()
+    assert [(await stream.read()).infer_response.id for _ in range(3)] == ["slow", "quick", "quicker"]
+
+
+async def test_an_error_stands_in_its_requests_place(stream: Stream) -> None:
+    for name in ("nobody", MODEL):
+        await stream.write(request(name, id=name))
+    wrong, right = await stream.read(), await stream.read()
+    assert (wrong.infer_response.id, wrong.error_message) == ("nobody", "no model nobody is deployed")
+    assert (right.infer_response.id, right.error_message) == (MODEL, "")
+
+
+async def test_an_error_ends_a_stream_that_asks_for_its_status(made: Front) -> None:
+    async with made.channel() as opened:
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(opened).ModelStreamInfer(
+            timeout=SECONDS, metadata=[("triton_grpc_error", "true")]
+        )
+        await stream.write(request("nobody"))
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stream.read()
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    assert raised.value.details() == "no model nobody is deployed"
+
+
+async def test_giving_a_stream_up_reaches_the_server(server: ModelServer, stream: Stream) -> None:
+    server.held = asyncio.Event()
+    for _ in range(3):
+        await stream.write(request(MODEL))
+    await eventually(lambda: asked(server), lambda count: count == 3)
+    assert all(0 < (left or 0) <= SECONDS for left in server.seconds_left)
+    stream.cancel()
+    await asyncio.wait_for(server.cancelled.wait(), SECONDS)
+
+
+async def test_a_stream_is_answered_however_much_is_asked_at_once(
+    server: ModelServer, stream: Stream
+) -> None:
+    server.held = held = asyncio.Event()
+    many = 3 * MAX_IN_FLIGHT
+    for number in range(many):
+        await stream.write(request(MODEL, id=str(number)))
+    await eventually(lambda: asked(server), lambda count: count == MAX_IN_FLIGHT)
+    held.set()
+    server.held = None
+    assert [(await stream.read()).infer_response.id for _ in range(many)] == [str(n) for n in range(many)]
+
+
+async def test_a_streams_requests_are_its_clients(server: ModelServer, tmp_path: Path) -> None:
+    async with front(tmp_path, wiring([server], client_rate=5), {MODEL: {3: 100}}) as made:
+        other = Proxy(int(made.address.rpartition(":")[2]), source="127.0.0.2")
+        await other.open()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{other.port}") as opened:
+            stream = service_pb2_grpc.GRPCInferenceServiceStub(opened).ModelStreamInfer(timeout=SECONDS)
+            for _ in range(50):
+                await stream.write(request(MODEL))
+            errors = [(await stream.read()).error_message for _ in range(50)]
+        assert any(error.startswith("more requests a second than one client") for error in errors)
+        # The others have what is theirs.
+        async with made.channel() as opened:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+            assert (await stub.ModelInfer(request(MODEL), timeout=SECONDS)).model_version == "3"
+        await other.cut()
+
+
+async def test_the_blocking_client_streams(made: Front) -> None:
+    def answered() -> list[tuple[str, str]]:
+        answers: queue.Queue[blocking.InferResult] = queue.Queue()
+        tensor = blocking.InferInput("features", [1, 3], "FP32")
+        tensor.set_data_from_numpy(np.ones((1, 3), dtype=np.float32))
+        with blocking.InferenceServerClient(made.address) as client:
+            client.start_stream(lambda result, error: answers.put(error or result))
+            for request_id in ("first", "second"):
+                client.async_stream_infer(MODEL, [tensor], request_id=request_id)
+            responses = [answers.get(timeout=SECONDS).get_response() for _ in range(2)]
+            client.stop_stream()
+        return [(response.id, response.model_version) for response in responses]
+
+    assert await asyncio.to_thread(answered) == [("first", "3"), ("second", "3")]

@@ -1,0 +1,161 @@
+"""Envoy and its control plane in front of servers that stand in for Triton: no broker, no database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import tritonclient.grpc.aio as triton
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from headrace.embedded.parts import free_port
+from headrace.embedded.parts.envoy import Envoy
+from headrace.inference.streams import Streams, channel_to_envoy
+from headrace.inference.use_cases.ports import Route
+from headrace.inference.xds.server import ControlPlane, serve_xds
+from headrace.inference.xds.wiring import TritonAddress, Wiring
+
+SIGNATURE = "features FP32 [-1,3]"
+
+
+@dataclass
+class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Answers what it was asked, and misbehaves where it is told to.
+
+    `asked`: the requests that reached it; `seconds_left`: each one's deadline; `refusal`: the status that it
+    answers instead; `held`: it answers nothing until this is set; `cancelled`: a caller gave up meanwhile.
+    """
+
+    asked: list[service_pb2.ModelInferRequest] = field(default_factory=list)
+    seconds_left: list[float | None] = field(default_factory=list)
+    refusal: grpc.StatusCode | None = None
+    held: asyncio.Event | None = None
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    _proxies: list[Proxy] = field(default_factory=list)
+    _running: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def address(self) -> TritonAddress:
+        grpc, http = self._proxies
+        return TritonAddress(f"127.0.0.1:{grpc.port}", f"127.0.0.1:{http.port}")
+
+    async def start(self) -> None:
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        self._running.push_async_callback(server.stop, None)
+        http = await asyncio.start_server(_say_ready, "127.0.0.1", 0)
+        self._running.callback(http.close)
+        self._proxies = [Proxy(port), Proxy(http.sockets[0].getsockname()[1])]
+        for proxy in self._proxies:
+            await proxy.open()
+
+    async def vanish(self) -> None:
+        """Be gone without a word, as a killed process is."""
+        for proxy in self._proxies:
+            await proxy.cut()
+
+    async def stop(self) -> None:
+        await self.vanish()
+        await self._running.aclose()
+
+    async def ModelInfer(
+        self, request: service_pb2.ModelInferRequest, context: Any
+    ) -> service_pb2.ModelInferResponse:
+        self.asked.append(request)
+        self.seconds_left.append(context.time_remaining())
+        if self.held is not None:
+            try:
+                await self.held.wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        if self.refusal is not None:
+            await context.abort(self.refusal, "as it was told")
+        return service_pb2.ModelInferResponse(
+            model_name=request.model_name, model_version=request.model_version, id=request.id
+        )
+
+    async def RepositoryIndex(
+        self, request: service_pb2.RepositoryIndexRequest, context: object
+    ) -> service_pb2.RepositoryIndexResponse:
+        return service_pb2.RepositoryIndexResponse()
+
+
+async def _say_ready(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An empty answer to each request of a connection."""
+    try:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
+
+
+@dataclass
+class Front:
+    """A running Envoy, its control plane, and where both are."""
+
+    wiring: Wiring
+    xds_port: int
+    envoy: Envoy
+    control_plane: ControlPlane
+
+    @property
+    def address(self) -> str:
+        return self.wiring.listen
+
+    def client(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(self.address)
+
+    def channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(self.address)
+
+    async def until_routed(self, model: str, weights: Mapping[int, int]) -> None:
+        """Wait until every Envoy says that it routes the model so."""
+
+        async def problem() -> str:
+            return self.control_plane.problem(model, weights)
+
+        await eventually(problem, lambda found: not found)
+
+
+def wiring(servers: Sequence[ModelServer], **limits: int) -> Wiring:
+    """A listener of its own in front of these servers."""
+    fresh = Wiring(f"127.0.0.1:{free_port()}", tuple(server.address for server in servers))
+    return replace(fresh, **limits)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def front(
+    folder: Path, wiring: Wiring, routes: Mapping[str, Mapping[int, int]]
+) -> AsyncIterator[Front]:
+    """Envoy with these weights, of models that take three numbers."""
+    control_plane = ControlPlane(wiring)
+    control_plane.update({name: Route(weights, SIGNATURE) for name, weights in routes.items()})
+    async with (
+        channel_to_envoy(wiring.listen) as opened,
+        serve_xds("127.0.0.1:0", control_plane, streams=Streams(opened)) as xds_port,
+    ):
+        envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds_port)
+        try:
+            await envoy.start()
+            yield Front(wiring, xds_port, envoy, control_plane)
+        finally:
+            await envoy.stop()
+
+
+def request(model: str, **fields: Any) -> service_pb2.ModelInferRequest:
+    """One row for a model."""
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="features", datatype="FP32", shape=[1, 3])
+    return service_pb2.ModelInferRequest(
+        model_name=model, inputs=[tensor], raw_input_contents=[b"\0" * 12], **fields
+    )
