@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.registry.v1 import registry_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.inference.analysis_messages import analysis_from, analysis_message, judgement_message
+from headrace.inference.domain.analysis import DEFAULT_ANALYSIS
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
 from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.inference.use_cases.ports import LoggedPrediction
@@ -15,10 +17,10 @@ from headrace.rpc.convert import from_duration, to_duration, to_timestamp
 
 
 def plan_from(message: scheduling_pb2.RolloutSpec) -> Plan:
-    """A rollout's plan; all at once where no step is named."""
-    if not message.steps:
-        return Plan(hold=from_duration(message.hold))
-    return Plan(tuple(message.steps), from_duration(message.hold))
+    """A rollout's plan; all at once where no step is named. Raises InvalidArgument/INVALID_ROLLOUT."""
+    hold = from_duration(message.hold)
+    analysis = analysis_from(message.analysis, hold) if message.HasField("analysis") else DEFAULT_ANALYSIS
+    return Plan(tuple(message.steps) or (100,), hold, analysis)
 
 
 def rollout_message(rollout: Rollout) -> api.Rollout:
@@ -34,6 +36,9 @@ def rollout_message(rollout: Rollout) -> api.Rollout:
         message=rollout.message,
         create_time=to_timestamp(rollout.create_time),
         end_time=to_timestamp(rollout.end_time),
+        paused=rollout.paused,
+        judgement=judgement_message(rollout.judgement) if rollout.judgement else None,
+        step_time=to_timestamp(rollout.step_time),
     )
 
 
@@ -47,7 +52,9 @@ def deployment_message(
         name=deployment.name,
         model=deployment.model,
         rollout_spec=scheduling_pb2.RolloutSpec(
-            steps=deployment.plan.steps, hold=to_duration(deployment.plan.hold)
+            steps=deployment.plan.steps,
+            hold=to_duration(deployment.plan.hold),
+            analysis=analysis_message(deployment.plan.analysis),
         ),
         traffic=[
             api.VersionTraffic(version=version, weight=weight, loaded=version in deployment.loaded)

@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import InvalidArgument
-from headrace.inference.domain.rollouts import (
+from headrace.errors import FailedPrecondition, InvalidArgument
+from headrace.inference.domain.analysis import (
+    Analysis,
+    Judgement,
+    Observed,
     Outcomes,
+    Verdict,
+    judge,
+)
+from headrace.inference.domain.rollouts import (
+    Baseline,
     Plan,
     Rollout,
     RolloutState,
@@ -18,6 +26,8 @@ from headrace.inference.domain.rollouts import (
     load_failed,
     loaded,
     next_rollout,
+    outcomes_since,
+    promoted,
     superseded,
     wanted_versions,
     weights,
@@ -26,10 +36,31 @@ from headrace.inference.domain.rollouts import (
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOLD = timedelta(seconds=10)
 GOOD = Outcomes(succeeded=100)
+PLAN = Plan((50, 100), HOLD)
 
 
 def a_rollout(from_version: int = 1) -> Rollout:
     return Rollout("r", "live", from_version, 2, RolloutState.LOADING, "", NOW, NOW)
+
+
+def progressing(plan: Plan = PLAN) -> Rollout:
+    return loaded(a_rollout(), plan, {}, NOW)
+
+
+def judged(rollout: Rollout, plan: Plan, new: Outcomes, old: Outcomes, now: datetime) -> Judgement:
+    return judge(
+        plan.analysis,
+        len(plan.steps),
+        Observed(new),
+        Observed(old),
+        held=now - rollout.step_time,
+        hold=plan.hold,
+        now=now,
+    )
+
+
+def after(rollout: Rollout, plan: Plan, new: Outcomes, old: Outcomes, now: datetime) -> Rollout:
+    return advance(rollout, plan, judged(rollout, plan, new, old, now), {}, now)
 
 
 @pytest.mark.parametrize("steps", [(), (0, 100), (50,), (50, 50, 100), (100, 50), (10, 101)])
@@ -41,44 +72,91 @@ def test_steps_that_do_not_rise_to_all_are_refused(steps: tuple[int, ...]) -> No
 @given(st.sets(st.integers(1, 99), max_size=8))
 def test_a_good_version_gets_every_step_and_then_all(shares: set[int]) -> None:
     plan = Plan((*sorted(shares), 100), HOLD)
-    rollout, now, seen = loaded(a_rollout(), plan, NOW), NOW, []
+    rollout, now, seen = progressing(plan), NOW, []
     while not rollout.state.ended:
         seen.append(rollout.weight)
         assert sum(weights(rollout).values()) == 100
-        assert advance(rollout, plan, GOOD, GOOD, now + HOLD / 2) == rollout
+        held = after(rollout, plan, GOOD, GOOD, now + HOLD / 2)
+        assert replace(held, judgement=None) == rollout
         now += HOLD
-        rollout = advance(rollout, plan, GOOD, GOOD, now)
+        rollout = after(held, plan, GOOD, GOOD, now)
     assert tuple(seen) == plan.steps
     assert rollout.state is RolloutState.SUCCEEDED
     assert weights(rollout) == {2: 100}
 
 
 def test_the_first_version_of_all_gets_everything_at_once() -> None:
-    rollout = loaded(a_rollout(from_version=0), Plan((10, 100), HOLD), NOW)
+    rollout = loaded(a_rollout(from_version=0), PLAN, {}, NOW)
     assert weights(rollout) == {2: 100}
+    assert advance(rollout, PLAN, None, {}, NOW).state is RolloutState.SUCCEEDED
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 200), st.integers(0, 200))
-def test_a_version_goes_back_only_when_it_is_worse_than_the_old_one(
+def test_a_version_goes_back_where_the_judgement_says_so(
     succeeded: int, failed: int, old_succeeded: int, old_failed: int
 ) -> None:
-    plan = Plan((50, 100), HOLD)
     new, old = Outcomes(succeeded, failed), Outcomes(old_succeeded, old_failed)
-    after = advance(loaded(a_rollout(), plan, NOW), plan, new, old, NOW)
-    worse = new.total >= 20 and new.error_rate > 0.05 and new.error_rate > old.error_rate
-    assert (after.state is RolloutState.ROLLED_BACK) == worse
-    if worse:
-        assert weights(after) == {1: 100}
-        assert f"failed {failed} of {succeeded + failed} requests" in after.message
+    judgement = judged(progressing(), PLAN, new, old, NOW + HOLD)
+    rollout = advance(progressing(), PLAN, judgement, {}, NOW + HOLD)
+    went_back = rollout.state is RolloutState.ROLLED_BACK
+    assert went_back == (judgement.verdict is Verdict.ROLL_BACK)
+    if went_back:
+        assert weights(rollout) == {1: 100}
+        assert f"failed {failed} of {succeeded + failed} requests" in rollout.message
+        assert rollout.judgement == judgement
+
+
+def test_a_version_that_goes_back_for_want_of_proof_is_said_to() -> None:
+    rollout = after(progressing(), PLAN, Outcomes(56, 4), Outcomes(60), NOW + HOLD)
+    assert rollout.state is RolloutState.ROLLED_BACK
+    assert "did not tell whether that was chance" in rollout.message
+
+
+def test_a_paused_rollout_stays_and_still_goes_back() -> None:
+    paused = replace(progressing(), paused=True)
+    assert after(paused, PLAN, GOOD, GOOD, NOW + HOLD).step == 0
+    assert after(paused, PLAN, Outcomes(0, 100), GOOD, NOW).state is RolloutState.ROLLED_BACK
+
+
+def test_an_operator_promotes_what_has_traffic() -> None:
+    assert weights(promoted(progressing(), NOW)) == {2: 100}
+    assert promoted(progressing(), NOW).state is RolloutState.SUCCEEDED
+    with pytest.raises(FailedPrecondition) as raised:
+        promoted(a_rollout(), NOW)
+    assert raised.value.reason == "ROLLOUT_LOADING"
+
+
+def test_a_step_counts_from_where_it_began() -> None:
+    counts = {1: Outcomes(1000, 10), 2: Outcomes(5, 1)}
+    rollout = loaded(a_rollout(), PLAN, counts, NOW)
+    later = {1: Outcomes(1100, 12), 2: Outcomes(25, 1)}
+    assert outcomes_since(later, rollout, 1) == Outcomes(100, 2)
+    assert outcomes_since(later, rollout, 2) == Outcomes(20, 0)
+    # Triton was restarted.
+    assert outcomes_since({2: Outcomes(3, 0)}, rollout, 2) == Outcomes(3, 0)
+    assert outcomes_since({}, rollout, 3) == Outcomes()
+
+
+def test_the_last_step_is_compared_with_what_the_old_version_answered_before_it() -> None:
+    plan = Plan((10, 50, 100), HOLD, Analysis())
+    rollout = loaded(a_rollout(), plan, {}, NOW)
+    for step in (1, 2):
+        counts = {1: Outcomes(100 * step), 2: Outcomes(50 * step)}
+        now = NOW + step * HOLD
+        rollout = advance(rollout, plan, judged(rollout, plan, GOOD, GOOD, now), counts, now)
+    assert rollout.weight == 100
+    assert rollout.baselines == {
+        1: Baseline(NOW + HOLD, Outcomes(100)),
+        2: Baseline(NOW + 2 * HOLD, Outcomes(100)),
+    }
 
 
 def test_nobody_but_the_new_version_is_harmed_by_what_ends_a_rollout() -> None:
-    progressing = loaded(a_rollout(), Plan((50, 100), HOLD), NOW)
     for ended, state in (
         (load_failed(a_rollout(), "no file", NOW), RolloutState.FAILED),
-        (load_failed(progressing, "no file", NOW), RolloutState.ROLLED_BACK),
-        (superseded(progressing, 3, NOW), RolloutState.ROLLED_BACK),
-        (aborted(progressing, NOW), RolloutState.ROLLED_BACK),
+        (load_failed(progressing(), "no file", NOW), RolloutState.ROLLED_BACK),
+        (superseded(progressing(), 3, NOW), RolloutState.ROLLED_BACK),
+        (aborted(progressing(), NOW), RolloutState.ROLLED_BACK),
     ):
         assert ended.state is state
         assert weights(ended) == {1: 100}

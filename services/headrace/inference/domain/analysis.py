@@ -226,6 +226,13 @@ def judge(
     return Judgement(verdict, findings, now)
 
 
+def same_findings(one: Judgement | None, other: Judgement | None) -> bool:
+    """Whether two judgements differ in nothing but their time."""
+    if one is None or other is None:
+        return one is other
+    return (one.verdict, one.findings) == (other.verdict, other.findings)
+
+
 def against(finding: Finding, new: int, old: int) -> str:
     """What a finding says against the new version, for people."""
     if finding.criterion is Criterion.ERROR_RATE:

@@ -95,7 +95,7 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
         return Record(loaded)
     rollout = deployment.rollout
     if rollout is not None and rollout.state is RolloutState.LOADING:
-        return Start(rollout)
+        return None if rollout.paused else Start(rollout)
     if rollout is not None and rollout.state is RolloutState.PROGRESSING:
         return Judge(rollout)
     if wanted != loaded and _drained(rollout, now):

@@ -9,8 +9,8 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.errors import Unavailable
+from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import ServedVersion
-from headrace.inference.domain.rollouts import Outcomes
 from headrace.inference.triton.repository import ModelRepository
 from headrace.inference.use_cases.ports import LoadError
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.quality import Met
-from headrace.inference.domain.rollouts import Outcomes, Plan, Rollout
+from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.messaging.events import Event
 
 
@@ -107,6 +108,21 @@ class Rows(Protocol):
 
     async def answer_counts(self, deployment: str) -> dict[int, list[Met]]:
         """How often each version's answers met which true labels."""
+
+    async def latency_counts(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, dict[int, int]]:
+        """Each version's predictions from its moment on, by bucket of latency."""
+
+    async def answers_given(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, dict[float, int]]:
+        """How often each version gave which answer from its moment on."""
+
+    async def answer_counts_since(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, list[Met]]:
+        """How often each version's answers from its moment on met which true labels."""
 
 
 class Work(Protocol):

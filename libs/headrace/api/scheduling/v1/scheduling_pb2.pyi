@@ -416,6 +416,7 @@ class RolloutSpec(google.protobuf.message.Message):
 
     STEPS_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
+    ANALYSIS_FIELD_NUMBER: builtins.int
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Percentages of the traffic that the new version gets, rising, the last one 100."""
@@ -424,18 +425,164 @@ class RolloutSpec(google.protobuf.message.Message):
     def hold(self) -> google.protobuf.duration_pb2.Duration:
         """How long each step is watched before the next."""
 
+    @property
+    def analysis(self) -> Global___RolloutAnalysis:
+        """What each step is judged by. Unset: error rates alone, and no step takes longer than its hold."""
+
     def __init__(
         self,
         *,
         steps: collections.abc.Iterable[builtins.int] | None = ...,
         hold: google.protobuf.duration_pb2.Duration | None = ...,
+        analysis: Global___RolloutAnalysis | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["hold", b"hold"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["analysis", b"analysis", "hold", b"hold"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["hold", b"hold", "steps", b"steps"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["analysis", b"analysis", "hold", b"hold", "steps", b"steps"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___RolloutSpec: typing_extensions.TypeAlias = RolloutSpec
+
+@typing.final
+class RolloutAnalysis(google.protobuf.message.Message):
+    """How much worse than the version before the new one may be while both answer. A criterion that is left out is not looked
+    at; error rates always are.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _QualityMetric:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _QualityMetricEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[RolloutAnalysis._QualityMetric.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        QUALITY_METRIC_UNSPECIFIED: RolloutAnalysis._QualityMetric.ValueType  # 0
+        QUALITY_METRIC_ACCURACY: RolloutAnalysis._QualityMetric.ValueType  # 1
+        QUALITY_METRIC_RECALL: RolloutAnalysis._QualityMetric.ValueType  # 2
+        """Of class 1 of two, as precision."""
+        QUALITY_METRIC_PRECISION: RolloutAnalysis._QualityMetric.ValueType  # 3
+
+    class QualityMetric(_QualityMetric, metaclass=_QualityMetricEnumTypeWrapper): ...
+    QUALITY_METRIC_UNSPECIFIED: RolloutAnalysis.QualityMetric.ValueType  # 0
+    QUALITY_METRIC_ACCURACY: RolloutAnalysis.QualityMetric.ValueType  # 1
+    QUALITY_METRIC_RECALL: RolloutAnalysis.QualityMetric.ValueType  # 2
+    """Of class 1 of two, as precision."""
+    QUALITY_METRIC_PRECISION: RolloutAnalysis.QualityMetric.ValueType  # 3
+
+    @typing.final
+    class ErrorRate(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MAX_INCREASE_FIELD_NUMBER: builtins.int
+        max_increase: builtins.float
+        """Of the requests, as a share: 0.01 lets one more of a hundred fail."""
+        def __init__(
+            self,
+            *,
+            max_increase: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_increase", b"max_increase"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Latency(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MAX_RATIO_FIELD_NUMBER: builtins.int
+        max_ratio: builtins.float
+        """The new version's time in the model over the old one's."""
+        def __init__(
+            self,
+            *,
+            max_ratio: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_ratio", b"max_ratio"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Drift(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MAX_SHIFT_FIELD_NUMBER: builtins.int
+        max_shift: builtins.float
+        """Of any class's share among the answers. Of models that answer with classes."""
+        def __init__(
+            self,
+            *,
+            max_shift: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_shift", b"max_shift"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Quality(google.protobuf.message.Message):
+        """From the feedback that has arrived. Of models that answer with classes."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        METRIC_FIELD_NUMBER: builtins.int
+        MAX_DROP_FIELD_NUMBER: builtins.int
+        metric: Global___RolloutAnalysis.QualityMetric.ValueType
+        max_drop: builtins.float
+        """0.02 of a recall of 0.95 leaves 0.93."""
+        def __init__(
+            self,
+            *,
+            metric: Global___RolloutAnalysis.QualityMetric.ValueType = ...,
+            max_drop: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_drop", b"max_drop", "metric", b"metric"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    ERROR_RATE_FIELD_NUMBER: builtins.int
+    LATENCY_P50_FIELD_NUMBER: builtins.int
+    LATENCY_P99_FIELD_NUMBER: builtins.int
+    DRIFT_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
+    MIN_SAMPLES_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
+    LONGEST_HOLD_FIELD_NUMBER: builtins.int
+    min_samples: builtins.int
+    """Of each version, before a criterion says anything. 0: 50."""
+    confidence: builtins.float
+    """With which a version that is as good as allowed is not sent back, at any step, by any criterion. 0: 0.99."""
+    @property
+    def error_rate(self) -> Global___RolloutAnalysis.ErrorRate:
+        """Unset: 0.05."""
+
+    @property
+    def latency_p50(self) -> Global___RolloutAnalysis.Latency: ...
+    @property
+    def latency_p99(self) -> Global___RolloutAnalysis.Latency: ...
+    @property
+    def drift(self) -> Global___RolloutAnalysis.Drift: ...
+    @property
+    def quality(self) -> Global___RolloutAnalysis.Quality: ...
+    @property
+    def longest_hold(self) -> google.protobuf.duration_pb2.Duration:
+        """How long a step may last while its criteria are undecided. Then a version that looks worse than allowed goes back, and
+        one that too few asked goes on. Unset: ten times the hold.
+        """
+
+    def __init__(
+        self,
+        *,
+        error_rate: Global___RolloutAnalysis.ErrorRate | None = ...,
+        latency_p50: Global___RolloutAnalysis.Latency | None = ...,
+        latency_p99: Global___RolloutAnalysis.Latency | None = ...,
+        drift: Global___RolloutAnalysis.Drift | None = ...,
+        quality: Global___RolloutAnalysis.Quality | None = ...,
+        min_samples: builtins.int = ...,
+        confidence: builtins.float = ...,
+        longest_hold: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "error_rate", b"error_rate", "latency_p50", b"latency_p50", "latency_p99", b"latency_p99", "longest_hold", b"longest_hold", "quality", b"quality"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["confidence", b"confidence", "drift", b"drift", "error_rate", b"error_rate", "latency_p50", b"latency_p50", "latency_p99", b"latency_p99", "longest_hold", b"longest_hold", "min_samples", b"min_samples", "quality", b"quality"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RolloutAnalysis: typing_extensions.TypeAlias = RolloutAnalysis
 
 @typing.final
 class PipelineSpec(google.protobuf.message.Message):
