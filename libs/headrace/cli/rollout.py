@@ -26,6 +26,7 @@ from headrace.cli.session import DEFAULT_DATA, DataOption, run
 # Everything else is imported by the command that needs it, so that `headrace --help` is quick.
 if TYPE_CHECKING:
     from headrace.api.inference.v1 import inference_pb2 as inference
+    from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
     from headrace.cli.plain import Plain
     from headrace.client import HeadraceClient
 
@@ -188,10 +189,7 @@ def _drawn(deployment: inference.Deployment) -> RenderableType:
     from headrace.cli.plain import plain
 
     row = plain(deployment.rollout)
-    steps = " ".join(
-        f"[{weight}]" if index == deployment.rollout.step and row["state"] not in ENDED else str(weight)
-        for index, weight in enumerate(deployment.rollout_spec.steps)
-    )
+    steps = _steps(deployment.rollout_spec, row)
     filled = round(BAR_WIDTH * deployment.rollout.weight / 100)
     parts: list[RenderableType] = [
         Text(_line(row)),
@@ -202,6 +200,14 @@ def _drawn(deployment: inference.Deployment) -> RenderableType:
         parts.append(Text(f"verdict {judgement['verdict']}"))
         parts.append(rows_table([found for found in findings if isinstance(found, dict)], COLUMNS))
     return Group(*parts)
+
+
+def _steps(spec: scheduling.RolloutSpec, row: dict[str, Plain]) -> str:
+    """The plan in a line, with the place where the rollout is in brackets."""
+    at = {"SHADOWING": "shadow", "PROGRESSING": row["step"]}.get(str(row["state"]))
+    stages: list[tuple[Plain, str]] = [("shadow", "shadow")] if spec.HasField("shadow") else []
+    stages += [(index, str(weight)) for index, weight in enumerate(spec.steps)]
+    return " ".join(f"[{name}]" if stage == at else name for stage, name in stages)
 
 
 def _value(name: str) -> Callable[[dict[str, Plain]], str]:

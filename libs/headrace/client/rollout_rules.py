@@ -1,4 +1,4 @@
-"""The `rollout.analysis` of a pipeline's file: how much worse a new version may be."""
+"""The `rollout` of a pipeline's file: who gets a new version when, and how much worse it may be."""
 
 from __future__ import annotations
 
@@ -19,10 +19,37 @@ KEYS: Final = (
     "latency_p99",
     "drift",
     "quality",
+    "disagreement",
     "min_samples",
     "confidence",
     "longest_hold",
 )
+
+
+def rollout_spec(document: Document, place: Place | None) -> scheduling.RolloutSpec | None:
+    """Read it; None where its steps are wrong, which is noted."""
+    entries = document.mapping(place, ("steps", "hold", "analysis", "shadow", "sticky", "audience"))
+    steps = [document.integer(step, bits=32) for step in document.items(entries.get("steps"))] or [100]
+    least = 0 if "audience" in entries else 1
+    if steps != sorted(set(steps)) or steps[-1] != 100 or steps[0] < least:
+        document.fail(entries["steps"], f"must be rising percentages of which the last is 100, not {steps}")
+        return None
+    rollout = scheduling.RolloutSpec(steps=steps, hold=to_duration(document.duration(entries.get("hold"))))
+    if "analysis" in entries:
+        rollout.analysis.CopyFrom(rollout_analysis(document, entries["analysis"]))
+    if "shadow" in entries:
+        shadow = document.mapping(entries["shadow"], ("share", "hold"))
+        rollout.shadow.share = document.integer(shadow.get("share"), 100, bits=32)
+        if "hold" in shadow:
+            rollout.shadow.hold.CopyFrom(to_duration(document.duration(shadow["hold"])))
+    if "sticky" in entries:
+        sticky = document.mapping(entries["sticky"], ("header",), ("header",))
+        rollout.sticky.header = document.text(sticky.get("header"))
+    if "audience" in entries:
+        audience = document.mapping(entries["audience"], ("header", "values"), ("header", "values"))
+        rollout.audience.header = document.text(audience.get("header"))
+        rollout.audience.values.extend(map(document.text, document.items(audience.get("values"))))
+    return rollout
 
 
 def rollout_analysis(document: Document, place: Place) -> scheduling.RolloutAnalysis:
@@ -49,6 +76,11 @@ def rollout_analysis(document: Document, place: Place) -> scheduling.RolloutAnal
             quality.get("metric"), METRICS, scheduling.RolloutAnalysis.QUALITY_METRIC_ACCURACY
         )
         analysis.quality.max_drop = document.number(quality.get("max_drop"))
+    if "disagreement" in entries:
+        bound = document.mapping(entries["disagreement"], ("max_share", "tolerance"), ("max_share",))
+        analysis.disagreement.SetInParent()
+        analysis.disagreement.max_share = document.number(bound.get("max_share"))
+        analysis.disagreement.tolerance = document.number(bound.get("tolerance"))
     if "longest_hold" in entries:
         analysis.longest_hold.CopyFrom(to_duration(document.duration(entries["longest_hold"])))
     return analysis

@@ -9,6 +9,7 @@ from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.inference.domain.analysis import (
     DEFAULT_ANALYSIS,
     Analysis,
+    DisagreementBound,
     Finding,
     Judgement,
     QualityBound,
@@ -31,6 +32,11 @@ def analysis_from(message: scheduling_pb2.RolloutAnalysis, hold: timedelta) -> A
         max_p99_ratio=message.latency_p99.max_ratio if message.HasField("latency_p99") else None,
         max_shift=message.drift.max_shift if message.HasField("drift") else None,
         quality=_quality_from(message.quality) if message.HasField("quality") else None,
+        disagreement=(
+            DisagreementBound(message.disagreement.max_share, message.disagreement.tolerance)
+            if message.HasField("disagreement")
+            else None
+        ),
         min_samples=message.min_samples or defaults.min_samples,
         confidence=message.confidence or defaults.confidence,
         longest_hold=(
@@ -59,6 +65,10 @@ def analysis_message(analysis: Analysis) -> scheduling_pb2.RolloutAnalysis:
             f"QUALITY_METRIC_{analysis.quality.metric}"
         )
         message.quality.max_drop = analysis.quality.max_drop
+    if analysis.disagreement is not None:
+        message.disagreement.SetInParent()
+        message.disagreement.max_share = analysis.disagreement.max_share
+        message.disagreement.tolerance = analysis.disagreement.tolerance
     return message
 
 

@@ -433,6 +433,29 @@ def test_what_a_rollout_is_judged_by_is_shown(services: Services, headrace: Head
     assert "1.10x to ?" in lines[-1]
 
 
+def test_where_a_shadowing_rollout_is_among_its_steps_is_shown(services: Services, headrace: Headrace) -> None:
+    spec = scheduling.RolloutSpec(steps=[10, 100], shadow=scheduling.RolloutSpec.Shadow(share=50))
+    services.answers["GetDeployment"] = lambda _: inference.Deployment(
+        rollout_spec=spec,
+        rollout=inference.Rollout(from_version=1, to_version=2, state=inference.ROLLOUT_STATE_SHADOWING),
+    )
+    lines = headrace("rollout", "status", "d").stdout.splitlines()
+    assert lines[0].startswith("v1 -> v2  SHADOWING  0%")
+    assert lines[1].endswith("steps [shadow] 10 100")
+
+
+def test_a_shadows_predictions_are_marked(services: Services, headrace: Headrace) -> None:
+    services.answers["ListPredictions"] = lambda _: inference.ListPredictionsResponse(
+        predictions=[
+            inference.Prediction(id="p", version=2, shadow=True),
+            inference.Prediction(id="p", version=1),
+        ]
+    )
+    result = headrace("get", "predictions", "d")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1:3] for line in result.stdout.splitlines()[-2:]] == [["2", "(shadow)"], ["1", "-"]]
+
+
 @pytest.mark.parametrize(
     ("command", "method"),
     [

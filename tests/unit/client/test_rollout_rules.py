@@ -24,6 +24,11 @@ spec:
 """
 
 
+def rollout(text: str) -> scheduling.RolloutSpec:
+    text = FILE.replace("{steps: [10, 100], hold: 30s, analysis: ANALYSIS}", text)
+    return pipeline_file.parse(text).request.spec.deployment.rollout
+
+
 def analysis(text: str) -> scheduling.RolloutAnalysis:
     return pipeline_file.parse(FILE.replace("ANALYSIS", text)).request.spec.deployment.rollout.analysis
 
@@ -32,8 +37,9 @@ def test_everything_that_a_rollout_is_judged_by_is_read() -> None:
     found = analysis(
         "{error_rate: {max_increase: 0}, latency_p50: {max_ratio: 1.2}, latency_p99: {max_ratio: 1.5}, "
         "drift: {max_shift: 0.1}, quality: {metric: recall, max_drop: 0.02}, min_samples: 200, "
-        "confidence: 0.95, longest_hold: 10m}"
+        "disagreement: {max_share: 0.05, tolerance: 0.01}, confidence: 0.95, longest_hold: 10m}"
     )
+    assert (found.disagreement.max_share, found.disagreement.tolerance) == (0.05, 0.01)
     assert found.HasField("error_rate")
     assert found.error_rate.max_increase == 0
     assert (found.latency_p50.max_ratio, found.latency_p99.max_ratio) == (1.2, 1.5)
@@ -62,3 +68,34 @@ def test_what_is_left_out_stays_unset() -> None:
 def test_mistakes_are_told(text: str, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         analysis(text)
+
+
+def test_who_is_asked_and_who_gets_the_new_version_is_read() -> None:
+    found = rollout(
+        "{steps: [0, 100], shadow: {share: 25, hold: 10m}, sticky: {header: x-user-id}, "
+        "audience: {header: x-cohort, values: [beta, 7]}}"
+    )
+    assert list(found.steps) == [0, 100]
+    assert (found.shadow.share, found.shadow.hold.ToTimedelta()) == (25, timedelta(minutes=10))
+    assert found.sticky.header == "x-user-id"
+    assert (found.audience.header, list(found.audience.values)) == ("x-cohort", ["beta", "7"])
+
+
+def test_a_shadow_is_asked_everything_and_as_long_as_a_step_where_nothing_else_is_said() -> None:
+    found = rollout("{hold: 30s, shadow: {}}")
+    assert found.shadow.share == 100
+    assert not found.shadow.HasField("hold")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{steps: [0, 100]}", "must be rising percentages"),
+        ("{sticky: {}}", "header"),
+        ("{audience: {header: x-cohort}}", "values"),
+        ("{shadow: {percent: 10}}", "percent"),
+    ],
+)
+def test_mistakes_about_who_is_asked_are_told(text: str, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        rollout(text)

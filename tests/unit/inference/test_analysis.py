@@ -13,6 +13,7 @@ from headrace.errors import InvalidArgument
 from headrace.inference.domain.analysis import (
     Analysis,
     Criterion,
+    DisagreementBound,
     Finding,
     Judgement,
     Observed,
@@ -25,6 +26,7 @@ from headrace.inference.domain.analysis import (
     judge,
 )
 from headrace.inference.domain.quality import Cell
+from headrace.inference.domain.sequential import Tally
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOLD = timedelta(seconds=10)
@@ -35,6 +37,7 @@ EVERYTHING = Analysis(
     max_p99_ratio=1.5,
     max_shift=0.1,
     quality=QualityBound(QualityMetric.RECALL, 0.02),
+    disagreement=DisagreementBound(0.05),
     min_samples=200,
     longest_hold=LONGEST,
 )
@@ -45,6 +48,7 @@ GOOD = Observed(
     answers={0.0: 1200, 1.0: 800},
     feedback=(Cell(1, 1, 760), Cell(0, 1, 40), Cell(0, 0, 1190), Cell(1, 0, 10)),
     classes=2,
+    differing=Tally(20, 2000),
 )
 
 
@@ -94,6 +98,11 @@ def test_a_version_that_does_as_well_goes_on_when_it_was_held_long_enough() -> N
             replace(GOOD, feedback=(Cell(1, 1, 600), Cell(0, 1, 200), Cell(0, 0, 1200))),
             "version 2 was wrong in 25.0% of 800 labelled answers, version 1 in 5.0% of 800",
         ),
+        (
+            Criterion.DISAGREEMENT,
+            replace(GOOD, differing=Tally(200, 2000)),
+            "version 2 answered 10.0% of 2000 requests otherwise than version 1; 5.0% are allowed",
+        ),
     ],
 )
 def test_harm_is_seen_by_its_own_criterion_before_the_hold_is_over(
@@ -118,6 +127,7 @@ observations = st.builds(
         st.builds(Cell, st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0]), st.integers(0, 40))
     ).map(lambda cells: tuple(cells[:4])),
     st.just(2),
+    st.integers(0, 49).map(lambda hits: Tally(hits, 49)),
 )
 
 
@@ -159,6 +169,8 @@ def test_only_what_a_model_has_is_looked_at() -> None:
     assert {Criterion.DRIFT, Criterion.QUALITY}.isdisjoint(found.criterion for found in number.findings)
     three = judged(replace(GOOD, classes=3), replace(GOOD, classes=3))
     assert Criterion.QUALITY not in {found.criterion for found in three.findings}
+    no_shadow = judged(replace(GOOD, differing=None))
+    assert Criterion.DISAGREEMENT not in {found.criterion for found in no_shadow.findings}
 
 
 def test_quality_counts_what_its_metric_is_a_share_of() -> None:
@@ -181,6 +193,8 @@ def test_quality_counts_what_its_metric_is_a_share_of() -> None:
         ({"max_p99_ratio": float("nan")}, "latency_p99.max_ratio"),
         ({"max_shift": -0.1}, "drift.max_shift"),
         ({"quality": QualityBound(QualityMetric.ACCURACY, 2.0)}, "quality.max_drop"),
+        ({"disagreement": DisagreementBound(1.0)}, "disagreement.max_share"),
+        ({"disagreement": DisagreementBound(0.1, -1.0)}, "disagreement.tolerance"),
         ({"min_samples": 0}, "min_samples"),
         ({"confidence": 1.0}, "confidence"),
         ({"longest_hold": timedelta(seconds=-1)}, "longest_hold"),

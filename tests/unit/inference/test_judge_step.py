@@ -12,6 +12,7 @@ from headrace.inference.analysis_messages import analysis_from, analysis_message
 from headrace.inference.domain.analysis import (
     Analysis,
     Criterion,
+    DisagreementBound,
     Outcomes,
     QualityBound,
     QualityMetric,
@@ -20,6 +21,8 @@ from headrace.inference.domain.analysis import (
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
+from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.trials import Shadow
 from headrace.inference.use_cases.judge_step import LOG_SHARE, JudgeStep
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,6 +32,7 @@ EVERYTHING = Analysis(
     max_p99_ratio=1.5,
     max_shift=0.1,
     quality=QualityBound(QualityMetric.ACCURACY, 0.05),
+    disagreement=DisagreementBound(0.1, 0.01),
     longest_hold=60 * SECOND,
 )
 
@@ -64,20 +68,29 @@ class Log:
     ) -> dict[int, list[Met]]:
         return {1: [Met(1.0, 1.0, 300)], 2: [Met(1.0, 1.0, 60), Met(1.0, 0.0, 30)]}
 
+    async def differing_answers(
+        self, deployment: str, new: int, old: int, since: datetime, tolerance: float
+    ) -> Tally:
+        assert (new, old, since, tolerance) == (2, 1, NOW, 0.01)
+        return Tally(80, 80)
+
 
 def a_version(number: int) -> ServedVersion:
     return ServedVersion("m", number, "file:///m", "", (), (), ("0", "1"), b"", "")
 
 
-def a_rollout(from_version: int = 1, step: int = 0) -> Rollout:
+def a_rollout(
+    from_version: int = 1, step: int = 0, state: RolloutState = RolloutState.PROGRESSING
+) -> Rollout:
     baselines = {1: Baseline(NOW - SECOND, Outcomes(1000, 0)), 2: Baseline(NOW, Outcomes())}
     return Rollout(
-        "r", "live", from_version, 2, RolloutState.PROGRESSING, "", NOW, NOW, step=step, baselines=baselines
+        "r", "live", from_version, 2, state, "", NOW, NOW, step=step, baselines=baselines
     )
 
 
 def a_deployment(analysis: Analysis = EVERYTHING) -> Deployment:
-    return Deployment("live", "m", Plan((10, 100), SECOND, analysis), NOW, NOW)
+    plan = Plan((10, 100), SECOND, analysis, Shadow(hold=2 * SECOND))
+    return Deployment("live", "m", plan, NOW, NOW)
 
 
 VERSIONS = {1: a_version(1), 2: a_version(2)}
@@ -101,6 +114,15 @@ async def test_every_criterion_is_judged_by_what_the_step_has_seen() -> None:
     assert (judgement.worst.criterion, judgement.worst.standing) == (Criterion.QUALITY, Standing.VIOLATED)
 
 
+async def test_a_shadow_is_judged_by_its_disagreement_too() -> None:
+    log = Log()
+    shadowing = a_rollout(state=RolloutState.SHADOWING)
+    judgement = await JudgeStep(log.work, log.clock)(a_deployment(), shadowing, VERSIONS, COUNTS)
+    assert judgement is not None
+    found = next(f for f in judgement.findings if f.criterion is Criterion.DISAGREEMENT)
+    assert (found.standing, found.new_samples) == (Standing.VIOLATED, 80)
+
+
 async def test_the_log_is_read_again_when_that_is_cheap_or_another_step_began() -> None:
     log = Log()
     judge = JudgeStep(log.work, log.clock)
@@ -112,6 +134,9 @@ async def test_the_log_is_read_again_when_that_is_cheap_or_another_step_began() 
     log.now += LOG_SHARE * SECOND
     await judge(a_deployment(), a_rollout(step=1), VERSIONS, COUNTS)
     assert len(log.reads) == 3
+    shadowing = a_rollout(step=1, state=RolloutState.SHADOWING)
+    await judge(a_deployment(), shadowing, VERSIONS, COUNTS)
+    assert len(log.reads) == 4
 
 
 async def test_error_rates_alone_need_no_log() -> None:

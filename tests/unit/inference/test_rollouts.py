@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from headrace.errors import FailedPrecondition, InvalidArgument
 from headrace.inference.domain.analysis import (
     Analysis,
+    DisagreementBound,
     Judgement,
     Observed,
     Outcomes,
@@ -29,14 +31,17 @@ from headrace.inference.domain.rollouts import (
     outcomes_since,
     promoted,
     superseded,
+    trial,
     wanted_versions,
     weights,
 )
+from headrace.inference.domain.trials import Audience, Shadow, Trial
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOLD = timedelta(seconds=10)
 GOOD = Outcomes(succeeded=100)
 PLAN = Plan((50, 100), HOLD)
+AUDIENCE = Audience("x-cohort", frozenset({"beta"}))
 
 
 def a_rollout(from_version: int = 1) -> Rollout:
@@ -50,11 +55,11 @@ def progressing(plan: Plan = PLAN) -> Rollout:
 def judged(rollout: Rollout, plan: Plan, new: Outcomes, old: Outcomes, now: datetime) -> Judgement:
     return judge(
         plan.analysis,
-        len(plan.steps),
+        plan.comparisons,
         Observed(new),
         Observed(old),
         held=now - rollout.step_time,
-        hold=plan.hold,
+        hold=plan.hold_of(rollout.state),
         now=now,
     )
 
@@ -185,3 +190,76 @@ def test_after_a_newest_version_that_does_not_do_comes_the_one_before_it() -> No
 def test_what_gave_way_to_a_newer_version_is_marked() -> None:
     assert superseded(a_rollout(), 3, NOW).superseded
     assert not aborted(a_rollout(), NOW).superseded
+
+
+def test_a_shadow_is_asked_before_its_first_share_and_answers_nobody() -> None:
+    plan = Plan((50, 100), HOLD, shadow=Shadow(30, 2 * HOLD))
+    shadowing = progressing(plan)
+    assert shadowing.state is RolloutState.SHADOWING
+    assert weights(shadowing) == {1: 100}
+    assert wanted_versions({1: 100}, shadowing) == {1, 2}
+    assert trial(shadowing, plan) == Trial(2, mirrored=30)
+    # It has a hold of its own.
+    assert after(shadowing, plan, GOOD, GOOD, NOW + HOLD).state is RolloutState.SHADOWING
+    first = after(shadowing, plan, GOOD, GOOD, NOW + 2 * HOLD)
+    assert (first.state, weights(first)) == (RolloutState.PROGRESSING, {1: 50, 2: 50})
+    assert trial(first, plan) is None
+
+
+def test_a_shadow_that_does_harm_never_gets_a_share() -> None:
+    plan = Plan((50, 100), HOLD, shadow=Shadow())
+    back = after(progressing(plan), plan, Outcomes(0, 100), GOOD, NOW)
+    assert (back.state, weights(back)) == (RolloutState.ROLLED_BACK, {1: 100})
+    assert trial(back, plan) is None
+
+
+def test_an_operator_may_promote_a_shadow_or_take_it_back() -> None:
+    plan = Plan((50, 100), HOLD, shadow=Shadow())
+    assert weights(promoted(progressing(plan), NOW)) == {2: 100}
+    assert aborted(progressing(plan), NOW).state is RolloutState.ROLLED_BACK
+
+
+def test_there_is_nothing_that_a_first_version_could_shadow() -> None:
+    plan = Plan((50, 100), HOLD, shadow=Shadow())
+    assert loaded(a_rollout(from_version=0), plan, {}, NOW).state is RolloutState.PROGRESSING
+
+
+def test_a_shadow_whose_plan_has_none_any_more_is_no_longer_asked() -> None:
+    shadowing = progressing(Plan((50, 100), HOLD, shadow=Shadow(hold=HOLD)))
+    assert trial(shadowing, PLAN) is None
+    assert after(shadowing, PLAN, GOOD, GOOD, NOW + HOLD).state is RolloutState.PROGRESSING
+
+
+def test_who_gets_the_new_version_is_said_while_there_are_two() -> None:
+    plan = Plan((0, 100), HOLD, sticky_header="x-user-id", audience=AUDIENCE)
+    rollout = progressing(plan)
+    assert weights(rollout) == {1: 100}
+    assert trial(rollout, plan) == Trial(2, sticky_header="x-user-id", audience=AUDIENCE)
+    assert trial(promoted(rollout, NOW), plan) is None
+    assert trial(a_rollout(), plan) is None
+    assert trial(None, plan) is None
+    first = loaded(a_rollout(from_version=0), plan, {}, NOW)
+    assert trial(first, plan) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Shadow(0), "rollout.shadow.share"),
+        (lambda: Shadow(101), "rollout.shadow.share"),
+        (lambda: Shadow(hold=-HOLD), "rollout.shadow.hold"),
+        (lambda: Audience("X-Cohort", frozenset({"beta"})), "rollout.audience.header"),
+        (lambda: Audience("x-cohort", frozenset()), "rollout.audience.values"),
+        (lambda: Plan(sticky_header="no header"), "rollout.sticky.header"),
+        (lambda: Plan((0, 0, 100), audience=AUDIENCE), "rollout.steps"),
+        (
+            lambda: Plan(analysis=Analysis(disagreement=DisagreementBound(0.1))),
+            "rollout.analysis.disagreement",
+        ),
+    ],
+)
+def test_a_plan_that_no_rollout_could_follow_is_refused(make: Callable[[], object], field: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        make()
+    assert raised.value.reason == "INVALID_ROLLOUT"
+    assert [violation.field for violation in raised.value.fields] == [field]

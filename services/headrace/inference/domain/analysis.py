@@ -34,6 +34,7 @@ class Criterion(enum.StrEnum):
     LATENCY_P99 = "LATENCY_P99"
     DRIFT = "DRIFT"
     QUALITY = "QUALITY"
+    DISAGREEMENT = "DISAGREEMENT"
 
 
 class Standing(enum.StrEnum):
@@ -72,6 +73,17 @@ class QualityBound:
 
 
 @dataclass(frozen=True, slots=True)
+class DisagreementBound:
+    """How large a share of mirrored requests a shadow may answer otherwise than the old version.
+
+    Numbers agree that differ by no more than `tolerance` of the old version's; classes agree that are equal.
+    """
+
+    max_share: float
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Analysis:
     """How much worse the new version may be; None: not looked at.
 
@@ -85,6 +97,7 @@ class Analysis:
     max_p99_ratio: float | None = None
     max_shift: float | None = None
     quality: QualityBound | None = None
+    disagreement: DisagreementBound | None = None
     min_samples: int = 50
     confidence: float = 0.99
     longest_hold: timedelta = timedelta(0)
@@ -105,6 +118,8 @@ class Analysis:
             ("error_rate.max_increase", self.max_error_increase),
             ("drift.max_shift", self.max_shift),
             ("quality.max_drop", self.quality.max_drop if self.quality else None),
+            ("disagreement.max_share", self.disagreement.max_share if self.disagreement else None),
+            ("disagreement.tolerance", self.disagreement.tolerance if self.disagreement else None),
         ):
             if share is not None and not 0 <= share < 1:
                 yield FieldViolation(f"{place}.{name}", f"is a share from 0 to below 1, not {share:g}")
@@ -123,7 +138,7 @@ class Analysis:
     @property
     def needs_log(self) -> bool:
         """Whether anything but counts of failures is looked at."""
-        wishes = (self.max_p50_ratio, self.max_p99_ratio, self.max_shift, self.quality)
+        wishes = (self.max_p50_ratio, self.max_p99_ratio, self.max_shift, self.quality, self.disagreement)
         return any(wish is not None for wish in wishes)
 
 
@@ -149,7 +164,8 @@ class Observed:
 
     `latencies` are counts by bucket: 8 log2(seconds), rounded up. `answers` are counts by answer, of requests
     for one row. `feedback` is in the model's own terms. `classes`: how many its model knows; 0 where it
-    answers with numbers.
+    answers with numbers. `differing`: of a shadow's answers, those that the old version's are unlike; None of
+    what is no shadow.
     """
 
     outcomes: Outcomes = Outcomes()
@@ -157,15 +173,16 @@ class Observed:
     answers: Mapping[float, int] = field(default_factory=dict)
     feedback: tuple[Cell, ...] = ()
     classes: int = 0
+    differing: Tally | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One criterion's numbers.
 
-    `new` and `old` are error rates, seconds, shares of the answers (of the class that changed most) or errors
-    among labelled answers (1 - metric). `effect` is their difference, of latencies their ratio; the true one
-    lies from `low` to `high`. None: nothing bounds it yet.
+    `new` and `old` are error rates, seconds, shares of the answers (of the class that changed most), errors
+    among labelled answers (1 - metric), or the share of answers that differ and 0. `effect` is their
+    difference, of latencies their ratio; the true one lies from `low` to `high`. None: nothing bounds it yet.
     """
 
     criterion: Criterion
@@ -251,6 +268,11 @@ def against(finding: Finding, new: int, old: int) -> str:
             f"version {new} gives an answer in {finding.new:.1%} of its answers, "
             f"version {old} in {finding.old:.1%}; a change of {finding.limit:.1%} is allowed"
         )
+    if finding.criterion is Criterion.DISAGREEMENT:
+        return (
+            f"version {new} answered {finding.new:.1%} of {finding.new_samples} requests otherwise than "
+            f"version {old}; {finding.limit:.1%} are allowed"
+        )
     return (
         f"version {new} was wrong in {finding.new:.1%} of {finding.new_samples} labelled answers, "
         f"version {old} in {finding.old:.1%} of {finding.old_samples}; {finding.limit:.1%} more are allowed"
@@ -259,7 +281,7 @@ def against(finding: Finding, new: int, old: int) -> str:
 
 def log_threshold(analysis: Analysis, steps: int) -> float:
     """Log of the E that decides one criterion at one step."""
-    criteria = len(list(_criteria(analysis, Observed(classes=2))))
+    criteria = len(list(_criteria(analysis, Observed(classes=2, differing=Tally()))))
     return math.log(criteria * steps / (1 - analysis.confidence))
 
 
@@ -282,6 +304,8 @@ def _criteria(analysis: Analysis, new: Observed) -> Iterator[Look]:
         yield _drift(analysis.max_shift)
     if analysis.quality is not None and _tells(analysis.quality.metric, new.classes):
         yield _quality(analysis.quality)
+    if analysis.disagreement is not None and new.differing is not None:
+        yield _disagreement(analysis.disagreement.max_share, new.differing)
 
 
 def _tells(metric: QualityMetric, classes: int) -> bool:
@@ -295,19 +319,7 @@ def _error_rate(analysis: Analysis, threshold: float, new: Observed, old: Observ
     if failed_old.total >= analysis.min_samples:
         return _of_shares(Criterion.ERROR_RATE, analysis, threshold, limit, failed, failed_old)
     # The old version is hardly asked any more, or never was: the limit is that of the failures themselves.
-    low, high = sequential.share_interval(failed, threshold)
-    return Finding(
-        Criterion.ERROR_RATE,
-        _standing(failed.total >= analysis.min_samples, failed.share, low, limit),
-        new=failed.share,
-        old=failed_old.share,
-        effect=failed.share,
-        low=low,
-        high=high,
-        limit=limit,
-        new_samples=failed.total,
-        old_samples=failed_old.total,
-    )
+    return _of_share(Criterion.ERROR_RATE, analysis, threshold, limit, failed, failed_old)
 
 
 def _latency(criterion: Criterion, probability: float, limit: float) -> Look:
@@ -366,6 +378,15 @@ def _quality(bound: QualityBound) -> Look:
     return look
 
 
+def _disagreement(limit: float, differing: Tally) -> Look:
+    def look(analysis: Analysis, threshold: float, _new: Observed, _old: Observed) -> Finding:
+        # Both were asked the same, so there is one share, and nothing to compare it with.
+        same = Tally(0, differing.total)
+        return _of_share(Criterion.DISAGREEMENT, analysis, threshold, limit, differing, same)
+
+    return look
+
+
 def _errors(metric: QualityMetric, cells: tuple[Cell, ...]) -> Tally:
     """Wrong answers among those that the metric is a share of."""
     match metric:
@@ -377,6 +398,25 @@ def _errors(metric: QualityMetric, cells: tuple[Cell, ...]) -> Tally:
             counted = [cell for cell in cells if cell.answer == 1]
     wrong = sum(cell.count for cell in counted if cell.answer != cell.label)
     return Tally(wrong, sum(cell.count for cell in counted))
+
+
+def _of_share(
+    criterion: Criterion, analysis: Analysis, threshold: float, limit: float, new: Tally, old: Tally
+) -> Finding:
+    """The new version's share by itself; the old one's is told beside it."""
+    low, high = sequential.share_interval(new, threshold)
+    return Finding(
+        criterion,
+        _standing(new.total >= analysis.min_samples, new.share, low, limit),
+        new=new.share,
+        old=old.share,
+        effect=new.share,
+        low=low,
+        high=high,
+        limit=limit,
+        new_samples=new.total,
+        old_samples=old.total,
+    )
 
 
 def _of_shares(

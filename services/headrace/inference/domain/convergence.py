@@ -96,7 +96,7 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
     rollout = deployment.rollout
     if rollout is not None and rollout.state is RolloutState.LOADING:
         return None if rollout.paused else Start(rollout)
-    if rollout is not None and rollout.state is RolloutState.PROGRESSING:
+    if rollout is not None and rollout.state.judged:
         return Judge(rollout)
     if wanted != loaded and _drained(rollout, now):
         return Load(tuple(situation.versions[number] for number in sorted(wanted))) if wanted else Unload()

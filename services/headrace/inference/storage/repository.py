@@ -15,6 +15,8 @@ from headrace.inference.domain.analysis import BUCKETS_PER_DOUBLING, DEFAULT_ANA
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
+from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.postgres import Connection
 from headrace.postgres.queries import load_queries
@@ -24,6 +26,8 @@ QUERIES: Final = load_queries("headrace.inference.storage")
 _ANALYSIS: Final = TypeAdapter(Analysis)
 _JUDGEMENT: Final = TypeAdapter(Judgement)
 _BASELINES: Final = TypeAdapter(dict[int, Baseline])
+_SHADOW: Final = TypeAdapter(Shadow | None)
+_AUDIENCE: Final = TypeAdapter(Audience | None)
 
 
 class Repository:
@@ -63,23 +67,14 @@ class Repository:
             QUERIES["insert_or_lock_deployment"],
             name,
             model,
-            list(plan.steps),
-            plan.hold.total_seconds(),
-            _ANALYSIS.dump_python(plan.analysis, mode="json"),
+            *_plan_columns(plan),
             now,
         )
         return await self.deployment(name, lock=True)
 
     async def change_plan(self, name: str, plan: Plan, now: datetime) -> None:
         """Roll out differently from now on."""
-        await self._connection.execute(
-            QUERIES["change_plan"],
-            name,
-            list(plan.steps),
-            plan.hold.total_seconds(),
-            _ANALYSIS.dump_python(plan.analysis, mode="json"),
-            now,
-        )
+        await self._connection.execute(QUERIES["change_plan"], name, *_plan_columns(plan), now)
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -171,6 +166,8 @@ class Repository:
                     p.answer,
                     p.traceparent,
                     p.subject,
+                    p.shadow,
+                    p.mirror_id,
                 )
                 for p in predictions
             ],
@@ -218,6 +215,8 @@ class Repository:
                 answer=row["answer"],
                 traceparent=row["traceparent"],
                 label=row["label"],
+                shadow=row["shadow"],
+                mirror_id=row["mirror_id"],
             )
             for row in rows
         ]
@@ -264,6 +263,16 @@ class Repository:
         )
         return _met(rows)
 
+    async def differing_answers(
+        self, deployment: str, new: int, old: int, since: datetime, tolerance: float
+    ) -> Tally:
+        """Of requests that both versions were asked, how many the new one answered otherwise, of how many."""
+        row = await self._connection.fetchrow(
+            QUERIES["count_differing"], deployment, new, old, since, tolerance
+        )
+        assert row is not None
+        return Tally(row["hits"], row["total"])
+
     async def _deployments(self, rows: Sequence[asyncpg.Record]) -> list[Deployment]:
         names = [row["name"] for row in rows]
         last = {
@@ -296,7 +305,26 @@ def _met(rows: Sequence[asyncpg.Record]) -> dict[int, list[Met]]:
 
 def _plan(row: asyncpg.Record) -> Plan:
     analysis = _ANALYSIS.validate_python(row["analysis"]) if row["analysis"] else DEFAULT_ANALYSIS
-    return Plan(tuple(row["steps"]), timedelta(seconds=row["hold_seconds"]), analysis)
+    return Plan(
+        tuple(row["steps"]),
+        timedelta(seconds=row["hold_seconds"]),
+        analysis,
+        _SHADOW.validate_python(row["shadow"]),
+        row["sticky_header"],
+        _AUDIENCE.validate_python(row["audience"]),
+    )
+
+
+def _plan_columns(plan: Plan) -> tuple[object, ...]:
+    """As the queries take them: steps to audience."""
+    return (
+        list(plan.steps),
+        plan.hold.total_seconds(),
+        _ANALYSIS.dump_python(plan.analysis, mode="json"),
+        _SHADOW.dump_python(plan.shadow, mode="json"),
+        plan.sticky_header,
+        _AUDIENCE.dump_python(plan.audience, mode="json"),
+    )
 
 
 def _rollout(row: asyncpg.Record) -> Rollout:

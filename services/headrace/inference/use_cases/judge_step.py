@@ -10,24 +10,28 @@ from datetime import datetime
 from headrace.inference.domain.analysis import Analysis, Judgement, Observed, Outcomes, judge
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.quality import Cell, in_answers_terms
-from headrace.inference.domain.rollouts import Rollout, outcomes_since
+from headrace.inference.domain.rollouts import Rollout, RolloutState, outcomes_since
+from headrace.inference.domain.sequential import Tally
 from headrace.inference.use_cases.ports import UnitOfWork
 from headrace.runtime.clock import Clock
 
 # Reading the log of a long step takes its time; no more than one part in so many is spent on it.
 LOG_SHARE = 20
 
+# A rollout, its state and its step.
+_Stage = tuple[str, RolloutState, int]
+
 
 @dataclass(frozen=True, slots=True)
 class _Log:
     """What the prediction log said of a step's versions, and when it is asked again."""
 
-    rollout: str
-    step: int
+    at: _Stage
     due: datetime
     latencies: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
     answers: Mapping[int, Mapping[float, int]] = field(default_factory=dict)
     feedback: Mapping[int, tuple[Cell, ...]] = field(default_factory=dict)
+    differing: Tally | None = None
 
 
 class JudgeStep:
@@ -57,6 +61,7 @@ class JudgeStep:
                 answers=log.answers.get(version, {}),
                 feedback=log.feedback.get(version, ()),
                 classes=_classes(versions, version),
+                differing=log.differing if version == rollout.to_version else None,
             )
             for version in (rollout.to_version, rollout.from_version)
         )
@@ -65,11 +70,11 @@ class JudgeStep:
         return await asyncio.to_thread(
             judge,
             plan.analysis,
-            len(plan.steps),
+            plan.comparisons,
             new,
             old,
             held=now - rollout.step_time,
-            hold=plan.hold,
+            hold=plan.hold_of(rollout.state),
             now=now,
         )
 
@@ -80,11 +85,11 @@ class JudgeStep:
         began = self._clock()
         name = rollout.deployment
         known = self._logs.get(name)
-        same_step = known is not None and (known.rollout, known.step) == (rollout.id, rollout.step)
-        if known is not None and same_step and began < known.due:
+        at = (rollout.id, rollout.state, rollout.step)
+        if known is not None and known.at == at and began < known.due:
             return known
         if not analysis.needs_log:
-            return _Log(rollout.id, rollout.step, began)
+            return _Log(at, began)
         since = {version: baseline.time for version, baseline in rollout.baselines.items()}
         classes = _classes(versions, rollout.to_version) > 0
         async with self._work() as work:
@@ -92,10 +97,18 @@ class JudgeStep:
             # A model that answers with numbers has as many answers as requests.
             answers = await work.rows.answers_given(name, since) if classes else {}
             met = await work.rows.answer_counts_since(name, since) if analysis.quality else {}
+            differing = None
+            if analysis.disagreement and rollout.state is RolloutState.SHADOWING:
+                differing = await work.rows.differing_answers(
+                    name,
+                    rollout.to_version,
+                    rollout.from_version,
+                    rollout.step_time,
+                    analysis.disagreement.tolerance,
+                )
         now = self._clock()
         log = _Log(
-            rollout.id,
-            rollout.step,
+            at,
             due=now + LOG_SHARE * (now - began),
             latencies=latencies,
             answers=answers,
@@ -104,6 +117,7 @@ class JudgeStep:
                 for version, counts in met.items()
                 if version in versions
             },
+            differing=differing,
         )
         self._logs[name] = log
         return log

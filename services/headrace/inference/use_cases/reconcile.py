@@ -264,7 +264,7 @@ class Reconciler:
         counts = await self._server.outcomes(deployment.name)
         judgement = await self._judge_step(deployment, rollout, situation.versions, counts)
         following = advance(rollout, deployment.plan, judgement, counts, self._clock())
-        if following.state.ended or following.step != rollout.step:
+        if (following.state, following.step) != (rollout.state, rollout.step):
             return await self._step(deployment, rollout, following)
         if not same_findings(rollout.judgement, following.judgement):
             async with self._work() as work:

@@ -22,6 +22,12 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 from headrace.inference.use_cases.ports import Route
+from headrace.inference.xds.mirrors import (
+    CALLERS_MAY_NOT_SEND,
+    MIRROR_POLICIES,
+    mirror_cluster,
+    trial_document,
+)
 from headrace.runtime.resources import deploy_path
 
 CLUSTER: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
@@ -81,6 +87,7 @@ def resources(wiring: Wiring, routes: Mapping[str, Route]) -> dict[str, dict[str
         _cluster(TRITON_GRPC, wiring.triton_grpc, http2=True),
         _cluster(TRITON_HTTP, wiring.triton_http, http2=False),
     ]
+    clusters += [mirror_cluster(cluster, wiring.max_request_bytes) for cluster in clusters]
     if wiring.traces:
         clusters.append(_cluster(TRACES, wiring.traces, http2=True))
     return {
@@ -147,6 +154,7 @@ def _listener(wiring: Wiring) -> Document:
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "early_header_mutation_extensions": CALLERS_MAY_NOT_SEND,
         "http_filters": [
             {
                 "name": LUA,
@@ -223,6 +231,7 @@ def _routes(routes: Mapping[str, Route]) -> Document:
                 name: {
                     "weights": {str(version): weight for version, weight in route.weights.items()},
                     "signature": route.signature,
+                    **trial_document(route.trial),
                 }
                 for name, route in sorted(routes.items())
             }
@@ -267,6 +276,7 @@ def _routes(routes: Mapping[str, Route]) -> Document:
 def _to(cluster: str) -> Document:
     return {
         "cluster": cluster,
+        "request_mirror_policies": MIRROR_POLICIES,
         # The caller's deadline is the only one; a request without one may take as long as its model does.
         "timeout": "0s",
         "max_stream_duration": {"grpc_timeout_header_max": "0s"},

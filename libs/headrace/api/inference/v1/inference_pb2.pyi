@@ -38,6 +38,8 @@ class _RolloutStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """Traffic is back at the version before."""
     ROLLOUT_STATE_FAILED: _RolloutState.ValueType  # 5
     """It did not load, or a newer version came; it never had traffic."""
+    ROLLOUT_STATE_SHADOWING: _RolloutState.ValueType  # 6
+    """Its version is asked beside the old one, and nobody gets its answers."""
 
 class RolloutState(_RolloutState, metaclass=_RolloutStateEnumTypeWrapper): ...
 
@@ -51,6 +53,8 @@ ROLLOUT_STATE_ROLLED_BACK: RolloutState.ValueType  # 4
 """Traffic is back at the version before."""
 ROLLOUT_STATE_FAILED: RolloutState.ValueType  # 5
 """It did not load, or a newer version came; it never had traffic."""
+ROLLOUT_STATE_SHADOWING: RolloutState.ValueType  # 6
+"""Its version is asked beside the old one, and nobody gets its answers."""
 Global___RolloutState: typing_extensions.TypeAlias = RolloutState
 
 class _RolloutVerdict:
@@ -84,6 +88,7 @@ class _RolloutCriterionEnumTypeWrapper(google.protobuf.internal.enum_type_wrappe
     ROLLOUT_CRITERION_LATENCY_P99: _RolloutCriterion.ValueType  # 3
     ROLLOUT_CRITERION_DRIFT: _RolloutCriterion.ValueType  # 4
     ROLLOUT_CRITERION_QUALITY: _RolloutCriterion.ValueType  # 5
+    ROLLOUT_CRITERION_DISAGREEMENT: _RolloutCriterion.ValueType  # 6
 
 class RolloutCriterion(_RolloutCriterion, metaclass=_RolloutCriterionEnumTypeWrapper): ...
 
@@ -93,6 +98,7 @@ ROLLOUT_CRITERION_LATENCY_P50: RolloutCriterion.ValueType  # 2
 ROLLOUT_CRITERION_LATENCY_P99: RolloutCriterion.ValueType  # 3
 ROLLOUT_CRITERION_DRIFT: RolloutCriterion.ValueType  # 4
 ROLLOUT_CRITERION_QUALITY: RolloutCriterion.ValueType  # 5
+ROLLOUT_CRITERION_DISAGREEMENT: RolloutCriterion.ValueType  # 6
 Global___RolloutCriterion: typing_extensions.TypeAlias = RolloutCriterion
 
 class _RolloutStanding:
@@ -141,7 +147,9 @@ class RolloutFinding(google.protobuf.message.Message):
     criterion: Global___RolloutCriterion.ValueType
     standing: Global___RolloutStanding.ValueType
     new_value: builtins.float
-    """Error rates, seconds, shares of the answers (of the class that changed most), or errors among labelled answers."""
+    """Error rates, seconds, shares of the answers (of the class that changed most), errors among labelled answers, or the share
+    of a shadow's answers that differ, of which old_value is 0.
+    """
     old_value: builtins.float
     effect: builtins.float
     """The difference, of latencies the ratio. The true one lies from low to high, at every moment of the rollout, with the
@@ -464,6 +472,7 @@ class Prediction(google.protobuf.message.Message):
     OUTPUTS_JSON_FIELD_NUMBER: builtins.int
     LABEL_JSON_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
+    SHADOW_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The request's id in the Open Inference Protocol."""
     deployment: builtins.str
@@ -476,6 +485,8 @@ class Prediction(google.protobuf.message.Message):
     label_json: builtins.str
     """JSON; empty until feedback came."""
     traceparent: builtins.str
+    shadow: builtins.bool
+    """Nobody got this answer: a shadow gave it, to be compared with the one of the same id."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(
@@ -490,10 +501,11 @@ class Prediction(google.protobuf.message.Message):
         outputs_json: builtins.str = ...,
         label_json: builtins.str = ...,
         traceparent: builtins.str = ...,
+        shadow: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["time", b"time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "id", b"id", "inputs_json", b"inputs_json", "label_json", b"label_json", "outputs_json", b"outputs_json", "seconds", b"seconds", "time", b"time", "traceparent", b"traceparent", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "id", b"id", "inputs_json", b"inputs_json", "label_json", b"label_json", "outputs_json", b"outputs_json", "seconds", b"seconds", "shadow", b"shadow", "time", b"time", "traceparent", b"traceparent", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction

@@ -29,7 +29,8 @@ class InferenceServiceStub:
     def __new__(cls, channel: grpc.aio.Channel) -> InferenceServiceAsyncStub: ...
     ApplyDeployment: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ApplyDeploymentRequest, headrace.api.inference.v1.inference_pb2.Deployment]
     """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
-    Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, or an analysis that judges nothing.
+    Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
+    disagreement without a shadow.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -73,7 +74,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     ApplyDeployment: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ApplyDeploymentRequest, headrace.api.inference.v1.inference_pb2.Deployment]  # type: ignore[assignment]
     """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
-    Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, or an analysis that judges nothing.
+    Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
+    disagreement without a shadow.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -120,7 +122,8 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Deployment, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Deployment]]:
         """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
-        Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, or an analysis that judges nothing.
+        Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
+        disagreement without a shadow.
         Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
         seconds that its deletion takes; delete it first, or choose another name.
         """
