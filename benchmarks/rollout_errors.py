@@ -22,7 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from headrace.inference.domain.analysis import BUCKETS_PER_DOUBLING, Analysis, log_threshold
-from headrace.inference.domain.sequential import Histogram, Tally, log_e_increase, log_e_quantile
+from headrace.inference.domain.sequential import (
+    Histogram,
+    Tally,
+    log_e_above,
+    log_e_increase,
+    log_e_quantile,
+)
 
 SHARE = 0.1
 FIRST, GROWTH = 500, 1.05
@@ -125,6 +131,30 @@ def error_rate_rows(runs: int, requests: int) -> Iterator[Row]:
         )
 
 
+def disagreement_rows(runs: int, requests: int) -> Iterator[Row]:
+    """Settings of a shadow that is asked a tenth of the requests."""
+    for differing, allowed in ((0.01, 0.01), (0.05, 0.05), (0.02, 0.01), (0.1, 0.05), (0.5, 0.05)):
+        seen = [
+            disagreement(np.random.default_rng(seed), requests, differing, allowed) for seed in range(runs)
+        ]
+        what = f"{differing:.0%} of a shadow's answers differ, {allowed:.0%} allowed"
+        yield row(what, differing > allowed, seen, None)
+
+
+def disagreement(
+    rng: np.random.Generator, requests: int, differing: float, allowed: float
+) -> int | None:
+    """The requests that a shadow was asked when its answers differed too often."""
+    found, before = Tally(), 0
+    for at in looks(requests):
+        asked = int(rng.binomial(at - before, SHARE))
+        found = Tally(found.hits + int(rng.binomial(asked, differing)), found.total + asked)
+        before = at
+        if log_e_above(found, allowed) >= THRESHOLD:
+            return found.total
+    return None
+
+
 def latency_rows(runs: int, requests: int) -> Iterator[Row]:
     """Settings of latencies."""
     for probability, slower, ratio in ((0.5, 1.0, 1.0), (0.99, 1.0, 1.0), (0.5, 1.5, 1.2), (0.99, 3.0, 1.5)):
@@ -152,6 +182,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [
         *error_rate_rows(options.runs, options.requests),
+        *disagreement_rows(options.runs, options.requests),
         # A tenth of the runs: each look goes over two histograms.
         *latency_rows(max(1, options.runs // 10), options.requests),
     ]
