@@ -22,7 +22,7 @@ DOCUMENTS = sorted(
     ]
     if "node_modules" not in path.parts
 )
-INGESTION = ROOT / "docs" / "ingestion.md"
+GUARANTEES = [ROOT / "docs" / name for name in ("ingestion.md", "rollouts.md")]
 NAMED_TEST = re.compile(r"`((?:component|contract|e2e|fuzz|unit)/[\w/]+(?:\.py)?)(?:::(\w+))?`")
 NAMED_SCRIPT = re.compile(r"`(benchmarks/\w+\.py)[` ]")
 
@@ -45,8 +45,9 @@ def test_a_documents_links_lead_to_files(document: Path) -> None:
     assert [file for file in sorted(files) if file and not (document.parent / file).exists()] == []
 
 
-def test_what_shows_ingestions_guarantees_is_there() -> None:
-    text = INGESTION.read_text()
+@pytest.mark.parametrize("document", GUARANTEES, ids=lambda path: path.name)
+def test_what_shows_guarantees_is_there(document: Path) -> None:
+    text = document.read_text()
     named = NAMED_TEST.findall(text)
     assert named
     missing = [
@@ -67,8 +68,9 @@ def test_every_fault_point_stands_in_the_life_of_a_batch() -> None:
     assert described == set(points)
 
 
-def test_each_line_of_what_ingestion_guarantees_says_by_what_it_is_shown() -> None:
-    shown = INGESTION.read_text().partition("## How it is shown")[2]
+@pytest.mark.parametrize("document", GUARANTEES, ids=lambda path: path.name)
+def test_each_line_of_what_is_guaranteed_says_by_what_it_is_shown(document: Path) -> None:
+    shown = document.read_text().partition("## How it is shown")[2]
     lines = [line for line in shown.splitlines() if line.startswith("| ") and line != "| what | by |"]
     assert lines
     ways = (NAMED_TEST, NAMED_SCRIPT, re.compile(r"`make [a-z-]+`"), re.compile(r"\(runbooks/"))
