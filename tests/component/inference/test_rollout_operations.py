@@ -65,14 +65,14 @@ async def test_an_aborted_rollout_gives_its_traffic_back(plane: Plane, name: str
     aborted = await plane.stub.AbortRollout(api.AbortRolloutRequest(deployment=name))
     assert aborted.rollout.state == api.ROLLOUT_STATE_ROLLED_BACK
     await plane.until_loaded(name, {1})
-    for steer, request in (
-        (plane.stub.AbortRollout, api.AbortRolloutRequest(deployment=name)),
-        (plane.stub.PauseRollout, api.PauseRolloutRequest(deployment=name)),
-        (plane.stub.ResumeRollout, api.ResumeRolloutRequest(deployment=name)),
-        (plane.stub.PromoteRollout, api.PromoteRolloutRequest(deployment=name)),
+    for steer in (
+        lambda: plane.stub.AbortRollout(api.AbortRolloutRequest(deployment=name)),
+        lambda: plane.stub.PauseRollout(api.PauseRolloutRequest(deployment=name)),
+        lambda: plane.stub.ResumeRollout(api.ResumeRolloutRequest(deployment=name)),
+        lambda: plane.stub.PromoteRollout(api.PromoteRolloutRequest(deployment=name)),
     ):
         with pytest.raises(FailedPrecondition, match="no rollout in progress") as raised:
-            await steer(request)
+            await steer()
         assert raised.value.reason == "NO_ROLLOUT"
 
 

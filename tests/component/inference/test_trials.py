@@ -32,7 +32,7 @@ def shadowed(share: int = 100, *, max_share: float = 0.0, min_samples: int = 5) 
     return spec
 
 
-async def until_tried(plane: Plane, name: str, state: api.RolloutState) -> api.Deployment:
+async def until_tried(plane: Plane, name: str, state: api.RolloutState.ValueType) -> api.Deployment:
     """Wait until version 2's rollout is in that state, at the data plane too."""
     return await plane.until(
         name, lambda d: d.rollout.to_version == 2 and d.rollout.state == state and d.ready

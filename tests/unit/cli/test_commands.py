@@ -433,7 +433,7 @@ def test_what_a_rollout_is_judged_by_is_shown(services: Services, headrace: Head
     assert "1.10x to ?" in lines[-1]
 
 
-def test_where_a_shadowing_rollout_is_among_its_steps_is_shown(services: Services, headrace: Headrace) -> None:
+def test_a_shadowing_rollout_is_shown_before_its_steps(services: Services, headrace: Headrace) -> None:
     spec = scheduling.RolloutSpec(steps=[10, 100], shadow=scheduling.RolloutSpec.Shadow(share=50))
     services.answers["GetDeployment"] = lambda _: inference.Deployment(
         rollout_spec=spec,

@@ -83,9 +83,7 @@ def a_rollout(
     from_version: int = 1, step: int = 0, state: RolloutState = RolloutState.PROGRESSING
 ) -> Rollout:
     baselines = {1: Baseline(NOW - SECOND, Outcomes(1000, 0)), 2: Baseline(NOW, Outcomes())}
-    return Rollout(
-        "r", "live", from_version, 2, state, "", NOW, NOW, step=step, baselines=baselines
-    )
+    return Rollout("r", "live", from_version, 2, state, "", NOW, NOW, step=step, baselines=baselines)
 
 
 def a_deployment(analysis: Analysis = EVERYTHING) -> Deployment:

@@ -73,4 +73,3 @@ def test_scripts_clusters_and_triton_call_headers_and_clusters_the_same() -> Non
     assert set(FORWARDED_HEADERS.split("|")) == {"traceparent", *HEADERS[1:]}
     model = deploy_path("triton/model.py").read_text()
     assert set(re.findall(r'"(x-headrace-[\w-]+)"', model)) == set(HEADERS[1:])
-

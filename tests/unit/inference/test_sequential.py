@@ -72,8 +72,8 @@ def test_a_larger_margin_is_harder_to_exceed(new: Tally, old: Tally, one: float,
 def test_more_failures_bring_a_larger_lower_bound(new: Tally, old: Tally) -> None:
     if new.misses:
         worse = Tally(new.hits + 1, new.total)
-        # A mixture's bound may give way at the edge, where all fail and the old version was hardly asked; never by
-        # more than that one failure is of all.
+        # A mixture's bound may give way at the edge, where all fail and the old version was hardly asked; not
+        # by more than one failure is of all.
         given_way = increase_interval(new, old, THRESHOLD)[0] - increase_interval(worse, old, THRESHOLD)[0]
         assert given_way <= 1 / new.total
 
