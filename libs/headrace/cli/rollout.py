@@ -220,27 +220,33 @@ def _value(name: str) -> Callable[[dict[str, Plain]], str]:
     return text
 
 
-def _effect(*names: str) -> Callable[[dict[str, Plain]], str]:
-    def text(row: dict[str, Plain]) -> str:
-        return " to ".join(_difference(row[name], row["criterion"]) for name in names)
-
-    return text
+def _effect(row: dict[str, Plain]) -> str:
+    """The interval of the true effect, in the unit of what is allowed."""
+    return f"{_difference(row, 'low')}..{_difference(row, 'high')}"
 
 
-def _difference(value: Plain, criterion: Plain) -> str:
+def _limit(row: dict[str, Plain]) -> str:
+    return _difference(row, "limit")
+
+
+def _difference(row: dict[str, Plain], name: str) -> str:
+    value = row[name]
     if not isinstance(value, int | float):
         return "?"
-    return f"{value:.2f}x" if criterion in LATENCIES else f"{value:+.2%}"
+    return f"{value:.2f}x" if row["criterion"] in LATENCIES else f"{value:+.1%}"
 
 
+def _samples(row: dict[str, Plain]) -> str:
+    return f"{cell(row['new_samples'])}/{cell(row['old_samples'])}"
+
+
+# Narrow enough for a terminal of eighty characters.
 COLUMNS = (
     field("criterion", "criterion"),
     field("standing", "standing"),
     Column("new", _value("new_value"), right=True),
     Column("old", _value("old_value"), right=True),
-    Column("effect", _effect("effect"), right=True),
-    Column("surely in", _effect("low", "high"), right=True),
-    Column("allowed", _effect("limit"), right=True),
-    field("samples", "new_samples", right=True),
-    field("old's", "old_samples", right=True),
+    Column("surely in", _effect, right=True),
+    Column("allowed", _limit, right=True),
+    Column("samples", _samples, right=True),
 )

@@ -430,7 +430,8 @@ def test_what_a_rollout_is_judged_by_is_shown(services: Services, headrace: Head
     row = lines[-1].split()
     assert row[:2] == ["LATENCY_P99", "SUSPECT"]
     assert "12 ms" in lines[-1]
-    assert "1.10x to ?" in lines[-1]
+    assert "1.10x..?" in lines[-1]
+    assert "200/900" in lines[-1]
 
 
 def test_a_shadowing_rollout_is_shown_before_its_steps(services: Services, headrace: Headrace) -> None:
