@@ -37,6 +37,8 @@ def rollout_spec(document: Document, place: Place | None) -> scheduling.RolloutS
     rollout = scheduling.RolloutSpec(steps=steps, hold=to_duration(document.duration(entries.get("hold"))))
     if "analysis" in entries:
         rollout.analysis.CopyFrom(rollout_analysis(document, entries["analysis"]))
+        if rollout.analysis.HasField("disagreement") and "shadow" not in entries:
+            document.fail(entries["analysis"], "disagreement needs a shadow, whose answers it compares")
     if "shadow" in entries:
         shadow = document.mapping(entries["shadow"], ("share", "hold"))
         rollout.shadow.share = document.integer(shadow.get("share"), 100, bits=32)

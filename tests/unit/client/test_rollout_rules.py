@@ -20,12 +20,12 @@ spec:
   training: {recipe: mlp}
   deployment:
     name: small
-    rollout: {steps: [10, 100], hold: 30s, analysis: ANALYSIS}
+    rollout: {steps: [10, 100], hold: 30s, shadow: {}, analysis: ANALYSIS}
 """
 
 
 def rollout(text: str) -> scheduling.RolloutSpec:
-    text = FILE.replace("{steps: [10, 100], hold: 30s, analysis: ANALYSIS}", text)
+    text = FILE.replace("{steps: [10, 100], hold: 30s, shadow: {}, analysis: ANALYSIS}", text)
     return pipeline_file.parse(text).request.spec.deployment.rollout
 
 
@@ -94,6 +94,7 @@ def test_a_shadow_is_asked_everything_and_as_long_as_a_step_where_nothing_else_i
         ("{sticky: {}}", "header"),
         ("{audience: {header: x-cohort}}", "values"),
         ("{shadow: {percent: 10}}", "percent"),
+        ("{analysis: {disagreement: {max_share: 0.1}}}", "needs a shadow"),
     ],
 )
 def test_mistakes_about_who_is_asked_are_told(text: str, message: str) -> None:
