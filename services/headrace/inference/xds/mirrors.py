@@ -11,10 +11,12 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any, Final
 
+from envoy.extensions.filters.http.lua.v3 import lua_pb2 as _lua  # noqa: F401 - registers its messages
 from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2 as _codec  # noqa: F401
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
     header_mutation_pb2 as _mutation,  # noqa: F401
 )
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2 as _http  # noqa: F401
 
 from headrace.inference.domain.trials import Trial
 from headrace.runtime.resources import deploy_path
