@@ -53,14 +53,17 @@ TRITON_ENVIRONMENT = Path(__file__).parents[1] / ".venv-triton"
 
 @dataclass(frozen=True)
 class Plane:
-    """Where both sides are."""
+    """Where both sides are, and what deployments are made with."""
 
     direct: str
     envoy: str
+    service: str
+    bootstrap: str
+    store: ObjectStore
 
 
-def mlp() -> bytes:
-    """The model: 30 features, 64 hidden, 2 classes."""
+def mlp(*, label: str = "ArgMax") -> bytes:
+    """The model: 30 features, 64 hidden, 2 classes; with ArgMin it answers the other class."""
     rng = np.random.default_rng(0)
 
     def weights(name: str, *shape: int) -> object:
@@ -72,7 +75,7 @@ def mlp() -> bytes:
             helper.make_node("Relu", ["h"], ["a"]),
             helper.make_node("Gemm", ["a", "w2", "b2"], ["z"]),
             helper.make_node("Softmax", ["z"], ["probabilities"]),
-            helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
+            helper.make_node(label, ["probabilities"], ["label"], axis=1, keepdims=0),
         ],
         MODEL,
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 30])],
@@ -140,12 +143,15 @@ async def running(folder: Path, *, traced: bool) -> AsyncIterator[Plane]:
             stack.push_async_callback(part.stop)
         await asyncio.gather(triton.start(), service.start(), envoy.start())
         (folder / "store").mkdir(exist_ok=True)
-        await deploy(
-            broker.bootstrap,
+        plane = Plane(
+            f"127.0.0.1:{ports.grpc}",
+            f"127.0.0.1:{listen}",
             f"127.0.0.1:{service.grpc_port}",
+            broker.bootstrap,
             ObjectStore.from_uri(f"file://{folder / 'store'}"),
         )
-        yield Plane(f"127.0.0.1:{ports.grpc}", f"127.0.0.1:{listen}")
+        await deploy(plane)
+        yield plane
 
 
 @asynccontextmanager
@@ -187,20 +193,33 @@ async def trace_sink(traced: bool) -> AsyncIterator[tuple[str, str]]:
         await server.stop(None)
 
 
-async def deploy(bootstrap: str, target: str, store: ObjectStore) -> None:
-    """Promote the model as the registry does, and wait until it is live."""
-    data = mlp()
-    path = f"models/{MODEL}/1/model.onnx"
-    await store.put(path, data)
+async def deploy(plane: Plane) -> None:
+    """Promote the model, and wait until it is live."""
+    async with channel(plane.service) as opened:
+        stub = inference_pb2_grpc.InferenceServiceStub(opened)
+        await stub.ApplyDeployment(inference_pb2.ApplyDeploymentRequest(name=MODEL, model=MODEL))
+        await promote(plane, 1, mlp())
+        async with asyncio.timeout(60):
+            watch = stub.WatchDeployment(inference_pb2.WatchDeploymentRequest(name=MODEL))
+            async for deployment in watch:
+                if deployment.ready:
+                    break
+            watch.cancel()
+
+
+async def promote(plane: Plane, number: int, data: bytes) -> None:
+    """Tell of a promoted version, as the registry does."""
+    path = f"models/{MODEL}/{number}/model.onnx"
+    await plane.store.put(path, data)
     version = registry_pb2.ModelVersion(
         model=MODEL,
-        version=1,
+        version=number,
         artifacts=[
             registry_pb2.Artifact(
                 path="model.onnx",
                 size=len(data),
                 sha256=hashlib.sha256(data).hexdigest(),
-                uri=store.uri(path),
+                uri=plane.store.uri(path),
             )
         ],
         signature=registry_pb2.Signature(
@@ -212,26 +231,17 @@ async def deploy(bootstrap: str, target: str, store: ObjectStore) -> None:
             classes=["0", "1"],
         ),
     )
-    async with channel(target) as opened:
-        stub = inference_pb2_grpc.InferenceServiceStub(opened)
-        await stub.ApplyDeployment(inference_pb2.ApplyDeploymentRequest(name=MODEL, model=MODEL))
-        event = protobuf_event(
-            events_pb2.ModelVersionPromoted(model_version=version),
-            type="headrace.registry.model-version-promoted.v1",
-            source="headrace/registry",
-            subject=MODEL,
-            id=str(uuid.uuid4()),
-            time=datetime.now(UTC),
-            traceparent="",
-        )
-        async with Producer(bootstrap, client_id="benchmark", idempotence=False) as producer:
-            await producer.publish(MODEL_VERSIONS, MODEL, event)
-        async with asyncio.timeout(60):
-            watch = stub.WatchDeployment(inference_pb2.WatchDeploymentRequest(name=MODEL))
-            async for deployment in watch:
-                if deployment.ready:
-                    break
-            watch.cancel()
+    event = protobuf_event(
+        events_pb2.ModelVersionPromoted(model_version=version),
+        type="headrace.registry.model-version-promoted.v1",
+        source="headrace/registry",
+        subject=MODEL,
+        id=str(uuid.uuid4()),
+        time=datetime.now(UTC),
+        traceparent="",
+    )
+    async with Producer(plane.bootstrap, client_id="benchmark", idempotence=False) as producer:
+        await producer.publish(MODEL_VERSIONS, MODEL, event)
 
 
 async def measure(

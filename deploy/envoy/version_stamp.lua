@@ -3,6 +3,10 @@
 -- A virtual host's metadata holds, for each of its deployments, the versions that have traffic with their weights,
 -- and the signature that callers are told after a wrong request:
 --   {["breast-cancer"] = {weights = {["3"] = 90, ["4"] = 10}, signature = "..."}}
+-- While a version is rolled out, `trial` says how requests meet it beside its share:
+--   {version = "4", mirrored = 50, sticky = "x-user-id", header = "x-cohort", values = {beta = true}}
+-- So many per cent of the requests are also asked of it, as a shadow that answers nobody; callers with the same value of the
+-- header `sticky` get the same version; those whose `header` has one of the `values` get the new one.
 --
 -- Deployments are spread over many route configurations; which one a request goes by, a header says, and it is set
 -- here for every request, whatever the caller sent.
@@ -20,6 +24,11 @@ local SHARDS = 64
 local SHARD_HEADER = "x-headrace-shard"
 
 local INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+-- As in headrace.inference.xds.mirrors; Envoy takes them away from whatever callers send.
+local MIRROR_CLUSTER = "x-headrace-mirror-cluster"
+local SHADOW_VERSION = "x-headrace-shadow-version"
+local MIRROR_ID = "x-headrace-mirror-id"
 
 -- One more table's address makes the seeds of Envoy's workers differ.
 local worker = tonumber(string.match(tostring({}), "0x(%x+)"), 16) or 0
@@ -46,11 +55,40 @@ local function refuse_rest(handle, status, message)
     '{"error": "' .. string.gsub(message, '[%c"\\]', "?") .. '"}')
 end
 
-local function pick(weights)
-  local point = math.random() * 100
+-- A place in the traffic, from 0 to below 100: the same for the same key and trial, and spread evenly over keys, also where they
+-- count up. A generator of Lehmer's takes the characters in; what it multiplies stays below 2^53.
+local function place_of(key)
+  local state = 1
+  for at = 1, #key do state = (state * 16807 + string.byte(key, at)) % 2147483647 end
+  for _ = 1, 3 do state = state * 16807 % 2147483647 end
+  return state / 2147483647 * 100
+end
+
+local function place(handle, trial)
+  local key = trial and trial.sticky and handle:headers():get(trial.sticky)
+  if key == nil then return math.random() * 100 end
+  -- With the version: whoever is the first to try one is not the first to try the next.
+  return place_of(trial.version .. "/" .. key)
+end
+
+local function in_audience(handle, trial)
+  local value = trial.header and handle:headers():get(trial.header)
+  return value ~= nil and trial.values[value]
+end
+
+local function pick(handle, route)
+  local trial = route.trial
+  if trial and in_audience(handle, trial) then return trial.version end
+  local point = place(handle, trial)
+  local tried = trial and trial.version
+  if tried then
+    -- First: as its share grows, whoever has it keeps it.
+    point = point - (route.weights[tried] or 0)
+    if point < 0 then return tried end
+  end
   local chosen = nil
-  for version, weight in pairs(weights) do
-    if weight > 0 then
+  for version, weight in pairs(route.weights) do
+    if weight > 0 and version ~= tried then
       chosen = version
       point = point - weight
       if point < 0 then break end
@@ -77,6 +115,17 @@ local function find(handle, model)
   -- Asking for the route's metadata looks for the route; asking for the virtual host does not.
   handle:metadata()
   return known(handle, model)
+end
+
+-- Has Envoy copy the request to the version that shadows, by way of mirror_stamp.lua. Of the answers to both the prediction log
+-- keeps the same id.
+local function mirror(handle, route, cluster)
+  local trial = route.trial
+  if trial == nil or trial.mirrored == nil or math.random() * 100 >= trial.mirrored then return end
+  local headers = handle:headers()
+  headers:replace(MIRROR_CLUSTER, cluster)
+  headers:replace(SHADOW_VERSION, trial.version)
+  headers:replace(MIRROR_ID, new_id())
 end
 
 local function live(weights)
@@ -195,8 +244,9 @@ local function stamp_grpc(handle)
 
   local appended = ""
   if version == "" then
-    local chosen = pick(route.weights)
+    local chosen = pick(handle, route)
     if chosen == nil then return refuse_grpc(handle, 14, "model " .. model .. " has no version with traffic") end
+    mirror(handle, route, "triton-grpc-mirror")
     appended = "\18" .. varint(#chosen) .. chosen
   elseif route.weights[version] == nil then
     if string.find(version, "[^%w]") or #version > 20 then version = "of that name" end
@@ -227,8 +277,9 @@ local function stamp_rest(handle, path)
       return refuse_rest(handle, 404, unknown_version(model, version, route.weights))
     end
   elseif string.match(rest, "^/infer") then
-    local chosen = pick(route.weights)
+    local chosen = pick(handle, route)
     if chosen == nil then return refuse_rest(handle, 503, "model " .. model .. " has no version with traffic") end
+    mirror(handle, route, "triton-http-mirror")
     handle:headers():replace(":path", "/v2/models/" .. model .. "/versions/" .. chosen .. rest)
   end
 end

@@ -225,6 +225,7 @@ class PredictionLog:
                     key, value, headers = self._event(
                         prediction_id,
                         _subject(given),
+                        _mirror(given, self._version),
                         _traceparent(given),
                         {name: tensor[part] for name, tensor in inputs.items()},
                         {name: tensor[part] for name, tensor in outputs.items()},
@@ -255,7 +256,7 @@ class PredictionLog:
             f"{dropped} predictions of {self._deployment} were not logged: is the broker slow?"
         )
 
-    def _event(self, prediction_id, subject, traceparent, inputs, outputs, arrived, seconds):
+    def _event(self, prediction_id, subject, mirror, traceparent, inputs, outputs, arrived, seconds):
         when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
         event_id = str(uuid.uuid4())
         # No database takes the character U+0000.
@@ -269,6 +270,7 @@ class PredictionLog:
             "inputs": [_tensor(name, value) for name, value in inputs.items()],
             "outputs": [_tensor(name, value) for name, value in outputs.items()],
             "subject": subject,
+            **mirror,
         }
         headers = {
             "ce_specversion": "1.0",
@@ -420,6 +422,15 @@ def _subject(parameters):
     if not isinstance(found, str) or len(found) > MAX_SUBJECT_LENGTH or "\0" in found:
         raise ValueError(f"its subject is no text of at most {MAX_SUBJECT_LENGTH} characters without U+0000")
     return found
+
+
+def _mirror(parameters, version):
+    """What the log says of a request that a shadow was asked, too, by Envoy's headers; nothing of others."""
+    mirror_id = parameters.get("x-headrace-mirror-id", "")
+    if not mirror_id or not isinstance(mirror_id, str):
+        return {}
+    shadow = parameters.get("x-headrace-shadow-version", "") == str(version)
+    return {"mirror_id": _cut(mirror_id.replace("\0", "?"), MAX_ID_BYTES), "shadow": shadow}
 
 
 def _options():

@@ -23,7 +23,7 @@ DOCUMENTS = sorted(
     if "node_modules" not in path.parts
 )
 # Pages that name, for each thing that they promise, what shows it.
-GUARANTEES = tuple(ROOT / "docs" / name for name in ("inference.md", "ingestion.md"))
+GUARANTEES = [ROOT / "docs" / name for name in ("inference.md", "ingestion.md", "rollouts.md")]
 NAMED_TEST = re.compile(r"`((?:component|contract|e2e|fuzz|unit)/[\w/]+(?:\.py)?)(?:::(\w+))?`")
 NAMED_SCRIPT = re.compile(r"`(benchmarks/\w+\.py)[` ]")
 

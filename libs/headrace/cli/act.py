@@ -1,4 +1,4 @@
-"""Commands that change something: apply, submit, cancel, produce, predict, rollout."""
+"""Commands that change something: apply, submit, cancel, produce, predict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from headrace.cli.numbers import read_number
-from headrace.cli.output import Format, OutputOption, cell, console, show_document, show_rows
+from headrace.cli.output import Format, OutputOption, console, show_document
 from headrace.cli.session import DEFAULT_DATA, DataOption, run
 from headrace.errors import InvalidArgument
 
@@ -20,14 +20,11 @@ from headrace.errors import InvalidArgument
 if TYPE_CHECKING:
     from headrace.client import HeadraceClient
 
-rollout_app = typer.Typer(no_args_is_help=True, help="Watch and steer a deployment's rollout.")
-
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     for command in (apply, submit, cancel, produce, predict):
         app.command()(command)
-    app.add_typer(rollout_app, name="rollout")
 
 
 def apply(
@@ -172,79 +169,5 @@ def predict(
         for name, values in answer.outputs.items():
             console.print(Text(f"{name}: {values.tolist()}"))
         console.print(Text(f"version {answer.version}, prediction {answer.prediction_id}", "dim"))
-
-    run(data, command)
-
-
-@rollout_app.command()
-def status(
-    deployment: Annotated[str, typer.Argument(help="A deployment's name.")],
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it until it has ended.")] = False,
-    output: OutputOption = Format.TABLE,
-    data: DataOption = DEFAULT_DATA,
-) -> None:
-    """Show the rollout in progress, or the last one."""
-    from headrace.api.inference.v1 import inference_pb2 as inference
-    from headrace.cli.plain import plain
-
-    ended = {
-        inference.ROLLOUT_STATE_SUCCEEDED,
-        inference.ROLLOUT_STATE_ROLLED_BACK,
-        inference.ROLLOUT_STATE_FAILED,
-    }
-
-    async def command(client: HeadraceClient) -> None:
-        if not watch:
-            found = await client.inference.GetDeployment(inference.GetDeploymentRequest(name=deployment))
-            show_document(plain(found.rollout), output)
-            return
-        async for seen in client.inference.WatchDeployment(inference.WatchDeploymentRequest(name=deployment)):
-            row = plain(seen.rollout)
-            if output is Format.TABLE:
-                console.print(
-                    f"v{row['from_version']} -> v{row['to_version']}  {row['state']}  {row['weight']}%  "
-                    f"{cell(row['message'])}"
-                )
-            else:
-                show_document(row, output)
-            if seen.rollout.state in ended:
-                return
-
-    run(data, command)
-
-
-@rollout_app.command()
-def history(
-    deployment: Annotated[str, typer.Argument(help="A deployment's name.")],
-    output: OutputOption = Format.TABLE,
-    data: DataOption = DEFAULT_DATA,
-) -> None:
-    """List a deployment's rollouts, newest first."""
-    from headrace.cli.kinds import kind_named
-
-    async def command(client: HeadraceClient) -> None:
-        kind = kind_named("rollouts")
-        show_rows(await kind.list(client, deployment), kind.columns, output)
-
-    run(data, command)
-
-
-@rollout_app.command()
-def abort(
-    deployment: Annotated[str, typer.Argument(help="A deployment's name.")],
-    output: OutputOption = Format.TABLE,
-    data: DataOption = DEFAULT_DATA,
-) -> None:
-    """Take the traffic back to the version before."""
-    from headrace.api.inference.v1 import inference_pb2 as inference
-    from headrace.cli.plain import plain
-
-    async def command(client: HeadraceClient) -> None:
-        request = inference.AbortRolloutRequest(deployment=deployment)
-        row = plain((await client.inference.AbortRollout(request)).rollout)
-        if output is Format.TABLE:
-            console.print(f"rollout of {deployment} is {row['state']}: {cell(row['message'])}")
-        else:
-            show_document(row, output)
 
     run(data, command)

@@ -222,11 +222,15 @@ async def _predictions(client: HeadraceClient, scope: str) -> list[Row]:
 async def _prediction(client: HeadraceClient, name: str) -> Row:
     for deployment in await _deployments(client, ""):
         for row in await _predictions(client, str(deployment["name"])):
-            if row["id"] == name:
+            if row["id"] == name and not row["shadow"]:
                 return row
     raise NotFound(
         "PREDICTION_NOT_FOUND", f"no recent prediction {name!r}; it can take a second to arrive in the log"
     )
+
+
+def _answered_by(row: Row) -> str:
+    return f"{row['version']} (shadow)" if row["shadow"] else str(row["version"])
 
 
 def _position(row: Row) -> str:
@@ -465,7 +469,7 @@ KINDS = (
         ("prediction",),
         (
             field("id", "id"),
-            field("version", "version", right=True),
+            Column("version", _answered_by, right=True),
             field("time", "time"),
             field("seconds", "seconds", right=True),
             field("outputs", "outputs_json"),

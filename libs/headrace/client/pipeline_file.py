@@ -55,6 +55,7 @@ from typing import Final, TypeVar
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.client.quality_rules import quality_rule
+from headrace.client.rollout_rules import rollout_spec
 from headrace.client.yaml_reader import Document, Place
 from headrace.errors import FieldViolation, HeadraceError, InvalidArgument, NotFound
 from headrace.rpc.convert import to_duration
@@ -443,13 +444,8 @@ def _gate(document: Document, place: Place) -> scheduling.Gate:
 def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.DeploymentSpec:
     entries = document.mapping(place, ("name", "rollout"), ("name",))
     deployment = scheduling.PipelineSpec.DeploymentSpec(name=document.text(entries.get("name")))
-    rollout = document.mapping(entries.get("rollout"), ("steps", "hold"))
-    steps = [document.integer(step, bits=32) for step in document.items(rollout.get("steps"))] or [100]
-    if steps != sorted(set(steps)) or steps[-1] != 100 or steps[0] < 1:
-        document.fail(rollout["steps"], f"must be rising percentages of which the last is 100, not {steps}")
-        return deployment
-    deployment.rollout.steps.extend(steps)
-    deployment.rollout.hold.CopyFrom(to_duration(document.duration(rollout.get("hold"))))
+    if (rollout := rollout_spec(document, entries.get("rollout"))) is not None:
+        deployment.rollout.CopyFrom(rollout)
     return deployment
 
 

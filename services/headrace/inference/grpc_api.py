@@ -90,6 +90,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._changed()
         return self._message(known)
 
+    async def PauseRollout(self, request: api.PauseRolloutRequest, context: Any) -> api.Deployment:
+        """Keep a rollout where it is."""
+        known = await self._deployments.pause_rollout(request.deployment)
+        self._changed()
+        return self._message(known)
+
+    async def ResumeRollout(self, request: api.ResumeRolloutRequest, context: Any) -> api.Deployment:
+        """Let a paused rollout go on."""
+        known = await self._deployments.resume_rollout(request.deployment)
+        self._changed()
+        return self._message(known)
+
+    async def PromoteRollout(self, request: api.PromoteRolloutRequest, context: Any) -> api.Deployment:
+        """Give a rollout's version all traffic."""
+        known = await self._deployments.promote_rollout(request.deployment)
+        self._changed()
+        return self._message(known)
+
     async def ListRollouts(self, request: api.ListRolloutsRequest, context: Any) -> api.ListRolloutsResponse:
         """Rollouts, newest first."""
         size = paging.page_size(request.page_size)

@@ -4,21 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.registry.v1 import registry_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.inference.analysis_messages import analysis_from, analysis_message, judgement_message
+from headrace.inference.domain.analysis import DEFAULT_ANALYSIS
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
 from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.rpc.convert import from_duration, to_duration, to_timestamp
 
 
 def plan_from(message: scheduling_pb2.RolloutSpec) -> Plan:
-    """A rollout's plan; all at once where no step is named."""
-    if not message.steps:
-        return Plan(hold=from_duration(message.hold))
-    return Plan(tuple(message.steps), from_duration(message.hold))
+    """A rollout's plan; all at once where no step is named. Raises InvalidArgument/INVALID_ROLLOUT."""
+    hold = from_duration(message.hold)
+    analysis = analysis_from(message.analysis, hold) if message.HasField("analysis") else DEFAULT_ANALYSIS
+    return Plan(
+        tuple(message.steps) or (100,),
+        hold,
+        analysis,
+        _shadow_from(message.shadow, hold) if message.HasField("shadow") else None,
+        message.sticky.header,
+        Audience(message.audience.header, frozenset(message.audience.values))
+        if message.HasField("audience")
+        else None,
+    )
+
+
+def plan_message(plan: Plan) -> scheduling_pb2.RolloutSpec:
+    """A rollout's plan, defaults included."""
+    message = scheduling_pb2.RolloutSpec(
+        steps=plan.steps, hold=to_duration(plan.hold), analysis=analysis_message(plan.analysis)
+    )
+    if plan.shadow is not None:
+        message.shadow.share = plan.shadow.share
+        message.shadow.hold.CopyFrom(to_duration(plan.shadow.hold))
+    if plan.sticky_header:
+        message.sticky.header = plan.sticky_header
+    if plan.audience is not None:
+        message.audience.header = plan.audience.header
+        message.audience.values.extend(sorted(plan.audience.values))
+    return message
 
 
 def rollout_message(rollout: Rollout) -> api.Rollout:
@@ -34,6 +63,9 @@ def rollout_message(rollout: Rollout) -> api.Rollout:
         message=rollout.message,
         create_time=to_timestamp(rollout.create_time),
         end_time=to_timestamp(rollout.end_time),
+        paused=rollout.paused,
+        judgement=judgement_message(rollout.judgement) if rollout.judgement else None,
+        step_time=to_timestamp(rollout.step_time),
     )
 
 
@@ -46,9 +78,7 @@ def deployment_message(
     return api.Deployment(
         name=deployment.name,
         model=deployment.model,
-        rollout_spec=scheduling_pb2.RolloutSpec(
-            steps=deployment.plan.steps, hold=to_duration(deployment.plan.hold)
-        ),
+        rollout_spec=plan_message(deployment.plan),
         traffic=[
             api.VersionTraffic(version=version, weight=weight, loaded=version in deployment.loaded)
             for version, weight in sorted(deployment.traffic.items())
@@ -92,4 +122,9 @@ def prediction_message(prediction: LoggedPrediction) -> api.Prediction:
         outputs_json=json.dumps(prediction.outputs),
         label_json="" if prediction.label is None else json.dumps(prediction.label),
         traceparent=prediction.traceparent,
+        shadow=prediction.shadow,
     )
+
+
+def _shadow_from(message: scheduling_pb2.RolloutSpec.Shadow, hold: timedelta) -> Shadow:
+    return Shadow(message.share or 100, from_duration(message.hold) if message.HasField("hold") else hold)

@@ -68,6 +68,8 @@ def _parsed(event: Event) -> LoggedPrediction:
         answer=_answer(outputs),
         traceparent=event.traceparent,
         subject=message.subject,
+        shadow=message.shadow,
+        mirror_id=message.mirror_id,
     )
 
 
@@ -86,6 +88,8 @@ def _read(event: Event) -> LoggedPrediction:
         answer=_answer(outputs),
         traceparent=event.traceparent,
         subject=_text(document.get("subject", "")),
+        shadow=document.get("shadow") is True,
+        mirror_id=_text(document.get("mirror_id", "")),
     )
 
 

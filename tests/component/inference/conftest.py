@@ -52,8 +52,17 @@ class Plane:
     store: ObjectStore
     stub: inference_pb2_grpc.InferenceServiceAsyncStub
 
-    async def deploy(self, name: str, *, steps: tuple[int, ...] = (100,), hold: float = 0.0) -> None:
-        rollout = scheduling_pb2.RolloutSpec(steps=steps)
+    async def deploy(
+        self,
+        name: str,
+        *,
+        steps: tuple[int, ...] = (100,),
+        hold: float = 0.0,
+        rollout: scheduling_pb2.RolloutSpec | None = None,
+    ) -> None:
+        """Apply the deployment; steps and hold are those of its rollouts, beside what else `rollout` says."""
+        rollout = scheduling_pb2.RolloutSpec() if rollout is None else rollout
+        rollout.steps[:] = steps
         rollout.hold.FromMilliseconds(int(hold * 1000))
         await self.stub.ApplyDeployment(api.ApplyDeploymentRequest(name=name, model=name, rollout=rollout))
 
@@ -142,6 +151,7 @@ async def ask(
     request_id: str = "",
     rows: int = 1,
     parameters: dict[str, str | int] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> triton.InferResult:
     tensor = triton.InferInput("features", [rows, 3], "FP32")
     tensor.set_data_from_numpy(np.ones((rows, 3), dtype=np.float32))
@@ -152,6 +162,7 @@ async def ask(
         request_id=request_id,
         client_timeout=10,
         parameters=parameters,
+        headers=headers,
     )
 
 

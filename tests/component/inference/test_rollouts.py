@@ -15,6 +15,7 @@ from tests.support.models import failing_classifier
 from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.errors import FailedPrecondition
 
 pytestmark = pytest.mark.broker
@@ -191,13 +192,25 @@ async def test_a_deleted_deployment_is_unknown(plane: Plane, name: str) -> None:
 
 @pytest.mark.kill
 @pytest.mark.parametrize(
-    "fault", ["inference.after-load:2", "inference.after-step-commit:2", "inference.after-step-commit:3"]
+    ("fault", "shadow"),
+    [
+        ("inference.after-load:2", None),
+        ("inference.after-step-commit:2", None),
+        ("inference.after-step-commit:3", None),
+        # It has begun to shadow.
+        ("inference.after-step-commit:3", scheduling_pb2.RolloutSpec.Shadow(share=100)),
+    ],
 )
 async def test_a_rollout_goes_on_when_the_control_plane_died_and_callers_see_nothing(
-    fault: str, make_plane: MakePlane, name: str, tmp_path: Path
+    fault: str,
+    shadow: scheduling_pb2.RolloutSpec.Shadow | None,
+    make_plane: MakePlane,
+    name: str,
+    tmp_path: Path,
 ) -> None:
     plane = await make_plane(HEADRACE_FAULT=fault, HEADRACE_FAULT_ONCE=str(tmp_path / "fired"))
-    await plane.deploy(name, steps=(50, 100), hold=0.3)
+    rollout = scheduling_pb2.RolloutSpec(shadow=shadow)
+    await plane.deploy(name, steps=(50, 100), hold=0.3, rollout=rollout)
     await plane.promote(name, 1)
     if not fault.endswith("step-commit:2"):
         await plane.until_live(name, 1)

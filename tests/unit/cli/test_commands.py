@@ -398,6 +398,84 @@ def test_a_rollout_is_watched_to_its_end(services: Services, headrace: Headrace)
     assert [line.split()[3] for line in result.stdout.splitlines()] == ["PROGRESSING", "SUCCEEDED"]
 
 
+def test_what_a_rollout_is_judged_by_is_shown(services: Services, headrace: Headrace) -> None:
+    finding = inference.RolloutFinding(
+        criterion=inference.ROLLOUT_CRITERION_LATENCY_P99,
+        standing=inference.ROLLOUT_STANDING_SUSPECT,
+        new_value=0.012,
+        old_value=0.006,
+        effect=2.0,
+        low=1.1,
+        limit=1.5,
+        new_samples=200,
+        old_samples=900,
+    )
+    services.answers["GetDeployment"] = lambda _: inference.Deployment(
+        rollout_spec=scheduling.RolloutSpec(steps=[10, 100]),
+        rollout=inference.Rollout(
+            from_version=1,
+            to_version=2,
+            state=inference.ROLLOUT_STATE_PROGRESSING,
+            weight=10,
+            paused=True,
+            judgement=inference.RolloutJudgement(verdict=inference.ROLLOUT_VERDICT_HOLD, findings=[finding]),
+        ),
+    )
+    result = headrace("rollout", "status", "d")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("v1 -> v2  PROGRESSING, paused  10%")
+    assert lines[1].split() == ["████░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░", "steps", "[10]", "100"]
+    assert lines[2] == "verdict HOLD"
+    row = lines[-1].split()
+    assert row[:2] == ["LATENCY_P99", "SUSPECT"]
+    assert "12 ms" in lines[-1]
+    assert "1.10x..?" in lines[-1]
+    assert "200/900" in lines[-1]
+
+
+def test_a_shadowing_rollout_is_shown_before_its_steps(services: Services, headrace: Headrace) -> None:
+    spec = scheduling.RolloutSpec(steps=[10, 100], shadow=scheduling.RolloutSpec.Shadow(share=50))
+    services.answers["GetDeployment"] = lambda _: inference.Deployment(
+        rollout_spec=spec,
+        rollout=inference.Rollout(from_version=1, to_version=2, state=inference.ROLLOUT_STATE_SHADOWING),
+    )
+    lines = headrace("rollout", "status", "d").stdout.splitlines()
+    assert lines[0].startswith("v1 -> v2  SHADOWING  0%")
+    assert lines[1].endswith("steps [shadow] 10 100")
+
+
+def test_a_shadows_predictions_are_marked(services: Services, headrace: Headrace) -> None:
+    services.answers["ListPredictions"] = lambda _: inference.ListPredictionsResponse(
+        predictions=[
+            inference.Prediction(id="p", version=2, shadow=True),
+            inference.Prediction(id="p", version=1),
+        ]
+    )
+    result = headrace("get", "predictions", "d")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1:3] for line in result.stdout.splitlines()[-2:]] == [["2", "(shadow)"], ["1", "-"]]
+
+
+@pytest.mark.parametrize(
+    ("command", "method"),
+    [
+        ("pause", "PauseRollout"),
+        ("resume", "ResumeRollout"),
+        ("promote", "PromoteRollout"),
+        ("abort", "AbortRollout"),
+    ],
+)
+def test_a_rollout_is_steered(services: Services, headrace: Headrace, command: str, method: str) -> None:
+    services.answers[method] = lambda request: inference.Deployment(
+        name=request.deployment,
+        rollout=inference.Rollout(state=inference.ROLLOUT_STATE_PROGRESSING, message="as asked"),
+    )
+    result = headrace("rollout", command, "d")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == "rollout of d is PROGRESSING: as asked"
+
+
 def test_help_lists_the_commands_and_exit_codes(headrace: Headrace) -> None:
     result = headrace("--help")
     assert result.exit_code == 0

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.inference.domain.analysis import Observed, Outcomes, judge
 from headrace.inference.domain.convergence import (
     DRAIN,
     Action,
@@ -24,7 +25,6 @@ from headrace.inference.domain.convergence import (
 )
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.rollouts import (
-    Outcomes,
     Plan,
     Rollout,
     RolloutState,
@@ -38,6 +38,7 @@ from headrace.inference.domain.rollouts import (
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BROKEN = 13
+FINE = Observed(Outcomes(50))
 
 
 def a_version(number: int) -> ServedVersion:
@@ -74,9 +75,19 @@ class World:
             case Record(found):
                 self.deployment = replace(self.deployment, loaded=found)
             case Start(rollout):
-                self.put(loaded(rollout, self.deployment.plan, self.now))
+                self.put(loaded(rollout, self.deployment.plan, {}, self.now))
             case Judge(rollout):
-                self.put(advance(rollout, self.deployment.plan, Outcomes(50), Outcomes(50), self.now))
+                plan = self.deployment.plan
+                judgement = judge(
+                    plan.analysis,
+                    len(plan.steps),
+                    FINE,
+                    FINE,
+                    held=self.now - rollout.step_time,
+                    hold=plan.hold,
+                    now=self.now,
+                )
+                self.put(advance(rollout, plan, judgement if rollout.from_version else None, {}, self.now))
             case None:
                 pass
         return action
@@ -199,3 +210,20 @@ def test_what_one_server_alone_has_is_unloaded() -> None:
     world.deployment = replace(world.deployment, deleted=True, update_time=world.now)
     gone = replace(world.situation(), loaded=frozenset(), anywhere=frozenset({1}))
     assert next_action(gone, later) == Unload()
+
+
+def test_a_rollout_that_is_paused_while_it_loads_gets_no_traffic_until_it_is_resumed() -> None:
+    world = World()
+    world.versions[1] = a_version(1)
+    world.settle(answering=True)
+    world.versions[2] = a_version(2)
+    world.step()
+    rollout = world.deployment.rollout
+    assert rollout is not None
+    world.put(replace(rollout, paused=True))
+    world.settle(answering=True)
+    assert world.deployment.traffic == {1: 100}
+    assert world.triton == {1, 2}
+    world.put(replace(rollout, paused=False))
+    world.settle(answering=True)
+    assert world.deployment.traffic == {2: 100}

@@ -9,7 +9,7 @@ from headrace.inference.prediction_events import MAX_ID_BYTES, MAX_SUBJECT_LENGT
 from headrace.messaging.events import Event, MalformedPayload
 
 
-def an_event(prediction_id: str, source: str, **more: str) -> Event:
+def an_event(prediction_id: str, source: str, **more: str | bool) -> Event:
     payload = {
         "prediction_id": prediction_id,
         "deployment": "live",
@@ -46,3 +46,12 @@ def test_a_subject_that_could_not_be_erased_is_refused(source: str) -> None:
     with pytest.raises(MalformedPayload, match="subject is longer than 4096 characters") as refused:
         parse_prediction(an_event("p", source, subject=longest + "ü"))
     assert "ü" not in str(refused.value)
+
+
+@pytest.mark.parametrize("source", ["headrace/triton", "somebody"])
+def test_what_a_shadow_answered_is_told_from_what_callers_got(source: str) -> None:
+    live = parse_prediction(an_event("p", source, mirror_id="m", shadow=False))
+    assert (live.shadow, live.mirror_id) == (False, "m")
+    assert parse_prediction(an_event("p", source, mirror_id="m", shadow=True)).shadow
+    plain = parse_prediction(an_event("p", source))
+    assert (plain.shadow, plain.mirror_id) == (False, "")

@@ -57,6 +57,7 @@ def test_a_good_pipeline_passes() -> None:
         ({"rollout": Rollout((), timedelta(0))}, "spec.deployment.rollout.steps"),
         ({"rollout": Rollout((50, 10, 100), timedelta(0))}, "spec.deployment.rollout.steps[1]"),
         ({"rollout": Rollout((10, 50), timedelta(0))}, "spec.deployment.rollout.steps[1]"),
+        ({"rollout": Rollout((0, 100), timedelta(0))}, "spec.deployment.rollout.steps[0]"),
         ({"rollout": Rollout((100,), timedelta(seconds=-1))}, "spec.deployment.rollout.hold"),
     ],
 )
@@ -72,6 +73,10 @@ def test_every_mistake_is_listed_at_once() -> None:
     with pytest.raises(InvalidArgument) as caught:
         check_pipeline(replace(RULES, gpu=-1, memory=-1))
     assert len(caught.value.fields) == 2
+
+
+def test_only_an_audience_may_be_the_first_to_get_a_version() -> None:
+    check_pipeline(replace(RULES, rollout=Rollout((0, 10, 100), timedelta(0), audience=True)))
 
 
 def test_what_a_pipeline_leaves_out_is_one_core_and_a_gibibyte() -> None:

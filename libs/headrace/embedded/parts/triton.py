@@ -22,6 +22,8 @@ _ASK = (
     "'version': f'{sys.version_info[0]}.{sys.version_info[1]}',"
     "'site': sysconfig.get_path('purelib'), 'libdir': sysconfig.get_config_var('LIBDIR')}))"
 )
+# What models see of a request's headers.
+FORWARDED_HEADERS = "traceparent|x-headrace-mirror-id|x-headrace-shadow-version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,10 @@ class Triton(Part):
             "--http-address=127.0.0.1",
             "--grpc-address=127.0.0.1",
             "--metrics-address=127.0.0.1",
-            # For the model's own span: Triton's OpenTelemetry mode dies under concurrent requests.
-            "--grpc-header-forward-pattern=traceparent",
-            "--http-header-forward-pattern=traceparent",
+            # For the model's span, as Triton's OpenTelemetry mode dies under concurrent requests, and for its
+            # log, where a shadow was asked, too.
+            f"--grpc-header-forward-pattern={FORWARDED_HEADERS}",
+            f"--http-header-forward-pattern={FORWARDED_HEADERS}",
         ]
         return [str(self._server / "bin" / "tritonserver"), *options]
 

@@ -104,7 +104,7 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
     rollout = deployment.rollout
     if (
         rollout is not None
-        and rollout.state is RolloutState.PROGRESSING
+        and rollout.state.judged
         and rollout.from_version
         and rollout.to_version in situation.died
     ):
@@ -116,8 +116,8 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
     if loaded != deployment.loaded:
         return Record(loaded)
     if rollout is not None and rollout.state is RolloutState.LOADING:
-        return Start(rollout)
-    if rollout is not None and rollout.state is RolloutState.PROGRESSING:
+        return None if rollout.paused else Start(rollout)
+    if rollout is not None and rollout.state.judged:
         return Judge(rollout)
     if wanted != situation.anywhere and _drained(rollout, now):
         return Load(tuple(situation.versions[number] for number in sorted(wanted))) if wanted else Unload()

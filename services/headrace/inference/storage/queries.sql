@@ -11,11 +11,14 @@ SELECT * FROM served_versions ORDER BY model, version;
 
 -- The update changes nothing; it locks the one that there is, whoever makes or forgets it at the same time.
 -- name: insert_or_lock_deployment
-INSERT INTO deployments (name, model, steps, hold_seconds, create_time, update_time) VALUES ($1, $2, $3, $4, $5, $5)
+INSERT INTO deployments (name, model, steps, hold_seconds, analysis, shadow, sticky_header, audience, create_time, update_time)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
 ON CONFLICT (name) DO UPDATE SET name = excluded.name;
 
 -- name: change_plan
-UPDATE deployments SET steps = $2, hold_seconds = $3, update_time = $4 WHERE name = $1;
+UPDATE deployments SET
+    steps = $2, hold_seconds = $3, analysis = $4, shadow = $5, sticky_header = $6, audience = $7, update_time = $8
+WHERE name = $1;
 
 -- name: revive_deployment
 UPDATE deployments SET deleted = false, message = '' WHERE name = $1;
@@ -52,11 +55,12 @@ SELECT deployment, array_agg(DISTINCT to_version) AS versions FROM rollouts WHER
 
 -- name: put_rollout
 INSERT INTO rollouts (id, deployment, from_version, to_version, state, step, weight, message, traceparent,
-                      create_time, step_time, end_time, superseded)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                      create_time, step_time, end_time, superseded, paused, judgement, baselines)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 ON CONFLICT (id) DO UPDATE SET
     state = excluded.state, step = excluded.step, weight = excluded.weight, message = excluded.message,
-    step_time = excluded.step_time, end_time = excluded.end_time, superseded = excluded.superseded;
+    step_time = excluded.step_time, end_time = excluded.end_time, superseded = excluded.superseded,
+    paused = excluded.paused, judgement = excluded.judgement, baselines = excluded.baselines;
 
 -- name: list_rollouts
 SELECT * FROM rollouts WHERE deployment = $1 AND (create_time, id) < ($2, $3) ORDER BY create_time DESC, id DESC LIMIT $4;
@@ -64,8 +68,8 @@ SELECT * FROM rollouts WHERE deployment = $1 AND (create_time, id) < ($2, $3) OR
 -- The dataset is looked up now: later the deployment's name may be another model's.
 -- name: put_prediction
 INSERT INTO predictions (event_id, prediction_id, deployment, version, time, seconds, inputs, outputs, answer,
-                         traceparent, subject, dataset)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, CASE WHEN $11 = '' THEN '' ELSE coalesce(
+                         traceparent, subject, shadow, mirror_id, dataset)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, CASE WHEN $11 = '' THEN '' ELSE coalesce(
     (SELECT v.dataset FROM deployments d JOIN served_versions v USING (model) WHERE d.name = $3 AND v.version = $4), '')
     END)
 ON CONFLICT (event_id) DO NOTHING;
@@ -111,11 +115,48 @@ WHERE feedback.time <= excluded.time;
 SELECT p.*, f.label FROM predictions p LEFT JOIN feedback f USING (deployment, prediction_id)
 WHERE p.deployment = $1 AND (p.time, p.event_id) < ($2, $3) ORDER BY p.time DESC, p.event_id DESC LIMIT $4;
 
+-- What a shadow answered, nobody got.
 -- name: count_predictions
-SELECT version, count(*) AS predictions FROM predictions WHERE deployment = $1 GROUP BY version;
+SELECT version, count(*) AS predictions FROM predictions WHERE deployment = $1 AND NOT shadow GROUP BY version;
 
 -- name: count_answers
 SELECT p.version, p.answer, f.label, count(*) AS count
 FROM predictions p JOIN feedback f USING (deployment, prediction_id)
-WHERE p.deployment = $1 AND p.answer IS NOT NULL
+WHERE p.deployment = $1 AND NOT p.shadow AND p.answer IS NOT NULL
 GROUP BY p.version, p.answer, f.label;
+
+-- What a step is judged by: of each version, what it answered since that moment.
+-- name: count_latencies
+SELECT p.version, ceil($4::int * ln(greatest(p.seconds, 1e-6)) / ln(2))::int AS bucket, count(*) AS count
+FROM unnest($2::bigint[], $3::timestamptz[]) w (version, since)
+JOIN predictions p ON p.deployment = $1 AND p.version = w.version AND p.time >= w.since
+GROUP BY 1, 2;
+
+-- name: count_answers_given
+SELECT p.version, p.answer, count(*) AS count
+FROM unnest($2::bigint[], $3::timestamptz[]) w (version, since)
+JOIN predictions p ON p.deployment = $1 AND p.version = w.version AND p.time >= w.since
+WHERE p.answer IS NOT NULL
+GROUP BY p.version, p.answer;
+
+-- name: count_answers_since
+SELECT p.version, p.answer, f.label, count(*) AS count
+FROM unnest($2::bigint[], $3::timestamptz[]) w (version, since)
+JOIN predictions p ON p.deployment = $1 AND p.version = w.version AND p.time >= w.since
+JOIN feedback f USING (deployment, prediction_id)
+WHERE p.answer IS NOT NULL
+GROUP BY p.version, p.answer, f.label;
+
+-- A pair that is not whole is still on its way, or was dropped. Numbers are compared as decimal ones: the difference of two
+-- floats may be too large or too small for a float, which is an error in SQL.
+-- name: count_differing
+SELECT count(*) AS total, count(*) FILTER (
+    WHERE new IS NULL OR (new <> old AND abs(new::numeric - old::numeric) > $5::float8::numeric * abs(old::numeric))) AS hits
+FROM (
+    SELECT min(answer) FILTER (WHERE version = $2) AS new, min(answer) FILTER (WHERE version = $3) AS old
+    FROM predictions
+    WHERE deployment = $1 AND time >= $4 AND mirror_id <> '' AND version IN ($2, $3)
+    GROUP BY mirror_id
+    HAVING count(*) FILTER (WHERE version = $2) = 1 AND count(*) FILTER (WHERE version = $3) = 1
+) pairs
+WHERE old IS NOT NULL;

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 import asyncpg
+from pydantic import TypeAdapter
 
 from headrace.api.registry.v1 import registry_pb2
 from headrace.errors import NotFound
+from headrace.inference.domain.analysis import BUCKETS_PER_DOUBLING, DEFAULT_ANALYSIS, Analysis, Judgement
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
 from headrace.inference.domain.quality import Met
-from headrace.inference.domain.rollouts import Plan, Rollout, RolloutState
+from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
+from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.postgres import Connection
 from headrace.postgres.queries import load_queries
 
 QUERIES: Final = load_queries("headrace.inference.storage")
+
+_ANALYSIS: Final = TypeAdapter(Analysis)
+_JUDGEMENT: Final = TypeAdapter(Judgement)
+_BASELINES: Final = TypeAdapter(dict[int, Baseline])
+_SHADOW: Final = TypeAdapter(Shadow | None)
+_AUDIENCE: Final = TypeAdapter(Audience | None)
 
 
 class Repository:
@@ -57,17 +67,14 @@ class Repository:
             QUERIES["insert_or_lock_deployment"],
             name,
             model,
-            list(plan.steps),
-            plan.hold.total_seconds(),
+            *_plan_columns(plan),
             now,
         )
         return await self.deployment(name, lock=True)
 
     async def change_plan(self, name: str, plan: Plan, now: datetime) -> None:
         """Roll out differently from now on."""
-        await self._connection.execute(
-            QUERIES["change_plan"], name, list(plan.steps), plan.hold.total_seconds(), now
-        )
+        await self._connection.execute(QUERIES["change_plan"], name, *_plan_columns(plan), now)
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -132,6 +139,9 @@ class Repository:
             rollout.step_time,
             rollout.end_time,
             rollout.superseded,
+            rollout.paused,
+            _JUDGEMENT.dump_python(rollout.judgement, mode="json") if rollout.judgement else None,
+            _BASELINES.dump_python(dict(rollout.baselines), mode="json"),
         )
 
     async def rollouts(self, deployment: str, before: datetime, before_id: str, limit: int) -> list[Rollout]:
@@ -156,6 +166,8 @@ class Repository:
                     p.answer,
                     p.traceparent,
                     p.subject,
+                    p.shadow,
+                    p.mirror_id,
                 )
                 for p in predictions
             ],
@@ -203,6 +215,8 @@ class Repository:
                 answer=row["answer"],
                 traceparent=row["traceparent"],
                 label=row["label"],
+                shadow=row["shadow"],
+                mirror_id=row["mirror_id"],
             )
             for row in rows
         ]
@@ -214,10 +228,50 @@ class Repository:
 
     async def answer_counts(self, deployment: str) -> dict[int, list[Met]]:
         """How often each version's answers met which true labels."""
-        counts: dict[int, list[Met]] = {}
-        for row in await self._connection.fetch(QUERIES["count_answers"], deployment):
-            counts.setdefault(row["version"], []).append(Met(row["answer"], row["label"], row["count"]))
+        return _met(await self._connection.fetch(QUERIES["count_answers"], deployment))
+
+    async def latency_counts(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, dict[int, int]]:
+        """Each version's predictions from its moment on, by bucket of latency (`analysis.Observed`)."""
+        rows = await self._connection.fetch(
+            QUERIES["count_latencies"], deployment, list(since), list(since.values()), BUCKETS_PER_DOUBLING
+        )
+        counts: dict[int, dict[int, int]] = {}
+        for row in rows:
+            counts.setdefault(row["version"], {})[row["bucket"]] = row["count"]
         return counts
+
+    async def answers_given(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, dict[float, int]]:
+        """How often each version gave which answer from its moment on."""
+        rows = await self._connection.fetch(
+            QUERIES["count_answers_given"], deployment, list(since), list(since.values())
+        )
+        counts: dict[int, dict[float, int]] = {}
+        for row in rows:
+            counts.setdefault(row["version"], {})[row["answer"]] = row["count"]
+        return counts
+
+    async def answer_counts_since(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, list[Met]]:
+        """How often each version's answers from its moment on met which true labels."""
+        rows = await self._connection.fetch(
+            QUERIES["count_answers_since"], deployment, list(since), list(since.values())
+        )
+        return _met(rows)
+
+    async def differing_answers(
+        self, deployment: str, new: int, old: int, since: datetime, tolerance: float
+    ) -> Tally:
+        """Of requests that both versions were asked, how many the new one answered otherwise, of how many."""
+        row = await self._connection.fetchrow(
+            QUERIES["count_differing"], deployment, new, old, since, tolerance
+        )
+        assert row is not None
+        return Tally(row["hits"], row["total"])
 
     async def _deployments(self, rows: Sequence[asyncpg.Record]) -> list[Deployment]:
         names = [row["name"] for row in rows]
@@ -229,7 +283,7 @@ class Repository:
             Deployment(
                 name=row["name"],
                 model=row["model"],
-                plan=Plan(tuple(row["steps"]), timedelta(seconds=row["hold_seconds"])),
+                plan=_plan(row),
                 create_time=row["create_time"],
                 update_time=row["update_time"],
                 traffic={int(version): weight for version, weight in row["traffic"].items()},
@@ -240,6 +294,37 @@ class Repository:
             )
             for row in rows
         ]
+
+
+def _met(rows: Sequence[asyncpg.Record]) -> dict[int, list[Met]]:
+    counts: dict[int, list[Met]] = {}
+    for row in rows:
+        counts.setdefault(row["version"], []).append(Met(row["answer"], row["label"], row["count"]))
+    return counts
+
+
+def _plan(row: asyncpg.Record) -> Plan:
+    analysis = _ANALYSIS.validate_python(row["analysis"]) if row["analysis"] else DEFAULT_ANALYSIS
+    return Plan(
+        tuple(row["steps"]),
+        timedelta(seconds=row["hold_seconds"]),
+        analysis,
+        _SHADOW.validate_python(row["shadow"]),
+        row["sticky_header"],
+        _AUDIENCE.validate_python(row["audience"]),
+    )
+
+
+def _plan_columns(plan: Plan) -> tuple[object, ...]:
+    """As the queries take them: steps to audience."""
+    return (
+        list(plan.steps),
+        plan.hold.total_seconds(),
+        _ANALYSIS.dump_python(plan.analysis, mode="json"),
+        _SHADOW.dump_python(plan.shadow, mode="json"),
+        plan.sticky_header,
+        _AUDIENCE.dump_python(plan.audience, mode="json"),
+    )
 
 
 def _rollout(row: asyncpg.Record) -> Rollout:
@@ -257,6 +342,9 @@ def _rollout(row: asyncpg.Record) -> Rollout:
         message=row["message"],
         end_time=row["end_time"],
         superseded=row["superseded"],
+        paused=row["paused"],
+        judgement=_JUDGEMENT.validate_python(row["judgement"]) if row["judgement"] else None,
+        baselines=_BASELINES.validate_python(row["baselines"]),
     )
 
 

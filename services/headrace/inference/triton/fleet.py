@@ -11,8 +11,8 @@ from typing import Final, Protocol, TypeVar
 import grpc
 
 from headrace.errors import Unavailable
+from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import ServedVersion
-from headrace.inference.domain.rollouts import Outcomes
 from headrace.inference.triton.server import TritonServer
 from headrace.inference.use_cases.ports import Loaded
 

@@ -15,7 +15,7 @@ from typing import Final
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from headrace.inference.domain.rollouts import Outcomes
+from headrace.inference.domain.analysis import Outcomes
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.errors import Unavailable
-from headrace.inference.domain.rollouts import Outcomes
+from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.triton.liveness import Liveness
 from headrace.inference.use_cases.ports import LoadError
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from headrace.errors import FailedPrecondition
 from headrace.inference.domain import quality
 from headrace.inference.domain.deployments import Deployment, ServedVersion
-from headrace.inference.domain.rollouts import Plan, Rollout, aborted, weights
+from headrace.inference.domain.rollouts import Plan, Rollout, aborted, promoted, weights
 from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
 from headrace.runtime.clock import Clock
 
@@ -85,12 +86,32 @@ class Deployments:
 
     async def abort_rollout(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
         """Take the traffic back. Raises NotFound, FailedPrecondition/NO_ROLLOUT."""
+        return await self._steer(name, lambda rollout: aborted(rollout, self._clock()))
+
+    async def pause_rollout(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
+        """Keep a rollout where it is. Raises NotFound, FailedPrecondition/NO_ROLLOUT."""
+        return await self._steer(name, lambda rollout: replace(rollout, paused=True))
+
+    async def resume_rollout(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
+        """Let a paused rollout go on. Raises NotFound, FailedPrecondition/NO_ROLLOUT."""
+        return await self._steer(name, lambda rollout: replace(rollout, paused=False))
+
+    async def promote_rollout(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
+        """Give a rollout's version all traffic.
+
+        Raises NotFound, FailedPrecondition/NO_ROLLOUT, FailedPrecondition/ROLLOUT_LOADING.
+        """
+        return await self._steer(name, lambda rollout: promoted(rollout, self._clock()))
+
+    async def _steer(
+        self, name: str, change: Callable[[Rollout], Rollout]
+    ) -> tuple[Deployment, list[ServedVersion]]:
         async with self._work() as work:
             await work.rows.deployment(name)
             deployment = await work.rows.deployment(name, lock=True)
             if deployment.rollout is None or deployment.rollout.state.ended:
                 raise FailedPrecondition("NO_ROLLOUT", f"deployment {name} has no rollout in progress")
-            rollout = aborted(deployment.rollout, self._clock())
+            rollout = change(deployment.rollout)
             await work.rows.put_rollout(rollout)
             await work.rows.save_deployment(
                 replace(deployment, traffic=weights(rollout), update_time=self._clock())

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.quality import Met
-from headrace.inference.domain.rollouts import Outcomes, Plan, Rollout
+from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.trials import Trial
 from headrace.messaging.events import Event
 
 
@@ -19,6 +22,8 @@ class LoggedPrediction:
     """One entry of the prediction log. Tensors as {"name": {"datatype", "shape", "data"}}.
 
     `subject`: whose data the request was about, empty where it named nobody; stored and never read back.
+    `shadow`: nobody got this answer, it was asked for to be compared. `mirror_id`: the same in both entries
+    of a request that two versions were asked, else empty.
     """
 
     event_id: str
@@ -33,6 +38,8 @@ class LoggedPrediction:
     traceparent: str
     label: float | str | None = None
     subject: str = ""
+    shadow: bool = False
+    mirror_id: str = ""
 
 
 class Rows(Protocol):
@@ -108,6 +115,26 @@ class Rows(Protocol):
     async def answer_counts(self, deployment: str) -> dict[int, list[Met]]:
         """How often each version's answers met which true labels."""
 
+    async def latency_counts(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, dict[int, int]]:
+        """Each version's predictions from its moment on, by bucket of latency."""
+
+    async def answers_given(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, dict[float, int]]:
+        """How often each version gave which answer from its moment on."""
+
+    async def answer_counts_since(
+        self, deployment: str, since: Mapping[int, datetime]
+    ) -> dict[int, list[Met]]:
+        """How often each version's answers from its moment on met which true labels."""
+
+    async def differing_answers(
+        self, deployment: str, new: int, old: int, since: datetime, tolerance: float
+    ) -> Tally:
+        """Of mirrored requests, how many the new version answered otherwise than the old one, of how many."""
+
 
 class Work(Protocol):
     """One transaction."""
@@ -161,10 +188,14 @@ class ModelServer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What Envoy knows of a deployment: its versions' shares, and what its callers are told it takes."""
+    """What Envoy knows of a deployment: its versions' shares, and what its callers are told it takes.
+
+    `trial`: how requests meet a version that is being rolled out, beside its share.
+    """
 
     weights: Mapping[int, int]
     signature: str
+    trial: Trial | None = None
 
 
 class DataPlane(Protocol):

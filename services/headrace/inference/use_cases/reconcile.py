@@ -2,19 +2,19 @@
 
 Each pass reads every deployment and Triton's own word on what is loaded, asks the domain what each needs
 next, and does it. A deployment's action runs beside the others': a model that loads for a minute holds up no
-other's rollback. Nothing is kept between passes that a restart would miss, except what a step's outcomes are
-counted from.
+other's rollback. Nothing is kept between passes that a restart would miss.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 from headrace.errors import HeadraceError, NotFound, Unavailable
+from headrace.inference.domain.analysis import same_findings
 from headrace.inference.domain.convergence import (
     Action,
     Begin,
@@ -30,7 +30,6 @@ from headrace.inference.domain.convergence import (
 )
 from headrace.inference.domain.deployments import Deployment
 from headrace.inference.domain.rollouts import (
-    Outcomes,
     Rollout,
     RolloutState,
     advance,
@@ -41,6 +40,7 @@ from headrace.inference.domain.rollouts import (
     weights,
 )
 from headrace.inference.use_cases import metrics
+from headrace.inference.use_cases.judge_step import JudgeStep
 from headrace.inference.use_cases.ports import Loaded, LoadError, ModelServer, UnitOfWork
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
@@ -65,11 +65,10 @@ class Reconciler:
         self._server = server
         self._clock = clock
         self._changed = changed
+        self._judge_step = JudgeStep(work, clock)
         self._wake = asyncio.Event()
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._failing = False
-        # Triton's counts when a rollout's step began, by rollout and step.
-        self._baselines: dict[tuple[str, int], dict[int, Outcomes]] = {}
 
     def wake(self) -> None:
         """Something changed: do not wait for the next pass."""
@@ -113,7 +112,6 @@ class Reconciler:
             versions = await work.rows.all_served_versions()
             tried = await work.rows.all_rolled_out()
         metrics.DEPLOYMENTS.set(len(deployments))
-        self._drop_baselines(deployments)
         for deployment in deployments:
             if deployment.name in self._busy:
                 continue
@@ -175,17 +173,14 @@ class Reconciler:
                 return await self._save(deployment, message="", loaded=action.loaded)
             case Start():
                 fault_point("inference.after-load")
-                return await self._step(
-                    deployment, action.rollout, loaded(action.rollout, deployment.plan, self._clock())
-                )
+                counts = await self._server.outcomes(deployment.name)
+                first = loaded(action.rollout, deployment.plan, counts, self._clock())
+                return await self._step(deployment, action.rollout, first)
             case GiveUp():
-                return await self._step(
-                    deployment, action.rollout, process_died(action.rollout, self._clock())
-                )
+                ended = process_died(action.rollout, self._clock())
+                return await self._step(deployment, action.rollout, ended)
             case Judge():
-                new, old = await self._outcomes(action.rollout)
-                following = advance(action.rollout, deployment.plan, new, old, self._clock())
-                return following != action.rollout and await self._step(deployment, action.rollout, following)
+                return await self._judge(situation, action.rollout)
 
     async def _begin(self, deployment: Deployment, action: Begin) -> bool:
         """Start a rollout; one in progress gives way to it."""
@@ -271,17 +266,20 @@ class Reconciler:
         logger.info("deployment %s: %s: %s", deployment.name, after.state, after.message)
         return True
 
-    async def _outcomes(self, rollout: Rollout) -> tuple[Outcomes, Outcomes]:
-        """Answers of the new and the old version since the step began."""
-        counts = await self._server.outcomes(rollout.deployment)
-        base = self._baselines.setdefault((rollout.id, rollout.step), counts)
-        return _since(counts, base, rollout.to_version), _since(counts, base, rollout.from_version)
-
-    def _drop_baselines(self, deployments: Sequence[Deployment]) -> None:
-        """Forget what steps began with that are over, whoever ended them."""
-        rollouts = [d.rollout for d in deployments if d.rollout is not None and not d.rollout.state.ended]
-        current = {(rollout.id, rollout.step) for rollout in rollouts}
-        self._baselines = {key: base for key, base in self._baselines.items() if key in current}
+    async def _judge(self, situation: Situation, rollout: Rollout) -> bool:
+        """Judge a rollout's step, and go on, go back or stay as that says."""
+        deployment = situation.deployment
+        counts = await self._server.outcomes(deployment.name)
+        judgement = await self._judge_step(deployment, rollout, situation.versions, counts)
+        following = advance(rollout, deployment.plan, judgement, counts, self._clock())
+        if (following.state, following.step) != (rollout.state, rollout.step):
+            return await self._step(deployment, rollout, following)
+        if not same_findings(rollout.judgement, following.judgement):
+            async with self._work() as work:
+                current = await work.rows.deployment(deployment.name, lock=True)
+                if current.rollout == rollout:
+                    await work.rows.put_rollout(following)
+        return False
 
     async def _note(
         self, deployment: Deployment, message: str, *, loaded: frozenset[int] | None = None
@@ -296,14 +294,6 @@ class Reconciler:
             current = await work.rows.deployment(deployment.name, lock=True)
             await work.rows.save_deployment(replace(current, loaded=loaded, message=message))
         return True
-
-
-def _since(counts: Mapping[int, Outcomes], base: Mapping[int, Outcomes], version: int) -> Outcomes:
-    now, then = counts.get(version, Outcomes()), base.get(version, Outcomes())
-    if now.succeeded < then.succeeded or now.failed < then.failed:
-        # Triton was restarted and counts from zero.
-        return now
-    return Outcomes(now.succeeded - then.succeeded, now.failed - then.failed)
 
 
 def _attributes(deployment: Deployment, version: int) -> dict[str, str | int]:

@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 
 from headrace.inference.domain.deployments import Deployment, ServedVersion, expected_signature
+from headrace.inference.domain.rollouts import trial
 from headrace.inference.use_cases.ports import DataPlane, Route, UnitOfWork
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Router:
                 deployment.name: Route(
                     weights=deployment.traffic,
                     signature=_signature(deployment, versions.get(deployment.model, [])),
+                    trial=trial(deployment.rollout, deployment.plan),
                 )
                 for deployment in deployments
                 if deployment.traffic

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from headrace.inference.xds.documents import EXTENSION, Document, socket
+from headrace.inference.xds.mirrors import mirror_cluster
 from headrace.inference.xds.wiring import TritonAddress, Wiring
 
 TRITON_GRPC: Final = "triton-grpc"
@@ -27,6 +28,7 @@ def clusters(wiring: Wiring) -> list[Document]:
         _triton(TRITON_GRPC, wiring.triton, http2=True),
         _triton(TRITON_HTTP, wiring.triton, http2=False),
     ]
+    found += [mirror_cluster(cluster, wiring.max_request_bytes) for cluster in found]
     if wiring.traces:
         found.append(_cluster(TRACES, [{"endpoint": {"address": socket(wiring.traces)}}], http2=True))
     return found

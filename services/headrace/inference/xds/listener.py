@@ -6,6 +6,7 @@ from typing import Final
 
 from headrace.inference.xds.clusters import TRACES
 from headrace.inference.xds.documents import EXTENSION, Document, socket
+from headrace.inference.xds.mirrors import CALLERS_MAY_NOT_SEND
 from headrace.inference.xds.rate_limits import rate_limits
 from headrace.inference.xds.routes import LUA, scoping
 from headrace.inference.xds.wiring import Wiring
@@ -42,6 +43,7 @@ def listener(wiring: Wiring) -> Document:
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "early_header_mutation_extensions": CALLERS_MAY_NOT_SEND,
         "http_filters": [
             {
                 "name": LUA,

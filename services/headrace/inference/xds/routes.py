@@ -13,6 +13,7 @@ from typing import Any, Final
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.xds.clusters import STREAMS, TRITON_GRPC, TRITON_HTTP
 from headrace.inference.xds.documents import EXTENSION, Document
+from headrace.inference.xds.mirrors import MIRROR_POLICIES, trial_document
 
 SHARDS: Final = 64
 SERVER_ROUTES: Final = "server"
@@ -102,6 +103,7 @@ def shard_routes(shard: int, routes: Mapping[str, Route]) -> Document:
         name: {
             "weights": {str(version): weight for version, weight in route.weights.items()},
             "signature": route.signature,
+            **trial_document(route.trial),
         }
         for name, route in sorted(routes.items())
     }
@@ -137,6 +139,7 @@ def _stream() -> Document:
 def _to(cluster: str) -> Document:
     return {
         "cluster": cluster,
+        "request_mirror_policies": MIRROR_POLICIES,
         **_DEADLINE,
         "retry_policy": {
             # UNAVAILABLE, in REST 503, is what Triton answers before it begins. A request whose server died

@@ -51,10 +51,14 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Percentages of the traffic, in steps, and how long each one is watched."""
+    """Percentages of the traffic, in steps, and how long each one is watched.
+
+    `audience`: some callers get the new version whatever the step, so that the first one may be 0.
+    """
 
     steps: tuple[int, ...]
     hold: timedelta
+    audience: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ def _rollout_violations(rollout: Rollout) -> Iterator[FieldViolation]:
     if not rollout.steps:
         yield FieldViolation(f"{path}.steps", "name at least one step; the last one is 100")
         return
-    previous = 0
+    previous = -1 if rollout.audience else 0
     for index, step in enumerate(rollout.steps):
         if not previous < step <= 100:
             yield FieldViolation(

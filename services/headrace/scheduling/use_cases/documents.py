@@ -65,7 +65,11 @@ def rules_of(spec: pb.PipelineSpec) -> PipelineRules:
             )
             for gate in spec.gates
         ],
-        rollout=Rollout(tuple(rollout.steps), from_duration(rollout.hold)) if stepwise else None,
+        rollout=(
+            Rollout(tuple(rollout.steps), from_duration(rollout.hold), rollout.HasField("audience"))
+            if stepwise
+            else None
+        ),
         preparations=[_preparation(wish) for wish in spec.training.preparations],
         feature_types={
             feature.name: _word(ingestion_pb2.FieldType.Name(feature.type), "FIELD_TYPE_")

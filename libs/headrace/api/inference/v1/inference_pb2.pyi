@@ -38,6 +38,8 @@ class _RolloutStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """Traffic is back at the version before."""
     ROLLOUT_STATE_FAILED: _RolloutState.ValueType  # 5
     """It did not load, or a newer version came; it never had traffic."""
+    ROLLOUT_STATE_SHADOWING: _RolloutState.ValueType  # 6
+    """Its version is asked beside the old one, and nobody gets its answers."""
 
 class RolloutState(_RolloutState, metaclass=_RolloutStateEnumTypeWrapper): ...
 
@@ -51,7 +53,168 @@ ROLLOUT_STATE_ROLLED_BACK: RolloutState.ValueType  # 4
 """Traffic is back at the version before."""
 ROLLOUT_STATE_FAILED: RolloutState.ValueType  # 5
 """It did not load, or a newer version came; it never had traffic."""
+ROLLOUT_STATE_SHADOWING: RolloutState.ValueType  # 6
+"""Its version is asked beside the old one, and nobody gets its answers."""
 Global___RolloutState: typing_extensions.TypeAlias = RolloutState
+
+class _RolloutVerdict:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RolloutVerdictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RolloutVerdict.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ROLLOUT_VERDICT_UNSPECIFIED: _RolloutVerdict.ValueType  # 0
+    ROLLOUT_VERDICT_HOLD: _RolloutVerdict.ValueType  # 1
+    ROLLOUT_VERDICT_ADVANCE: _RolloutVerdict.ValueType  # 2
+    ROLLOUT_VERDICT_ROLL_BACK: _RolloutVerdict.ValueType  # 3
+
+class RolloutVerdict(_RolloutVerdict, metaclass=_RolloutVerdictEnumTypeWrapper): ...
+
+ROLLOUT_VERDICT_UNSPECIFIED: RolloutVerdict.ValueType  # 0
+ROLLOUT_VERDICT_HOLD: RolloutVerdict.ValueType  # 1
+ROLLOUT_VERDICT_ADVANCE: RolloutVerdict.ValueType  # 2
+ROLLOUT_VERDICT_ROLL_BACK: RolloutVerdict.ValueType  # 3
+Global___RolloutVerdict: typing_extensions.TypeAlias = RolloutVerdict
+
+class _RolloutCriterion:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RolloutCriterionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RolloutCriterion.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ROLLOUT_CRITERION_UNSPECIFIED: _RolloutCriterion.ValueType  # 0
+    ROLLOUT_CRITERION_ERROR_RATE: _RolloutCriterion.ValueType  # 1
+    ROLLOUT_CRITERION_LATENCY_P50: _RolloutCriterion.ValueType  # 2
+    ROLLOUT_CRITERION_LATENCY_P99: _RolloutCriterion.ValueType  # 3
+    ROLLOUT_CRITERION_DRIFT: _RolloutCriterion.ValueType  # 4
+    ROLLOUT_CRITERION_QUALITY: _RolloutCriterion.ValueType  # 5
+    ROLLOUT_CRITERION_DISAGREEMENT: _RolloutCriterion.ValueType  # 6
+
+class RolloutCriterion(_RolloutCriterion, metaclass=_RolloutCriterionEnumTypeWrapper): ...
+
+ROLLOUT_CRITERION_UNSPECIFIED: RolloutCriterion.ValueType  # 0
+ROLLOUT_CRITERION_ERROR_RATE: RolloutCriterion.ValueType  # 1
+ROLLOUT_CRITERION_LATENCY_P50: RolloutCriterion.ValueType  # 2
+ROLLOUT_CRITERION_LATENCY_P99: RolloutCriterion.ValueType  # 3
+ROLLOUT_CRITERION_DRIFT: RolloutCriterion.ValueType  # 4
+ROLLOUT_CRITERION_QUALITY: RolloutCriterion.ValueType  # 5
+ROLLOUT_CRITERION_DISAGREEMENT: RolloutCriterion.ValueType  # 6
+Global___RolloutCriterion: typing_extensions.TypeAlias = RolloutCriterion
+
+class _RolloutStanding:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RolloutStandingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RolloutStanding.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ROLLOUT_STANDING_UNSPECIFIED: _RolloutStanding.ValueType  # 0
+    ROLLOUT_STANDING_INSUFFICIENT: _RolloutStanding.ValueType  # 1
+    """Too few samples to say anything."""
+    ROLLOUT_STANDING_WITHIN: _RolloutStanding.ValueType  # 2
+    ROLLOUT_STANDING_SUSPECT: _RolloutStanding.ValueType  # 3
+    """Beyond the limit as far as seen, which may be chance."""
+    ROLLOUT_STANDING_VIOLATED: _RolloutStanding.ValueType  # 4
+    """Beyond the limit, with the confidence that the plan asks for."""
+
+class RolloutStanding(_RolloutStanding, metaclass=_RolloutStandingEnumTypeWrapper): ...
+
+ROLLOUT_STANDING_UNSPECIFIED: RolloutStanding.ValueType  # 0
+ROLLOUT_STANDING_INSUFFICIENT: RolloutStanding.ValueType  # 1
+"""Too few samples to say anything."""
+ROLLOUT_STANDING_WITHIN: RolloutStanding.ValueType  # 2
+ROLLOUT_STANDING_SUSPECT: RolloutStanding.ValueType  # 3
+"""Beyond the limit as far as seen, which may be chance."""
+ROLLOUT_STANDING_VIOLATED: RolloutStanding.ValueType  # 4
+"""Beyond the limit, with the confidence that the plan asks for."""
+Global___RolloutStanding: typing_extensions.TypeAlias = RolloutStanding
+
+@typing.final
+class RolloutFinding(google.protobuf.message.Message):
+    """One criterion's numbers, of the requests since the step began."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CRITERION_FIELD_NUMBER: builtins.int
+    STANDING_FIELD_NUMBER: builtins.int
+    NEW_VALUE_FIELD_NUMBER: builtins.int
+    OLD_VALUE_FIELD_NUMBER: builtins.int
+    EFFECT_FIELD_NUMBER: builtins.int
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    NEW_SAMPLES_FIELD_NUMBER: builtins.int
+    OLD_SAMPLES_FIELD_NUMBER: builtins.int
+    criterion: Global___RolloutCriterion.ValueType
+    standing: Global___RolloutStanding.ValueType
+    new_value: builtins.float
+    """Error rates, seconds, shares of the answers (of the class that changed most), errors among labelled answers, or the share
+    of a shadow's answers that differ, of which old_value is 0.
+    """
+    old_value: builtins.float
+    effect: builtins.float
+    """The difference, of latencies the ratio. The true one lies from low to high, at every moment of the rollout, with the
+    confidence of the plan; a bound that is unset is not known yet.
+    """
+    low: builtins.float
+    high: builtins.float
+    limit: builtins.float
+    """The largest effect that is allowed."""
+    new_samples: builtins.int
+    old_samples: builtins.int
+    def __init__(
+        self,
+        *,
+        criterion: Global___RolloutCriterion.ValueType = ...,
+        standing: Global___RolloutStanding.ValueType = ...,
+        new_value: builtins.float = ...,
+        old_value: builtins.float = ...,
+        effect: builtins.float = ...,
+        low: builtins.float | None = ...,
+        high: builtins.float | None = ...,
+        limit: builtins.float = ...,
+        new_samples: builtins.int = ...,
+        old_samples: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_high", b"_high", "_low", b"_low", "high", b"high", "low", b"low"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_high", b"_high", "_low", b"_low", "criterion", b"criterion", "effect", b"effect", "high", b"high", "limit", b"limit", "low", b"low", "new_samples", b"new_samples", "new_value", b"new_value", "old_samples", b"old_samples", "old_value", b"old_value", "standing", b"standing"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: typing_extensions.TypeAlias = typing.Literal["high"]
+    _WhichOneofArgType__high: typing_extensions.TypeAlias = typing.Literal["_high", b"_high"]
+    _WhichOneofReturnType__low: typing_extensions.TypeAlias = typing.Literal["low"]
+    _WhichOneofArgType__low: typing_extensions.TypeAlias = typing.Literal["_low", b"_low"]
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+
+Global___RolloutFinding: typing_extensions.TypeAlias = RolloutFinding
+
+@typing.final
+class RolloutJudgement(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: builtins.int
+    FINDINGS_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    verdict: Global___RolloutVerdict.ValueType
+    @property
+    def findings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RolloutFinding]: ...
+    @property
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        verdict: Global___RolloutVerdict.ValueType = ...,
+        findings: collections.abc.Iterable[Global___RolloutFinding] | None = ...,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["time", b"time"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["findings", b"findings", "time", b"time", "verdict", b"verdict"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RolloutJudgement: typing_extensions.TypeAlias = RolloutJudgement
 
 @typing.final
 class Rollout(google.protobuf.message.Message):
@@ -67,6 +230,9 @@ class Rollout(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
+    JUDGEMENT_FIELD_NUMBER: builtins.int
+    STEP_TIME_FIELD_NUMBER: builtins.int
     id: builtins.str
     deployment: builtins.str
     from_version: builtins.int
@@ -78,10 +244,20 @@ class Rollout(google.protobuf.message.Message):
     """The new version's share of the traffic, per cent."""
     message: builtins.str
     """Why it is in that state, for people."""
+    paused: builtins.bool
+    """By an operator."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def judgement(self) -> Global___RolloutJudgement:
+        """The step's last one, or the one that ended it. Events carry that of each step's end."""
+
+    @property
+    def step_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the step began."""
+
     def __init__(
         self,
         *,
@@ -95,10 +271,13 @@ class Rollout(google.protobuf.message.Message):
         message: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        paused: builtins.bool = ...,
+        judgement: Global___RolloutJudgement | None = ...,
+        step_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "end_time", b"end_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "end_time", b"end_time", "judgement", b"judgement", "step_time", b"step_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "deployment", b"deployment", "end_time", b"end_time", "from_version", b"from_version", "id", b"id", "message", b"message", "state", b"state", "step", b"step", "to_version", b"to_version", "weight", b"weight"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "deployment", b"deployment", "end_time", b"end_time", "from_version", b"from_version", "id", b"id", "judgement", b"judgement", "message", b"message", "paused", b"paused", "state", b"state", "step", b"step", "step_time", b"step_time", "to_version", b"to_version", "weight", b"weight"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Rollout: typing_extensions.TypeAlias = Rollout
@@ -293,6 +472,7 @@ class Prediction(google.protobuf.message.Message):
     OUTPUTS_JSON_FIELD_NUMBER: builtins.int
     LABEL_JSON_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
+    SHADOW_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The request's id in the Open Inference Protocol."""
     deployment: builtins.str
@@ -305,6 +485,8 @@ class Prediction(google.protobuf.message.Message):
     label_json: builtins.str
     """JSON; empty until feedback came."""
     traceparent: builtins.str
+    shadow: builtins.bool
+    """Nobody got this answer: a shadow gave it, to be compared with the one of the same id."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(
@@ -319,10 +501,11 @@ class Prediction(google.protobuf.message.Message):
         outputs_json: builtins.str = ...,
         label_json: builtins.str = ...,
         traceparent: builtins.str = ...,
+        shadow: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["time", b"time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "id", b"id", "inputs_json", b"inputs_json", "label_json", b"label_json", "outputs_json", b"outputs_json", "seconds", b"seconds", "time", b"time", "traceparent", b"traceparent", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "id", b"id", "inputs_json", b"inputs_json", "label_json", b"label_json", "outputs_json", b"outputs_json", "seconds", b"seconds", "shadow", b"shadow", "time", b"time", "traceparent", b"traceparent", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction
@@ -464,6 +647,54 @@ class AbortRolloutRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___AbortRolloutRequest: typing_extensions.TypeAlias = AbortRolloutRequest
+
+@typing.final
+class PauseRolloutRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: builtins.int
+    deployment: builtins.str
+    def __init__(
+        self,
+        *,
+        deployment: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___PauseRolloutRequest: typing_extensions.TypeAlias = PauseRolloutRequest
+
+@typing.final
+class ResumeRolloutRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: builtins.int
+    deployment: builtins.str
+    def __init__(
+        self,
+        *,
+        deployment: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ResumeRolloutRequest: typing_extensions.TypeAlias = ResumeRolloutRequest
+
+@typing.final
+class PromoteRolloutRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: builtins.int
+    deployment: builtins.str
+    def __init__(
+        self,
+        *,
+        deployment: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___PromoteRolloutRequest: typing_extensions.TypeAlias = PromoteRolloutRequest
 
 @typing.final
 class ListRolloutsRequest(google.protobuf.message.Message):

@@ -65,6 +65,21 @@ class InferenceServiceStub(object):
                 request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.AbortRolloutRequest.SerializeToString,
                 response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.FromString,
                 _registered_method=True)
+        self.PauseRollout = channel.unary_unary(
+                '/headrace.api.inference.v1.InferenceService/PauseRollout',
+                request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.PauseRolloutRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.ResumeRollout = channel.unary_unary(
+                '/headrace.api.inference.v1.InferenceService/ResumeRollout',
+                request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ResumeRolloutRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.PromoteRollout = channel.unary_unary(
+                '/headrace.api.inference.v1.InferenceService/PromoteRollout',
+                request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.PromoteRolloutRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.FromString,
+                _registered_method=True)
         self.ListRollouts = channel.unary_unary(
                 '/headrace.api.inference.v1.InferenceService/ListRollouts',
                 request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListRolloutsRequest.SerializeToString,
@@ -93,6 +108,8 @@ class InferenceServiceServicer(object):
 
     def ApplyDeployment(self, request, context):
         """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
+        Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
+        disagreement without a shadow.
         Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
         seconds that its deletion takes; delete it first, or choose another name.
         """
@@ -130,6 +147,29 @@ class InferenceServiceServicer(object):
     def AbortRollout(self, request, context):
         """Takes the traffic back to the version before a rollout in progress.
         Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRollout(self, request, context):
+        """Keeps a rollout in progress where it is, until it is resumed, promoted or aborted. It is still sent back where its
+        version does harm. Idempotent. Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRollout(self, request, context):
+        """Lets a paused rollout go on. Idempotent. Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteRollout(self, request, context):
+        """Gives the new version all traffic, whatever its steps and its judgement.
+        Errors: FAILED_PRECONDITION/NO_ROLLOUT; FAILED_PRECONDITION/ROLLOUT_LOADING while its version does not answer yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,6 +236,21 @@ def add_InferenceServiceServicer_to_server(servicer, server):
             'AbortRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.AbortRollout,
                     request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.AbortRolloutRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.SerializeToString,
+            ),
+            'PauseRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRollout,
+                    request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.PauseRolloutRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.SerializeToString,
+            ),
+            'ResumeRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRollout,
+                    request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ResumeRolloutRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.SerializeToString,
+            ),
+            'PromoteRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteRollout,
+                    request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.PromoteRolloutRequest.FromString,
                     response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.SerializeToString,
             ),
             'ListRollouts': grpc.unary_unary_rpc_method_handler(
@@ -381,6 +436,87 @@ class InferenceService(object):
             target,
             '/headrace.api.inference.v1.InferenceService/AbortRollout',
             headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.AbortRolloutRequest.SerializeToString,
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.inference.v1.InferenceService/PauseRollout',
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.PauseRolloutRequest.SerializeToString,
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.inference.v1.InferenceService/ResumeRollout',
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ResumeRolloutRequest.SerializeToString,
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.inference.v1.InferenceService/PromoteRollout',
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.PromoteRolloutRequest.SerializeToString,
             headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Deployment.FromString,
             options,
             channel_credentials,

@@ -29,6 +29,8 @@ class InferenceServiceStub:
     def __new__(cls, channel: grpc.aio.Channel) -> InferenceServiceAsyncStub: ...
     ApplyDeployment: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ApplyDeploymentRequest, headrace.api.inference.v1.inference_pb2.Deployment]
     """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
+    Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
+    disagreement without a shadow.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -42,6 +44,16 @@ class InferenceServiceStub:
     AbortRollout: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.AbortRolloutRequest, headrace.api.inference.v1.inference_pb2.Deployment]
     """Takes the traffic back to the version before a rollout in progress.
     Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+    """
+    PauseRollout: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.PauseRolloutRequest, headrace.api.inference.v1.inference_pb2.Deployment]
+    """Keeps a rollout in progress where it is, until it is resumed, promoted or aborted. It is still sent back where its
+    version does harm. Idempotent. Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+    """
+    ResumeRollout: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ResumeRolloutRequest, headrace.api.inference.v1.inference_pb2.Deployment]
+    """Lets a paused rollout go on. Idempotent. Errors: FAILED_PRECONDITION/NO_ROLLOUT."""
+    PromoteRollout: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.PromoteRolloutRequest, headrace.api.inference.v1.inference_pb2.Deployment]
+    """Gives the new version all traffic, whatever its steps and its judgement.
+    Errors: FAILED_PRECONDITION/NO_ROLLOUT; FAILED_PRECONDITION/ROLLOUT_LOADING while its version does not answer yet.
     """
     ListRollouts: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListRolloutsRequest, headrace.api.inference.v1.inference_pb2.ListRolloutsResponse]
     """Newest first."""
@@ -62,6 +74,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     ApplyDeployment: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ApplyDeploymentRequest, headrace.api.inference.v1.inference_pb2.Deployment]  # type: ignore[assignment]
     """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
+    Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
+    disagreement without a shadow.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -75,6 +89,16 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     AbortRollout: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.AbortRolloutRequest, headrace.api.inference.v1.inference_pb2.Deployment]  # type: ignore[assignment]
     """Takes the traffic back to the version before a rollout in progress.
     Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+    """
+    PauseRollout: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.PauseRolloutRequest, headrace.api.inference.v1.inference_pb2.Deployment]  # type: ignore[assignment]
+    """Keeps a rollout in progress where it is, until it is resumed, promoted or aborted. It is still sent back where its
+    version does harm. Idempotent. Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+    """
+    ResumeRollout: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ResumeRolloutRequest, headrace.api.inference.v1.inference_pb2.Deployment]  # type: ignore[assignment]
+    """Lets a paused rollout go on. Idempotent. Errors: FAILED_PRECONDITION/NO_ROLLOUT."""
+    PromoteRollout: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.PromoteRolloutRequest, headrace.api.inference.v1.inference_pb2.Deployment]  # type: ignore[assignment]
+    """Gives the new version all traffic, whatever its steps and its judgement.
+    Errors: FAILED_PRECONDITION/NO_ROLLOUT; FAILED_PRECONDITION/ROLLOUT_LOADING while its version does not answer yet.
     """
     ListRollouts: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListRolloutsRequest, headrace.api.inference.v1.inference_pb2.ListRolloutsResponse]  # type: ignore[assignment]
     """Newest first."""
@@ -98,6 +122,8 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Deployment, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Deployment]]:
         """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
+        Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
+        disagreement without a shadow.
         Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
         seconds that its deletion takes; delete it first, or choose another name.
         """
@@ -141,6 +167,34 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Deployment, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Deployment]]:
         """Takes the traffic back to the version before a rollout in progress.
         Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+        """
+
+    @abc.abstractmethod
+    def PauseRollout(
+        self,
+        request: headrace.api.inference.v1.inference_pb2.PauseRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Deployment, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Deployment]]:
+        """Keeps a rollout in progress where it is, until it is resumed, promoted or aborted. It is still sent back where its
+        version does harm. Idempotent. Errors: FAILED_PRECONDITION/NO_ROLLOUT.
+        """
+
+    @abc.abstractmethod
+    def ResumeRollout(
+        self,
+        request: headrace.api.inference.v1.inference_pb2.ResumeRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Deployment, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Deployment]]:
+        """Lets a paused rollout go on. Idempotent. Errors: FAILED_PRECONDITION/NO_ROLLOUT."""
+
+    @abc.abstractmethod
+    def PromoteRollout(
+        self,
+        request: headrace.api.inference.v1.inference_pb2.PromoteRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Deployment, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Deployment]]:
+        """Gives the new version all traffic, whatever its steps and its judgement.
+        Errors: FAILED_PRECONDITION/NO_ROLLOUT; FAILED_PRECONDITION/ROLLOUT_LOADING while its version does not answer yet.
         """
 
     @abc.abstractmethod

@@ -414,28 +414,277 @@ Global___Gate: typing_extensions.TypeAlias = Gate
 class RolloutSpec(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class Shadow(google.protobuf.message.Message):
+        """What comes before the first step: requests are also asked of the new version, whose answers are compared and nobody's."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        SHARE_FIELD_NUMBER: builtins.int
+        HOLD_FIELD_NUMBER: builtins.int
+        share: builtins.int
+        """Of the requests, per cent. 0: all of them."""
+        @property
+        def hold(self) -> google.protobuf.duration_pb2.Duration:
+            """How long. Unset: as long as a step."""
+
+        def __init__(
+            self,
+            *,
+            share: builtins.int = ...,
+            hold: google.protobuf.duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["hold", b"hold"]
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["hold", b"hold", "share", b"share"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Sticky(google.protobuf.message.Message):
+        """Callers with the same value of this header get the same version, and stay on the new one as its share grows. Requests without
+        it are drawn one by one.
+        """
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        HEADER_FIELD_NUMBER: builtins.int
+        header: builtins.str
+        def __init__(
+            self,
+            *,
+            header: builtins.str = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["header", b"header"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Audience(google.protobuf.message.Message):
+        """Callers whose header has one of these values get the new version at every step, the others by the steps' percentages."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        HEADER_FIELD_NUMBER: builtins.int
+        VALUES_FIELD_NUMBER: builtins.int
+        header: builtins.str
+        @property
+        def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+        def __init__(
+            self,
+            *,
+            header: builtins.str = ...,
+            values: collections.abc.Iterable[builtins.str] | None = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["header", b"header", "values", b"values"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
     STEPS_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
+    ANALYSIS_FIELD_NUMBER: builtins.int
+    SHADOW_FIELD_NUMBER: builtins.int
+    STICKY_FIELD_NUMBER: builtins.int
+    AUDIENCE_FIELD_NUMBER: builtins.int
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Percentages of the traffic that the new version gets, rising, the last one 100."""
+        """Percentages of the traffic that the new version gets, rising, the last one 100. With an audience the first one may be 0."""
 
     @property
     def hold(self) -> google.protobuf.duration_pb2.Duration:
         """How long each step is watched before the next."""
 
+    @property
+    def analysis(self) -> Global___RolloutAnalysis:
+        """What each step is judged by. Unset: error rates alone, and no step takes longer than its hold."""
+
+    @property
+    def shadow(self) -> Global___RolloutSpec.Shadow: ...
+    @property
+    def sticky(self) -> Global___RolloutSpec.Sticky: ...
+    @property
+    def audience(self) -> Global___RolloutSpec.Audience: ...
     def __init__(
         self,
         *,
         steps: collections.abc.Iterable[builtins.int] | None = ...,
         hold: google.protobuf.duration_pb2.Duration | None = ...,
+        analysis: Global___RolloutAnalysis | None = ...,
+        shadow: Global___RolloutSpec.Shadow | None = ...,
+        sticky: Global___RolloutSpec.Sticky | None = ...,
+        audience: Global___RolloutSpec.Audience | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["hold", b"hold"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["analysis", b"analysis", "audience", b"audience", "hold", b"hold", "shadow", b"shadow", "sticky", b"sticky"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["hold", b"hold", "steps", b"steps"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["analysis", b"analysis", "audience", b"audience", "hold", b"hold", "shadow", b"shadow", "steps", b"steps", "sticky", b"sticky"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___RolloutSpec: typing_extensions.TypeAlias = RolloutSpec
+
+@typing.final
+class RolloutAnalysis(google.protobuf.message.Message):
+    """How much worse than the version before the new one may be while both answer. A criterion that is left out is not looked
+    at; error rates always are.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _QualityMetric:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _QualityMetricEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[RolloutAnalysis._QualityMetric.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        QUALITY_METRIC_UNSPECIFIED: RolloutAnalysis._QualityMetric.ValueType  # 0
+        QUALITY_METRIC_ACCURACY: RolloutAnalysis._QualityMetric.ValueType  # 1
+        QUALITY_METRIC_RECALL: RolloutAnalysis._QualityMetric.ValueType  # 2
+        """Of class 1 of two, as precision."""
+        QUALITY_METRIC_PRECISION: RolloutAnalysis._QualityMetric.ValueType  # 3
+
+    class QualityMetric(_QualityMetric, metaclass=_QualityMetricEnumTypeWrapper): ...
+    QUALITY_METRIC_UNSPECIFIED: RolloutAnalysis.QualityMetric.ValueType  # 0
+    QUALITY_METRIC_ACCURACY: RolloutAnalysis.QualityMetric.ValueType  # 1
+    QUALITY_METRIC_RECALL: RolloutAnalysis.QualityMetric.ValueType  # 2
+    """Of class 1 of two, as precision."""
+    QUALITY_METRIC_PRECISION: RolloutAnalysis.QualityMetric.ValueType  # 3
+
+    @typing.final
+    class ErrorRate(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MAX_INCREASE_FIELD_NUMBER: builtins.int
+        max_increase: builtins.float
+        """Of the requests, as a share: 0.01 lets one more of a hundred fail."""
+        def __init__(
+            self,
+            *,
+            max_increase: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_increase", b"max_increase"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Latency(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MAX_RATIO_FIELD_NUMBER: builtins.int
+        max_ratio: builtins.float
+        """The new version's time in the model over the old one's."""
+        def __init__(
+            self,
+            *,
+            max_ratio: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_ratio", b"max_ratio"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Drift(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MAX_SHIFT_FIELD_NUMBER: builtins.int
+        max_shift: builtins.float
+        """Of any class's share among the answers. Of models that answer with classes."""
+        def __init__(
+            self,
+            *,
+            max_shift: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_shift", b"max_shift"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Quality(google.protobuf.message.Message):
+        """From the feedback that has arrived. Of models that answer with classes."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        METRIC_FIELD_NUMBER: builtins.int
+        MAX_DROP_FIELD_NUMBER: builtins.int
+        metric: Global___RolloutAnalysis.QualityMetric.ValueType
+        max_drop: builtins.float
+        """0.02 of a recall of 0.95 leaves 0.93."""
+        def __init__(
+            self,
+            *,
+            metric: Global___RolloutAnalysis.QualityMetric.ValueType = ...,
+            max_drop: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_drop", b"max_drop", "metric", b"metric"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Disagreement(google.protobuf.message.Message):
+        """Of a shadow and the version that answers, by requests for one row that both were asked."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MAX_SHARE_FIELD_NUMBER: builtins.int
+        TOLERANCE_FIELD_NUMBER: builtins.int
+        max_share: builtins.float
+        """Of the answers, as a share."""
+        tolerance: builtins.float
+        """Numbers that differ by no more than this share of the old version's are the same answer; classes are the same that are equal."""
+        def __init__(
+            self,
+            *,
+            max_share: builtins.float = ...,
+            tolerance: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_share", b"max_share", "tolerance", b"tolerance"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    ERROR_RATE_FIELD_NUMBER: builtins.int
+    LATENCY_P50_FIELD_NUMBER: builtins.int
+    LATENCY_P99_FIELD_NUMBER: builtins.int
+    DRIFT_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
+    MIN_SAMPLES_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
+    LONGEST_HOLD_FIELD_NUMBER: builtins.int
+    DISAGREEMENT_FIELD_NUMBER: builtins.int
+    min_samples: builtins.int
+    """Of each version, before a criterion says anything. 0: 50."""
+    confidence: builtins.float
+    """With which a version that is as good as allowed is not sent back, at any step, by any criterion. 0: 0.99."""
+    @property
+    def error_rate(self) -> Global___RolloutAnalysis.ErrorRate:
+        """Unset: 0.05."""
+
+    @property
+    def latency_p50(self) -> Global___RolloutAnalysis.Latency: ...
+    @property
+    def latency_p99(self) -> Global___RolloutAnalysis.Latency: ...
+    @property
+    def drift(self) -> Global___RolloutAnalysis.Drift: ...
+    @property
+    def quality(self) -> Global___RolloutAnalysis.Quality: ...
+    @property
+    def longest_hold(self) -> google.protobuf.duration_pb2.Duration:
+        """How long a step may last while its criteria are undecided. Then a version that looks worse than allowed goes back, and
+        one that too few asked goes on. Unset: ten times the hold.
+        """
+
+    @property
+    def disagreement(self) -> Global___RolloutAnalysis.Disagreement:
+        """Judged while the new version is a shadow."""
+
+    def __init__(
+        self,
+        *,
+        error_rate: Global___RolloutAnalysis.ErrorRate | None = ...,
+        latency_p50: Global___RolloutAnalysis.Latency | None = ...,
+        latency_p99: Global___RolloutAnalysis.Latency | None = ...,
+        drift: Global___RolloutAnalysis.Drift | None = ...,
+        quality: Global___RolloutAnalysis.Quality | None = ...,
+        min_samples: builtins.int = ...,
+        confidence: builtins.float = ...,
+        longest_hold: google.protobuf.duration_pb2.Duration | None = ...,
+        disagreement: Global___RolloutAnalysis.Disagreement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["disagreement", b"disagreement", "drift", b"drift", "error_rate", b"error_rate", "latency_p50", b"latency_p50", "latency_p99", b"latency_p99", "longest_hold", b"longest_hold", "quality", b"quality"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["confidence", b"confidence", "disagreement", b"disagreement", "drift", b"drift", "error_rate", b"error_rate", "latency_p50", b"latency_p50", "latency_p99", b"latency_p99", "longest_hold", b"longest_hold", "min_samples", b"min_samples", "quality", b"quality"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RolloutAnalysis: typing_extensions.TypeAlias = RolloutAnalysis
 
 @typing.final
 class PipelineSpec(google.protobuf.message.Message):

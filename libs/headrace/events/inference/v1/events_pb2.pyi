@@ -59,6 +59,8 @@ class Prediction(google.protobuf.message.Message):
     INPUTS_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
     SUBJECT_FIELD_NUMBER: builtins.int
+    SHADOW_FIELD_NUMBER: builtins.int
+    MIRROR_ID_FIELD_NUMBER: builtins.int
     prediction_id: builtins.str
     """The request's id in the Open Inference Protocol."""
     deployment: builtins.str
@@ -67,6 +69,10 @@ class Prediction(google.protobuf.message.Message):
     """Time in the model, batching included."""
     subject: builtins.str
     """Whose data the request was about: its parameter "subject", at most 4096 characters; empty where it named nobody."""
+    shadow: builtins.bool
+    """Nobody got this answer: it was asked for to be compared with the live version's."""
+    mirror_id: builtins.str
+    """The same in both events of a request that two versions were asked; empty in others."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -84,10 +90,12 @@ class Prediction(google.protobuf.message.Message):
         inputs: collections.abc.Iterable[Global___Tensor] | None = ...,
         outputs: collections.abc.Iterable[Global___Tensor] | None = ...,
         subject: builtins.str = ...,
+        shadow: builtins.bool = ...,
+        mirror_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["time", b"time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "inputs", b"inputs", "outputs", b"outputs", "prediction_id", b"prediction_id", "seconds", b"seconds", "subject", b"subject", "time", b"time", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "inputs", b"inputs", "mirror_id", b"mirror_id", "outputs", b"outputs", "prediction_id", b"prediction_id", "seconds", b"seconds", "shadow", b"shadow", "subject", b"subject", "time", b"time", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction

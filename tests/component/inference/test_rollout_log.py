@@ -1,0 +1,167 @@
+"""What a step is judged by, as PostgreSQL counts it in the prediction log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import pytest
+
+from headrace.inference.domain.quality import Met
+from headrace.inference.domain.rollouts import Plan
+from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.trials import Audience, Shadow
+from headrace.inference.storage.repository import Repository
+from headrace.inference.use_cases.ports import LoggedPrediction
+from headrace.postgres import connect, transaction
+from headrace.postgres.migrations import migrate
+
+BEGAN = datetime(2026, 1, 2, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+NAME = "live"
+
+
+class Log:
+    """A database of the test's own, and predictions in it."""
+
+    def __init__(self, rows: Repository) -> None:
+        self.rows = rows
+        self._numbers = count()
+
+    async def predicted(
+        self,
+        version: int,
+        answer: float | None,
+        *,
+        seconds: float = 0.01,
+        time: datetime = BEGAN,
+        prediction_id: str = "",
+        mirror_id: str = "",
+        shadow: bool = False,
+        deployment: str = NAME,
+    ) -> None:
+        number = next(self._numbers)
+        prediction = LoggedPrediction(
+            event_id=f"event-{number}",
+            prediction_id=prediction_id or f"prediction-{number}",
+            deployment=deployment,
+            version=version,
+            time=time,
+            seconds=seconds,
+            inputs={},
+            outputs={},
+            answer=answer,
+            traceparent="",
+            shadow=shadow,
+            mirror_id=mirror_id,
+        )
+        await self.rows.put_predictions([prediction])
+
+    async def mirrored(self, name: str, old: float | None, new: float | None) -> None:
+        """A request that both versions were asked."""
+        await self.predicted(1, old, mirror_id=name)
+        await self.predicted(2, new, mirror_id=name, shadow=True)
+
+    async def differing(self, tolerance: float = 0.0) -> Tally:
+        return await self.rows.differing_answers(NAME, 2, 1, BEGAN, tolerance)
+
+
+@pytest.fixture
+async def log(postgres_dsn: str) -> AsyncIterator[Log]:
+    async with connect(postgres_dsn, schema="inference", application_name="tests") as pool:
+        await migrate(pool, "headrace.inference.storage")
+        async with transaction(pool) as connection:
+            yield Log(Repository(connection))
+
+
+async def test_latencies_are_counted_by_version_and_bucket_from_each_ones_moment_on(log: Log) -> None:
+    for seconds in (1.0, 0.5, 0.49, 0.0):
+        await log.predicted(1, 0.0, seconds=seconds)
+    await log.predicted(2, 0.0, seconds=2.0)
+    await log.predicted(1, 0.0, time=BEGAN - SECOND)
+    await log.predicted(2, 0.0, time=BEGAN)
+    await log.predicted(3, 0.0)
+    await log.predicted(1, 0.0, deployment="another")
+    counts = await log.rows.latency_counts(NAME, {1: BEGAN, 2: BEGAN + SECOND})
+    # Eight buckets a doubling; what took no time at all is as a microsecond.
+    assert counts == {1: {0: 1, -8: 2, -159: 1}}
+    counts = await log.rows.latency_counts(NAME, {2: BEGAN})
+    assert counts == {2: {8: 1, -53: 1}}
+
+
+async def test_answers_are_counted_by_version_and_value(log: Log) -> None:
+    for version, answer in ((1, 0.0), (1, 1.0), (1, 1.0), (2, 1.0), (2, None)):
+        await log.predicted(version, answer)
+    await log.predicted(1, 0.0, time=BEGAN - SECOND)
+    since = {1: BEGAN, 2: BEGAN}
+    assert await log.rows.answers_given(NAME, since) == {1: {0.0: 1, 1.0: 2}, 2: {1.0: 1}}
+
+
+async def test_answers_meet_the_labels_that_have_arrived(log: Log) -> None:
+    await log.predicted(1, 1.0, prediction_id="a")
+    await log.predicted(2, 0.0, prediction_id="b")
+    await log.predicted(2, 0.0, prediction_id="c")
+    await log.predicted(1, 1.0, prediction_id="early", time=BEGAN - SECOND)
+    for prediction_id, label in (("a", 1.0), ("b", "yes"), ("early", 1.0), ("nobody's", 1.0)):
+        await log.rows.put_feedback(NAME, prediction_id, label, BEGAN)
+    found = await log.rows.answer_counts_since(NAME, {1: BEGAN, 2: BEGAN})
+    assert found == {1: [Met(1.0, 1.0, 1)], 2: [Met(0.0, "yes", 1)]}
+
+
+async def test_a_shadows_answers_are_compared_with_those_to_the_same_requests(log: Log) -> None:
+    await log.mirrored("alike", 1.0, 1.0)
+    await log.mirrored("unlike", 1.0, 0.0)
+    # It answered with no number where the live version did.
+    await log.mirrored("none", 1.0, None)
+    # Several rows, of which the log has no single answer.
+    await log.mirrored("rows", None, None)
+    # Half a pair, and one whose id a caller repeats.
+    await log.predicted(1, 1.0, mirror_id="alone")
+    await log.mirrored("twice", 1.0, 0.0)
+    await log.predicted(2, 0.0, mirror_id="twice", shadow=True)
+    # Neither mirrored, nor of this step.
+    await log.predicted(1, 1.0)
+    await log.predicted(1, 1.0, mirror_id="early", time=BEGAN - SECOND)
+    await log.predicted(2, 0.0, mirror_id="early", time=BEGAN - SECOND, shadow=True)
+    assert await log.differing() == Tally(2, 3)
+
+
+async def test_numbers_agree_within_the_tolerance(log: Log) -> None:
+    for old, new in ((100.0, 101.0), (-100.0, -101.0), (100.0, 99.0), (0.0, 0.0)):
+        await log.mirrored(f"{old} {new}", old, new)
+    assert await log.differing() == Tally(3, 4)
+    assert await log.differing(0.02) == Tally(0, 4)
+    assert await log.differing(0.005) == Tally(3, 4)
+
+
+async def test_no_two_numbers_are_too_far_apart_or_too_close_to_be_compared(log: Log) -> None:
+    await log.mirrored("far", 1e308, -1e308)
+    await log.mirrored("close", 5e-324, 1e-323)
+    assert await log.differing(0.5) == Tally(2, 2)
+
+
+async def test_what_a_shadow_answered_counts_for_no_live_quality(log: Log) -> None:
+    await log.mirrored("request", 1.0, 0.0)
+    await log.predicted(1, 1.0, prediction_id="a")
+    await log.predicted(2, 0.0, prediction_id="a", shadow=True)
+    await log.rows.put_feedback(NAME, "a", 1.0, BEGAN)
+    assert await log.rows.prediction_counts(NAME) == {1: 2}
+    assert await log.rows.answer_counts(NAME) == {1: [Met(1.0, 1.0, 1)]}
+    # What it is judged by has it.
+    since = {1: BEGAN, 2: BEGAN}
+    assert (await log.rows.answer_counts_since(NAME, since))[2] == [Met(0.0, 1.0, 1)]
+
+
+async def test_a_plan_is_stored_whole(log: Log) -> None:
+    plan = Plan(
+        (0, 100),
+        SECOND,
+        shadow=Shadow(25, 60 * SECOND),
+        sticky_header="x-user-id",
+        audience=Audience("x-cohort", frozenset({"beta", "staff"})),
+    )
+    created = await log.rows.create_or_lock_deployment(NAME, "model", plan, BEGAN)
+    assert created.plan == plan
+    await log.rows.change_plan(NAME, Plan(), BEGAN)
+    assert (await log.rows.deployment(NAME)).plan == Plan()
