@@ -5,24 +5,40 @@ from __future__ import annotations
 from datetime import timedelta
 from urllib.parse import urlsplit
 
-from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc, requests_pb2, requests_pb2_grpc
 from headrace.inference.consumers import Consumers
+from headrace.inference.data_plane_calls import data_plane_client
 from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
+from headrace.inference.inference_forms import InferenceForms
+from headrace.inference.payloads import StoredPayloads
+from headrace.inference.request_consumer import PublishedResponses, RequestConsumer
+from headrace.inference.requests_grpc_api import RequestServicer
 from headrace.inference.settings import Settings
+from headrace.inference.storage.requests import PostgresRequests
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.triton.repository import ModelRepository
 from headrace.inference.triton.server import triton_server
+from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
+from headrace.inference.use_cases.manage_requests import ForgetRequests, ManageRequests
 from headrace.inference.use_cases.production import Production
 from headrace.inference.use_cases.reconcile import Reconciler
+from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
 from headrace.inference.xds.resources import Wiring
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.messaging.consumer import Consumer
 from headrace.messaging.producer import Producer
-from headrace.messaging.topics import FEEDBACK, MODEL_VERSIONS, PREDICTIONS, ensure_topics, load_topics
+from headrace.messaging.topics import (
+    FEEDBACK,
+    INFERENCE_REQUESTS,
+    MODEL_VERSIONS,
+    PREDICTIONS,
+    ensure_topics,
+    load_topics,
+)
 from headrace.objects import ObjectStore
 from headrace.postgres import connect
 from headrace.postgres.leader import lead
@@ -35,6 +51,7 @@ from headrace.runtime.settings import PlatformSettings
 
 NAME = "inference"
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+REQUEST_SERVICE = requests_pb2.DESCRIPTOR.services_by_name["RequestService"].full_name
 
 
 async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
@@ -50,7 +67,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(Relay(pool, producer).run, "outbox relay")
 
     work = PostgresUnitOfWork(pool, address)
-    repository = ModelRepository(settings.model_repository, ObjectStore.from_uri(platform.store_uri))
+    store = ObjectStore.from_uri(platform.store_uri)
+    repository = ModelRepository(settings.model_repository, store)
     server = await runner.enter(triton_server(settings.triton_grpc, repository))
     control_plane = ControlPlane(
         Wiring(
@@ -76,7 +94,26 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(lead(pool, "headrace.inference.reconciler", reconciler.run), "reconciler")
 
     retention = timedelta(hours=settings.erasure_retention_hours)
-    runner.spawn(Forgetter(ForgetErasures(work, utc_now, retention)).run, "forgetter of erasures")
+    erasures = Forgetter("erasures", ForgetErasures(work, utc_now, retention))
+    runner.spawn(erasures.run, "forgetter of erasures")
+
+    requests = PostgresRequests(pool)
+    kept = timedelta(hours=settings.request_retention_hours)
+    runner.spawn(Forgetter("requests", ForgetRequests(requests, utc_now, kept)).run, "forgetter of requests")
+    forms = InferenceForms()
+    payloads = StoredPayloads(store, max_bytes=settings.max_request_bytes)
+    responses = PublishedResponses(producer)
+    answer = AnswerRequests(
+        requests,
+        await runner.enter(data_plane_client(settings.data_plane_address or settings.envoy_address)),
+        forms,
+        payloads,
+        responses,
+        utc_now,
+        most_at_once=settings.requests_at_once,
+        max_request_bytes=settings.max_request_bytes,
+    )
+    manage = ManageRequests(requests, ResponseWriter(forms, payloads), responses, utc_now, answer.interrupt)
 
     servicer = InferenceServicer(
         Deployments(work, utc_now),
@@ -85,15 +122,24 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         address=address,
         changed=changed,
     )
-    binding = ServiceBinding(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE)
-    await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))
+    bindings = [
+        ServiceBinding(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE),
+        ServiceBinding(
+            requests_pb2_grpc.add_RequestServiceServicer_to_server, RequestServicer(manage), REQUEST_SERVICE
+        ),
+    ]
+    await runner.enter(serve(settings.grpc_address, bindings, health=runner.health))
 
     consumers = Consumers(Production(work), changed)
+    request_consumer = RequestConsumer(
+        answer, utc_now, reply_topics=settings.reply_topics, retries=settings.request_retries
+    )
     for topic, handler, in_flight in (
         (MODEL_VERSIONS, consumers.model_versions, 64),
         # Predictions are stored in batches of those in flight.
         (PREDICTIONS, consumers.predictions, 1000),
         (FEEDBACK, consumers.feedback, 64),
+        (INFERENCE_REQUESTS, request_consumer.requests, settings.requests_in_flight),
     ):
         # A group for each topic: a burst of predictions must not hold up a promotion.
         consumer = await runner.enter(
@@ -106,7 +152,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
                 client_id=client_id,
                 max_in_flight=in_flight,
                 session_seconds=platform.kafka_session_seconds,
-                ordered=topic != PREDICTIONS,
+                # Requests are in order where they ask for it.
+                ordered=topic not in (PREDICTIONS, INFERENCE_REQUESTS),
             )
         )
         runner.spawn(consumer.run, f"consumer of {topic}")

@@ -44,6 +44,30 @@ class Settings(BaseSettings):
         ge=24,
         description="An erasure is remembered so long; longer than the topic keeps predictions.",
     )
+    data_plane_address: str = Field(
+        default="",
+        description="Where this service asks models for asynchronous requests; Envoy's own where empty.",
+    )
+    requests_in_flight: int = Field(
+        default=1000,
+        ge=1,
+        description="Asynchronous requests that are read from their topic and have no answer yet, at most.",
+    )
+    requests_at_once: int = Field(
+        default=64, ge=1, description="Calls under way for asynchronous requests of one deployment, at most."
+    )
+    request_retries: int = Field(
+        default=3, ge=0, le=100, description="Retries of an asynchronous request that does not say how many."
+    )
+    # A day more than the topic keeps requests.
+    request_retention_hours: int = Field(
+        default=72,
+        ge=1,
+        description="Requests and their answers are kept so long; longer than the topic keeps requests.",
+    )
+    reply_topics: tuple[str, ...] = Field(
+        default=(), description="Topics that a request may name for its response; they must exist."
+    )
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."
     )
