@@ -92,7 +92,7 @@ class AnswerRequests:
         self._publishers: dict[str, Batches[Record, None]] = {}
         self._turns = _Waiting(Turns[_Ticket](most=most_at_once, first=max(1, most_at_once // 4)))
         self._running: dict[RequestKey, asyncio.Future[Ended]] = {}
-        self._scopes: dict[RequestKey, asyncio.Timeout] = {}
+        self._runs: dict[RequestKey, _Run] = {}
         # The last one of each order: the next one waits for it.
         self._orders: dict[str, asyncio.Future[Ended]] = {}
 
@@ -127,9 +127,8 @@ class AnswerRequests:
 
     def interrupt(self, key: RequestKey) -> None:
         """Stop working on a request, whose end is stored already."""
-        scope = self._scopes.get(key)
-        if scope is not None and not scope.expired():
-            scope.reschedule(asyncio.get_running_loop().time())
+        if run := self._runs.get(key):
+            run.interrupt()
 
     async def _patiently(self, asked: Asked, before: asyncio.Future[Ended] | None) -> Ended:
         # Here and not by the consumer: the next one of its order must not come first.
@@ -158,25 +157,26 @@ class AnswerRequests:
         return ended
 
     async def _run(self, asked: Asked, replays: int, before: asyncio.Future[Ended] | None) -> Ended:
-        attempt = _Attempts()
+        attempts = _Attempts()
         try:
             async with asyncio.timeout_at(self._loop_time(asked.terms.deadline)) as scope:
-                self._scopes[asked.key] = scope
+                self._runs[asked.key] = _Run(scope)
                 try:
-                    return await self._asked(asked, replays, before, attempt)
+                    return await self._asked(asked, replays, before, attempts)
                 finally:
-                    del self._scopes[asked.key]
+                    run = self._runs.pop(asked.key)
+        except _DeadlinePassed:
+            pass
         except TimeoutError:
             if not scope.expired():
                 raise
-        # An end that somebody else has stored counts, and this one does not.
-        deadline = asked.terms.deadline
-        if deadline is None or self._clock() < deadline:
+        if run.interrupted:
+            # The end that somebody else has stored counts, and not this one.
             failure = Failure("CANCELLED", "CANCELLED", "the request was cancelled")
-            return self._ended(asked, replays, RequestState.CANCELLED, attempt, failure)
-        where = "while a model worked on it" if attempt.sent else "before a model was asked"
+            return self._ended(asked, replays, RequestState.CANCELLED, attempts, failure)
+        where = "while a model worked on it" if attempts.sent else "before a model was asked"
         failure = Failure("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", f"the deadline passed {where}")
-        return self._ended(asked, replays, RequestState.EXPIRED, attempt, failure)
+        return self._ended(asked, replays, RequestState.EXPIRED, attempts, failure)
 
     async def _asked(
         self,
@@ -216,12 +216,15 @@ class AnswerRequests:
             message = f"the request is larger than {self._max_request_bytes} bytes"
             failure = Failure("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE", message)
             return self._ended(asked, replays, RequestState.FAILED, attempts, failure)
+        deadline = asked.terms.deadline
+        if deadline is not None and self._clock() >= deadline:
+            raise _DeadlinePassed
         attempts.sent += 1
         fault_point("inference.before-request-sent")
         try:
             response = await self._calls.infer(
                 question.payload,
-                seconds=self._seconds_left(asked.terms.deadline),
+                seconds=self._seconds_left(deadline),
                 traceparent=_traceparent(asked.event),
             )
         except CallFailed as error:
@@ -272,6 +275,24 @@ class AnswerRequests:
         if deadline is None:
             return None
         return asyncio.get_running_loop().time() + (deadline - self._clock()).total_seconds()
+
+
+class _DeadlinePassed(Exception):  # noqa: N818 - it is no failure
+    pass
+
+
+class _Run:
+    """The work on a request, which may be ended from outside."""
+
+    def __init__(self, scope: asyncio.Timeout) -> None:
+        self._scope = scope
+        self.interrupted = False
+
+    def interrupt(self) -> None:
+        """Stop it."""
+        if not self._scope.expired():
+            self.interrupted = True
+            self._scope.reschedule(asyncio.get_running_loop().time())
 
 
 class _Pauses:
