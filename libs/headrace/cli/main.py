@@ -16,6 +16,7 @@ from headrace.cli import (
     dataset_top,
     look,
     rejected,
+    requests,
     stack,
 )
 
@@ -41,6 +42,7 @@ for module in (
     dataset_schemas,
     dataset_top,
     rejected,
+    requests,
 ):
     module.register(app)
 

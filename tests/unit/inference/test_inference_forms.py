@@ -91,9 +91,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 
 def test_a_request_without_an_id_gets_its_events() -> None:
     message = service_pb2.ModelInferRequest()
-    question = FORMS.question(
-        replace(event("r9"), data=message.SerializeToString(), content_type=PROTOBUF)
-    )
+    question = FORMS.question(replace(event("r9"), data=message.SerializeToString(), content_type=PROTOBUF))
     assert service_pb2.ModelInferRequest.FromString(question.payload).id == "r9"
 
 
