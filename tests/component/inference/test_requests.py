@@ -115,10 +115,17 @@ async def test_requests_are_answered_told_what_is_wrong_and_found(plane: Plane, 
 async def test_an_answer_survives_the_death_of_its_service(
     make_plane: MakePlane, name: str, point: str, tmp_path: Path
 ) -> None:
-    plane = await make_plane(HEADRACE_FAULT=f"{point}:20", HEADRACE_FAULT_ONCE=str(tmp_path / "died"))
+    plane = await make_plane()
     await plane.deploy(name)
     await plane.promote(name, 1)
     await plane.until_live(name, 1)
+    # Only now: before, it may have read other tests' requests.
+    await plane.service.stop()
+    plane.service.settings |= {
+        "HEADRACE_FAULT": f"{point}:20",
+        "HEADRACE_FAULT_ONCE": str(tmp_path / "died"),
+    }
+    await plane.service.start()
     ids = {f"{name}-{number}" for number in range(50)}
     await send(plane, *(request(name, request_id) for request_id in sorted(ids)))
     await plane.service.killed()
