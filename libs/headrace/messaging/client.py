@@ -32,6 +32,11 @@ def batch_consumer_client(
     return _consumer_client(bootstrap, group, client_id, session_seconds, WHOLE_BATCHES)
 
 
+def reader_client(bootstrap: str, *, client_id: str) -> AIOKafkaConsumer:
+    """A consumer in no group, which reads all partitions of the topics that it subscribes to."""
+    return _consumer_client(bootstrap, None, client_id, SESSION_SECONDS, None)
+
+
 def batch_reader_client(bootstrap: str, *, client_id: str) -> AIOKafkaConsumer:
     """A consumer of `RecordBatch`es in no group, for partitions that it is assigned by hand."""
     return _consumer_client(bootstrap, None, client_id, SESSION_SECONDS, WHOLE_BATCHES)
