@@ -13,6 +13,8 @@ import grpc.aio
 from headrace.inference.use_cases.request_ports import CallFailed
 from headrace.rpc import options
 
+# Triton's own words; those of the version stamp, for what there is not, are others.
+_NOT_LOADED: Final = "Request for unknown model"
 _INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 # Envoy serves a connection with one of its threads.
 _CONNECTIONS: Final = 2
@@ -43,8 +45,11 @@ class DataPlaneClient:
         try:
             response: bytes = await next(self._calls)(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            code = error.code()
-            raise CallFailed(code.name, error.details() or code.name) from error
+            code, details = error.code(), error.details() or error.code().name
+            if code is grpc.StatusCode.NOT_FOUND and details.startswith(_NOT_LOADED):
+                # Envoy routes to it, so that there is one: Triton has just started, and loads it again.
+                code = grpc.StatusCode.UNAVAILABLE
+            raise CallFailed(code.name, details) from error
         return response
 
 
