@@ -53,10 +53,11 @@ TRITON_ENVIRONMENT = Path(__file__).parents[1] / ".venv-triton"
 
 @dataclass(frozen=True)
 class Plane:
-    """Where both sides are."""
+    """Where both sides are, and the broker."""
 
     direct: str
     envoy: str
+    bootstrap: str
 
 
 def mlp() -> bytes:
@@ -145,7 +146,7 @@ async def running(folder: Path, *, traced: bool) -> AsyncIterator[Plane]:
             f"127.0.0.1:{service.grpc_port}",
             ObjectStore.from_uri(f"file://{folder / 'store'}"),
         )
-        yield Plane(f"127.0.0.1:{ports.grpc}", f"127.0.0.1:{listen}")
+        yield Plane(f"127.0.0.1:{ports.grpc}", f"127.0.0.1:{listen}", broker.bootstrap)
 
 
 @asynccontextmanager
