@@ -16,6 +16,7 @@ from headrace.inference.use_cases.request_ports import (
     CallFailed,
     Ended,
     Known,
+    Named,
     Record,
     StoredRequest,
     WrongRequest,
@@ -44,6 +45,7 @@ class Table:
         self.replays: dict[RequestKey, int] = {}
         self.ended: dict[RequestKey, Ended] = {}
         self.sent_again: list[RequestKey] = []
+        self.subjects_erased: set[str] = set()
         self.away = 0
 
     def _answering(self) -> None:
@@ -58,10 +60,17 @@ class Table:
             self.asked.setdefault(one.key, one)
         return [Known(self.replays.get(one.key, 0), self.ended.get(one.key)) for one in asked]
 
-    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended]:
+    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended | None]:
         await asyncio.sleep(0)
         self._answering()
-        return [self.ended.setdefault(one.key, one) for one in ended]
+        return [
+            None if one.subject in self.subjects_erased else self.ended.setdefault(one.key, one)
+            for one in ended
+        ]
+
+    async def erased(self, named: Sequence[Named]) -> Sequence[bool]:
+        await asyncio.sleep(0)
+        return [one.subject in self.subjects_erased for one in named]
 
     async def find(self, request_id: str, source: str) -> StoredRequest:
         for key, asked in self.asked.items():
@@ -115,7 +124,7 @@ class Table:
 class Model:
     """The data plane: answers by what tests say, and counts."""
 
-    behave: Callable[[str, int], None] = lambda request_id, attempt: None
+    behave: Callable[[str, int], None] = lambda _request_id, _attempt: None
     asked: list[str] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
     under_way: int = 0

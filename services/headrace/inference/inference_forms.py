@@ -17,6 +17,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, 
 
 from headrace.events.inference.v1 import events_pb2
 from headrace.inference.domain.requests import Failure
+from headrace.inference.prediction_events import MAX_SUBJECT_LENGTH
 from headrace.inference.use_cases.request_ports import Answer, Question, WrongRequest
 from headrace.messaging.events import JSON, PROTOBUF, Event, media_type
 
@@ -50,9 +51,7 @@ class InferenceForms:
         if not request.id:
             # Its prediction is found by it, also where the model was asked twice.
             request.id = event.id if len(event.id.encode()) <= _MAX_ID_BYTES else ""
-        named = "subject" in request.parameters
-        subject = request.parameters["subject"].string_param if named else ""
-        return Question(request.SerializeToString(), subject.replace("\0", "?"))
+        return Question(request.SerializeToString(), _subject(request))
 
     def answer(self, response: bytes, content_type: str) -> Answer:
         """Write an answer in the form of a request with that content type."""
@@ -126,6 +125,24 @@ def write_json(response: service_pb2.ModelInferResponse) -> bytes:
             "outputs": outputs,
         }
     )
+
+
+def _subject(request: service_pb2.ModelInferRequest) -> str:
+    if "subject" not in request.parameters:
+        return ""
+    given = request.parameters["subject"]
+    subject: str = given.string_param
+    if (
+        given.WhichOneof("parameter_choice") != "string_param"
+        or len(subject) > MAX_SUBJECT_LENGTH
+        or "\0" in subject
+    ):
+        # The answer is stored, and nobody could erase it.
+        raise WrongRequest(
+            "INVALID_SUBJECT",
+            f"the parameter subject must be a text of at most {MAX_SUBJECT_LENGTH} characters without U+0000",
+        )
+    return subject
 
 
 def _values(datatype: str, raw: bytes) -> list[object]:

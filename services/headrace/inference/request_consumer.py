@@ -13,7 +13,7 @@ from headrace.inference.domain.requests import (
     Terms,
     read_terms,
 )
-from headrace.inference.use_cases.answer_requests import AnswerRequests
+from headrace.inference.use_cases.answer_requests import SUBJECT_ERASED, AnswerRequests
 from headrace.inference.use_cases.request_ports import Asked, Record
 from headrace.messaging.consumer import PermanentFailure
 from headrace.messaging.events import Event
@@ -49,8 +49,10 @@ class RequestConsumer:
                 f"{_MAX_NAME_BYTES} bytes without U+0000",
             )
         ended = await self._answer(self._asked(event))
-        if ended.state is RequestState.FAILED and ended.failure is not None:
-            raise PermanentFailure(ended.failure.reason, ended.failure.message)
+        failure = ended.failure if ended.state is RequestState.FAILED else None
+        # Of what was erased no copy is made.
+        if failure is not None and failure.reason != SUBJECT_ERASED:
+            raise PermanentFailure(failure.reason, failure.message)
 
     def _asked(self, event: Event) -> Asked:
         wrong = None

@@ -25,6 +25,7 @@ from headrace.inference.domain.requests import Failure, Priority, RequestState
 from headrace.inference.inference_forms import InferenceForms
 from headrace.inference.use_cases import answer_requests
 from headrace.inference.use_cases.answer_requests import AnswerRequests
+from headrace.inference.use_cases.request_ports import Asked
 
 T = TypeVar("T")
 FAULT_POINTS = (
@@ -125,7 +126,7 @@ async def test_of_two_that_run_one_request_the_first_to_store_decides(service: S
     ours = service.answer
     service.start()
     failing_there = Model(failing("INVALID_ARGUMENT"))
-    service.answer._calls = failing_there  # noqa: SLF001 - the other process asks another model
+    service.answer._calls = failing_there
     there = await service.answer(asked("r1"))
     service.answer = ours
     service.model.open.set()
@@ -262,6 +263,52 @@ async def test_a_request_that_is_too_large_is_not_sent(service: Service) -> None
 async def test_a_claim_that_cannot_be_made_good_fails(service: Service) -> None:
     ended = await service.answer(asked("r1", dataref="file:///elsewhere"))
     assert ended.failure == Failure("INVALID_ARGUMENT", "CLAIM_MISSING", "there is no such object")
+
+
+def about(subject: str, request_id: str = "r1", *, seconds: float | None = None) -> Asked:
+    """A request that names its subject."""
+    one = asked(request_id, seconds=seconds)
+    data = json.dumps({"inputs": [], "parameters": {"subject": subject}}).encode()
+    return replace(one, event=replace(one.event, data=data))
+
+
+async def test_nobody_is_asked_about_a_subject_that_was_erased_since(service: Service) -> None:
+    service.table.subjects_erased.add("c-1")
+    for _ in range(2):
+        ended = await service.answer(about("c-1"))
+        assert ended.failure is not None
+        assert (ended.state, ended.failure.reason) == (RequestState.FAILED, "SUBJECT_ERASED")
+        assert ended.record is None
+    assert (await service.answer(about("c-2", "r2"))).state is RequestState.ANSWERED
+    assert service.model.asked == ["r2"]
+    assert [key.id for key in service.table.ended] == ["r2"]
+    first, second, _ = service.published.records
+    assert first == second
+
+
+async def test_an_answer_about_a_subject_that_is_erased_meanwhile_is_not_told(service: Service) -> None:
+    service.model.behave = lambda _request_id, _attempt: service.table.subjects_erased.add("c-1")
+    ended = await service.answer(about("c-1"))
+    assert ended.failure is not None
+    assert ended.failure.reason == "SUBJECT_ERASED"
+    (record,) = service.published.records
+    assert json.loads(record.value)["reason"] == "SUBJECT_ERASED"
+
+
+async def test_what_is_kept_to_be_run_again_names_its_subject(service: Service) -> None:
+    ended = await service.answer(about("c-1", seconds=-1))
+    assert ended.record is not None
+    assert ended.subject == "c-1"
+
+
+async def test_what_nobody_can_read_is_not_kept(service: Service) -> None:
+    unreadable = asked("r1")
+    ended = await service.answer(replace(unreadable, event=replace(unreadable.event, data=b"{")))
+    assert (ended.state, ended.record) == (RequestState.FAILED, None)
+    # Its payload lies elsewhere, and what is kept says nothing of it.
+    claimed = asked("r2", dataref="file:///elsewhere")
+    ended = await service.answer(replace(claimed, event=replace(claimed.event, data=b"")))
+    assert (ended.state, ended.record is None) == (RequestState.FAILED, False)
 
 
 async def test_what_is_no_outage_is_raised(service: Service) -> None:

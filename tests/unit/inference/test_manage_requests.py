@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -102,6 +103,13 @@ async def test_what_waits_cannot_be_replayed(service: Service) -> None:
     with pytest.raises(FailedPrecondition) as raised:
         await service.manage.replay("r1", "", None)
     assert raised.value.reason == "REQUEST_NOT_ENDED"
+
+
+async def test_what_nobody_can_read_cannot_be_run_again(service: Service) -> None:
+    await service.answer(replace(asked("r1"), event=replace(asked("r1").event, data=b"{")))
+    with pytest.raises(FailedPrecondition) as raised:
+        await service.manage.replay("r1", "", None)
+    assert raised.value.reason == "REQUEST_UNREADABLE"
 
 
 async def test_only_what_is_old_and_has_ended_is_forgotten(service: Service) -> None:

@@ -87,3 +87,10 @@ async def test_used_up_retries_are_set_aside_and_a_passed_deadline_is_not(servic
     assert service.model.asked == ["r1", "r1"]
     await service.consumer.requests(event("r2", deadline="2020-01-01T00:00:00Z"))
     assert json.loads(service.published.records[-1].value)["code"] == "DEADLINE_EXCEEDED"
+
+
+async def test_of_what_was_erased_no_dead_letter_is_made(service: Service) -> None:
+    service.table.subjects_erased.add("c-1")
+    data = json.dumps({"inputs": [], "parameters": {"subject": "c-1"}}).encode()
+    await service.consumer.requests(replace(event("r1"), data=data))
+    assert json.loads(service.published.records[-1].value)["reason"] == "SUBJECT_ERASED"

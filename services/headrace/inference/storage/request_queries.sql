@@ -1,16 +1,16 @@
 -- In one order, so that two instances that have some in common never wait for each other.
 -- name: receive_requests
 INSERT INTO requests (id, source, deployment, priority, deadline, reply_topic, partition_key, content_type, traceparent,
-                      receive_time)
+                      send_time, receive_time)
 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
-                     $9::text[], $10::timestamptz[])
+                     $9::text[], $10::timestamptz[], $11::timestamptz[])
 ORDER BY 1, 2
 ON CONFLICT (id, source) DO NOTHING;
 
 -- name: known_requests
 SELECT r.* FROM requests r JOIN unnest($1::text[], $2::text[]) AS k (id, source) USING (id, source);
 
--- Who stored the end first was right.
+-- Who stored the end first was right. The dataset is looked up now: later the deployment's name may be another model's.
 -- name: end_requests
 WITH ended AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::int[], $6::text[], $7::text[],
@@ -23,6 +23,9 @@ WITH ended AS (
 )
 UPDATE requests r SET
     state = e.state, end_time = e.end_time, attempts = e.attempts, version = e.version, subject = e.subject,
+    dataset = CASE WHEN e.subject = '' THEN '' ELSE coalesce(
+        (SELECT v.dataset FROM deployments d JOIN served_versions v USING (model)
+         WHERE d.name = r.deployment AND v.version::text = e.version), '') END,
     code = e.code, reason = e.reason, message = e.message,
     response_headers = e.response_headers::jsonb, response = e.response,
     request_headers = e.request_headers::jsonb, request = e.request
@@ -57,5 +60,22 @@ DELETE FROM requests r USING old WHERE (r.id, r.source) = (old.id, old.source) R
 
 -- Of one that somebody else ended: its record is known to who had it in work.
 -- name: keep_request_record
-UPDATE requests SET request_headers = $3::text::jsonb, request = $4
+UPDATE requests SET request_headers = $3::text::jsonb, request = $4, subject = $5
 WHERE (id, source) = ($1, $2) AND request IS NULL AND state IN ('FAILED', 'EXPIRED', 'CANCELLED');
+
+-- Which of them were sent before their subject was erased from the data of a model that they may come to.
+-- name: erased_requests
+SELECT r.id, r.source
+FROM requests r JOIN unnest($1::text[], $2::text[], $3::text[]) AS k (id, source, subject) USING (id, source)
+WHERE EXISTS (
+    SELECT FROM erasures e
+    WHERE r.send_time <= e.erase_time AND e.digest = sha256(convert_to(e.id || k.subject, 'UTF8'))
+        AND (SELECT coalesce(bool_or(v.dataset IN ('', e.dataset)), true)
+             FROM deployments d JOIN served_versions v USING (model) WHERE d.name = r.deployment)
+);
+
+-- name: erase_late_requests
+DELETE FROM requests r USING unnest($1::text[], $2::text[]) AS k (id, source), erasures e
+WHERE (r.id, r.source) = (k.id, k.source) AND r.send_time <= e.erase_time AND r.dataset IN ('', e.dataset)
+    AND e.digest = sha256(convert_to(e.id || r.subject, 'UTF8'))
+RETURNING r.id, r.source;

@@ -11,10 +11,10 @@ import orjson
 
 from headrace.errors import FailedPrecondition, NotFound
 from headrace.inference.domain.requests import Failure, Priority, RequestKey, RequestState
-from headrace.inference.use_cases.request_ports import Asked, Ended, Known, Record, StoredRequest
+from headrace.inference.use_cases.request_ports import Asked, Ended, Known, Named, Record, StoredRequest
 from headrace.messaging.events import Headers
 from headrace.messaging.topics import INFERENCE_REQUESTS
-from headrace.postgres import Pool, transaction
+from headrace.postgres import Connection, Pool, transaction
 from headrace.postgres.outbox import EventTooLarge, enqueue_records
 from headrace.postgres.queries import load_queries
 
@@ -41,6 +41,7 @@ class PostgresRequests:
             [one.partition_key for one in asked],
             [one.event.content_type for one in asked],
             [one.event.traceparent for one in asked],
+            [one.event.time for one in asked],
             [one.received for one in asked],
         )
         if status == f"INSERT 0 {len(asked)}":
@@ -48,10 +49,40 @@ class PostgresRequests:
         known = await self._known([one.key for one in asked])
         return [known[one.key] for one in asked]
 
-    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended]:
-        """Store how requests ended, of those that have not yet; how each one is stored now."""
-        failures = [one.failure or Failure("", "", "") for one in ended]
+    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended | None]:
+        """Store how requests ended, of those that have not yet; how each one is stored now.
+
+        None: nothing of it is, for its subject was erased since it was sent.
+        """
+        named = [one.key for one in ended if one.subject]
+        if not named:
+            return await self._stored(ended, await self._store_ends(self._pool, ended))
+        async with transaction(self._pool) as connection:
+            stored = await self._store_ends(connection, ended)
+            # Behind the table's lock, which an erasure has: it has found these, or has left its word.
+            rows = await connection.fetch(
+                QUERIES["erase_late_requests"], [key.id for key in named], [key.source for key in named]
+            )
+        erased = {RequestKey(row["source"], row["id"]) for row in rows}
+        kept = await self._stored([one for one in ended if one.key not in erased], stored)
+        by_key = {one.key: one for one in kept}
+        return [by_key.get(one.key) for one in ended]
+
+    async def erased(self, named: Sequence[Named]) -> Sequence[bool]:
+        """Whether each subject was erased since its request was sent, from the data of its model."""
         rows = await self._pool.fetch(
+            QUERIES["erased_requests"],
+            [one.key.id for one in named],
+            [one.key.source for one in named],
+            [one.subject for one in named],
+        )
+        erased = {RequestKey(row["source"], row["id"]) for row in rows}
+        return [one.key in erased for one in named]
+
+    async def _store_ends(self, connection: Pool | Connection, ended: Sequence[Ended]) -> set[RequestKey]:
+        """Those that had not ended before."""
+        failures = [one.failure or Failure("", "", "") for one in ended]
+        rows = await connection.fetch(
             QUERIES["end_requests"],
             [one.key.id for one in ended],
             [one.key.source for one in ended],
@@ -68,18 +99,23 @@ class PostgresRequests:
             [None if one.record is None else _headers_text(one.record.headers) for one in ended],
             [None if one.record is None else one.record.value for one in ended],
         )
-        if len(rows) == len(ended):
-            return ended
         stored = {RequestKey(row["source"], row["id"]) for row in rows}
+        if len(stored) < len(ended):
+            await connection.executemany(
+                QUERIES["keep_request_record"],
+                [
+                    (one.key.id, one.key.source, _headers_text(it.headers), it.value, one.subject)
+                    for one in ended
+                    if (it := one.record) is not None and one.key not in stored
+                ],
+            )
+        return stored
+
+    async def _stored(self, ended: Sequence[Ended], stored: set[RequestKey]) -> Sequence[Ended]:
+        """How each one is stored, of which `stored` are as they were given."""
         others = [one for one in ended if one.key not in stored]
-        await self._pool.executemany(
-            QUERIES["keep_request_record"],
-            [
-                (one.key.id, one.key.source, _headers_text(one.record.headers), one.record.value)
-                for one in others
-                if one.record is not None
-            ],
-        )
+        if not others:
+            return ended
         known = await self._known([one.key for one in others])
         return [one if one.key in stored else known[one.key].ended or one for one in ended]
 

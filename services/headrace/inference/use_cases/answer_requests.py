@@ -40,6 +40,7 @@ from headrace.inference.use_cases.request_ports import (
     DataPlaneCalls,
     Ended,
     Known,
+    Named,
     Payloads,
     Protocols,
     Record,
@@ -48,6 +49,7 @@ from headrace.inference.use_cases.request_ports import (
     WrongRequest,
 )
 from headrace.inference.use_cases.responses import Envelope, ResponseWriter
+from headrace.messaging.claims import REFERENCE
 from headrace.messaging.events import Event, encode
 from headrace.messaging.topics import INFERENCE_REQUESTS
 from headrace.runtime.clock import Clock
@@ -86,7 +88,8 @@ class AnswerRequests:
         self._max_request_bytes = max_request_bytes
         self._writer = ResponseWriter(protocols, payloads)
         self._receive = Batches[Asked, Known](store.receive, most=_BATCH)
-        self._end = Batches[Ended, Ended](store.end, most=_BATCH)
+        self._erased = Batches[Named, bool](store.erased, most=_BATCH)
+        self._end = Batches[Ended, Ended | None](store.end, most=_BATCH)
         self._responses = responses
         # One for each topic: a topic that takes nothing must not hold up the others.
         self._publishers: dict[str, Batches[Record, None]] = {}
@@ -148,6 +151,8 @@ class AnswerRequests:
         ended = known.ended
         if ended is None:
             ended = await self._end(await self._run(asked, known.replays, before))
+            # Whoever reads its record again comes to the same.
+            ended = ended or self._unanswerable(asked, known.replays)
             metrics.REQUESTS.labels(ended.state.lower()).inc()
             fault_point("inference.after-answer-stored")
         else:
@@ -212,6 +217,8 @@ class AnswerRequests:
         event = await self._payloads.fetched(asked.event)
         question = self._protocols.question(event)
         attempts.subject = question.subject
+        if question.subject and await self._erased(Named(asked.key, question.subject)):
+            return self._unanswerable(asked, replays, question.subject)
         if len(question.payload) > self._max_request_bytes:
             message = f"the request is larger than {self._max_request_bytes} bytes"
             failure = Failure("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE", message)
@@ -246,16 +253,42 @@ class AnswerRequests:
         self, asked: Asked, replays: int, state: RequestState, attempts: _Attempts, failure: Failure
     ) -> Ended:
         now = self._clock()
+        subject = self._subject(asked.event)
         return Ended(
             key=asked.key,
             state=state,
             time=now,
             attempts=attempts.sent,
             response=self._writer.failed(_envelope(asked, replays), failure, attempts.sent, now),
-            subject=attempts.subject,
+            subject=attempts.subject or subject or "",
             failure=failure,
-            record=_request_record(asked),
+            record=None if subject is None else _request_record(asked),
         )
+
+    def _unanswerable(self, asked: Asked, replays: int, subject: str = "") -> Ended:
+        """The end of a request whose subject was erased since it was sent. Nothing of it is stored."""
+        now = self._clock()
+        return Ended(
+            key=asked.key,
+            state=RequestState.FAILED,
+            time=now,
+            attempts=0,
+            response=self._writer.failed(_envelope(asked, replays), _ERASED, 0, now),
+            subject=subject,
+            failure=_ERASED,
+        )
+
+    def _subject(self, event: Event) -> str | None:
+        """Whom a payload names, where it lies in the event itself; None where it cannot be read.
+
+        What nobody can read nobody could erase, and running it again is of no use: it is not kept.
+        """
+        if REFERENCE in event.extensions and not event.data:
+            return ""
+        try:
+            return self._protocols.question(event).subject
+        except WrongRequest:
+            return None
 
     def _publisher(self, topic: str) -> Batches[Record, None]:
         publisher = self._publishers.get(topic)
@@ -275,6 +308,12 @@ class AnswerRequests:
         if deadline is None:
             return None
         return asyncio.get_running_loop().time() + (deadline - self._clock()).total_seconds()
+
+
+SUBJECT_ERASED: Final = "SUBJECT_ERASED"
+_ERASED: Final = Failure(
+    "FAILED_PRECONDITION", SUBJECT_ERASED, "the data of the request's subject was erased after it was sent"
+)
 
 
 class _DeadlinePassed(Exception):  # noqa: N818 - it is no failure

@@ -77,6 +77,11 @@ class ManageRequests:
             return found
         deadline = None if timeout is None else self._clock() + timeout
         if not await self._store.run_again(found.key, deadline):
+            if found.state in (RequestState.FAILED, RequestState.EXPIRED):
+                raise FailedPrecondition(
+                    "REQUEST_UNREADABLE",
+                    f"request {request_id!r} cannot be run again: nobody can read it; send another one",
+                )
             raise FailedPrecondition(
                 "REQUEST_NOT_ENDED", f"request {request_id!r} has not ended yet: wait for it, or cancel it"
             )

@@ -69,6 +69,14 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A request that says whose data it is about."""
+
+    key: RequestKey
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRequest:
     """A request as its requester's operators see it."""
 
@@ -95,8 +103,14 @@ class RequestStore(Protocol):
     async def receive(self, asked: Sequence[Asked]) -> Sequence[Known]:
         """Remember those that are new; what is known of each."""
 
-    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended]:
-        """Store how requests ended, of those that have not yet; how each one is stored now."""
+    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended | None]:
+        """Store how requests ended, of those that have not yet; how each one is stored now.
+
+        None: nothing of it is, for its subject was erased since it was sent.
+        """
+
+    async def erased(self, named: Sequence[Named]) -> Sequence[bool]:
+        """Whether each subject was erased since its request was sent, from the data of its model."""
 
     async def find(self, request_id: str, source: str) -> StoredRequest:
         """One request. Raises NotFound, FailedPrecondition."""

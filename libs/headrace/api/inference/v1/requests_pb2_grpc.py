@@ -88,8 +88,9 @@ class RequestServiceServicer(object):
 
     def ReplayRequest(self, request, context):
         """Publishes the stored answer of a request again. One that failed, expired or was cancelled is run again.
-        Errors: as GetRequest; FAILED_PRECONDITION/REQUEST_NOT_ENDED, FAILED_PRECONDITION/REQUEST_TOO_LARGE where the
-        request's event no longer fits into a topic: send it as a claim check.
+        Errors: as GetRequest; FAILED_PRECONDITION/REQUEST_NOT_ENDED; FAILED_PRECONDITION/REQUEST_UNREADABLE where the payload
+        is no request: send a corrected one; FAILED_PRECONDITION/REQUEST_TOO_LARGE where the request's event no longer fits
+        into a topic: send it as a claim check.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

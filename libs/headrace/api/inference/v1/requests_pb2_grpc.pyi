@@ -41,8 +41,9 @@ class RequestServiceStub:
     """
     ReplayRequest: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.requests_pb2.ReplayRequestRequest, headrace.api.inference.v1.requests_pb2.InferenceRequest]
     """Publishes the stored answer of a request again. One that failed, expired or was cancelled is run again.
-    Errors: as GetRequest; FAILED_PRECONDITION/REQUEST_NOT_ENDED, FAILED_PRECONDITION/REQUEST_TOO_LARGE where the
-    request's event no longer fits into a topic: send it as a claim check.
+    Errors: as GetRequest; FAILED_PRECONDITION/REQUEST_NOT_ENDED; FAILED_PRECONDITION/REQUEST_UNREADABLE where the payload
+    is no request: send a corrected one; FAILED_PRECONDITION/REQUEST_TOO_LARGE where the request's event no longer fits
+    into a topic: send it as a claim check.
     """
 
 @typing.type_check_only
@@ -64,8 +65,9 @@ class RequestServiceAsyncStub(RequestServiceStub):
     """
     ReplayRequest: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.requests_pb2.ReplayRequestRequest, headrace.api.inference.v1.requests_pb2.InferenceRequest]  # type: ignore[assignment]
     """Publishes the stored answer of a request again. One that failed, expired or was cancelled is run again.
-    Errors: as GetRequest; FAILED_PRECONDITION/REQUEST_NOT_ENDED, FAILED_PRECONDITION/REQUEST_TOO_LARGE where the
-    request's event no longer fits into a topic: send it as a claim check.
+    Errors: as GetRequest; FAILED_PRECONDITION/REQUEST_NOT_ENDED; FAILED_PRECONDITION/REQUEST_UNREADABLE where the payload
+    is no request: send a corrected one; FAILED_PRECONDITION/REQUEST_TOO_LARGE where the request's event no longer fits
+    into a topic: send it as a claim check.
     """
 
 class RequestServiceServicer(metaclass=abc.ABCMeta):
@@ -108,8 +110,9 @@ class RequestServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.inference.v1.requests_pb2.InferenceRequest, collections.abc.Awaitable[headrace.api.inference.v1.requests_pb2.InferenceRequest]]:
         """Publishes the stored answer of a request again. One that failed, expired or was cancelled is run again.
-        Errors: as GetRequest; FAILED_PRECONDITION/REQUEST_NOT_ENDED, FAILED_PRECONDITION/REQUEST_TOO_LARGE where the
-        request's event no longer fits into a topic: send it as a claim check.
+        Errors: as GetRequest; FAILED_PRECONDITION/REQUEST_NOT_ENDED; FAILED_PRECONDITION/REQUEST_UNREADABLE where the payload
+        is no request: send a corrected one; FAILED_PRECONDITION/REQUEST_TOO_LARGE where the request's event no longer fits
+        into a topic: send it as a claim check.
         """
 
 def add_RequestServiceServicer_to_server(servicer: RequestServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -11,14 +11,17 @@ CREATE TABLE requests (
     partition_key   text        NOT NULL,
     content_type    text        NOT NULL,
     traceparent     text        NOT NULL,
+    -- Its event's own time, by which an erasure tells what was asked before it.
+    send_time       timestamptz NOT NULL,
     receive_time    timestamptz NOT NULL,
     -- Of the run that ended, or is under way.
     replays         int         NOT NULL DEFAULT 0,
     attempts        int         NOT NULL DEFAULT 0,
     end_time        timestamptz,
     version         text        NOT NULL DEFAULT '',
-    -- Whose data it was about, where it said so.
+    -- Whose data it was about, where it said so, and the dataset of the model that answered: an erasure finds it by both.
     subject         text        NOT NULL DEFAULT '',
+    dataset         text        NOT NULL DEFAULT '',
     code            text        NOT NULL DEFAULT '',
     reason          text        NOT NULL DEFAULT '',
     message         text        NOT NULL DEFAULT '',
@@ -31,3 +34,5 @@ CREATE TABLE requests (
     PRIMARY KEY (id, source)
 ) WITH (fillfactor = 60);
 CREATE INDEX requests_by_time ON requests (receive_time, id);
+-- By hash: no other index takes a text of any length.
+CREATE INDEX requests_by_subject ON requests USING hash (subject) WHERE subject <> '';
