@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tests.component.inference.conftest import DEADLINE, MakePlane, Plane
+from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, parts
+from tests.support.brokers import new_broker
 
 from headrace.api.inference.v1 import requests_pb2 as api
 from headrace.api.inference.v1 import requests_pb2_grpc
+from headrace.client import HeadraceClient, Targets
+from headrace.client.requesting import Answer
+from headrace.errors import DeadlineExceeded, InvalidArgument
 from headrace.inference.use_cases.responses import ANSWERED, FAILED
 from headrace.messaging.client import consumer_client
 from headrace.messaging.events import Event, decode
 from headrace.messaging.producer import Producer
-from headrace.messaging.topics import INFERENCE_REQUESTS, INFERENCE_RESPONSES
+from headrace.messaging.topics import INFERENCE_REQUESTS, INFERENCE_RESPONSES, ensure_topics, load_topics
 from headrace.rpc.client import channel
 
 pytestmark = pytest.mark.broker
 
+KAFKA_IDEMPOTENCE = os.environ.get("HEADRACE_TEST_BROKER") == "kafka"
 FAULT_POINTS = (
     "inference.after-request-stored",
     "inference.before-request-sent",
@@ -111,6 +118,59 @@ async def test_requests_are_answered_told_what_is_wrong_and_found(plane: Plane, 
         assert (replayed.state, replayed.replays) == (api.REQUEST_STATE_RECEIVED, 1)
 
 
+async def test_a_program_submits_requests_and_waits_for_their_answers(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    targets = Targets(
+        {"kafka": plane.bootstrap, "store": plane.store.root}, kafka_idempotence=KAFKA_IDEMPOTENCE
+    )
+    # Each payload is a claim check, the answers are not.
+    async with HeadraceClient(targets, inline_bytes=10) as client, asyncio.timeout(DEADLINE):
+        rows = np.ones((1, 3), dtype=np.float32)
+        first, wrong, late = await asyncio.gather(
+            client.submit(name, rows, request_id=f"{name}-1", order=name),
+            client.submit(name, rows[:, :2]),
+            client.submit(name, rows, deadline=timedelta(0)),
+        )
+        prediction = await first.answer()
+        assert (prediction.prediction_id, prediction.version) == (f"{name}-1", "1")
+        assert prediction.outputs["label"].tolist() == [[0]]
+        with pytest.raises(InvalidArgument, match="expected"):
+            await wrong.answer()
+        with pytest.raises(DeadlineExceeded):
+            await late.answer()
+        again = await client.submit(name, rows, request_id=f"{name}-1")
+        assert (await again.answer()).outputs["label"].tolist() == [[0]]
+
+        ids = {first.id, wrong.id, late.id}
+        async with aclosing(client.answers(f"tests-{name}")) as answers:
+            found = {answer.request_id: answer async for answer in until_all(answers, ids)}
+        assert found[first.id].result().version == "1"
+        assert found[wrong.id].error is not None
+
+
+async def until_all(answers: AsyncIterator[Answer], ids: set[str]) -> AsyncIterator[Answer]:
+    """Answers until there is one to each of these requests."""
+    missing = set(ids)
+    async for answer in answers:
+        yield answer
+        missing.discard(answer.request_id)
+        if not missing:
+            return
+
+
+async def one_answer_each(plane: Plane, name: str, ids: set[str]) -> None:
+    """Wait until each has its answer, and see that it has no other one."""
+    # Another test's service reads the topic too, and knows no such deployment.
+    by_id: dict[str, set[tuple[str, bytes]]] = {}
+    for event in await responses(plane, name, ids, (ANSWERED,)):
+        by_id.setdefault(event.extensions["requestid"], set()).add((event.id, event.data))
+    assert set(by_id) == ids
+    assert all(len(answers) == 1 for answers in by_id.values())
+
+
+@pytest.mark.kill
 @pytest.mark.parametrize("point", FAULT_POINTS)
 async def test_an_answer_survives_the_death_of_its_service(
     make_plane: MakePlane, name: str, point: str, tmp_path: Path
@@ -130,10 +190,51 @@ async def test_an_answer_survives_the_death_of_its_service(
     await send(plane, *(request(name, request_id) for request_id in sorted(ids)))
     await plane.service.killed()
     await plane.service.start()
-    # Another test's service reads the topic too, and knows no such deployment.
-    found = await responses(plane, name, ids, (ANSWERED,))
-    by_id: dict[str, set[tuple[str, bytes]]] = {}
-    for event in found:
-        by_id.setdefault(event.extensions["requestid"], set()).add((event.id, event.data))
-    assert set(by_id) == ids
-    assert all(len(answers) == 1 for answers in by_id.values())
+    await one_answer_each(plane, name, ids)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("victim", ["triton", "envoy"])
+async def test_an_answer_survives_the_death_of_what_it_comes_from(
+    make_plane: MakePlane, name: str, victim: str
+) -> None:
+    plane = await make_plane()
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    part = plane.triton if victim == "triton" else plane.envoy
+    before, while_away = ({f"{name}-{kind}-{number}" for number in range(200)} for kind in ("b", "w"))
+    await send(plane, *(request(name, request_id) for request_id in sorted(before)))
+    await responses(plane, name, {f"{name}-b-0"}, (ANSWERED,))
+    part.kill()
+    await part.wait()
+    await send(plane, *(request(name, request_id) for request_id in sorted(while_away)))
+    await part.start()
+    await one_answer_each(plane, name, before | while_away)
+
+
+@pytest.mark.kill
+@pytest.mark.skipif(not KAFKA_IDEMPOTENCE, reason="the embedded broker keeps nothing when it dies")
+async def test_an_answer_survives_the_death_of_the_broker(
+    postgres_dsn: str, store_uri: str, tmp_path: Path, name: str
+) -> None:
+    broker = new_broker(tmp_path)
+    own = parts(tmp_path, broker.bootstrap, postgres_dsn, store_uri)
+    await broker.start()
+    try:
+        await ensure_topics(broker.bootstrap, load_topics().values())
+        await own.start()
+        async with own.plane() as plane:
+            await plane.deploy(name)
+            await plane.promote(name, 1)
+            await plane.until_live(name, 1)
+            ids = {f"{name}-{number}" for number in range(200)}
+            await send(plane, *(request(name, request_id) for request_id in sorted(ids)))
+            await responses(plane, name, {f"{name}-0"}, (ANSWERED,))
+            broker.kill()
+            await broker.wait()
+            await broker.start()
+            await one_answer_each(plane, name, ids)
+    finally:
+        await own.stop()
+        await broker.stop()
