@@ -23,6 +23,8 @@ DOCUMENTS = sorted(
     if "node_modules" not in path.parts
 )
 INGESTION = ROOT / "docs" / "ingestion.md"
+KAFKA_INFERENCE = ROOT / "docs" / "kafka-inference.md"
+GUARANTEES = pytest.mark.parametrize("document", [INGESTION, KAFKA_INFERENCE], ids=lambda path: path.stem)
 NAMED_TEST = re.compile(r"`((?:component|contract|e2e|fuzz|unit)/[\w/]+(?:\.py)?)(?:::(\w+))?`")
 NAMED_SCRIPT = re.compile(r"`(benchmarks/\w+\.py)[` ]")
 
@@ -45,8 +47,9 @@ def test_a_documents_links_lead_to_files(document: Path) -> None:
     assert [file for file in sorted(files) if file and not (document.parent / file).exists()] == []
 
 
-def test_what_shows_ingestions_guarantees_is_there() -> None:
-    text = INGESTION.read_text()
+@GUARANTEES
+def test_what_shows_guarantees_is_there(document: Path) -> None:
+    text = document.read_text()
     named = NAMED_TEST.findall(text)
     assert named
     missing = [
@@ -67,8 +70,17 @@ def test_every_fault_point_stands_in_the_life_of_a_batch() -> None:
     assert described == set(points)
 
 
-def test_each_line_of_what_ingestion_guarantees_says_by_what_it_is_shown() -> None:
-    shown = INGESTION.read_text().partition("## How it is shown")[2]
+def test_every_fault_point_of_a_request_stands_in_its_way() -> None:
+    code = (ROOT / "services/headrace/inference/use_cases/answer_requests.py").read_text()
+    points = set(re.findall(r'fault_point\("([\w.-]+)"\)', code))
+    described = set(re.findall(r"inference\.(?:before|after)-[\w-]+", KAFKA_INFERENCE.read_text()))
+    assert points
+    assert described == points | {"inference.after-erase-commit"}
+
+
+@GUARANTEES
+def test_each_line_of_what_is_guaranteed_says_by_what_it_is_shown(document: Path) -> None:
+    shown = document.read_text().partition("## How it is shown")[2]
     lines = [line for line in shown.splitlines() if line.startswith("| ") and line != "| what | by |"]
     assert lines
     ways = (NAMED_TEST, NAMED_SCRIPT, re.compile(r"`make [a-z-]+`"), re.compile(r"\(runbooks/"))
