@@ -11,6 +11,7 @@ from headrace.inference.data_plane_calls import data_plane_client
 from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.inference_forms import InferenceForms
+from headrace.inference.merged_calls import MergedCalls
 from headrace.inference.payloads import StoredPayloads
 from headrace.inference.request_consumer import PublishedResponses, RequestConsumer
 from headrace.inference.requests_grpc_api import RequestServicer
@@ -103,9 +104,10 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     forms = InferenceForms()
     payloads = StoredPayloads(store, max_bytes=settings.max_request_bytes)
     responses = PublishedResponses(producer)
+    calls = await runner.enter(data_plane_client(settings.data_plane_address or settings.envoy_address))
     answer = AnswerRequests(
         requests,
-        await runner.enter(data_plane_client(settings.data_plane_address or settings.envoy_address)),
+        MergedCalls(calls, most_rows=settings.request_rows_merged, mergeable=control_plane.has_one_version),
         forms,
         payloads,
         responses,

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     requests_at_once: int = Field(
         default=64, ge=1, description="Calls under way for asynchronous requests of one deployment, at most."
     )
+    request_rows_merged: int = Field(
+        default=32,
+        ge=1,
+        le=64,
+        description="Rows of small asynchronous requests that are asked in one call; 1: each by itself.",
+    )
     request_retries: int = Field(
         default=3, ge=0, le=100, description="Retries of an asynchronous request that does not say how many."
     )

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, parts
 from tests.support.brokers import new_broker
 
+from headrace.api.inference.v1 import inference_pb2, requests_pb2_grpc
 from headrace.api.inference.v1 import requests_pb2 as api
-from headrace.api.inference.v1 import requests_pb2_grpc
 from headrace.client import HeadraceClient, Targets
 from headrace.client.requesting import Answer
 from headrace.errors import DeadlineExceeded, InvalidArgument
@@ -39,10 +40,21 @@ FAULT_POINTS = (
 )
 
 
-def request(deployment: str, request_id: str, *, columns: int = 3, **extensions: str) -> Event:
-    document = {
-        "inputs": [{"name": "features", "shape": [1, columns], "datatype": "FP32", "data": [1.0] * columns}]
+def request(
+    deployment: str,
+    request_id: str,
+    *,
+    columns: int = 3,
+    value: float = 1.0,
+    subject: str = "",
+    **extensions: str,
+) -> Event:
+    data = [value] * columns
+    document: dict[str, object] = {
+        "inputs": [{"name": "features", "shape": [1, columns], "datatype": "FP32", "data": data}]
     }
+    if subject:
+        document["parameters"] = {"subject": subject}
     return Event(
         id=request_id,
         source="tests",
@@ -116,6 +128,39 @@ async def test_requests_are_answered_told_what_is_wrong_and_found(plane: Plane, 
         assert [row.id for row in failed.requests] == [wrong]
         replayed = await stub.ReplayRequest(api.ReplayRequestRequest(id=wrong))
         assert (replayed.state, replayed.replays) == (api.REQUEST_STATE_RECEIVED, 1)
+
+
+async def test_requests_that_are_asked_together_have_answers_and_predictions_of_their_own(
+    plane: Plane, name: str
+) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    values = {f"{name}-{number}": 1.0 if number % 3 else -1.0 for number in range(60)}
+    named = {request_id for request_id, value in values.items() if value < 0}
+    await send(
+        plane,
+        *(
+            request(name, request_id, value=value, subject=name if request_id in named else "")
+            for request_id, value in values.items()
+        ),
+    )
+    for event in await responses(plane, name, set(values), (ANSWERED,)):
+        answer = json.loads(event.data)
+        assert answer["id"] == event.extensions["requestid"]
+        labels = {output["name"]: output["data"] for output in answer["outputs"]}["label"]
+        assert labels == [1 if values[answer["id"]] < 0 else 0]
+    logged = await plane.until_logged(name, set(values))
+    assert set(logged) == set(values)
+    async with triton.InferenceServerClient(f"127.0.0.1:{plane.triton.ports.grpc}") as client:
+        statistics = await client.get_inference_statistics(name)
+    assert statistics.model_stats[0].inference_stats.success.count < len(values)
+    erasure = inference_pb2.ErasePredictionsRequest(erasure=name, dataset="its-dataset", subject=name)
+    assert (await plane.stub.ErasePredictions(erasure)).prediction_count == len(named)
+    left = await plane.stub.ListPredictions(
+        inference_pb2.ListPredictionsRequest(deployment=name, page_size=1000)
+    )
+    assert {prediction.id for prediction in left.predictions} == set(values) - named
 
 
 async def test_a_program_submits_requests_and_waits_for_their_answers(plane: Plane, name: str) -> None:

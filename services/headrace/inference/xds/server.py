@@ -174,6 +174,11 @@ class ControlPlane:
         }
         self._wake_all()
 
+    def has_one_version(self, deployment: str) -> bool:
+        """Whether all requests to a deployment that name no version come to the same one."""
+        route = (self._routes or {}).get(deployment)
+        return route is not None and sum(weight > 0 for weight in route.weights.values()) == 1
+
     def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
         """Why requests are not routed by these weights yet, for people; empty where they are."""
         route = (self._routes or {}).get(deployment)
