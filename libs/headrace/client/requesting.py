@@ -31,7 +31,7 @@ from headrace.errors import (
 )
 from headrace.events.inference.v1 import events_pb2
 from headrace.messaging.claims import ClaimMismatch, claim_of, read_claim
-from headrace.messaging.client import consumer_client, reader_client
+from headrace.messaging.client import SHORT_WAIT_MS, consumer_client, reader_client
 from headrace.messaging.events import JSON, Event, Headers, InvalidCloudEvent, decode, media_type, parse
 from headrace.messaging.topics import INFERENCE_RESPONSES
 from headrace.objects.claims import StoredClaims
@@ -161,7 +161,7 @@ class Requests:
 
     async def answers(self, group: str, topic: str) -> AsyncIterator[Answer]:
         """See `HeadraceClient.answers`."""
-        unopened = consumer_client(self._bootstrap, group=group, client_id=_CLIENT_ID)
+        unopened = consumer_client(self._bootstrap, group=group, client_id=_CLIENT_ID, wait_ms=SHORT_WAIT_MS)
         async with _opened(unopened, self._bootstrap, topic) as client:
             while True:
                 try:

@@ -30,6 +30,7 @@ from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
 from headrace.inference.xds.resources import Wiring
 from headrace.inference.xds.server import ControlPlane, serve_xds
+from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
 from headrace.messaging.consumer import Consumer
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import (
@@ -156,6 +157,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
                 session_seconds=platform.kafka_session_seconds,
                 # Requests are in order where they ask for it.
                 ordered=topic not in (PREDICTIONS, INFERENCE_REQUESTS),
+                wait_ms=SHORT_WAIT_MS if topic == INFERENCE_REQUESTS else WAIT_MS,
             )
         )
         runner.spawn(consumer.run, f"consumer of {topic}")
