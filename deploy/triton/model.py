@@ -41,6 +41,8 @@ MAX_ID_BYTES = 256
 MAX_SUBJECT_LENGTH = 4096
 # A request of the control plane's own, to see whether this process lives.
 TRIAL = "headrace_trial"
+# The parameter of a request that holds several, put together by the inference service (merged_calls.py).
+MERGED = "headrace_requests"
 # Larger tensors are logged by shape alone: the log is for features and answers, not for images.
 MAX_LOGGED_ELEMENTS = 4096
 
@@ -127,8 +129,9 @@ class TritonPythonModel:
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
             first += count
         callers = [
-            (request.request_id(), request.parameters(), count)
+            caller
             for request, count in zip(requests, counts, strict=True)
+            for caller in _callers(request.request_id(), request.parameters(), count)
         ]
         self._log.put(callers, joined, answers, arrived, time.perf_counter() - started)
         return responses
@@ -397,6 +400,20 @@ def _tensor(name, value):
             for item in flat.astype(np.float64).tolist()
         ]
     return logged
+
+
+def _callers(request_id, parameters, rows):
+    """(id, parameters, rows) of each request that is in one: of several, where they were asked together."""
+    if parameters and MERGED in parameters:
+        try:
+            merged = json.loads(json.loads(parameters)[MERGED])
+            callers = [(str(own_id), str(own), int(count)) for own_id, count, own in merged]
+            if sum(count for *_, count in callers) == rows and min(count for *_, count in callers) > 0:
+                return callers
+        except (KeyError, TypeError, ValueError):
+            # Some caller's own parameter of that name.
+            pass
+    return [(request_id, parameters, rows)]
 
 
 def _decoded(texts):

@@ -23,7 +23,9 @@ DOCUMENTS = sorted(
     if "node_modules" not in path.parts
 )
 # Pages that name, for each thing that they promise, what shows it.
-GUARANTEES = [ROOT / "docs" / name for name in ("inference.md", "ingestion.md", "rollouts.md")]
+KAFKA_INFERENCE = ROOT / "docs" / "kafka-inference.md"
+PAGES = [ROOT / "docs" / name for name in ("inference.md", "ingestion.md", "rollouts.md")]
+GUARANTEES = pytest.mark.parametrize("page", [*PAGES, KAFKA_INFERENCE], ids=lambda page: page.name)
 NAMED_TEST = re.compile(r"`((?:component|contract|e2e|fuzz|unit)/[\w/]+(?:\.py)?)(?:::(\w+))?`")
 NAMED_SCRIPT = re.compile(r"`(benchmarks/\w+\.py)[` ]")
 
@@ -46,7 +48,7 @@ def test_a_documents_links_lead_to_files(document: Path) -> None:
     assert [file for file in sorted(files) if file and not (document.parent / file).exists()] == []
 
 
-@pytest.mark.parametrize("page", GUARANTEES, ids=lambda page: page.name)
+@GUARANTEES
 def test_what_shows_guarantees_is_there(page: Path) -> None:
     text = page.read_text()
     named = NAMED_TEST.findall(text)
@@ -69,7 +71,15 @@ def test_every_fault_point_stands_in_the_life_of_a_batch() -> None:
     assert described == set(points)
 
 
-@pytest.mark.parametrize("page", GUARANTEES, ids=lambda page: page.name)
+def test_every_fault_point_of_a_request_stands_in_its_way() -> None:
+    code = (ROOT / "services/headrace/inference/use_cases/answer_requests.py").read_text()
+    points = set(re.findall(r'fault_point\("([\w.-]+)"\)', code))
+    described = set(re.findall(r"inference\.(?:before|after)-[\w-]+", KAFKA_INFERENCE.read_text()))
+    assert points
+    assert described == points | {"inference.after-erase-commit"}
+
+
+@GUARANTEES
 def test_each_line_of_what_is_guaranteed_says_by_what_it_is_shown(page: Path) -> None:
     shown = page.read_text().partition("## How it is shown")[2]
     lines = [line for line in shown.splitlines() if line.startswith("| ") and line != "| what | by |"]

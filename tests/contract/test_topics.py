@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
+from tritonclient.grpc import service_pb2
 
+from headrace.inference.settings import Settings as InferenceSettings
 from headrace.ingestion.settings import Settings
 from headrace.messaging import topics
 from headrace.messaging.topics import Topic, load_topics
@@ -20,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 SERVICES = {"ingestion", "scheduling", "training", "registry", "inference"}
 # Who reads or writes topics beside the services.
 OTHERS = {"producers", "operators", "console", "triton"}
+# The Open Inference Protocol's own messages, which are the payload as they are.
+PROTOCOL = "inference."
 CONTENT_TYPES = {
     "application/avro",
     "application/cloudevents+json",
@@ -73,12 +77,20 @@ def test_a_payload_is_a_message_that_exists(topic: Topic) -> None:
         return
     assert topic.payload
     for name in topic.payload:
+        if name.startswith(PROTOCOL):
+            assert name.removeprefix(PROTOCOL) in service_pb2.DESCRIPTOR.message_types_by_name
+            continue
         assert name in event_messages()
         assert name.startswith(f"headrace.events.{topic.owner}.v1.")
 
 
 def test_every_event_message_has_a_topic() -> None:
-    carried = [name for topic in TOPICS.values() for name in topic.payload if name != "any"]
+    carried = [
+        name
+        for topic in TOPICS.values()
+        for name in topic.payload
+        if name != "any" and not name.startswith(PROTOCOL)
+    ]
     assert len(carried) == len(set(carried))
     # Messages that are parts of others are no events.
     parts = {part for message in event_messages().values() for part in _parts(message)}
@@ -136,6 +148,11 @@ def test_the_messages_comments_name_their_topic(topic: Topic) -> None:
 def test_a_topic_is_described_in_sentences(topic: Topic) -> None:
     assert topic.description.endswith(".")
     assert topic.key
+
+
+def test_answers_are_remembered_for_longer_than_requests_are_read() -> None:
+    kept = timedelta(hours=InferenceSettings().request_retention_hours)
+    assert kept >= timedelta(milliseconds=TOPICS[topics.INFERENCE_REQUESTS].retention_ms) + timedelta(days=1)
 
 
 def test_claimed_payloads_outlive_the_events_that_claim_them() -> None:

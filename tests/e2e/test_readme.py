@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -26,13 +27,14 @@ def run(program: str, stack: Stack) -> str:
         text=True,
         timeout=60,
         cwd=ROOT,
+        env={**os.environ, "HEADRACE_DATA": str(stack.data)},
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
 
 def test_the_events_of_the_readme_make_the_model_that_it_calls(stack: Stack) -> None:
-    produce, call = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    produce, call, ask = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     stack.headrace("apply", "-f", "examples/breast-cancer/pipeline.yaml")
     run(produce, stack)
 
@@ -44,3 +46,4 @@ def test_the_events_of_the_readme_make_the_model_that_it_calls(stack: Stack) -> 
     assert stack.json("get", "rejected", "breast-cancer") == []
     until(lambda: live(stack, "breast-cancer"), "the model to be deployed")
     assert re.match(r"\[\[?\d\]?\] \[\[.*\]\] 1$", run(call, stack).strip())
+    assert re.match(r"\[\[?\d\]?\] 1$", run(ask, stack).strip())

@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.errors import KafkaConnectionError
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2 as _protocol  # noqa: F401
 
 from headrace.api.inference.v1 import inference_pb2 as _inference_api  # noqa: F401 - registers its messages
 from headrace.cli.output import Column, field
@@ -60,6 +61,9 @@ PAYLOADS = {
     "headrace.training.run-changed.v1": "headrace.events.training.v1.RunChanged",
     "headrace.inference.deployment-changed.v1": "headrace.events.inference.v1.DeploymentChanged",
     "headrace.inference.feedback.v1": "headrace.events.inference.v1.Feedback",
+    "headrace.inference.request-failed.v1": "headrace.events.inference.v1.RequestFailed",
+    "headrace.inference.request.v1": "inference.ModelInferRequest",
+    "headrace.inference.response.v1": "inference.ModelInferResponse",
 }
 
 

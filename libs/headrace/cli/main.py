@@ -16,6 +16,7 @@ from headrace.cli import (
     dataset_top,
     look,
     rejected,
+    requests,
     rollout,
     stack,
 )
@@ -42,6 +43,7 @@ for module in (
     dataset_schemas,
     dataset_top,
     rejected,
+    requests,
     rollout,
 ):
     module.register(app)

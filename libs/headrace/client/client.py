@@ -9,7 +9,7 @@ import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, SupportsFloat, TypeVar
 
 import grpc.aio
 
-from headrace.api.inference.v1 import inference_pb2_grpc
+from headrace.api.inference.v1 import inference_pb2_grpc, requests_pb2_grpc
 from headrace.api.ingestion.v1 import erasure_pb2_grpc, ingestion_pb2, ingestion_pb2_grpc, versions_pb2_grpc
 from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
     from headrace.client.claim_checks import ClaimChecks
     from headrace.client.inference_protocol import InferenceProtocol, Prediction, Row
+    from headrace.client.requesting import Answer, Priority, Requests, SubmittedRequest
     from headrace.messaging.events import Event
     from headrace.messaging.producer import Producer
+    from headrace.objects.claims import StoredClaims
 
 SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"
 FEEDBACK_TYPE: Final = "headrace.inference.feedback.v1"
@@ -48,6 +50,8 @@ INLINE_BYTES: Final = 900_000
 BATCH_BYTES: Final = 32 << 20
 # A broker that is away is waited for no longer than this.
 PUBLISH_SECONDS: Final = 30.0
+# Nor is an object store, for a part of what it is asked for.
+STORE_SECONDS: Final = 30.0
 
 Sample = Mapping[str, object] | bytes | str
 """A sample: its fields, or one JSON object as text.
@@ -127,6 +131,11 @@ class HeadraceClient:
         """Deployments, rollouts, predictions, quality."""
         return inference_pb2_grpc.InferenceServiceStub(self._channel("inference"))
 
+    @cached_property
+    def inference_requests(self) -> requests_pb2_grpc.RequestServiceAsyncStub:
+        """Requests over Kafka: status, cancel, replay."""
+        return requests_pb2_grpc.RequestServiceStub(self._channel("inference"))
+
     @property
     def kafka_bootstrap(self) -> str:
         """host:port of the broker."""
@@ -186,11 +195,7 @@ class HeadraceClient:
         """
         from headrace.messaging import topics
 
-        pairs = list(keyed)
-        largest = max((len(event.data) for _, event in pairs), default=0)
-        if largest > self._inline_bytes:
-            pairs = await self._claim_checks(largest).checked(pairs, above=self._inline_bytes)
-        await self.publish(topics.SAMPLES, pairs)
+        await self._publish_checked(topics.SAMPLES, keyed)
 
     async def replay_rejected(
         self, *, dataset: str = "", reason: str = ""
@@ -278,6 +283,71 @@ class HeadraceClient:
             subject=subject,
         )
 
+    async def submit(
+        self,
+        deployment: str,
+        features: Sequence[Row] | NDArray[np.floating[Any]],
+        *,
+        request_id: str = "",
+        source: str = SOURCE,
+        version: str = "",
+        subject: str = "",
+        priority: Priority = "normal",
+        deadline: timedelta | None = None,
+        retries: int | None = None,
+        order: str = "",
+    ) -> SubmittedRequest:
+        """Ask a deployment over Kafka; returns once the broker has the request, which is not lost then.
+
+            request = await client.submit("breast-cancer", rows, deadline=timedelta(seconds=30))
+            prediction = await request.answer()
+
+        Rows, `version` and `subject` are as for `predict`. `source` with `request_id` is what makes a request
+        the same: submitted again, it gets the answer that is stored. `deadline` is how long it may take;
+        `retries` bounds how often a failing model is asked again, and by `priority` requests wait for one
+        that is busy. Requests of one `order` are answered in the order in which they were submitted.
+
+        Raises InvalidArgument INVALID_FEATURES, INVALID_NAME or OVERSIZE_EVENT, NotFound TOPIC_NOT_FOUND,
+        Unavailable BROKER_UNAVAILABLE or STORE_UNAVAILABLE. What is wrong for the model its answer tells.
+        """
+        return await self._requests.submit(
+            deployment,
+            features,
+            request_id=request_id,
+            source=source,
+            version=version,
+            subject=subject,
+            priority=priority,
+            deadline=deadline,
+            retries=retries,
+            order=order,
+        )
+
+    def answers(self, group: str, *, topic: str = "") -> AsyncIterator[Answer]:
+        """Read the answers to all requests over Kafka, from wherever the group has come to.
+
+            async for answer in client.answers("my-billing"):
+                store(answer.request_id, answer.result())
+
+        Programs of one group share them. One that ends before it asks for the next answer gets the last
+        one again: recognise it by its `id`. `topic`: another one that requests named as their `replyto`.
+
+        Raises Unavailable BROKER_UNAVAILABLE or STORE_UNAVAILABLE.
+        """
+        from headrace.messaging import topics
+
+        return self._requests.answers(group, topic or topics.INFERENCE_RESPONSES)
+
+    @cached_property
+    def _requests(self) -> Requests:
+        from headrace.client.requesting import Requests
+        from headrace.messaging import topics
+
+        async def publish(key: str, event: Event) -> None:
+            await self._publish_checked(topics.INFERENCE_REQUESTS, [(key, event)])
+
+        return Requests(self.kafka_bootstrap, self._open, publish, self._stored_claims)
+
     @cached_property
     def _protocol(self) -> InferenceProtocol:
         from headrace.client.inference_protocol import InferenceProtocol
@@ -289,6 +359,20 @@ class HeadraceClient:
         self._open.push_async_callback(opened.close)
         return opened
 
+    async def _publish_checked(self, topic: str, keyed: Iterable[tuple[str, Event]]) -> None:
+        """Publish events, those that are too large as claim checks."""
+        pairs = list(keyed)
+        largest = max((len(event.data) for _, event in pairs), default=0)
+        if largest > self._inline_bytes:
+            pairs = await self._claim_checks(largest).checked(pairs, above=self._inline_bytes)
+        await self.publish(topic, pairs)
+
+    def _stored_claims(self) -> StoredClaims:
+        from headrace.objects import ObjectStore
+        from headrace.objects.claims import StoredClaims
+
+        return StoredClaims(ObjectStore.from_uri(self.targets.address("store")), seconds=STORE_SECONDS)
+
     def _claim_checks(self, largest: int) -> ClaimChecks:
         from headrace.client.claim_checks import ClaimChecks
         from headrace.objects import ObjectStore
@@ -298,8 +382,8 @@ class HeadraceClient:
             if not uri:
                 raise InvalidArgument(
                     "OVERSIZE_EVENT",
-                    f"a sample has {largest} bytes, and {self._inline_bytes} is the most without the stack's "
-                    f"object store, for its payload: name it by {VARIABLES['store']}",
+                    f"a payload has {largest} bytes, and {self._inline_bytes} is the most without the "
+                    f"stack's object store: name that by {VARIABLES['store']}",
                 )
             self._claims = ClaimChecks(ObjectStore.from_uri(uri))
         return self._claims

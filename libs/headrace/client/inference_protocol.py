@@ -48,28 +48,45 @@ class InferenceProtocol:
         subject: str,
     ) -> Prediction:
         """Ask for one batch; the errors are those of `HeadraceClient.predict`."""
-        numbers, texts = _columns(features)
-        request = service_pb2.ModelInferRequest(
-            model_name=deployment, model_version=version, id=prediction_id
+        request = infer_request(
+            deployment, features, version=version, prediction_id=prediction_id, subject=subject
         )
-        if subject:
-            request.parameters["subject"].string_param = subject
-        if numbers is not None:
-            request.inputs.add(name=NUMBERS, datatype="FP32", shape=numbers.shape)
-            request.raw_input_contents.append(numbers.tobytes())
-        if texts is not None:
-            request.inputs.add(name=TEXTS, datatype="BYTES", shape=texts.shape)
-            request.raw_input_contents.append(serialize_byte_tensor(texts).item())
-        response = await self._stub.ModelInfer(request)
-        return Prediction(
-            prediction_id=response.id or prediction_id,
-            deployment=response.model_name,
-            version=response.model_version,
-            outputs={
-                output.name: _array(output, raw)
-                for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-            },
-        )
+        return prediction_from(await self._stub.ModelInfer(request), prediction_id)
+
+
+def infer_request(
+    deployment: str,
+    features: Sequence[Row] | NDArray[np.floating[Any]],
+    *,
+    version: str,
+    prediction_id: str,
+    subject: str,
+) -> service_pb2.ModelInferRequest:
+    """A request for one batch. Raises InvalidArgument INVALID_FEATURES."""
+    numbers, texts = _columns(features)
+    request = service_pb2.ModelInferRequest(model_name=deployment, model_version=version, id=prediction_id)
+    if subject:
+        request.parameters["subject"].string_param = subject
+    if numbers is not None:
+        request.inputs.add(name=NUMBERS, datatype="FP32", shape=numbers.shape)
+        request.raw_input_contents.append(numbers.tobytes())
+    if texts is not None:
+        request.inputs.add(name=TEXTS, datatype="BYTES", shape=texts.shape)
+        request.raw_input_contents.append(serialize_byte_tensor(texts).item())
+    return request
+
+
+def prediction_from(response: service_pb2.ModelInferResponse, prediction_id: str) -> Prediction:
+    """A response's content; `prediction_id` is the request's, for a response without one."""
+    return Prediction(
+        prediction_id=response.id or prediction_id,
+        deployment=response.model_name,
+        version=response.model_version,
+        outputs={
+            output.name: _array(output, raw)
+            for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+        },
+    )
 
 
 def _columns(features: object) -> tuple[NDArray[np.float32] | None, NDArray[np.object_] | None]:

@@ -6,9 +6,12 @@ Such an event has no payload of its own. `ce_dataref` is the address of an objec
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from headrace.messaging.events import Event, InvalidCloudEvent
 
@@ -55,3 +58,39 @@ def claim_of(event: Event) -> Claim | None:
     if not _BYTES.fullmatch(size):
         raise InvalidCloudEvent(f"ce_{SIZE}", f"must be the payload's bytes, beside ce_{REFERENCE}")
     return Claim(reference, digest[1], int(size))
+
+
+class ClaimedObjects(Protocol):
+    """The objects that may be claimed, by their paths."""
+
+    async def size(self, path: str) -> int:
+        """Bytes of an object. Raises NotFound."""
+
+    def read(self, path: str, size: int) -> AsyncIterator[bytes]:
+        """An object of so many bytes, in parts. Raises NotFound."""
+
+
+class ClaimMismatch(Exception):  # noqa: N818
+    """The object is not what the event says: `attribute`, SIZE or HASH, is what differs."""
+
+    def __init__(self, attribute: str, message: str) -> None:
+        super().__init__(message)
+        self.attribute = attribute
+        self.message = message
+
+
+async def read_claim(objects: ClaimedObjects, path: str, claim: Claim, into: memoryview) -> None:
+    """Read what is claimed into a buffer of the claim's size, and verify it.
+
+    Raises NotFound, ClaimMismatch; the buffer holds anything then.
+    """
+    size = await objects.size(path)
+    if size != claim.size:
+        raise ClaimMismatch(SIZE, f"the object has {size} bytes, and the event says {claim.size}")
+    digest, end = hashlib.sha256(), 0
+    async for part in objects.read(path, claim.size):
+        into[end : end + len(part)] = part
+        end += len(part)
+        await asyncio.to_thread(digest.update, part)
+    if digest.hexdigest() != claim.sha256:
+        raise ClaimMismatch(HASH, "the object's SHA-256 is not the event's")

@@ -23,7 +23,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, Me
 from opentelemetry.trace import Status, StatusCode
 
 from headrace.messaging import metrics
-from headrace.messaging.client import SESSION_SECONDS, consumer_client
+from headrace.messaging.client import SESSION_SECONDS, WAIT_MS, consumer_client
 from headrace.messaging.events import Event, InvalidCloudEvent, decode
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import DEAD_LETTERS
@@ -88,8 +88,12 @@ class Consumer:
         client_id: str,
         session_seconds: float = SESSION_SECONDS,
         ordered: bool = True,
+        wait_ms: int = WAIT_MS,
     ) -> None:
-        """`ordered`: off where outcomes do not depend on order; one key's events run side by side then."""
+        """`ordered`: off where outcomes do not depend on order; one key's events run side by side then.
+
+        `wait_ms`: as for `consumer_client`.
+        """
         self._ordered = ordered
         self._topics = list(topics)
         self._group = group
@@ -98,7 +102,7 @@ class Consumer:
         self._max_in_flight = max_in_flight
         self._retry = retry or RetryPolicy()
         self._client = consumer_client(
-            bootstrap, group=group, client_id=client_id, session_seconds=session_seconds
+            bootstrap, group=group, client_id=client_id, session_seconds=session_seconds, wait_ms=wait_ms
         )
         self._trackers: dict[TopicPartition, PartitionTracker] = {}
         # Longer, and the group would go on without this member before it has given its partitions up.

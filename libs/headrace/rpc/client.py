@@ -24,6 +24,8 @@ _NOT_RETRIED: Final = (
     {"service": "headrace.api.ingestion.v1.IngestionService", "method": "AppendSamples"},
     {"service": "headrace.api.scheduling.v1.SchedulingService", "method": "SubmitJob"},
     {"service": "headrace.api.scheduling.v1.SchedulingService", "method": "AttachNode"},
+    {"service": "headrace.api.inference.v1.RequestService", "method": "CancelRequest"},
+    {"service": "headrace.api.inference.v1.RequestService", "method": "ReplayRequest"},
 )
 _SERVICE_CONFIG: Final = json.dumps(
     {

@@ -158,6 +158,10 @@ METRIC_INFERENCE_XDS_PUSHES: Final = "headrace_inference_xds_pushes_total"
 METRIC_INFERENCE_XDS_REJECTIONS: Final = "headrace_inference_xds_rejections_total"
 METRIC_INFERENCE_PREDICTIONS: Final = "headrace_inference_predictions_total"
 METRIC_INFERENCE_FEEDBACK: Final = "headrace_inference_feedback_total"
+METRIC_INFERENCE_REQUESTS: Final = "headrace_inference_requests_ended_total"
+METRIC_INFERENCE_REQUESTS_REPEATED: Final = "headrace_inference_responses_repeated_total"
+METRIC_INFERENCE_REQUEST_RETRIES: Final = "headrace_inference_request_retries_total"
+METRIC_INFERENCE_REQUESTS_UNDER_WAY: Final = "headrace_inference_requests_under_way"
 
 # --- training ------------------------------------------------------------------------------------------
 

@@ -24,7 +24,9 @@ __all__ = [
 ]
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_TRACER_NAME = "headrace"
+# Asked for once: looking it up costs more than a span that nobody exports. Until there is a provider it makes
+# such spans, and from then on the provider's.
+_TRACER = trace.get_tracer("headrace")
 
 
 def tracer(name: str) -> Tracer:
@@ -76,7 +78,7 @@ def span(
     `parent` is a traceparent: the new span continues that trace, or starts a new one where it is "".
     None: the current span is the parent. `links` are traceparents, of which malformed ones are left out.
     """
-    with trace.get_tracer(_TRACER_NAME).start_as_current_span(
+    with _TRACER.start_as_current_span(
         name,
         context=None if parent is None else context_from(parent),
         kind=kind,

@@ -5,25 +5,43 @@ from __future__ import annotations
 from datetime import timedelta
 from urllib.parse import urlsplit
 
-from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
+from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc, requests_pb2, requests_pb2_grpc
 from headrace.inference.consumers import Consumers
+from headrace.inference.data_plane_calls import data_plane_client
 from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
+from headrace.inference.inference_forms import InferenceForms
+from headrace.inference.merged_calls import MergedCalls
+from headrace.inference.payloads import StoredPayloads
+from headrace.inference.request_consumer import PublishedResponses, RequestConsumer
+from headrace.inference.requests_grpc_api import RequestServicer
 from headrace.inference.settings import Settings
+from headrace.inference.storage.requests import PostgresRequests
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.streams import Streams, channel_to_envoy
 from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
+from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
+from headrace.inference.use_cases.manage_requests import ForgetRequests, ManageRequests
 from headrace.inference.use_cases.production import Production
 from headrace.inference.use_cases.reconcile import Reconciler
+from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import TritonAddress, Wiring
+from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
 from headrace.messaging.consumer import Consumer
 from headrace.messaging.producer import Producer
-from headrace.messaging.topics import FEEDBACK, MODEL_VERSIONS, PREDICTIONS, ensure_topics, load_topics
+from headrace.messaging.topics import (
+    FEEDBACK,
+    INFERENCE_REQUESTS,
+    MODEL_VERSIONS,
+    PREDICTIONS,
+    ensure_topics,
+    load_topics,
+)
 from headrace.objects import ObjectStore
 from headrace.postgres import connect
 from headrace.postgres.leader import lead
@@ -36,12 +54,14 @@ from headrace.runtime.settings import PlatformSettings
 
 NAME = "inference"
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+REQUEST_SERVICE = requests_pb2.DESCRIPTOR.services_by_name["RequestService"].full_name
 
 
 async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
     """Open, wire and start everything; what is entered last is closed first."""
     client_id = f"headrace-{NAME}"
     address = settings.public_address or settings.envoy_address
+    envoy_target = settings.envoy_target or settings.envoy_address
     await ensure_topics(platform.kafka_bootstrap, load_topics().values())
     pool = await runner.enter(connect(platform.postgres_dsn, schema=NAME, application_name=client_id))
     await migrate(pool, "headrace.inference.storage")
@@ -51,7 +71,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(Relay(pool, producer).run, "outbox relay")
 
     work = PostgresUnitOfWork(pool, address)
-    repository = ModelRepository(settings.model_repository, ObjectStore.from_uri(platform.store_uri))
+    store = ObjectStore.from_uri(platform.store_uri)
+    repository = ModelRepository(settings.model_repository, store)
     server = await runner.enter(triton_fleet([grpc for grpc, _ in settings.triton_servers], repository))
     control_plane = ControlPlane(
         Wiring(
@@ -73,7 +94,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     reconciler = Reconciler(work, server, utc_now, changed=changed)
 
     await router.route()
-    envoy = await runner.enter(channel_to_envoy(settings.envoy_target or settings.envoy_address))
+    envoy = await runner.enter(channel_to_envoy(envoy_target))
     await runner.enter(
         serve_xds(
             settings.xds_address,
@@ -86,7 +107,27 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(lead(pool, "headrace.inference.reconciler", reconciler.run), "reconciler")
 
     retention = timedelta(hours=settings.erasure_retention_hours)
-    runner.spawn(Forgetter(ForgetErasures(work, utc_now, retention)).run, "forgetter of erasures")
+    erasures = Forgetter("erasures", ForgetErasures(work, utc_now, retention))
+    runner.spawn(erasures.run, "forgetter of erasures")
+
+    requests = PostgresRequests(pool)
+    kept = timedelta(hours=settings.request_retention_hours)
+    runner.spawn(Forgetter("requests", ForgetRequests(requests, utc_now, kept)).run, "forgetter of requests")
+    forms = InferenceForms()
+    payloads = StoredPayloads(store, max_bytes=settings.max_request_bytes)
+    responses = PublishedResponses(producer)
+    calls = await runner.enter(data_plane_client(envoy_target))
+    answer = AnswerRequests(
+        requests,
+        MergedCalls(calls, most_rows=settings.request_rows_merged, mergeable=control_plane.has_one_version),
+        forms,
+        payloads,
+        responses,
+        utc_now,
+        most_at_once=settings.requests_at_once,
+        max_request_bytes=settings.max_request_bytes,
+    )
+    manage = ManageRequests(requests, ResponseWriter(forms, payloads), responses, utc_now, answer.interrupt)
 
     servicer = InferenceServicer(
         Deployments(work, utc_now),
@@ -95,15 +136,24 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         address=address,
         changed=changed,
     )
-    binding = ServiceBinding(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE)
-    await runner.enter(serve(settings.grpc_address, [binding], health=runner.health))
+    bindings = [
+        ServiceBinding(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE),
+        ServiceBinding(
+            requests_pb2_grpc.add_RequestServiceServicer_to_server, RequestServicer(manage), REQUEST_SERVICE
+        ),
+    ]
+    await runner.enter(serve(settings.grpc_address, bindings, health=runner.health))
 
     consumers = Consumers(Production(work), changed)
+    request_consumer = RequestConsumer(
+        answer, utc_now, reply_topics=settings.reply_topics, retries=settings.request_retries
+    )
     for topic, handler, in_flight in (
         (MODEL_VERSIONS, consumers.model_versions, 64),
         # Predictions are stored in batches of those in flight.
         (PREDICTIONS, consumers.predictions, 1000),
         (FEEDBACK, consumers.feedback, 64),
+        (INFERENCE_REQUESTS, request_consumer.requests, settings.requests_in_flight),
     ):
         # A group for each topic: a burst of predictions must not hold up a promotion.
         consumer = await runner.enter(
@@ -116,7 +166,9 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
                 client_id=client_id,
                 max_in_flight=in_flight,
                 session_seconds=platform.kafka_session_seconds,
-                ordered=topic != PREDICTIONS,
+                # Requests are in order where they ask for it.
+                ordered=topic not in (PREDICTIONS, INFERENCE_REQUESTS),
+                wait_ms=SHORT_WAIT_MS if topic == INFERENCE_REQUESTS else WAIT_MS,
             )
         )
         runner.spawn(consumer.run, f"consumer of {topic}")

@@ -1,13 +1,13 @@
-"""Forgets erasures in the background, once no prediction from before them can come any more."""
+"""Forgets in the background what no event needs any more: erasures and requests, by their age."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from headrace.errors import one_line
-from headrace.inference.use_cases.erase_predictions import ForgetErasures
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,9 @@ _PAUSE_SECONDS: Final = 3600.0
 class Forgetter:
     """Looks for them again and again. Any number of instances may."""
 
-    def __init__(self, forget: ForgetErasures) -> None:
+    def __init__(self, what: str, forget: Callable[[], Awaitable[int]]) -> None:
+        """`what`: those of which `forget` answers how many it forgot, for the log."""
+        self._what = what
         self._forget = forget
 
     async def run(self) -> None:
@@ -25,7 +27,7 @@ class Forgetter:
         while True:
             try:
                 if forgotten := await self._forget():
-                    logger.info("forgot %d erasures for their age", forgotten)
+                    logger.info("forgot %d %s for their age", forgotten, self._what)
             except Exception as error:
-                logger.warning("erasures could not be forgotten, trying again: %s", one_line(error))
+                logger.warning("%s could not be forgotten, trying again: %s", self._what, one_line(error))
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     )
     envoy_target: str = Field(
         default="",
-        description="Where this service reaches Envoy, for requests of streams; `envoy_address` where empty.",
+        description="Where this service asks Envoy, for streams and over Kafka; `envoy_address` where empty.",
     )
     max_request_bytes: int = Field(
         default=64 << 20,
@@ -61,6 +61,32 @@ class Settings(BaseSettings):
         default=192,
         ge=24,
         description="An erasure is remembered so long; longer than the topic keeps predictions.",
+    )
+    requests_in_flight: int = Field(
+        default=1000,
+        ge=1,
+        description="Asynchronous requests that are read from their topic and have no answer yet, at most.",
+    )
+    requests_at_once: int = Field(
+        default=64, ge=1, description="Calls under way for asynchronous requests of one deployment, at most."
+    )
+    request_rows_merged: int = Field(
+        default=32,
+        ge=1,
+        le=64,
+        description="Rows of small asynchronous requests that are asked in one call; 1: each by itself.",
+    )
+    request_retries: int = Field(
+        default=3, ge=0, le=100, description="Retries of an asynchronous request that does not say how many."
+    )
+    # A day more than the topic keeps requests.
+    request_retention_hours: int = Field(
+        default=72,
+        ge=1,
+        description="Requests and their answers are kept so long; longer than the topic keeps requests.",
+    )
+    reply_topics: tuple[str, ...] = Field(
+        default=(), description="Topics that a request may name for its response; they must exist."
     )
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."

@@ -30,7 +30,6 @@ from headrace.ingestion.rejected_events import KafkaRejectedEvents
 from headrace.ingestion.schema_registry import schema_registry
 from headrace.ingestion.secrets import key_ring
 from headrace.ingestion.settings import Settings
-from headrace.ingestion.storage.claims import StoredClaims
 from headrace.ingestion.storage.delta import DeltaTables
 from headrace.ingestion.storage.erasure import DeltaErasure
 from headrace.ingestion.storage.expiry import DeltaExpiry
@@ -62,6 +61,7 @@ from headrace.ingestion.warm_up import warm_up
 from headrace.messaging.client import batch_consumer_client, cluster_id, topic_exists
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import ensure_topics, load_topics
+from headrace.objects.claims import StoredClaims
 from headrace.objects.store import ObjectStore, delta_storage_options
 from headrace.postgres import connect
 from headrace.postgres.leader import lead

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import asyncpg
 import pytest
 from tests.support.services import ServiceProcess, platform
 from tests.support.traces_of_data import sql_tables_with
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_SECONDS, eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.inference.v1 import inference_pb2_grpc
@@ -23,9 +24,16 @@ from headrace.api.registry.v1 import registry_pb2
 from headrace.embedded.parts import free_port
 from headrace.errors import Unavailable
 from headrace.events.registry.v1 import events_pb2
+from headrace.messaging.client import consumer_client
 from headrace.messaging.events import Event, protobuf_event
 from headrace.messaging.producer import Producer
-from headrace.messaging.topics import FEEDBACK, MODEL_VERSIONS, PREDICTIONS
+from headrace.messaging.topics import (
+    FEEDBACK,
+    INFERENCE_REQUESTS,
+    INFERENCE_RESPONSES,
+    MODEL_VERSIONS,
+    PREDICTIONS,
+)
 from headrace.rpc.client import channel
 
 pytestmark = pytest.mark.broker
@@ -101,6 +109,39 @@ class Log:
         await self._publish(
             PREDICTIONS, self.deployment, self._event("prediction", "headrace/triton", payload)
         )
+
+    async def asked(self, name: str, subject: str, *, time: datetime = BEFORE) -> None:
+        """Send a request over Kafka whose deadline has passed."""
+        payload = {"inputs": [], "parameters": {"subject": subject}}
+        event = self._event("request", "tests", payload)
+        past = {"deadline": "2020-01-01T00:00:00Z"}
+        await self._publish(INFERENCE_REQUESTS, name, replace(event, id=name, time=time, extensions=past))
+
+    async def requests(self) -> set[tuple[str, str]]:
+        """Requests that have ended, and how."""
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            rows = await connection.fetch(
+                "SELECT id, state FROM inference.requests WHERE deployment = $1 AND state <> 'RECEIVED'",
+                self.deployment,
+            )
+        finally:
+            await connection.close()
+        return {(row["id"], row["state"]) for row in rows}
+
+    async def told(self, name: str) -> bytes:
+        """The response to a request."""
+        client = consumer_client(self.bootstrap, group=f"tests-{uuid.uuid4()}", client_id="tests")
+        client.subscribe([INFERENCE_RESPONSES])
+        await client.start()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                async for record in client:
+                    if dict(record.headers)["ce_requestid"] == name.encode():
+                        return bytes(record.value)
+        finally:
+            await client.stop()
+        raise AssertionError("the topic has an end")
 
     async def labelled(self, name: str) -> None:
         payload = {"deployment": self.deployment, "prediction_id": name, "number": 1}
@@ -218,6 +259,29 @@ async def test_predictions_from_before_an_erasure_that_come_after_it_are_not_kep
     # Those that came since are this erasure's, too.
     assert await log.erase() == 1
     assert await log.predictions() == {"late-of-other-data", "late-of-another"}
+
+
+async def test_a_subjects_requests_over_kafka_go_and_those_from_before_get_no_answer(
+    make_log: MakeLog,
+) -> None:
+    log = await make_log()
+    # No model answers here: they expire, and are kept to be run again.
+    theirs, another, repeated = (f"{log.deployment}-{number}" for number in range(3))
+    await log.asked(theirs, log.subject)
+    await log.asked(another, "another")
+    await eventually(log.requests, lambda found: found == {(theirs, "EXPIRED"), (another, "EXPIRED")})
+    await log.erase()
+    assert await log.requests() == {(another, "EXPIRED")}
+
+    # What was sent before the erasure comes again, and what is sent since is a request like any other.
+    await log.asked(repeated, log.subject)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    await log.asked(f"{repeated}-later", log.subject, time=later)
+    await eventually(log.requests, lambda found: (f"{repeated}-later", "EXPIRED") in found)
+    assert json.loads(await log.told(repeated))["reason"] == "SUBJECT_ERASED"
+    assert await log.requests() == {(another, "EXPIRED"), (f"{repeated}-later", "EXPIRED")}
+    await log.erase("e2")
+    assert await log.requests() == {(another, "EXPIRED")}
 
 
 @pytest.mark.kill

@@ -7,6 +7,7 @@ from collections import Counter
 
 from envoy.service.discovery.v3 import discovery_pb2
 
+from headrace.inference.domain.trials import Trial
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.xds.resources import CLUSTER, LISTENER, ORDER, ROUTES
 from headrace.inference.xds.routes import SHARDS, shard_name, shard_of
@@ -102,6 +103,19 @@ def test_an_envoy_that_comes_back_is_sent_what_it_lacks() -> None:
     [response] = sent(control_plane, peer)
     assert [resource.name for resource in response.resources] == [shard_name(3)]
     assert response.removed_resources == ["gone"]
+
+
+def test_one_version_answers_all_where_no_other_has_a_share_or_is_tried() -> None:
+    control_plane = ControlPlane(WIRING)
+    control_plane.update(
+        {
+            "whole": Route({1: 100}, ""),
+            "shared": Route({1: 90, 2: 10}, ""),
+            "shadowed": Route({1: 100}, "", Trial(2, mirrored=50)),
+        }
+    )
+    found = {name: control_plane.has_one_version(name) for name in ("whole", "shared", "shadowed", "gone")}
+    assert found == {"whole": True, "shared": False, "shadowed": False, "gone": False}
 
 
 def test_nothing_is_named_before_it_is_there() -> None:

@@ -14,12 +14,12 @@ from tests.support.records import Headers, Sent, records_of
 
 from headrace.errors import FailedPrecondition, Unavailable
 from headrace.ingestion.domain.rejection import Reason, Verdict
-from headrace.ingestion.storage.claims import StoredClaims
 from headrace.ingestion.use_cases.envelopes import Opened, open_envelopes
 from headrace.ingestion.use_cases.ports import Catalogue
 from headrace.ingestion.use_cases.remove_claims import RemoveClaims
 from headrace.messaging.attributes import read_attributes
 from headrace.objects import ObjectStore
+from headrace.objects.claims import StoredClaims
 
 NOW = datetime(2026, 1, 20, tzinfo=UTC)
 ENVELOPE = [

@@ -87,6 +87,13 @@ WITH erased AS (
 )
 SELECT count(*) FROM erased;
 
+-- Also against those who lock a row first: they would wait for the table while the erasure waits for their row.
+-- name: lock_requests
+LOCK TABLE requests IN EXCLUSIVE MODE;
+
+-- name: erase_requests
+DELETE FROM requests WHERE subject = $2 AND subject <> '' AND dataset IN ('', $1);
+
 -- name: remember_erasure
 INSERT INTO erasures (id, dataset, digest, erase_time, prediction_count)
 VALUES ($1, $2, sha256(convert_to($1::text || $3::text, 'UTF8')), $4, $5)

@@ -174,9 +174,14 @@ class Repository:
         )
 
     async def erase_predictions(self, erasure: str, dataset: str, subject: str, time: datetime) -> int:
-        """Remove a subject's predictions, and remember that; how many this erasure has removed so far."""
-        # Batches that are being stored are there when the lock is, and later ones find the erasure.
+        """Remove a subject's predictions and requests, and remember that.
+
+        How many predictions this erasure has removed so far.
+        """
+        # What is being stored is there when the locks are, and what comes later finds the erasure.
+        await self._connection.execute(QUERIES["lock_requests"])
         await self._connection.execute(QUERIES["lock_predictions"])
+        await self._connection.execute(QUERIES["erase_requests"], dataset, subject)
         removed = await self._connection.fetchval(QUERIES["erase_predictions"], dataset, subject)
         count: int = await self._connection.fetchval(
             QUERIES["remember_erasure"], erasure, dataset, subject, time, removed

@@ -1,4 +1,4 @@
-"""A subject out of the prediction log, and out of what is still on its way there."""
+"""A subject out of the prediction log and the requests over Kafka, and out of what is still on its way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class ErasePredictions:
         """Remove a subject's predictions of models of the dataset; how many it has been for this erasure.
 
         It may be repeated for the same erasure: the number counts each of them once. Predictions that were
-        made before it are removed when they come later.
+        made before it are removed when they come later. The subject's requests over Kafka go with their
+        answers, and those that were sent before it and have none get none.
         """
         async with self._work() as work:
             count = await work.rows.erase_predictions(erasure, dataset, subject, self._clock())

@@ -91,7 +91,10 @@ class Rows(Protocol):
         """Store predictions once each."""
 
     async def erase_predictions(self, erasure: str, dataset: str, subject: str, time: datetime) -> int:
-        """Remove a subject's predictions, and remember that; how many this erasure has removed so far."""
+        """Remove a subject's predictions and requests, and remember that.
+
+        How many predictions this erasure has removed so far.
+        """
 
     async def erase_late(self, event_ids: Sequence[str]) -> None:
         """Remove those of the predictions that were made before their subject was erased."""

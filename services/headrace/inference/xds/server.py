@@ -204,6 +204,13 @@ class ControlPlane:
         self._routed = True
         self._wake_all()
 
+    def has_one_version(self, deployment: str) -> bool:
+        """Whether all requests to a deployment that name no version come to the same one, and only to it."""
+        route = self._routes.get(deployment)
+        if route is None or route.trial is not None:
+            return False
+        return sum(weight > 0 for weight in route.weights.values()) == 1
+
     def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
         """Why requests are not routed by these weights yet, for people; empty where they are."""
         route = self._routes.get(deployment)

@@ -8,7 +8,6 @@ decides nothing: whoever asked tries again.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Final
@@ -20,7 +19,7 @@ from headrace.ingestion import metrics
 from headrace.ingestion.domain.rejection import Reason, Verdict
 from headrace.ingestion.use_cases.envelopes import Claimed, Opened, samples_of
 from headrace.ingestion.use_cases.ports import ClaimedPayloads
-from headrace.messaging.claims import HASH, REFERENCE, SIZE, Claim
+from headrace.messaging.claims import REFERENCE, SIZE, Claim, ClaimMismatch, read_claim
 from headrace.native import Spans
 from headrace.runtime.faults import fault_point
 
@@ -108,20 +107,13 @@ class FetchClaims:
     async def _fetch(self, claim: Claim, into: memoryview) -> Verdict | None:
         path = self._payloads.path(claim.reference)
         assert path is not None
-        digest, end = hashlib.sha256(), 0
         async with self._slots:
             try:
-                size = await self._payloads.size(path)
-                if size != claim.size:
-                    return _mismatch(SIZE, f"the object has {size} bytes, and the event says {claim.size}")
-                async for part in self._payloads.read(path, claim.size):
-                    into[end : end + len(part)] = part
-                    end += len(part)
-                    await asyncio.to_thread(digest.update, part)
+                await read_claim(self._payloads, path, claim, into)
             except NotFound:
                 return _missing()
-        if digest.hexdigest() != claim.sha256:
-            return _mismatch(HASH, "the object's SHA-256 is not the event's")
+            except ClaimMismatch as error:
+                return _mismatch(error)
         return None
 
     def _refusal(self, claim: Claim) -> Verdict | None:
@@ -140,6 +132,6 @@ def _missing() -> Verdict:
     return Verdict(Reason.CLAIM_MISSING, message, field=f"ce_{REFERENCE}", rule="exists")
 
 
-def _mismatch(attribute: str, message: str) -> Verdict:
-    rule = "size" if attribute == SIZE else "sha256"
-    return Verdict(Reason.CLAIM_MISMATCH, message, field=f"ce_{attribute}", rule=rule)
+def _mismatch(error: ClaimMismatch) -> Verdict:
+    rule = "size" if error.attribute == SIZE else "sha256"
+    return Verdict(Reason.CLAIM_MISMATCH, error.message, field=f"ce_{error.attribute}", rule=rule)

@@ -198,8 +198,9 @@ class InferenceServiceServicer(object):
 
     def ErasePredictions(self, request, context):
         """Removes the predictions whose requests named the subject, with their labels, also those that are still in the
-        topic. Of models that were trained on another dataset they stay. The ingestion service asks for it as part of
-        its own EraseSubject, which is what users call. Repeated for the same erasure, it removes what came since.
+        topic; and the subject's requests over Kafka with their answers. Of models that were trained on another dataset they
+        stay. The ingestion service asks for it as part of its own EraseSubject, which is what users call. Repeated for the
+        same erasure, it removes what came since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,8 +63,9 @@ class InferenceServiceStub:
     """Newest first."""
     ErasePredictions: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ErasePredictionsRequest, headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse]
     """Removes the predictions whose requests named the subject, with their labels, also those that are still in the
-    topic. Of models that were trained on another dataset they stay. The ingestion service asks for it as part of
-    its own EraseSubject, which is what users call. Repeated for the same erasure, it removes what came since.
+    topic; and the subject's requests over Kafka with their answers. Of models that were trained on another dataset they
+    stay. The ingestion service asks for it as part of its own EraseSubject, which is what users call. Repeated for the
+    same erasure, it removes what came since.
     """
 
 @typing.type_check_only
@@ -108,8 +109,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Newest first."""
     ErasePredictions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ErasePredictionsRequest, headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse]  # type: ignore[assignment]
     """Removes the predictions whose requests named the subject, with their labels, also those that are still in the
-    topic. Of models that were trained on another dataset they stay. The ingestion service asks for it as part of
-    its own EraseSubject, which is what users call. Repeated for the same erasure, it removes what came since.
+    topic; and the subject's requests over Kafka with their answers. Of models that were trained on another dataset they
+    stay. The ingestion service asks for it as part of its own EraseSubject, which is what users call. Repeated for the
+    same erasure, it removes what came since.
     """
 
 class InferenceServiceServicer(metaclass=abc.ABCMeta):
@@ -228,8 +230,9 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse]]:
         """Removes the predictions whose requests named the subject, with their labels, also those that are still in the
-        topic. Of models that were trained on another dataset they stay. The ingestion service asks for it as part of
-        its own EraseSubject, which is what users call. Repeated for the same erasure, it removes what came since.
+        topic; and the subject's requests over Kafka with their answers. Of models that were trained on another dataset they
+        stay. The ingestion service asks for it as part of its own EraseSubject, which is what users call. Repeated for the
+        same erasure, it removes what came since.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -167,3 +167,44 @@ class Feedback(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_label) -> _WhichOneofReturnType_label | None: ...
 
 Global___Feedback: typing_extensions.TypeAlias = Feedback
+
+@typing.final
+class RequestFailed(google.protobuf.message.Message):
+    """Topic headrace.inference.requests.v1 takes the Open Inference Protocol's inference.ModelInferRequest as Protobuf,
+    or as JSON in the form of the protocol's REST requests. ce_type headrace.inference.request.v1, ce_subject the
+    deployment. Attributes that a request may have: priority (high, normal, low), deadline (RFC 3339, or milliseconds
+    after ce_time), retries, replyto, and ordered (true) with partitionkey, which is the Kafka key by the CloudEvents
+    binding: requests of one key are then answered one after the other.
+
+    Topic headrace.inference.responses.v1, or the one that replyto names, answers it in the request's own form: with
+    inference.ModelInferResponse (ce_type headrace.inference.response.v1), or with this message (ce_type
+    headrace.inference.request-failed.v1). ce_subject is the deployment; requestid and requestsource are ce_id and
+    ce_source of the request.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    ATTEMPTS_FIELD_NUMBER: builtins.int
+    code: builtins.str
+    """A code of gRPC, the same as in a synchronous call: INVALID_ARGUMENT, NOT_FOUND, DEADLINE_EXCEEDED ..."""
+    reason: builtins.str
+    """A stable reason within the code."""
+    error: builtins.str
+    """For people; in the JSON form this is the protocol's own member."""
+    attempts: builtins.int
+    """How often a model was asked."""
+    def __init__(
+        self,
+        *,
+        code: builtins.str = ...,
+        reason: builtins.str = ...,
+        error: builtins.str = ...,
+        attempts: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["attempts", b"attempts", "code", b"code", "error", b"error", "reason", b"reason"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RequestFailed: typing_extensions.TypeAlias = RequestFailed

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from headrace.errors import InvalidArgument, Unavailable
 from headrace.messaging.claims import CLAIMS
-from headrace.objects import ObjectStore
+from headrace.objects.store import ObjectStore
 
 # What is asked of the store at once: as much as is lost when it stops answering.
 _PART_BYTES: Final = 8 << 20

@@ -1,0 +1,64 @@
+"""Calls to the synchronous data plane, as any client makes them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from headrace.inference.use_cases.request_ports import CallFailed
+from headrace.rpc import options
+
+# Triton's own words; those of the version stamp, for what there is not, are others.
+_NOT_LOADED: Final = "Request for unknown model"
+_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
+# Envoy serves a connection with one of its threads.
+_CONNECTIONS: Final = 2
+_OPTIONS: Final = (
+    *options.COMMON,
+    # Else channels with the same arguments share one connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.enable_http_proxy", 0),
+    # Who asks tries again, and knows for how long.
+    ("grpc.enable_retries", 0),
+)
+
+
+class DataPlaneClient:
+    """Asks models. Requests and answers stay bytes: nothing is parsed on the way."""
+
+    def __init__(self, channels: list[grpc.aio.Channel]) -> None:
+        self._calls: Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = itertools.cycle(
+            [channel.unary_unary(_INFER) for channel in channels]
+        )
+
+    async def infer(self, request: bytes, *, seconds: float | None, traceparent: str) -> bytes:
+        """Ask with a ModelInferRequest, answered by a ModelInferResponse. Raises CallFailed."""
+        metadata = (("traceparent", traceparent),) if traceparent else None
+        try:
+            response: bytes = await next(self._calls)(request, timeout=seconds, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            code, details = error.code(), error.details() or error.code().name
+            if code is grpc.StatusCode.NOT_FOUND and details.startswith(_NOT_LOADED):
+                # Envoy routes to it, so that there is one: Triton has just started, and loads it again.
+                code = grpc.StatusCode.UNAVAILABLE
+            raise CallFailed(code.name, details) from error
+        return response
+
+
+@asynccontextmanager
+async def data_plane_client(address: str) -> AsyncIterator[DataPlaneClient]:
+    """Connect to the data plane at host:port."""
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address, options=_OPTIONS))
+            for _ in range(_CONNECTIONS)
+        ]
+        yield DataPlaneClient(channels)

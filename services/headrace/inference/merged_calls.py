@@ -1,0 +1,250 @@
+"""Small requests that are asked at the same moment, asked in one call.
+
+A call costs this process, Envoy and Triton more than a small model does. Requests to one deployment whose
+tensors have the same names, types and row shapes become one request for all their rows, and its answer is cut
+by rows again. What each would have been alone goes along as a parameter, for the prediction log
+(deploy/triton/model.py).
+
+Nobody waits for others to come. Where a merged call fails for another reason than that there is no room, each
+is asked alone: what is wrong with one must not be its neighbours' failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import triton_to_np_dtype
+
+from headrace.inference.domain.requests import is_busy
+from headrace.inference.use_cases.request_ports import CallFailed, DataPlaneCalls
+
+MERGED_PARAMETER: Final = "headrace_requests"
+"""[[id, rows, parameters as JSON], ...]: the requests that are in one, in the order of their rows."""
+
+# Bytes of tensors; of larger ones the copying costs as much as the call.
+_SMALL_BYTES: Final = 16 << 10
+_SUBJECT: Final = "subject"
+
+_Shape = tuple[str, str, tuple[int, ...]]
+_Kind = tuple[str, tuple[_Shape, ...]]
+"""Deployment, and name, datatype and shape of one row of each input."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A request that may be merged, and who waits for its answer."""
+
+    message: service_pb2.ModelInferRequest
+    raw: bytes
+    rows: int
+    seconds: float | None
+    traceparent: str
+    answer: asyncio.Future[bytes]
+
+
+class MergedCalls:
+    """Asks with several requests in one call, where that makes no difference to any of them."""
+
+    def __init__(self, calls: DataPlaneCalls, *, most_rows: int, mergeable: Callable[[str], bool]) -> None:
+        """`most_rows` of one call.
+
+        `mergeable`: whether all requests to a deployment come to one version. Where several share its traffic
+        each request is asked alone, so that their shares are those of requests and not of calls.
+        """
+        self._calls = calls
+        self._most_rows = most_rows
+        self._mergeable = mergeable
+        # Those that were asked since the loop last came round.
+        self._waiting: dict[_Kind, list[_Waiting]] = {}
+        # Whose answers cannot be cut by rows.
+        self._alone: set[_Kind] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def infer(self, request: bytes, *, seconds: float | None, traceparent: str) -> bytes:
+        """Ask with a ModelInferRequest, answered by a ModelInferResponse. Raises CallFailed."""
+        message = _small(request)
+        kind = None if message is None else _kind(message)
+        if message is None or kind is None or kind in self._alone or not self._mergeable(kind[0]):
+            return await self._calls.infer(request, seconds=seconds, traceparent=traceparent)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        rows = message.inputs[0].shape[0]
+        waiting = self._waiting.get(kind)
+        if waiting is None:
+            waiting = self._waiting[kind] = []
+            asyncio.get_running_loop().call_soon(self._begin, kind)
+        waiting.append(_Waiting(message, request, rows, seconds, traceparent, answer))
+        return await answer
+
+    def _begin(self, kind: _Kind) -> None:
+        part: list[_Waiting] = []
+        rows = 0
+        for one in self._waiting.pop(kind):
+            if part and rows + one.rows > self._most_rows:
+                self._start(kind, part)
+                part, rows = [], 0
+            part.append(one)
+            rows += one.rows
+        self._start(kind, part)
+
+    def _start(self, kind: _Kind, part: list[_Waiting]) -> None:
+        # In no trace: the call belongs to many.
+        task = asyncio.create_task(self._ask(kind, part), context=contextvars.Context())
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+        def left(_: asyncio.Future[bytes]) -> None:
+            # Whoever was cancelled waits no more; when nobody does, the call is taken back.
+            if all(one.answer.done() for one in part):
+                task.cancel()
+
+        for one in part:
+            one.answer.add_done_callback(left)
+
+    async def _ask(self, kind: _Kind, part: Sequence[_Waiting]) -> None:
+        if len(part) == 1:
+            await self._ask_alone(part[0])
+            return
+        try:
+            answers = await self._ask_together(part)
+        except Exception as error:
+            if isinstance(error, CallFailed) and not is_busy(error.code):
+                await asyncio.gather(*map(self._ask_alone, part))
+            else:
+                for one in part:
+                    _fail(one, error)
+            return
+        if answers is None:
+            self._alone.add(kind)
+            await asyncio.gather(*map(self._ask_alone, part))
+            return
+        for one, answer in zip(part, answers, strict=True):
+            _answer(one, answer)
+
+    async def _ask_together(self, part: Sequence[_Waiting]) -> list[bytes] | None:
+        """The answer to each; None where they cannot be told apart."""
+        deadlines = [one.seconds for one in part if one.seconds is not None]
+        seconds = max(deadlines) if len(deadlines) == len(part) else None
+        return _cut(await self._calls.infer(_merged(part), seconds=seconds, traceparent=""), part)
+
+    async def _ask_alone(self, one: _Waiting) -> None:
+        if one.answer.done():
+            return
+        try:
+            answer = await self._calls.infer(one.raw, seconds=one.seconds, traceparent=one.traceparent)
+        except Exception as error:
+            _fail(one, error)
+        else:
+            _answer(one, answer)
+
+
+def _answer(one: _Waiting, answer: bytes) -> None:
+    if not one.answer.done():
+        one.answer.set_result(answer)
+
+
+def _fail(one: _Waiting, error: Exception) -> None:
+    if not one.answer.done():
+        one.answer.set_exception(error)
+
+
+def _small(request: bytes) -> service_pb2.ModelInferRequest | None:
+    if len(request) > _SMALL_BYTES:
+        return None
+    try:
+        return service_pb2.ModelInferRequest.FromString(request)
+    except DecodeError:
+        return None
+
+
+def _kind(message: service_pb2.ModelInferRequest) -> _Kind | None:
+    """What requests must have in common to be asked together; None for one that is asked alone."""
+    if (
+        message.model_version
+        or message.outputs
+        or not message.inputs
+        or len(message.raw_input_contents) != len(message.inputs)
+        or any(name != _SUBJECT for name in message.parameters)
+    ):
+        return None
+    shapes: list[_Shape] = []
+    rows = 0
+    for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True):
+        size = _item_bytes(tensor.datatype)
+        shape = tuple(tensor.shape)
+        # One with too few bytes and one with as many too much would be taken for two that are right.
+        if (
+            not size
+            or not shape
+            or min(shape) < 1
+            or size * math.prod(shape) != len(raw)
+            or tensor.parameters
+        ):
+            return None
+        if rows and shape[0] != rows:
+            return None
+        rows = shape[0]
+        shapes.append((tensor.name, tensor.datatype, shape[1:]))
+    return message.model_name, tuple(shapes)
+
+
+def _item_bytes(datatype: str) -> int:
+    """Bytes of one element; 0 where they differ, or are not known."""
+    dtype = None if datatype in ("BYTES", "BF16") else triton_to_np_dtype(datatype)
+    return 0 if dtype is None else np.dtype(dtype).itemsize
+
+
+def _merged(part: Sequence[_Waiting]) -> bytes:
+    """One request for the rows of all."""
+    first = part[0].message
+    merged = service_pb2.ModelInferRequest(model_name=first.model_name)
+    rows = sum(one.rows for one in part)
+    for index, tensor in enumerate(first.inputs):
+        merged.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[rows, *tensor.shape[1:]])
+        merged.raw_input_contents.append(b"".join(one.message.raw_input_contents[index] for one in part))
+    own = [[one.message.id, one.rows, json.dumps(_parameters(one))] for one in part]
+    merged.parameters[MERGED_PARAMETER].string_param = json.dumps(own)
+    serialized: bytes = merged.SerializeToString()
+    return serialized
+
+
+def _parameters(one: _Waiting) -> dict[str, str]:
+    """What Triton would have forwarded to the model of one alone."""
+    parameters = {}
+    if _SUBJECT in one.message.parameters:
+        parameters[_SUBJECT] = one.message.parameters[_SUBJECT].string_param
+    if one.traceparent:
+        parameters["traceparent"] = one.traceparent
+    return parameters
+
+
+def _cut(response: bytes, part: Sequence[_Waiting]) -> list[bytes] | None:
+    """The answer to each; None where the outputs do not have a row for each row."""
+    answer = service_pb2.ModelInferResponse.FromString(response)
+    rows = sum(one.rows for one in part)
+    sizes = []
+    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        size = _item_bytes(output.datatype)
+        if not size or not output.shape or output.shape[0] != rows or len(raw) % rows:
+            return None
+        sizes.append(len(raw) // rows)
+    answers, begin = [], 0
+    for one in part:
+        end = begin + one.rows
+        own = service_pb2.ModelInferResponse(
+            model_name=answer.model_name, model_version=answer.model_version, id=one.message.id
+        )
+        for output, raw, size in zip(answer.outputs, answer.raw_output_contents, sizes, strict=True):
+            own.outputs.add(name=output.name, datatype=output.datatype, shape=[one.rows, *output.shape[1:]])
+            own.raw_output_contents.append(raw[begin * size : end * size])
+        answers.append(own.SerializeToString())
+        begin = end
+    return answers

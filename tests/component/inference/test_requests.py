@@ -1,0 +1,285 @@
+"""Requests over Kafka, with a real broker, PostgreSQL, Triton and Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton
+from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, parts
+from tests.support.brokers import new_broker
+
+from headrace.api.inference.v1 import inference_pb2, requests_pb2_grpc
+from headrace.api.inference.v1 import requests_pb2 as api
+from headrace.client import HeadraceClient, Targets
+from headrace.client.requesting import Answer
+from headrace.errors import DeadlineExceeded, InvalidArgument
+from headrace.inference.use_cases.responses import ANSWERED, FAILED
+from headrace.messaging.client import consumer_client
+from headrace.messaging.events import Event, decode
+from headrace.messaging.producer import Producer
+from headrace.messaging.topics import INFERENCE_REQUESTS, INFERENCE_RESPONSES, ensure_topics, load_topics
+from headrace.rpc.client import channel
+
+pytestmark = pytest.mark.broker
+
+KAFKA_IDEMPOTENCE = os.environ.get("HEADRACE_TEST_BROKER") == "kafka"
+FAULT_POINTS = (
+    "inference.after-request-stored",
+    "inference.before-request-sent",
+    "inference.after-answer-stored",
+    "inference.after-answer-published",
+)
+
+
+def request(
+    deployment: str,
+    request_id: str,
+    *,
+    columns: int = 3,
+    value: float = 1.0,
+    subject: str = "",
+    **extensions: str,
+) -> Event:
+    data = [value] * columns
+    document: dict[str, object] = {
+        "inputs": [{"name": "features", "shape": [1, columns], "datatype": "FP32", "data": data}]
+    }
+    if subject:
+        document["parameters"] = {"subject": subject}
+    return Event(
+        id=request_id,
+        source="tests",
+        type="headrace.inference.request.v1",
+        subject=deployment,
+        time=datetime.now(UTC),
+        data=json.dumps(document).encode(),
+        content_type="application/json",
+        extensions=extensions,
+    )
+
+
+async def send(plane: Plane, *events: Event) -> None:
+    async with Producer(plane.bootstrap, client_id="tests", idempotence=False) as producer:
+        await producer.publish_all(INFERENCE_REQUESTS, [(event.id, event) for event in events])
+
+
+async def responses(
+    plane: Plane, deployment: str, ids: set[str], kinds: tuple[str, ...] = (ANSWERED, FAILED)
+) -> list[Event]:
+    """Every response to the deployment's requests, read until there is one to each of these."""
+    client = consumer_client(plane.bootstrap, group=f"tests-{uuid.uuid4()}", client_id="tests")
+    client.subscribe([INFERENCE_RESPONSES])
+    await client.start()
+    found: list[Event] = []
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while not ids <= {event.extensions["requestid"] for event in found}:
+                for records in (await client.getmany(timeout_ms=200)).values():
+                    events = [decode(it.headers, it.value, received=datetime.now(UTC)) for it in records]
+                    found += [it for it in events if it.subject == deployment and it.type in kinds]
+    finally:
+        await client.stop()
+    return found
+
+
+@asynccontextmanager
+async def requests_of(plane: Plane) -> AsyncIterator[requests_pb2_grpc.RequestServiceAsyncStub]:
+    async with channel(plane.service.target) as opened:
+        yield requests_pb2_grpc.RequestServiceStub(opened)
+
+
+async def test_requests_are_answered_told_what_is_wrong_and_found(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    good, wrong, late = (f"{name}-{kind}" for kind in ("good", "wrong", "late"))
+    await send(
+        plane,
+        request(name, good),
+        request(name, good),
+        request(name, wrong, columns=2),
+        request(name, late, deadline="2020-01-01T00:00:00Z"),
+    )
+    by_id = {
+        event.extensions["requestid"]: event for event in await responses(plane, name, {good, wrong, late})
+    }
+    answer = json.loads(by_id[good].data)
+    assert (answer["model_version"], answer["id"]) == ("1", good)
+    assert {output["name"]: output["data"] for output in answer["outputs"]}["label"] == [0]
+    assert json.loads(by_id[wrong].data)["code"] == "INVALID_ARGUMENT"
+    assert "expected" in json.loads(by_id[wrong].data)["error"]
+    assert json.loads(by_id[late].data)["code"] == "DEADLINE_EXCEEDED"
+    await plane.until_logged(name, {good})
+    async with requests_of(plane) as stub:
+        found = await stub.GetRequest(api.GetRequestRequest(id=good))
+        assert (found.state, found.version) == (api.REQUEST_STATE_ANSWERED, "1")
+        failed = await stub.ListRequests(
+            api.ListRequestsRequest(deployment=name, state=api.REQUEST_STATE_FAILED)
+        )
+        assert [row.id for row in failed.requests] == [wrong]
+        replayed = await stub.ReplayRequest(api.ReplayRequestRequest(id=wrong))
+        assert (replayed.state, replayed.replays) == (api.REQUEST_STATE_RECEIVED, 1)
+
+
+async def test_requests_that_are_asked_together_have_answers_and_predictions_of_their_own(
+    plane: Plane, name: str
+) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    values = {f"{name}-{number}": 1.0 if number % 3 else -1.0 for number in range(60)}
+    named = {request_id for request_id, value in values.items() if value < 0}
+    await send(
+        plane,
+        *(
+            request(name, request_id, value=value, subject=name if request_id in named else "")
+            for request_id, value in values.items()
+        ),
+    )
+    for event in await responses(plane, name, set(values), (ANSWERED,)):
+        answer = json.loads(event.data)
+        assert answer["id"] == event.extensions["requestid"]
+        labels = {output["name"]: output["data"] for output in answer["outputs"]}["label"]
+        assert labels == [1 if values[answer["id"]] < 0 else 0]
+    logged = await plane.until_logged(name, set(values))
+    assert set(logged) == set(values)
+    async with triton.InferenceServerClient(f"127.0.0.1:{plane.triton.ports.grpc}") as client:
+        statistics = await client.get_inference_statistics(name)
+    assert statistics.model_stats[0].inference_stats.success.count < len(values)
+    erasure = inference_pb2.ErasePredictionsRequest(erasure=name, dataset="its-dataset", subject=name)
+    assert (await plane.stub.ErasePredictions(erasure)).prediction_count == len(named)
+    left = await plane.stub.ListPredictions(
+        inference_pb2.ListPredictionsRequest(deployment=name, page_size=1000)
+    )
+    assert {prediction.id for prediction in left.predictions} == set(values) - named
+
+
+async def test_a_program_submits_requests_and_waits_for_their_answers(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    targets = Targets(
+        {"kafka": plane.bootstrap, "store": plane.store.root}, kafka_idempotence=KAFKA_IDEMPOTENCE
+    )
+    # Each payload is a claim check, the answers are not.
+    async with HeadraceClient(targets, inline_bytes=10) as client, asyncio.timeout(DEADLINE):
+        rows = np.ones((1, 3), dtype=np.float32)
+        first, wrong, late = await asyncio.gather(
+            client.submit(name, rows, request_id=f"{name}-1", order=name),
+            client.submit(name, rows[:, :2]),
+            client.submit(name, rows, deadline=timedelta(0)),
+        )
+        prediction = await first.answer()
+        assert (prediction.prediction_id, prediction.version) == (f"{name}-1", "1")
+        assert prediction.outputs["label"].tolist() == [[0]]
+        with pytest.raises(InvalidArgument, match="expected"):
+            await wrong.answer()
+        with pytest.raises(DeadlineExceeded):
+            await late.answer()
+        again = await client.submit(name, rows, request_id=f"{name}-1")
+        assert (await again.answer()).outputs["label"].tolist() == [[0]]
+
+        ids = {first.id, wrong.id, late.id}
+        async with aclosing(client.answers(f"tests-{name}")) as answers:
+            found = {answer.request_id: answer async for answer in until_all(answers, ids)}
+        assert found[first.id].result().version == "1"
+        assert found[wrong.id].error is not None
+
+
+async def until_all(answers: AsyncIterator[Answer], ids: set[str]) -> AsyncIterator[Answer]:
+    """Answers until there is one to each of these requests."""
+    missing = set(ids)
+    async for answer in answers:
+        yield answer
+        missing.discard(answer.request_id)
+        if not missing:
+            return
+
+
+async def one_answer_each(plane: Plane, name: str, ids: set[str]) -> None:
+    """Wait until each has its answer, and see that it has no other one."""
+    # Another test's service reads the topic too, and knows no such deployment.
+    by_id: dict[str, set[tuple[str, bytes]]] = {}
+    for event in await responses(plane, name, ids, (ANSWERED,)):
+        by_id.setdefault(event.extensions["requestid"], set()).add((event.id, event.data))
+    assert set(by_id) == ids
+    assert all(len(answers) == 1 for answers in by_id.values())
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("point", FAULT_POINTS)
+async def test_an_answer_survives_the_death_of_its_service(
+    make_plane: MakePlane, name: str, point: str, tmp_path: Path
+) -> None:
+    plane = await make_plane()
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    # Only now: before, it may have read other tests' requests.
+    await plane.service.stop()
+    plane.service.settings |= {
+        "HEADRACE_FAULT": f"{point}:20",
+        "HEADRACE_FAULT_ONCE": str(tmp_path / "died"),
+    }
+    await plane.service.start()
+    ids = {f"{name}-{number}" for number in range(50)}
+    await send(plane, *(request(name, request_id) for request_id in sorted(ids)))
+    await plane.service.killed()
+    await plane.service.start()
+    await one_answer_each(plane, name, ids)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("victim", ["triton", "envoy"])
+async def test_an_answer_survives_the_death_of_what_it_comes_from(
+    make_plane: MakePlane, name: str, victim: str
+) -> None:
+    plane = await make_plane()
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    part = plane.triton if victim == "triton" else plane.envoy
+    before, while_away = ({f"{name}-{kind}-{number}" for number in range(200)} for kind in ("b", "w"))
+    await send(plane, *(request(name, request_id) for request_id in sorted(before)))
+    await responses(plane, name, {f"{name}-b-0"}, (ANSWERED,))
+    part.kill()
+    await part.wait()
+    await send(plane, *(request(name, request_id) for request_id in sorted(while_away)))
+    await part.start()
+    await one_answer_each(plane, name, before | while_away)
+
+
+@pytest.mark.kill
+@pytest.mark.skipif(not KAFKA_IDEMPOTENCE, reason="the embedded broker keeps nothing when it dies")
+async def test_an_answer_survives_the_death_of_the_broker(
+    postgres_dsn: str, store_uri: str, tmp_path: Path, name: str
+) -> None:
+    broker = new_broker(tmp_path)
+    own = parts(tmp_path, broker.bootstrap, postgres_dsn, store_uri)
+    await broker.start()
+    try:
+        await ensure_topics(broker.bootstrap, load_topics().values())
+        await own.start()
+        async with own.plane() as plane:
+            await plane.deploy(name)
+            await plane.promote(name, 1)
+            await plane.until_live(name, 1)
+            ids = {f"{name}-{number}" for number in range(200)}
+            await send(plane, *(request(name, request_id) for request_id in sorted(ids)))
+            await responses(plane, name, {f"{name}-0"}, (ANSWERED,))
+            broker.kill()
+            await broker.wait()
+            await broker.start()
+            await one_answer_each(plane, name, ids)
+    finally:
+        await own.stop()
+        await broker.stop()
