@@ -25,7 +25,7 @@ from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
 from headrace.inference.use_cases.manage_requests import ForgetRequests, ManageRequests
-from headrace.inference.use_cases.production import Production
+from headrace.inference.use_cases.production import MAX_BATCH, Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
@@ -150,9 +150,9 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     )
     for topic, handler, in_flight in (
         (MODEL_VERSIONS, consumers.model_versions, 64),
-        # Predictions are stored in batches of those in flight.
-        (PREDICTIONS, consumers.predictions, 1000),
-        (FEEDBACK, consumers.feedback, 64),
+        # These are stored in batches of those in flight.
+        (PREDICTIONS, consumers.predictions, MAX_BATCH),
+        (FEEDBACK, consumers.feedback, MAX_BATCH),
         (INFERENCE_REQUESTS, request_consumer.requests, settings.requests_in_flight),
     ):
         # A group for each topic: a burst of predictions must not hold up a promotion.
@@ -166,8 +166,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
                 client_id=client_id,
                 max_in_flight=in_flight,
                 session_seconds=platform.kafka_session_seconds,
-                # Requests are in order where they ask for it.
-                ordered=topic not in (PREDICTIONS, INFERENCE_REQUESTS),
+                # Requests are in order where they ask for it; of labels the newest one stands.
+                ordered=topic == MODEL_VERSIONS,
                 wait_ms=SHORT_WAIT_MS if topic == INFERENCE_REQUESTS else WAIT_MS,
             )
         )

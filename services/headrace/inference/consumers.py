@@ -10,6 +10,7 @@ from headrace.events.inference.v1 import events_pb2 as inference_events
 from headrace.events.registry.v1 import events_pb2 as registry_events
 from headrace.inference.messages import served_version_from
 from headrace.inference.prediction_events import check_ids, parse_prediction
+from headrace.inference.use_cases.ports import TrueLabel
 from headrace.inference.use_cases.production import Production
 from headrace.messaging.consumer import PermanentFailure
 from headrace.messaging.events import Event, MalformedPayload, parse
@@ -64,4 +65,6 @@ class Consumers:
                 "INVALID_FEEDBACK", "feedback names a deployment, a prediction_id and a number or text"
             )
         label = message.number if kind == "number" else message.text
-        await self._production.labelled(event, message.deployment, message.prediction_id, label)
+        await self._production.labelled(
+            TrueLabel(message.deployment, message.prediction_id, label, event.time)
+        )

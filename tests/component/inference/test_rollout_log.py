@@ -13,7 +13,7 @@ from headrace.inference.domain.rollouts import Plan
 from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.storage.repository import Repository
-from headrace.inference.use_cases.ports import LoggedPrediction
+from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.postgres import connect, transaction
 from headrace.postgres.migrations import migrate
 
@@ -103,10 +103,19 @@ async def test_answers_meet_the_labels_that_have_arrived(log: Log) -> None:
     await log.predicted(2, 0.0, prediction_id="b")
     await log.predicted(2, 0.0, prediction_id="c")
     await log.predicted(1, 1.0, prediction_id="early", time=BEGAN - SECOND)
-    for prediction_id, label in (("a", 1.0), ("b", "yes"), ("early", 1.0), ("nobody's", 1.0)):
-        await log.rows.put_feedback(NAME, prediction_id, label, BEGAN)
+    labels = (("a", 1.0), ("b", "yes"), ("early", 1.0), ("nobody's", 1.0))
+    await log.rows.put_feedback([TrueLabel(NAME, name, label, BEGAN) for name, label in labels])
     found = await log.rows.answer_counts_since(NAME, {1: BEGAN, 2: BEGAN})
     assert found == {1: [Met(1.0, 1.0, 1)], 2: [Met(0.0, "yes", 1)]}
+
+
+async def test_of_a_predictions_labels_the_newest_one_stands_in_whatever_order_they_come(log: Log) -> None:
+    await log.predicted(1, 1.0, prediction_id="a")
+    old, new = TrueLabel(NAME, "a", 0.0, BEGAN), TrueLabel(NAME, "a", 1.0, BEGAN + SECOND)
+    other = TrueLabel(NAME, "a", 2.0, BEGAN + SECOND)
+    for labels in ([new, old], [other], [old, new]):
+        await log.rows.put_feedback(labels)
+        assert await log.rows.answer_counts(NAME) == {1: [Met(1.0, 1.0, 1)]}
 
 
 async def test_a_shadows_answers_are_compared_with_those_to_the_same_requests(log: Log) -> None:
@@ -145,7 +154,7 @@ async def test_what_a_shadow_answered_counts_for_no_live_quality(log: Log) -> No
     await log.mirrored("request", 1.0, 0.0)
     await log.predicted(1, 1.0, prediction_id="a")
     await log.predicted(2, 0.0, prediction_id="a", shadow=True)
-    await log.rows.put_feedback(NAME, "a", 1.0, BEGAN)
+    await log.rows.put_feedback([TrueLabel(NAME, "a", 1.0, BEGAN)])
     assert await log.rows.prediction_counts(NAME) == {1: 2}
     assert await log.rows.answer_counts(NAME) == {1: [Met(1.0, 1.0, 1)]}
     # What it is judged by has it.

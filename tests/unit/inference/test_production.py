@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headrace.inference.use_cases.ports import LoggedPrediction
+from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.inference.use_cases.production import MAX_BATCH, Production
 
 
@@ -28,10 +28,16 @@ class Table:
     async def put_predictions(self, predictions: Sequence[LoggedPrediction]) -> None:
         await asyncio.sleep(0)
         ids = [prediction.prediction_id for prediction in predictions]
-        if self.away or "bad" in ids:
+        if self.away:
             raise ConnectionError("refused")
+        if "bad" in ids:
+            raise ValueError("refused")
         self.batches.append(len(ids))
         self.stored += ids
+
+    async def put_feedback(self, labels: Sequence[TrueLabel]) -> None:
+        await asyncio.sleep(0)
+        self.batches.append(len(labels))
 
     async def erase_late(self, event_ids: Sequence[str]) -> None:
         self.looked_at += event_ids
@@ -66,13 +72,21 @@ async def test_predictions_of_one_moment_are_one_transaction() -> None:
     assert table.batches == [MAX_BATCH, 10]
 
 
+async def test_labels_of_one_moment_are_one_transaction() -> None:
+    table = Table()
+    production = Production(table.begin)
+    said = datetime(2026, 1, 1, tzinfo=UTC)
+    await asyncio.gather(*(production.labelled(TrueLabel("live", f"p{n}", 1.0, said)) for n in range(10)))
+    assert table.batches == [10]
+
+
 async def test_one_that_cannot_be_stored_takes_no_neighbour_along() -> None:
     table = Table()
     production = Production(table.begin)
     told = await asyncio.gather(
         *(production.predicted(a_prediction(name)) for name in ("a", "bad", "b")), return_exceptions=True
     )
-    assert [type(result) for result in told] == [type(None), ConnectionError, type(None)]
+    assert [type(result) for result in told] == [type(None), ValueError, type(None)]
     assert table.stored == ["a", "b"]
 
 

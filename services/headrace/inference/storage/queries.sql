@@ -116,7 +116,7 @@ DELETE FROM erasures WHERE erase_time < $1 RETURNING id;
 -- name: put_feedback
 INSERT INTO feedback (deployment, prediction_id, label, time) VALUES ($1, $2, $3, $4)
 ON CONFLICT (deployment, prediction_id) DO UPDATE SET label = excluded.label, time = excluded.time
-WHERE feedback.time <= excluded.time;
+WHERE feedback.time < excluded.time;
 
 -- name: list_predictions
 SELECT p.*, f.label FROM predictions p LEFT JOIN feedback f USING (deployment, prediction_id)

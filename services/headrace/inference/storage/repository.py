@@ -17,7 +17,7 @@ from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
 from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.trials import Audience, Shadow
-from headrace.inference.use_cases.ports import LoggedPrediction
+from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.postgres import Connection
 from headrace.postgres.queries import load_queries
 
@@ -196,11 +196,11 @@ class Repository:
         """Forget erasures from before that moment; how many there were."""
         return len(await self._connection.fetch(QUERIES["forget_erasures"], before))
 
-    async def put_feedback(
-        self, deployment: str, prediction_id: str, label: float | str, time: datetime
-    ) -> None:
-        """Store a true label; the newest one stands."""
-        await self._connection.execute(QUERIES["put_feedback"], deployment, prediction_id, label, time)
+    async def put_feedback(self, labels: Sequence[TrueLabel]) -> None:
+        """Store true labels; of a prediction's the newest one stands, of two of one moment the first."""
+        rows = [(label.deployment, label.prediction_id, label.label, label.time) for label in labels]
+        # In one order, so that two instances do not wait for each other's.
+        await self._connection.executemany(QUERIES["put_feedback"], sorted(rows, key=lambda row: row[:2]))
 
     async def predictions(
         self, deployment: str, before: datetime, before_id: str, limit: int

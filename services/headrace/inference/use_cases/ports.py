@@ -18,6 +18,16 @@ from headrace.messaging.events import Event
 
 
 @dataclass(frozen=True, slots=True)
+class TrueLabel:
+    """What feedback says that a prediction should have been, and when that was said."""
+
+    deployment: str
+    prediction_id: str
+    label: float | str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class LoggedPrediction:
     """One entry of the prediction log. Tensors as {"name": {"datatype", "shape", "data"}}.
 
@@ -102,10 +112,8 @@ class Rows(Protocol):
     async def forget_erasures(self, before: datetime) -> int:
         """Forget erasures from before that moment; how many there were."""
 
-    async def put_feedback(
-        self, deployment: str, prediction_id: str, label: float | str, time: datetime
-    ) -> None:
-        """Store a true label."""
+    async def put_feedback(self, labels: Sequence[TrueLabel]) -> None:
+        """Store true labels; of a prediction's the newest one stands."""
 
     async def predictions(
         self, deployment: str, before: datetime, before_id: str, limit: int

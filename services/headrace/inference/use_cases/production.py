@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
+from collections.abc import Sequence
 
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.use_cases import metrics
-from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
+from headrace.inference.use_cases.batching import Batches
+from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel, UnitOfWork
 from headrace.messaging.events import Event
 
 MAX_BATCH = 1000
-
-Waiting = tuple[LoggedPrediction, "asyncio.Future[None]"]
 
 
 class Production:
@@ -20,8 +18,8 @@ class Production:
 
     def __init__(self, work: UnitOfWork) -> None:
         self._work = work
-        self._waiting: list[Waiting] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._predictions = Batches[LoggedPrediction, None](self._store_predictions, most=MAX_BATCH)
+        self._labels = Batches[TrueLabel, None](self._store_labels, most=MAX_BATCH)
 
     async def version_promoted(self, event: Event, version: ServedVersion) -> bool:
         """Remember a promoted version; whether that was news."""
@@ -33,48 +31,22 @@ class Production:
 
     async def predicted(self, prediction: LoggedPrediction) -> None:
         """Keep a prediction, in one transaction with those that come at the same time."""
-        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((prediction, stored))
-        if self._writer is None:
-            # In no trace: the batch belongs to many.
-            self._writer = asyncio.create_task(self._write(), context=contextvars.Context())
-        await stored
+        await self._predictions(prediction)
 
-    async def labelled(self, event: Event, deployment: str, prediction_id: str, label: float | str) -> None:
-        """Keep a true label, whether or not its prediction has arrived yet."""
+    async def labelled(self, label: TrueLabel) -> None:
+        """Keep a true label, whether or not its prediction has arrived yet; so, too."""
+        await self._labels(label)
+
+    async def _store_predictions(self, predictions: Sequence[LoggedPrediction]) -> Sequence[None]:
         async with self._work() as work:
-            if not await work.first_delivery("feedback", event):
-                return
-            await work.rows.put_feedback(deployment, prediction_id, label, event.time)
-        metrics.FEEDBACK.inc()
-
-    async def _write(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-                try:
-                    await self._store(batch)
-                except Exception:
-                    # Each by itself: one that cannot be stored must not take its neighbours along.
-                    for entry in batch:
-                        await self._try(entry)
-        finally:
-            self._writer = None
-
-    async def _store(self, batch: list[Waiting]) -> None:
-        async with self._work() as work:
-            await work.rows.put_predictions([prediction for prediction, _ in batch])
-            if named := [prediction.event_id for prediction, _ in batch if prediction.subject]:
+            await work.rows.put_predictions(predictions)
+            if named := [prediction.event_id for prediction in predictions if prediction.subject]:
                 await work.rows.erase_late(named)
-        metrics.PREDICTIONS.inc(len(batch))
-        for _, stored in batch:
-            if not stored.done():
-                stored.set_result(None)
+        metrics.PREDICTIONS.inc(len(predictions))
+        return [None] * len(predictions)
 
-    async def _try(self, entry: Waiting) -> None:
-        try:
-            await self._store([entry])
-        except Exception as error:
-            # Whoever waits for it decides what becomes of it.
-            if not entry[1].done():
-                entry[1].set_exception(error)
+    async def _store_labels(self, labels: Sequence[TrueLabel]) -> Sequence[None]:
+        async with self._work() as work:
+            await work.rows.put_feedback(labels)
+        metrics.FEEDBACK.inc(len(labels))
+        return [None] * len(labels)
