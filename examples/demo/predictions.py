@@ -39,21 +39,26 @@ class Outcome:
         return float(np.percentile(self.seconds, share) * 1000)
 
 
+def features_of(sample: Sample) -> triton.InferInput:
+    """A sample as the model's input, `features`: float32 [1, 30]."""
+    row = np.array([list(sample.features.values())], dtype=np.float32)
+    tensor = triton.InferInput("features", row.shape, "FP32")
+    tensor.set_data_from_numpy(row)
+    return tensor
+
+
 def predict(address: str, model: str, samples: Sequence[Sample], traceparent: str) -> Outcome:
     """Ask for one sample at a time; the first call continues the caller's trace."""
     predicted, labels, seconds, versions = [], {}, [], set()
     with triton.InferenceServerClient(address) as client:
         for position, sample in enumerate(samples):
-            row = np.array([list(sample.features.values())], dtype=np.float32)
-            tensor = triton.InferInput("features", row.shape, "FP32")
-            tensor.set_data_from_numpy(row)
             prediction_id = str(uuid.uuid4())
             started = time.perf_counter()
             answer = client.infer(
                 model,
-                [tensor],
+                [features_of(sample)],
                 request_id=prediction_id,
-                headers={"traceparent": traceparent} if position == 0 else None,
+                headers={"traceparent": traceparent} if position == 0 and traceparent else None,
             )
             seconds.append(time.perf_counter() - started)
             predicted.append(int(answer.as_numpy("label").item()))

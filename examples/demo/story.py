@@ -25,6 +25,7 @@ from samples import (
     with_true_radius,
 )
 from stages import Stages, console
+from traffic import users
 from waiting import DEADLINE_SECONDS, until, within
 
 from headrace.api.inference.v1 import inference_pb2 as inference
@@ -56,7 +57,7 @@ PARTIES = (
 
 
 async def tell(client: HeadraceClient, stages: Stages) -> None:
-    """From a pipeline to predictions, a second version, a rejected event that is mended, and the trace."""
+    """From a pipeline to predictions, a second and a bad version, a rejected event mended, and the trace."""
     with tracing.span("demo", parent=""):
         traceparent = tracing.current_traceparent()
         await apply_pipeline(client, stages)
@@ -64,9 +65,11 @@ async def tell(client: HeadraceClient, stages: Stages) -> None:
         dataset_version = await train(client, stages)
         await roll_out(client, stages)
         await use(client, stages, traceparent)
-    # A trace of its own: that one is the samples' way to their prediction.
+    # Traces of their own: that one is the samples' way to their prediction.
     with tracing.span("second version", parent=""):
         await bring_second_version(client, stages, dataset_version)
+    with tracing.span("bad version", parent=""):
+        await bring_bad_version(client, stages, dataset_version)
     await replay_rejected(client, stages)
     trace.get_tracer_provider().force_flush()  # type: ignore[attr-defined]
     await show_trace(client, stages, traceparent.split("-")[1])
@@ -203,14 +206,19 @@ async def use(client: HeadraceClient, stages: Stages, traceparent: str) -> None:
         )
 
 
+async def train_again(client: HeadraceClient, stages: Stages, dataset_version: int) -> scheduling.Job:
+    """Train by the pipeline as it is now."""
+    # The request's id makes it safe to ask again: the same one answers the same job.
+    request = scheduling.SubmitJobRequest(
+        pipeline=DATASET, dataset_version=dataset_version, request_id=str(uuid.uuid4())
+    )
+    return await succeeded(client, stages, (await client.scheduling.SubmitJob(request)).id)
+
+
 async def bring_second_version(client: HeadraceClient, stages: Stages, dataset_version: int) -> None:
     """Train again, and see the traffic move from the first version to the second one in steps."""
     with stages.stage("A second version is trained on the same dataset version"):
-        # The request's id makes it safe to ask again: the same one answers the same job.
-        request = scheduling.SubmitJobRequest(
-            pipeline=DATASET, dataset_version=dataset_version, request_id=str(uuid.uuid4())
-        )
-        job = await succeeded(client, stages, (await client.scheduling.SubmitJob(request)).id)
+        job = await train_again(client, stages, dataset_version)
 
     wanted = list(pipeline_file.load(PIPELINE).spec.deployment.rollout.steps)
     said = ", ".join(f"{step} %" for step in wanted)
@@ -219,6 +227,46 @@ async def bring_second_version(client: HeadraceClient, stages: Stages, dataset_v
         stages.check("the rollout succeeded", holds=course.state == "SUCCEEDED")
         seen = ", ".join(f"{step} %" for step in course.steps)
         stages.check(f"version {job.model_version} had {seen} of the traffic", holds=course.steps == wanted)
+
+
+async def bring_bad_version(client: HeadraceClient, stages: Stages, dataset_version: int) -> None:
+    """Weaken what keeps a bad version out, and see that its rollout still does."""
+    with stages.stage("Somebody removes the gates and trains a bad third version"):
+        await client.scheduling.ApplyPipeline(careless(pipeline_file.load(PIPELINE)))
+        console.print("   no gates; one epoch at a learning rate of 0.000001")
+        job = await train_again(client, stages, dataset_version)
+
+    before, bad = job.model_version - 1, job.model_version
+    with stages.stage("It gets 10 % of live calls, is judged by their labels, and sent back"):
+        _, samples = load()
+        address = client.targets.address("inference_protocol")
+        async with users(address, client.kafka_bootstrap, DATASET, samples) as seen:
+            course = await rollouts.follow(client, DATASET, bad)
+        asked = seen.answered.total() + len(seen.failures)
+        stages.check(f"version {bad} was rolled back", holds=course.state == "ROLLED_BACK")
+        stages.check(f"it never had more than {course.steps[-1]} %", holds=course.steps == [10])
+        stages.check(
+            f"of {asked} calls {seen.answered[str(bad)]} came to it, and {len(seen.failures)} failed",
+            holds=seen.answered[str(bad)] > 0 and not seen.failures,
+        )
+        outcome = await asyncio.to_thread(predict, address, DATASET, samples, "")
+        stages.check(
+            f"version {', '.join(sorted(outcome.versions))} answers all calls again, accuracy "
+            f"{outcome.accuracy:.3f}",
+            holds=outcome.versions == {str(before)} and outcome.accuracy >= MIN_ACCURACY,
+        )
+
+
+def careless(pipeline: scheduling.ApplyPipelineRequest) -> scheduling.ApplyPipelineRequest:
+    """The pipeline of somebody in a hurry, with rollouts that watch what labels say of live answers."""
+    spec = pipeline.spec
+    del spec.gates[:]
+    spec.training.parameters.update({"epochs": 1, "learning_rate": 1e-6})
+    analysis = spec.deployment.rollout.analysis
+    analysis.quality.metric = scheduling.RolloutAnalysis.QUALITY_METRIC_ACCURACY
+    analysis.quality.max_drop = 0.05
+    analysis.longest_hold.FromSeconds(60)
+    return pipeline
 
 
 async def replay_rejected(client: HeadraceClient, stages: Stages) -> None:

@@ -36,6 +36,8 @@ def test_the_demo_succeeds_and_leaves_nothing() -> None:
     assert "its entry is REPLAYED, with the original bytes" in finished.stdout
     assert "Everything is as it should be." in finished.stdout
     assert "version 2 had 10 %, 50 %, 100 % of the traffic" in finished.stdout
+    assert "version 3 was rolled back" in finished.stdout
+    assert "version 2 answers all calls again" in finished.stdout
     data = data_folder(finished.stdout)
     assert not data.exists()
     assert running_in(data) == []
