@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.waiting import eventually
 
 from headrace.embedded.parts import Part, PartFailed
 from headrace.embedded.stack_file import PartState, PartStatus
@@ -55,7 +56,6 @@ class History:
 
     def __init__(self) -> None:
         self.statuses: list[PartStatus] = []
-        self._changed = asyncio.Condition()
 
     def __call__(self, status: PartStatus) -> None:
         self.statuses.append(status)
@@ -64,9 +64,10 @@ class History:
         return [status.name for status in self.statuses if status.state is state]
 
     async def until(self, condition: Callable[[list[PartStatus]], bool]) -> None:
-        async with asyncio.timeout(DEADLINE):
-            while not condition(self.statuses):
-                await asyncio.sleep(0.02)
+        async def statuses() -> list[PartStatus]:
+            return self.statuses
+
+        await eventually(statuses, condition)
 
 
 @asynccontextmanager

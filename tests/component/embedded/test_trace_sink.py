@@ -11,6 +11,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from tests.support.proxy import proxied
+from tests.support.waiting import eventually
 
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.module import PythonModule
@@ -18,7 +19,6 @@ from headrace.embedded.trace_sink.decode import parse_http, rows
 from headrace.embedded.trace_sink.store import SpanStore
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-DEADLINE = 30.0
 NOW = 1_900_000_000_000_000_000
 
 
@@ -78,12 +78,12 @@ async def pool(postgres_dsn: str) -> AsyncIterator[asyncpg.Pool]:
 
 
 async def until_stored(pool: asyncpg.Pool, count: int) -> list[asyncpg.Record]:
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            found: list[asyncpg.Record] = await pool.fetch("SELECT * FROM telemetry.spans ORDER BY span_id")
-            if len(found) >= count:
-                return found
-            await asyncio.sleep(0.05)
+
+    async def stored() -> list[asyncpg.Record]:
+        rows: list[asyncpg.Record] = await pool.fetch("SELECT * FROM telemetry.spans ORDER BY span_id")
+        return rows
+
+    return await eventually(stored, lambda rows: len(rows) >= count)
 
 
 async def test_both_protocols_end_in_one_table(sink: tuple[str, int], pool: asyncpg.Pool) -> None:
@@ -124,9 +124,11 @@ async def test_spans_wait_for_postgresql(postgres_dsn: str, pool: asyncpg.Pool) 
         await proxy.cut()
         writer = asyncio.create_task(store.run())
         store.put(rows(request("00000000000000d1")))
-        async with asyncio.timeout(DEADLINE):
-            while not store.waiting:
-                await asyncio.sleep(0.02)
+
+        async def waiting() -> bool:
+            return store.waiting
+
+        await eventually(waiting, bool)
         await proxy.open()
         await until_stored(pool, 1)
         writer.cancel()

@@ -129,15 +129,13 @@ class Plane:
 
     async def until_logged(self, name: str, prediction_ids: set[str]) -> dict[str, api.Prediction]:
         """Wait until these predictions are in the log; returns the newest of all by id."""
-        async with asyncio.timeout(DEADLINE):
-            while True:
-                listed = await self.stub.ListPredictions(
-                    api.ListPredictionsRequest(deployment=name, page_size=1000)
-                )
-                logged = {prediction.id: prediction for prediction in listed.predictions}
-                if prediction_ids <= set(logged):
-                    return logged
-                await asyncio.sleep(0.1)
+
+        async def logged() -> dict[str, api.Prediction]:
+            request = api.ListPredictionsRequest(deployment=name, page_size=1000)
+            listed = await self.stub.ListPredictions(request)
+            return {prediction.id: prediction for prediction in listed.predictions}
+
+        return await eventually(logged, lambda found: prediction_ids <= set(found))
 
     def client(self) -> triton.InferenceServerClient:
         return triton.InferenceServerClient(self.address)

@@ -45,12 +45,11 @@ async def test_a_promoted_version_answers_and_its_answers_are_logged_and_judged(
         # Feedback for the one prediction, one of them before it can have been stored.
         await send_feedback(plane, name, {"mine": 0, made: 1, "later": 0})
         await ask(client, name, request_id="later")
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            quality = await plane.stub.GetQuality(api.GetQualityRequest(deployment=name))
-            if quality.feedback_count == 3:
-                break
-            await asyncio.sleep(0.1)
+
+    async def measured() -> api.Quality:
+        return await plane.stub.GetQuality(api.GetQualityRequest(deployment=name))
+
+    quality = await eventually(measured, lambda found: found.feedback_count == 3)
     assert quality.metrics["accuracy"] == pytest.approx(2 / 3)
     assert quality.metrics["recall"] == 0
     listed = await plane.stub.ListPredictions(api.ListPredictionsRequest(deployment=name))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -161,6 +162,25 @@ async def test_requests_that_are_asked_together_have_answers_and_predictions_of_
         inference_pb2.ListPredictionsRequest(deployment=name, page_size=1000)
     )
     assert {prediction.id for prediction in left.predictions} == set(values) - named
+
+
+async def test_a_rollouts_shares_hold_for_requests_over_kafka(plane: Plane, name: str) -> None:
+    await plane.deploy(name, steps=(30, 100), hold=600)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    await plane.promote(name, 2)
+    # Ready: Envoy has taken the shares.
+    await plane.until(name, lambda d: d.ready and {t.version: t.weight for t in d.traffic} == {1: 70, 2: 30})
+    ids = {f"{name}-{number}" for number in range(500)}
+    await send(plane, *(request(name, request_id) for request_id in ids))
+    answered = {
+        event.extensions["requestid"]: json.loads(event.data)["model_version"]
+        for event in await responses(plane, name, ids, (ANSWERED,))
+    }
+    seen = Counter(answered.values())
+    assert set(seen) == {"1", "2"}
+    # Five standard deviations of a binomial with p = 0.3.
+    assert abs(seen["2"] - 150) < 5 * (500 * 0.3 * 0.7) ** 0.5
 
 
 async def test_a_program_submits_requests_and_waits_for_their_answers(plane: Plane, name: str) -> None:

@@ -55,10 +55,12 @@ async def calling(plane: Plane, name: str) -> AsyncIterator[Calls]:
 
 async def until_answered(calls: Calls, more: int) -> None:
     """Wait until so many more calls were answered."""
-    answered = len(calls.versions)
-    async with asyncio.timeout(DEADLINE):
-        while len(calls.versions) < answered + more:
-            await asyncio.sleep(0.01)
+    wanted = len(calls.versions) + more
+
+    async def answered() -> int:
+        return len(calls.versions)
+
+    await eventually(answered, lambda count: count >= wanted)
 
 
 async def until_answer(client: triton.InferenceServerClient, name: str) -> triton.InferResult:

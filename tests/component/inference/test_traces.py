@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
-from tests.component.inference.conftest import DEADLINE, MakePlane, Plane
+from tests.component.inference.conftest import MakePlane, Plane
 from tests.support.otlp import CollectedSpan, Collector, collecting
 from tests.support.otlp_http import collecting_http
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -32,12 +32,11 @@ async def traced(make_plane: MakePlane, collector: Collector) -> AsyncIterator[P
 
 async def spans_of(collector: Collector, trace_id: str, *names: str) -> dict[str, CollectedSpan]:
     """Wait until the trace has spans of all these names."""
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            found = {span.name: span for span in collector.spans if span.trace_id == trace_id}
-            if set(names) <= set(found):
-                return found
-            await asyncio.sleep(0.1)
+
+    async def spans() -> dict[str, CollectedSpan]:
+        return {span.name: span for span in collector.spans if span.trace_id == trace_id}
+
+    return await eventually(spans, lambda found: set(names) <= set(found))
 
 
 async def predict(plane: Plane, name: str, request_id: str, traceparent: str) -> None:
