@@ -1,6 +1,7 @@
 """The consumer loop: at least once, in order for each key, bounded, and patient.
 
-- Records of one key run one after the other; different keys run side by side, up to `max_in_flight`.
+- Records of one key run one after the other; different keys run side by side, up to `max_in_flight`. Where
+  order does not matter, those that were fetched at once may be handled at once.
 - A handler that raises is tried again with growing pauses; PermanentFailure, or the last try, puts the record
   among the dead letters, and the partition goes on. Tries while a part that it needs is away do not count.
 - Only a finished prefix of a partition is committed: a crash repeats records and never skips one.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -34,9 +35,12 @@ from headrace.telemetry import names, tracing
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Event], Awaitable[None]]
+HandlerOfMany = Callable[[Sequence[Event]], Awaitable[None]]
 Record: TypeAlias = ConsumerRecord
 
 POLL_MS = 200
+# What is decoded and handled at once holds up everything else in the process.
+MOST_TOGETHER = 200
 COMMIT_SECONDS = 1.0
 # aiokafka tries for as long as there is no broker, and would keep a stop or a rebalance waiting.
 COMMIT_DEADLINE_SECONDS = 3.0
@@ -88,13 +92,18 @@ class Consumer:
         client_id: str,
         session_seconds: float = SESSION_SECONDS,
         ordered: bool = True,
+        together: HandlerOfMany | None = None,
         wait_ms: int = WAIT_MS,
     ) -> None:
         """`ordered`: off where outcomes do not depend on order; one key's events run side by side then.
 
+        `together`: without order, handles events that were fetched at once, all or none of them. Where it
+        raises, `handler` gets each of them; and always those of a sampled trace, for spans of their own.
         `wait_ms`: as for `consumer_client`.
         """
+        assert together is None or not ordered
         self._ordered = ordered
+        self._together = together
         self._topics = list(topics)
         self._group = group
         self._handler = handler
@@ -110,6 +119,7 @@ class Consumer:
         # The last task of each key: the next record of that key waits for it.
         self._tails: dict[tuple[str, int, bytes], asyncio.Task[None]] = {}
         self._tasks: dict[asyncio.Task[None], TopicPartition] = {}
+        self._in_flight = 0
         self._progress = asyncio.Event()
         self._committed: dict[TopicPartition, int] = {}
         self._failure: BaseException | None = None
@@ -143,10 +153,13 @@ class Consumer:
         loop = asyncio.get_running_loop()
         commit_at = loop.time() + COMMIT_SECONDS
         while self._failure is None:
-            room = self._max_in_flight - len(self._tasks)
+            room = self._max_in_flight - self._in_flight
             if room > 0:
                 batches = await self._client.getmany(timeout_ms=POLL_MS, max_records=room)
                 for partition, records in batches.items():
+                    if self._together is not None:
+                        self._begin_together(partition, records, self._together)
+                        continue
                     for record in records:
                         self._begin(partition, record)
             else:
@@ -158,27 +171,85 @@ class Consumer:
         raise self._failure
 
     def _begin(self, partition: TopicPartition, record: Record) -> None:
+        tracker = self._tracked(partition, record)
+        order = (record.key or b"") if self._ordered else str(record.offset).encode()
+        key = (record.topic, record.partition, order)
+        task = self._spawn(partition, self._process(tracker, record, self._tails.get(key)), 1)
+        self._tails[key] = task
+
+        def left(_: asyncio.Task[None]) -> None:
+            if self._tails.get(key) is task:
+                del self._tails[key]
+
+        task.add_done_callback(left)
+
+    def _begin_together(
+        self, partition: TopicPartition, records: Sequence[Record], handler: HandlerOfMany
+    ) -> None:
+        tracked = [(self._tracked(partition, record), record) for record in records]
+        for first in range(0, len(tracked), MOST_TOGETHER):
+            some = tracked[first : first + MOST_TOGETHER]
+            self._spawn(partition, self._process_together(some, handler), len(some))
+
+    def _tracked(self, partition: TopicPartition, record: Record) -> PartitionTracker:
         tracker = self._trackers.get(partition)
         if tracker is None or not tracker.follows(record.offset):
             # A topic that was made anew begins anew; what is in work of the old one counts there no more.
             tracker = self._trackers[partition] = PartitionTracker()
         tracker.start(record.offset)
-        order = (record.key or b"") if self._ordered else str(record.offset).encode()
-        key = (record.topic, record.partition, order)
-        task = asyncio.create_task(self._process(tracker, record, self._tails.get(key)))
-        self._tails[key] = task
-        self._tasks[task] = partition
-        task.add_done_callback(lambda done: self._ended(done, key))
+        return tracker
 
-    def _ended(self, task: asyncio.Task[None], key: tuple[str, int, bytes]) -> None:
+    def _spawn(
+        self, partition: TopicPartition, work: Coroutine[None, None, None], records: int
+    ) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks[task] = partition
+        self._in_flight += records
+        task.add_done_callback(lambda done: self._ended(done, records))
+        return task
+
+    def _ended(self, task: asyncio.Task[None], records: int) -> None:
         del self._tasks[task]
-        if self._tails.get(key) is task:
-            del self._tails[key]
+        self._in_flight -= records
         self._progress.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             # Not even the dead letters took it. It stays unfinished, is never committed past, and comes again
             # when the service has been started anew.
             self._failure = self._failure or error
+
+    async def _process_together(
+        self, tracked: Sequence[tuple[PartitionTracker, Record]], handler: HandlerOfMany
+    ) -> None:
+        together, alone = [], []
+        events = []
+        for tracker, record in tracked:
+            try:
+                event = decode(record.headers, record.value, received=_received(record))
+            except InvalidCloudEvent:
+                alone.append((tracker, record))
+                continue
+            if tracing.is_sampled(event.traceparent):
+                alone.append((tracker, record))
+            else:
+                together.append((tracker, record))
+                events.append(event)
+        try:
+            if events:
+                await handler(events)
+        except Exception as error:
+            # Whatever it is, each by itself says it again, and waits or is set aside for it.
+            logger.info("%d events at once failed, each is handled by itself: %r", len(events), error)
+            alone += together
+        else:
+            for tracker, record in together:
+                tracker.finish(record.offset)
+                metrics.HANDLED.labels(record.topic, self._group).inc()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for tracker, record in alone:
+                    group.create_task(self._process(tracker, record, None))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _process(
         self, tracker: PartitionTracker, record: Record, before: asyncio.Task[None] | None

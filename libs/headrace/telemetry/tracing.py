@@ -18,6 +18,7 @@ __all__ = [
     "context_from",
     "current_traceparent",
     "current_tracestate",
+    "is_sampled",
     "new_traceparent",
     "span",
     "tracer",
@@ -40,6 +41,11 @@ def current_traceparent() -> str:
     if not context.is_valid:
         return ""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def is_sampled(traceparent: str) -> bool:
+    """Whether a traceparent says that its trace is recorded."""
+    return _span_context(traceparent).trace_flags.sampled if traceparent else False
 
 
 def new_traceparent() -> str:

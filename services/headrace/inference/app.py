@@ -148,12 +148,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     request_consumer = RequestConsumer(
         answer, utc_now, reply_topics=settings.reply_topics, retries=settings.request_retries
     )
-    for topic, handler, in_flight in (
-        (MODEL_VERSIONS, consumers.model_versions, 64),
-        # These are stored in batches of those in flight.
-        (PREDICTIONS, consumers.predictions, MAX_BATCH),
-        (FEEDBACK, consumers.feedback, MAX_BATCH),
-        (INFERENCE_REQUESTS, request_consumer.requests, settings.requests_in_flight),
+    for topic, handler, together, in_flight in (
+        (MODEL_VERSIONS, consumers.model_versions, None, 64),
+        (PREDICTIONS, consumers.predictions, consumers.predictions_together, MAX_BATCH),
+        (FEEDBACK, consumers.feedback, consumers.feedback_together, MAX_BATCH),
+        (INFERENCE_REQUESTS, request_consumer.requests, None, settings.requests_in_flight),
     ):
         # A group for each topic: a burst of predictions must not hold up a promotion.
         consumer = await runner.enter(
@@ -168,6 +167,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
                 session_seconds=platform.kafka_session_seconds,
                 # Requests are in order where they ask for it; of labels the newest one stands.
                 ordered=topic == MODEL_VERSIONS,
+                together=together,
                 wait_ms=SHORT_WAIT_MS if topic == INFERENCE_REQUESTS else WAIT_MS,
             )
         )

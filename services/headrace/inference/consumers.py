@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
 
@@ -10,7 +10,7 @@ from headrace.events.inference.v1 import events_pb2 as inference_events
 from headrace.events.registry.v1 import events_pb2 as registry_events
 from headrace.inference.messages import served_version_from
 from headrace.inference.prediction_events import check_ids, parse_prediction
-from headrace.inference.use_cases.ports import TrueLabel
+from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.inference.use_cases.production import Production
 from headrace.messaging.consumer import PermanentFailure
 from headrace.messaging.events import Event, MalformedPayload, parse
@@ -45,26 +45,40 @@ class Consumers:
 
     async def predictions(self, event: Event) -> None:
         """`inference.predictions`: the log."""
-        try:
-            prediction = parse_prediction(event)
-        except MalformedPayload as error:
-            raise PermanentFailure("MALFORMED_PAYLOAD", str(error)) from error
+        prediction = _prediction(event)
         trace.get_current_span().set_attribute(names.PREDICTION_ID, prediction.prediction_id)
         await self._production.predicted(prediction)
 
+    async def predictions_together(self, events: Sequence[Event]) -> None:
+        """The same of several at once."""
+        await self._production.predicted_together(list(map(_prediction, events)))
+
     async def feedback(self, event: Event) -> None:
         """`inference.feedback`: true labels."""
-        try:
-            message = parse(event, inference_events.Feedback)
-            check_ids(message.deployment, message.prediction_id)
-        except MalformedPayload as error:
-            raise PermanentFailure("MALFORMED_PAYLOAD", str(error)) from error
-        kind = message.WhichOneof("label")
-        if not message.deployment or not message.prediction_id or kind is None:
-            raise PermanentFailure(
-                "INVALID_FEEDBACK", "feedback names a deployment, a prediction_id and a number or text"
-            )
-        label = message.number if kind == "number" else message.text
-        await self._production.labelled(
-            TrueLabel(message.deployment, message.prediction_id, label, event.time)
+        await self._production.labelled(_label(event))
+
+    async def feedback_together(self, events: Sequence[Event]) -> None:
+        """The same of several at once."""
+        await self._production.labelled_together(list(map(_label, events)))
+
+
+def _prediction(event: Event) -> LoggedPrediction:
+    try:
+        return parse_prediction(event)
+    except MalformedPayload as error:
+        raise PermanentFailure("MALFORMED_PAYLOAD", str(error)) from error
+
+
+def _label(event: Event) -> TrueLabel:
+    try:
+        message = parse(event, inference_events.Feedback)
+        check_ids(message.deployment, message.prediction_id)
+    except MalformedPayload as error:
+        raise PermanentFailure("MALFORMED_PAYLOAD", str(error)) from error
+    kind = message.WhichOneof("label")
+    if not message.deployment or not message.prediction_id or kind is None:
+        raise PermanentFailure(
+            "INVALID_FEEDBACK", "feedback names a deployment, a prediction_id and a number or text"
         )
+    label = message.number if kind == "number" else message.text
+    return TrueLabel(message.deployment, message.prediction_id, label, event.time)

@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from tests.support.spans import recorded_spans
 
 from headrace.embedded.parts.process import free_port
 from headrace.errors import Unavailable
-from headrace.messaging.consumer import Consumer, PermanentFailure, RetryPolicy
+from headrace.messaging.consumer import MOST_TOGETHER, Consumer, HandlerOfMany, PermanentFailure, RetryPolicy
 from headrace.messaging.events import Event, decode, encode
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import DEAD_LETTERS, Topic, ensure_topics, load_topics
@@ -75,6 +75,7 @@ def member(
     *,
     max_in_flight: int = 64,
     ordered: bool = True,
+    together: HandlerOfMany | None = None,
 ) -> Consumer:
     return Consumer(
         bootstrap,
@@ -87,6 +88,7 @@ def member(
         client_id="tests",
         session_seconds=SESSION_SECONDS,
         ordered=ordered,
+        together=together,
     )
 
 
@@ -99,9 +101,16 @@ async def consuming(
     *,
     max_in_flight: int = 64,
     ordered: bool = True,
+    together: HandlerOfMany | None = None,
 ) -> AsyncIterator[asyncio.Task[None]]:
     async with member(
-        bootstrap, topic, handler, producer, max_in_flight=max_in_flight, ordered=ordered
+        bootstrap,
+        topic,
+        handler,
+        producer,
+        max_in_flight=max_in_flight,
+        ordered=ordered,
+        together=together,
     ) as consumer:
         task = asyncio.create_task(consumer.run())
         try:
@@ -399,6 +408,88 @@ async def test_poison_is_set_aside_and_its_neighbours_are_handled(
         b"2": "HANDLER_FAILED",
         b"?": "INVALID_CLOUDEVENT",
     }
+
+
+async def test_events_that_are_handled_at_once_do_not_come_again(
+    kafka_bootstrap: str, topic: str, producer: Producer
+) -> None:
+    seen: list[int] = []
+    most = 0
+
+    async def alone(received: Event) -> None:
+        raise AssertionError("nothing is wrong with these")
+
+    async def together(received: Sequence[Event]) -> None:
+        nonlocal most
+        most = max(most, len(received))
+        seen.extend(int(it.data) for it in received)
+
+    consume = partial(
+        consuming,
+        kafka_bootstrap,
+        topic,
+        alone,
+        producer,
+        max_in_flight=300,
+        ordered=False,
+        together=together,
+    )
+    await producer.publish_all(topic, [(f"key-{n}", event(n)) for n in range(500)])
+    async with consume():
+        await until(lambda: len(seen) == 500)
+    async with consume():
+        await producer.publish(topic, "key", event(500))
+        await until(lambda: 500 in seen)
+    assert sorted(seen) == list(range(501))
+    assert 1 < most <= MOST_TOGETHER
+
+
+async def test_of_events_that_fail_at_once_the_poison_is_set_aside_and_its_neighbours_are_handled(
+    kafka_bootstrap: str, topic: str, producer: Producer
+) -> None:
+    seen: list[int] = []
+
+    async def alone(received: Event) -> None:
+        if received.data == b"1":
+            raise PermanentFailure("NO_SUCH_THING", "it names a thing that never was")
+        seen.append(int(received.data))
+
+    async def together(received: Sequence[Event]) -> None:
+        if any(it.data == b"1" for it in received):
+            raise PermanentFailure("NO_SUCH_THING", "one of them names a thing that never was")
+        seen.extend(int(it.data) for it in received)
+
+    await producer.publish_all(topic, [("key", event(n)) for n in range(4)])
+    await producer.publish_encoded([(topic, "key", [("ce_id", b"no event")], b"?")])
+    async with consuming(kafka_bootstrap, topic, alone, producer, ordered=False, together=together):
+        letters = await dead_letters(kafka_bootstrap, topic, 2)
+        await until(lambda: sorted(seen) == [0, 2, 3])
+    assert letters == {b"1": "NO_SUCH_THING", b"?": "INVALID_CLOUDEVENT"}
+
+
+async def test_of_events_that_are_handled_at_once_those_of_a_sampled_trace_have_spans_of_their_own(
+    kafka_bootstrap: str, topic: str, producer: Producer
+) -> None:
+    at_once: list[int] = []
+    traced: list[int] = []
+
+    async def alone(received: Event) -> None:
+        traced.append(int(received.data))
+
+    async def together(received: Sequence[Event]) -> None:
+        at_once.extend(int(it.data) for it in received)
+
+    sampled, not_sampled = (f"00-{'a' * 32}-{'b' * 16}-0{flag}" for flag in (1, 0))
+    sent = [replace(event(0), traceparent=sampled), replace(event(1), traceparent=not_sampled), event(2)]
+    records = [(topic, "key", *encode(it)) for it in sent]
+    with recorded_spans() as exporter:
+        async with consuming(kafka_bootstrap, topic, alone, producer, ordered=False, together=together):
+            await producer.publish_encoded(records)
+            await until(lambda: len(at_once) + len(traced) == 3)
+        [span] = exporter.get_finished_spans()
+    assert (traced, sorted(at_once)) == ([0], [1, 2])
+    assert span.parent is not None
+    assert span.parent.trace_id == int("a" * 32, 16)
 
 
 async def test_a_log_that_begins_anew_is_read_anew(

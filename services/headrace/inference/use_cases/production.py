@@ -33,9 +33,17 @@ class Production:
         """Keep a prediction, in one transaction with those that come at the same time."""
         await self._predictions(prediction)
 
+    async def predicted_together(self, predictions: Sequence[LoggedPrediction]) -> None:
+        """Keep all of the predictions or, where that fails, none."""
+        await self._store_predictions(predictions)
+
     async def labelled(self, label: TrueLabel) -> None:
         """Keep a true label, whether or not its prediction has arrived yet; so, too."""
         await self._labels(label)
+
+    async def labelled_together(self, labels: Sequence[TrueLabel]) -> None:
+        """Keep all of the labels or, where that fails, none."""
+        await self._store_labels(labels)
 
     async def _store_predictions(self, predictions: Sequence[LoggedPrediction]) -> Sequence[None]:
         async with self._work() as work:
