@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from headrace.errors import Unavailable
+from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import ServedVersion
-from headrace.inference.domain.rollouts import Outcomes
 from headrace.inference.triton.fleet import TritonFleet
 from headrace.inference.use_cases.ports import Loaded, LoadError
 
@@ -157,3 +157,20 @@ async def test_outcomes_are_those_of_all_servers(fleet: TritonFleet, servers: li
     servers[0].counts = {1: Outcomes(5, 1), 2: Outcomes(2, 0)}
     servers[1].counts = {1: Outcomes(7, 0)}
     assert await fleet.outcomes("m") == {1: Outcomes(12, 1), 2: Outcomes(2, 0)}
+
+
+async def test_outcomes_are_not_taken_back_when_a_server_is_away_or_begins_anew(
+    fleet: TritonFleet, servers: list[Server]
+) -> None:
+    servers[0].counts = {1: Outcomes(5, 1)}
+    servers[1].counts = {1: Outcomes(7, 0)}
+    await fleet.outcomes("m")
+    servers[1].away = True
+    assert await fleet.outcomes("m") == {1: Outcomes(12, 1)}
+    servers[1].away = False
+    servers[1].counts = {}
+    assert await fleet.outcomes("m") == {1: Outcomes(12, 1)}
+    servers[1].counts = {1: Outcomes(2, 1)}
+    assert await fleet.outcomes("m") == {1: Outcomes(14, 2)}
+    servers[1].counts = {1: Outcomes(1, 0)}
+    assert await fleet.outcomes("m") == {1: Outcomes(15, 2)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol, TypeVar
@@ -13,6 +13,7 @@ import grpc
 from headrace.errors import Unavailable
 from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import ServedVersion
+from headrace.inference.triton.counts import Counts
 from headrace.inference.triton.server import TritonServer
 from headrace.inference.use_cases.ports import Loaded
 
@@ -67,6 +68,7 @@ class TritonFleet:
     def __init__(self, servers: Sequence[Server], repository: Repository) -> None:
         self._servers = servers
         self._repository = repository
+        self._counts: defaultdict[str, Counts] = defaultdict(Counts)
 
     async def loaded(self) -> dict[str, Loaded]:
         """Ready versions of every deployment. Raises Unavailable where no server answers."""
@@ -102,16 +104,18 @@ class TritonFleet:
         """Stop answering for a deployment, and remove its files. Raises Unavailable where none answers."""
         await self._of_all(lambda server: server.unload(deployment))
         self._repository.remove(deployment)
+        self._counts.pop(deployment, None)
 
     async def outcomes(self, deployment: str) -> dict[int, Outcomes]:
         """Answers and failures of each version, of all servers together. Raises Unavailable."""
-        succeeded: Counter[int] = Counter()
-        failed: Counter[int] = Counter()
-        for answer in await self._of_all(lambda server: server.outcomes(deployment)):
-            for version, outcomes in answer.items():
-                succeeded[version] += outcomes.succeeded
-                failed[version] += outcomes.failed
-        return {version: Outcomes(succeeded[version], failed[version]) for version in succeeded}
+
+        async def look(server: Server) -> tuple[Server, dict[int, Outcomes]]:
+            return server, await server.outcomes(deployment)
+
+        counts = self._counts[deployment]
+        for server, said in await self._of_all(look):
+            counts.heard(server, said)
+        return counts.total()
 
     async def _of_all(self, ask: Callable[[Server], Awaitable[T]]) -> list[T]:
         """What each server answers, but for those that do not.
