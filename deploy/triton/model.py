@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from class_names import ClassNames
 
 # Where the batch before took so long, callers are asked whether they still wait: so long their requests did.
 # Each question goes to Triton and back, and takes some 40 microseconds.
@@ -73,9 +74,16 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(
             folder / "model.onnx", _options(), providers=_providers()
         )
+        serving = json.loads((folder / "serving.json").read_bytes())
+        self._classes = ClassNames(**serving["classes"])
         self._inputs = [entry["name"] for entry in config["input"]]
+        self._promised = [entry["name"] for entry in config["output"]]
         # Shapes of one row as the client sees them: a model's vector output is a column there.
-        self._outputs = {entry["name"]: [int(size) for size in entry["dims"]] for entry in config["output"]}
+        self._outputs = {
+            entry["name"]: [int(size) for size in entry["dims"]]
+            for entry in config["output"]
+            if entry["name"] not in serving["classes"]["added"]
+        }
         self._try(config)
         # How long the batch before took: so long at most the next one waited here.
         self._seconds = 0.0
@@ -140,10 +148,15 @@ class TritonPythonModel:
         """The model's outputs by name, in the shapes that clients are promised."""
         taken = {name: _decoded(value) if value.dtype == object else value for name, value in inputs.items()}
         answers = self._session.run(list(self._outputs), taken)
-        return {
+        answers = {
             name: np.ascontiguousarray(answer.reshape((rows, *shape)))
             for (name, shape), answer in zip(self._outputs.items(), answers, strict=True)
         }
+        self._classes.add_to(answers)
+        missing = [name for name in self._promised if name not in answers]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}, which its deployment's newest version answers")
+        return {name: answers[name] for name in self._promised}
 
     def _try(self, config):
         """Answer one row of zeros and empty texts: a version that cannot must not get a caller's."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -67,7 +70,12 @@ class Plane:
         await self.stub.ApplyDeployment(api.ApplyDeploymentRequest(name=name, model=name, rollout=rollout))
 
     async def promote(
-        self, name: str, version: int, model: bytes | None = None, traceparent: str = ""
+        self,
+        name: str,
+        version: int,
+        model: bytes | None = None,
+        traceparent: str = "",
+        signature: registry_pb2.Signature | None = None,
     ) -> None:
         """Tell of a promoted version, as the registry does."""
         data = classifier(0.5 if version % 2 else 3.0) if model is None else model
@@ -83,7 +91,7 @@ class Plane:
             model=name,
             version=version,
             artifacts=[artifact],
-            signature=classifier_signature(),
+            signature=classifier_signature() if signature is None else signature,
             traceparent=traceparent,
         )
         event = protobuf_event(
@@ -162,6 +170,19 @@ async def ask(
         parameters=parameters,
         headers=headers,
     )
+
+
+def post(plane: Plane, path: str, document: object) -> tuple[int, dict[str, object]]:
+    """Call REST; the status and the answer."""
+    request = urllib.request.Request(
+        f"http://{plane.address}{path}", json.dumps(document).encode(), method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
 
 
 @dataclass

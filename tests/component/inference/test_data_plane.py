@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.error
-import urllib.request
 import uuid
 from collections import Counter
 from datetime import UTC, datetime
@@ -15,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc.aio as triton
-from tests.component.inference.conftest import DEADLINE, MAX_REQUEST_BYTES, Plane, ask
+from tests.component.inference.conftest import DEADLINE, MAX_REQUEST_BYTES, Plane, ask, post
 from tests.support.models import failing_classifier
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -201,19 +199,6 @@ async def test_fields_may_come_in_any_order(plane: Plane, name: str) -> None:
             service_pb2.ModelMetadataRequest(name=name), timeout=10
         )
         assert [tensor.name for tensor in metadata.inputs] == ["features"]
-
-
-def post(plane: Plane, path: str, document: object) -> tuple[int, dict[str, object]]:
-    """Call REST; the status and the answer."""
-    request = urllib.request.Request(
-        f"http://{plane.address}{path}", json.dumps(document).encode(), method="POST"
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
 
 
 async def test_a_failing_models_callers_are_told_why_and_not_where(plane: Plane, name: str) -> None:

@@ -57,3 +57,16 @@ async def test_a_missing_foreign_or_different_file_does_not_load(
 def test_a_batch_of_large_images_has_fewer_rows(values: int, rows: int) -> None:
     version = replace(a_version(""), inputs=(Tensor("features", "FP32", (-1, values)),))
     assert f"max_batch_size: {rows}" in model_configuration("live", [version]).splitlines()
+
+
+def test_triton_names_places_where_all_versions_mean_the_same_by_them() -> None:
+    first = replace(a_version(""), outputs=(Tensor("scores", "FP32", (-1, 2)),), classes=('"cat"', '"dog"'))
+    second = replace(first, version=2)
+    named = 'output { name: "scores" data_type: TYPE_FP32 dims: [2] label_filename: "labels.txt" }'
+    added = 'output { name: "class" data_type: TYPE_STRING dims: [1] }'
+    assert {named, added} <= set(model_configuration("live", [first, second]).splitlines())
+    for classes in (('"dog"', '"cat"'), ('"one\\nline"', '"dog"')):
+        other = replace(second, classes=classes)
+        assert "label_filename" not in model_configuration("live", [first, other])
+    unnameable = replace(first, classes=('"one\\nline"', '"dog"'))
+    assert "label_filename" not in model_configuration("live", [unnameable])

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from headrace.inference.domain.class_names import whole_numbers
+
 
 @dataclass(frozen=True, slots=True)
 class Met:
@@ -36,12 +38,11 @@ def in_answers_terms(counts: Iterable[Met], classes: Sequence[str]) -> list[Cell
         return [
             Cell(met.answer, met.label, met.count) for met in counts if isinstance(met.label, int | float)
         ]
-    values = [json.loads(text) for text in classes]
-    whole = all(isinstance(value, int) for value in values)
+    answers = whole_numbers(classes) or range(len(classes))
     answered: dict[float | str, float] = {}
-    for place, (text, value) in enumerate(zip(classes, values, strict=True)):
+    for text, answer in zip(classes, answers, strict=True):
         # By its text too: feedback may well call class 1 "1".
-        answered |= {text: float(value if whole else place), value: float(value if whole else place)}
+        answered |= {text: float(answer), json.loads(text): float(answer)}
     return [Cell(met.answer, answered.get(met.label, math.nan), met.count) for met in counts]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.errors import InvalidArgument, NotFound
+from headrace.inference.domain.class_names import class_names
 from headrace.inference.domain.deployments import ServedVersion, Tensor
 from headrace.inference.use_cases.ports import LoadError
 from headrace.messaging.topics import PREDICTIONS
@@ -18,6 +20,11 @@ from headrace.runtime.resources import deploy_path
 MAX_BATCH_SIZE = 64
 # Of all inputs of a batch, which is copied a few times: 64 MiB of FP32. Of large images fewer rows fit.
 MAX_BATCH_VALUES = 1 << 24
+
+# What model.py is told of its version.
+SERVING = "serving.json"
+# The names that Triton's own classification answers with; one file for all versions.
+LABELS = "labels.txt"
 
 _DATA_TYPES = {"BYTES": "STRING"}
 
@@ -36,8 +43,9 @@ class ModelRepository:
         """
         for version in versions:
             await self._put_version(deployment, version)
-        configuration = self._folder / deployment / "config.pbtxt"
-        _replace(configuration, model_configuration(deployment, versions).encode())
+        folder = self._folder / deployment
+        _replace(folder / LABELS, "".join(f"{name}\n" for name in _labels(versions)).encode())
+        _replace(folder / "config.pbtxt", model_configuration(deployment, versions).encode())
 
     def drop_others(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
         """Remove the folders of versions that are no longer served."""
@@ -60,7 +68,9 @@ class ModelRepository:
             if found != version.sha256:
                 raise LoadError(f"{version.uri} has SHA-256 {found}, registered was {version.sha256}")
             _replace(model, data)
-        _replace(folder / "model.py", deploy_path("triton/model.py").read_bytes())
+        for source in sorted(deploy_path("triton").glob("*.py")):
+            _replace(folder / source.name, source.read_bytes())
+        _replace(folder / SERVING, serving(version).encode())
 
     async def _fetch(self, uri: str) -> bytes:
         try:
@@ -68,6 +78,21 @@ class ModelRepository:
         except (NotFound, InvalidArgument) as error:
             # Waiting brings no file back; a store that is away is another matter.
             raise LoadError(str(error)) from error
+
+
+def serving(version: ServedVersion) -> str:
+    """What `deploy/triton/model.py` is told of its version, as JSON."""
+    names = class_names(version)
+    return json.dumps(
+        {
+            "classes": {
+                "names": names.names,
+                "values": names.values,
+                "scores": names.scores,
+                "added": [tensor.name for tensor in names.added],
+            }
+        }
+    )
 
 
 def model_configuration(deployment: str, versions: Sequence[ServedVersion]) -> str:
@@ -86,7 +111,7 @@ def model_configuration(deployment: str, versions: Sequence[ServedVersion]) -> s
             'backend: "python"',
             f"max_batch_size: {_max_batch_size(newest.inputs)}",
             *(f"input {_tensor(tensor)}" for tensor in newest.inputs),
-            *(f"output {_tensor(tensor)}" for tensor in newest.outputs),
+            *(f"output {_tensor(tensor, label_file)}" for tensor, label_file in _outputs(versions)),
             "dynamic_batching { }",
             "instance_group { kind: KIND_CPU count: 1 }",
             f"version_policy {{ specific {{ versions: [{numbers}] }} }}",
@@ -101,11 +126,29 @@ def _max_batch_size(inputs: Sequence[Tensor]) -> int:
     return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_VALUES // max(1, values)))
 
 
-def _tensor(tensor: Tensor) -> str:
+def _outputs(versions: Sequence[ServedVersion]) -> list[tuple[Tensor, str]]:
+    """The newest version's outputs, each with the file that names its places; most have none."""
+    newest = versions[-1]
+    names = class_names(newest)
+    labels = LABELS if _labels(versions) else ""
+    return [
+        (tensor, labels if tensor.name == names.scores else "") for tensor in (*newest.outputs, *names.added)
+    ]
+
+
+def _labels(versions: Sequence[ServedVersion]) -> tuple[str, ...]:
+    """Names of the places in every version's scores; none where versions differ, or a line holds none."""
+    names = {class_names(version).names for version in versions}
+    common = names.pop()
+    return () if names or any("\n" in name for name in common) else common
+
+
+def _tensor(tensor: Tensor, label_file: str = "") -> str:
     # Triton puts the batch in front by itself; a vector of answers, one a row, is a column to its clients.
     sizes = ", ".join(map(str, tensor.shape[1:])) or "1"
     data_type = _DATA_TYPES.get(tensor.datatype, tensor.datatype)
-    return f'{{ name: "{tensor.name}" data_type: TYPE_{data_type} dims: [{sizes}] }}'
+    labels = f' label_filename: "{label_file}"' if label_file else ""
+    return f'{{ name: "{tensor.name}" data_type: TYPE_{data_type} dims: [{sizes}]{labels} }}'
 
 
 def _texts(tensors: Sequence[Tensor]) -> str:
