@@ -1,8 +1,9 @@
-"""What answers requests inside Triton: an ONNX model, the prediction log, and the request's span.
+"""What answers requests inside Triton: a model, the prediction log, and the request's span.
 
 Triton's Python backend runs one process of this for each instance of a model version. The inference service
-copies it beside `model.onnx` and names the deployment and the topic in the model's configuration. It runs in
-Triton's own environment (numpy 1, onnxruntime, confluent-kafka) and imports nothing of Headrace.
+copies it and its neighbours beside the model's file, says in `serving.json` what that is, and names the
+deployment and the topic in the model's configuration. It runs in Triton's own environment (numpy 1,
+onnxruntime, confluent-kafka) and imports nothing of Headrace.
 
 Neither log nor spans hold a request back: both are built and sent on other threads, and where those fall
 behind they are dropped; lost predictions are counted in Triton's log.
@@ -25,8 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import model_files
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
 from class_names import ClassNames
 
@@ -71,9 +72,6 @@ class TritonPythonModel:
         """Load the model and try it; raising here makes Triton refuse the version."""
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
-        self._session = onnxruntime.InferenceSession(
-            folder / "model.onnx", _options(), providers=_providers()
-        )
         serving = json.loads((folder / "serving.json").read_bytes())
         self._classes = ClassNames(**serving["classes"])
         self._inputs = [entry["name"] for entry in config["input"]]
@@ -84,6 +82,9 @@ class TritonPythonModel:
             for entry in config["output"]
             if entry["name"] not in serving["classes"]["added"]
         }
+        self._model = model_files.load(
+            serving["format"], folder / serving["file"], self._inputs, list(self._outputs)
+        )
         self._try(config)
         # How long the batch before took: so long at most the next one waited here.
         self._seconds = 0.0
@@ -146,11 +147,10 @@ class TritonPythonModel:
 
     def _answer(self, inputs, rows):
         """The model's outputs by name, in the shapes that clients are promised."""
-        taken = {name: _decoded(value) if value.dtype == object else value for name, value in inputs.items()}
-        answers = self._session.run(list(self._outputs), taken)
+        found = self._model(inputs)
         answers = {
-            name: np.ascontiguousarray(answer.reshape((rows, *shape)))
-            for (name, shape), answer in zip(self._outputs.items(), answers, strict=True)
+            name: np.ascontiguousarray(found[name].reshape((rows, *shape)))
+            for name, shape in self._outputs.items()
         }
         self._classes.add_to(answers)
         missing = [name for name in self._promised if name not in answers]
@@ -159,17 +159,22 @@ class TritonPythonModel:
         return {name: answers[name] for name in self._promised}
 
     def _try(self, config):
-        """Answer one row of zeros and empty texts: a version that cannot must not get a caller's."""
-        row = {}
-        for entry in config["input"]:
-            kind = np.dtype(pb_utils.triton_string_to_numpy(entry["data_type"]))
-            shape = (1, *(max(1, int(size)) for size in entry["dims"]))
-            row[entry["name"]] = np.full(shape, b"" if kind.hasobject else 0, kind)
-        for (name, answer), entry in zip(self._answer(row, 1).items(), config["output"], strict=True):
-            promised = entry["data_type"].removeprefix("TYPE_").replace("STRING", BYTES)
-            given = DATATYPES.get(answer.dtype.name, BYTES)
-            if given != promised:
-                raise ValueError(f"output {name} is {given}, and the signature says {promised}")
+        """Answer zeros and empty texts: a version that cannot must not get a caller's.
+
+        One row, and two: a program that was made for a fixed number of rows fails as soon as requests meet.
+        """
+        for rows in (1, 2) if config["max_batch_size"] > 1 else (1,):
+            batch = {}
+            for entry in config["input"]:
+                kind = np.dtype(pb_utils.triton_string_to_numpy(entry["data_type"]))
+                shape = (rows, *(max(1, int(size)) for size in entry["dims"]))
+                batch[entry["name"]] = np.full(shape, b"" if kind.hasobject else 0, kind)
+            answers = self._answer(batch, rows)
+            for (name, answer), entry in zip(answers.items(), config["output"], strict=True):
+                promised = entry["data_type"].removeprefix("TYPE_").replace("STRING", BYTES)
+                given = DATATYPES.get(answer.dtype.name, BYTES)
+                if given != promised:
+                    raise ValueError(f"output {name} is {given}, and the signature says {promised}")
 
 
 class PredictionLog:
@@ -429,12 +434,6 @@ def _callers(request_id, parameters, rows):
     return [(request_id, parameters, rows)]
 
 
-def _decoded(texts):
-    """Triton's bytes as ONNX Runtime takes them; what is no UTF-8 becomes a text like no other."""
-    flat = [item.decode(errors="replace") for item in texts.ravel()]
-    return np.array(flat, dtype=object).reshape(texts.shape)
-
-
 def _cut(text, limit):
     """The text's beginning that fits into so many bytes."""
     return text.encode(errors="replace")[:limit].decode(errors="ignore")
@@ -461,17 +460,3 @@ def _mirror(parameters, version):
         return {}
     shadow = parameters.get("x-headrace-shadow-version", "") == str(version)
     return {"mirror_id": _cut(mirror_id.replace("\0", "?"), MAX_ID_BYTES), "shadow": shadow}
-
-
-def _options():
-    options = onnxruntime.SessionOptions()
-    # Many small requests: threads of one run only get in each other's way.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return options
-
-
-def _providers():
-    available = onnxruntime.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]

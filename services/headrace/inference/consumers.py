@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
 
+from headrace.errors import InvalidArgument, NotFound
 from headrace.events.inference.v1 import events_pb2 as inference_events
 from headrace.events.registry.v1 import events_pb2 as registry_events
 from headrace.inference.messages import served_version_from
@@ -17,7 +18,6 @@ from headrace.messaging.events import Event, MalformedPayload, parse
 from headrace.telemetry import names
 
 PROMOTED = "headrace.registry.model-version-promoted.v1"
-MODEL_FILE = "model.onnx"
 
 
 class Consumers:
@@ -35,13 +35,12 @@ class Consumers:
             message = parse(event, registry_events.ModelVersionPromoted).model_version
         except MalformedPayload as error:
             raise PermanentFailure("MALFORMED_PAYLOAD", str(error)) from error
-        for artifact in message.artifacts:
-            if artifact.path == MODEL_FILE:
-                version = served_version_from(message, artifact)
-                if await self._production.version_promoted(event, version):
-                    self._promoted()
-                return
-        raise PermanentFailure("ARTIFACT_MISSING", f"version {message.version} has no {MODEL_FILE}")
+        try:
+            version = served_version_from(message)
+        except (InvalidArgument, NotFound) as error:
+            raise PermanentFailure(error.reason, error.message) from error
+        if await self._production.version_promoted(event, version):
+            self._promoted()
 
     async def predictions(self, event: Event) -> None:
         """`inference.predictions`: the log."""

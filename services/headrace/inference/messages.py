@@ -9,6 +9,7 @@ from datetime import timedelta
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.registry.v1 import registry_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.errors import NotFound
 from headrace.inference.analysis_messages import analysis_from, analysis_message, judgement_message
 from headrace.inference.domain.analysis import DEFAULT_ANALYSIS
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
@@ -16,6 +17,7 @@ from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.rpc.convert import from_duration, to_duration, to_timestamp
+from headrace.rpc.model_formats import from_model_format
 
 
 def plan_from(message: scheduling_pb2.RolloutSpec) -> Plan:
@@ -93,8 +95,15 @@ def deployment_message(
     )
 
 
-def served_version_from(message: registry_pb2.ModelVersion, artifact: registry_pb2.Artifact) -> ServedVersion:
-    """A promoted version, as far as serving it needs."""
+def served_version_from(message: registry_pb2.ModelVersion) -> ServedVersion:
+    """A promoted version, as far as serving it needs.
+
+    Raises InvalidArgument UNKNOWN_MODEL_FORMAT, NotFound ARTIFACT_MISSING where it has no model file.
+    """
+    form = from_model_format(message.format)
+    artifact = next((artifact for artifact in message.artifacts if artifact.path == form.file), None)
+    if artifact is None:
+        raise NotFound("ARTIFACT_MISSING", f"version {message.version} has no {form.file}")
     signature = message.signature
     return ServedVersion(
         model=message.model,
@@ -107,6 +116,7 @@ def served_version_from(message: registry_pb2.ModelVersion, artifact: registry_p
         signature=signature.SerializeToString(deterministic=True),
         traceparent=message.traceparent,
         dataset=message.lineage.dataset_version.dataset,
+        format=form,
     )
 
 

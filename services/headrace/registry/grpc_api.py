@@ -19,6 +19,7 @@ from headrace.registry.messages import (
 )
 from headrace.registry.use_cases.registry import Registry
 from headrace.rpc import paging
+from headrace.rpc.model_formats import from_model_format
 
 # Versions below this are all versions.
 NEWEST = 2**62
@@ -57,6 +58,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             measured=dict(request.metrics),
             lineage=request.lineage.SerializeToString(deterministic=True),
             signature=request.signature.SerializeToString(deterministic=True),
+            form=from_model_format(request.format),
         )
         return version_message(version)
 

@@ -9,6 +9,7 @@ from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.registry.domain.gates import Gate, GateResult
 from headrace.registry.domain.models import Artifact, Model, Version
 from headrace.rpc.convert import to_timestamp
+from headrace.rpc.model_formats import to_model_format
 
 
 def gate_from(message: scheduling_pb2.Gate) -> Gate:
@@ -65,4 +66,5 @@ def version_message(version: Version) -> api.ModelVersion:
         create_time=to_timestamp(version.create_time),
         close_time=to_timestamp(version.close_time),
         traceparent=version.traceparent,
+        format=to_model_format(version.format),
     )

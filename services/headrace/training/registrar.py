@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 from headrace.api.registry.v1 import registry_pb2 as api
@@ -13,13 +11,13 @@ from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.errors import DataLoss, DeadlineExceeded, Unavailable
 from headrace.rpc import deadline
+from headrace.rpc.artifacts import artifact_parts
 from headrace.telemetry import names, tracing
 from headrace.training.domain.runs import Run
 from headrace.training.run.report import MODEL_FILE, PREPROCESS_FILE, REPORT_FILE, Report, Tensor
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
 RETRY_SECONDS = 1.0
 # An upload takes as long as it takes; a stuck one is given up and tried again.
 UPLOAD_SECONDS = 600.0
@@ -84,7 +82,7 @@ class RegistryRegistrar:
         artifacts = [path for path in ARTIFACTS if path != PREPROCESS_FILE or (folder / path).exists()]
         for path in artifacts:
             await self._stub.UploadArtifact(
-                _parts(created.model, created.version, folder / path), timeout=UPLOAD_SECONDS
+                artifact_parts(created.model, created.version, folder / path), timeout=UPLOAD_SECONDS
             )
         committed = await self._stub.CommitModelVersion(
             api.CommitModelVersionRequest(model=created.model, version=created.version, artifacts=artifacts)
@@ -101,14 +99,3 @@ def _verdict(version: api.ModelVersion) -> str:
 
 def _tensor(tensor: Tensor) -> api.TensorSpec:
     return api.TensorSpec(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-
-
-def _parts(model: str, version: int, file: Path) -> Iterator[api.UploadArtifactRequest]:
-    with file.open("rb") as data:
-        digest = hashlib.file_digest(data, "sha256").hexdigest()
-        artifact = api.Artifact(path=file.name, size=file.stat().st_size, sha256=digest)
-        header = api.UploadArtifactRequest.Header(model=model, version=version, artifact=artifact)
-        yield api.UploadArtifactRequest(header=header)
-        data.seek(0)
-        while chunk := data.read(CHUNK_BYTES):
-            yield api.UploadArtifactRequest(chunk=chunk)

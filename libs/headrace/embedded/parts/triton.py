@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,7 +113,7 @@ class Triton(Part):
         return [str(self._server / "bin" / "tritonserver"), *options]
 
     def environment(self) -> Mapping[str, str]:
-        """What the Python backend's stub needs to find its interpreter, and models broker and collector."""
+        """What the Python backend's stub needs to find its interpreter, and models what they call."""
         site = self._facts["site"]
         return {
             "PATH": f"{self._environment_folder / 'bin'}:{os.environ.get('PATH', '')}",
@@ -120,6 +121,8 @@ class Triton(Part):
             "LD_LIBRARY_PATH": f"{self._facts['libdir']}:{site}/nvidia_pytriton.libs",
             "HEADRACE_KAFKA_BOOTSTRAP": self._kafka_bootstrap,
             "HEADRACE_TRACES_URL": self._trace_url,
+            # That of training: what it exports, this loads.
+            "HEADRACE_TORCH_PATH": sysconfig.get_path("purelib"),
         }
 
     async def ready(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.model_formats import ModelFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class ServedVersion:
     signature: bytes
     traceparent: str
     dataset: str = ""
+    format: ModelFormat = ModelFormat.ONNX
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 -- name: put_served_version
-INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent, dataset)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent, dataset, format)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (model, version) DO NOTHING;
 
 -- name: list_served_versions

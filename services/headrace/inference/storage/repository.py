@@ -18,6 +18,7 @@ from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutS
 from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
+from headrace.model_formats import ModelFormat
 from headrace.postgres import Connection
 from headrace.postgres.queries import load_queries
 
@@ -47,6 +48,7 @@ class Repository:
             version.signature,
             version.traceparent,
             version.dataset,
+            version.format,
         )
 
     async def served_versions(self, model: str) -> list[ServedVersion]:
@@ -366,4 +368,5 @@ def _served_version(row: asyncpg.Record) -> ServedVersion:
         signature=row["signature"],
         traceparent=row["traceparent"],
         dataset=row["dataset"],
+        format=ModelFormat(row["format"]),
     )

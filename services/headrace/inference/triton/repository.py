@@ -60,7 +60,7 @@ class ModelRepository:
 
     async def _put_version(self, deployment: str, version: ServedVersion) -> None:
         folder = self._folder / deployment / str(version.version)
-        model = folder / "model.onnx"
+        model = folder / version.format.file
         folder.mkdir(parents=True, exist_ok=True)
         if not model.exists() or _sha256(model) != version.sha256:
             data = await self._fetch(version.uri)
@@ -85,12 +85,14 @@ def serving(version: ServedVersion) -> str:
     names = class_names(version)
     return json.dumps(
         {
+            "format": version.format,
+            "file": version.format.file,
             "classes": {
                 "names": names.names,
                 "values": names.values,
                 "scores": names.scores,
                 "added": [tensor.name for tensor in names.added],
-            }
+            },
         }
     )
 

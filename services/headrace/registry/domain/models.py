@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from headrace.errors import FailedPrecondition, NotFound
+from headrace.model_formats import ModelFormat
 from headrace.registry.domain.gates import Gate, GateResult, judge, passed
 
 # The newest promoted version, which is the one that is served; nobody sets it by hand.
@@ -62,15 +63,17 @@ class Version:
     close_time: datetime | None = None
     artifacts: tuple[Artifact, ...] = ()
     gate_results: tuple[GateResult, ...] = ()
+    format: ModelFormat = ModelFormat.ONNX
 
 
 def closed(version: Version, model: Model, required: tuple[str, ...], now: datetime) -> Version:
     """The version judged against its model's gates: promoted or refused.
 
-    Raises FailedPrecondition/ARTIFACT_MISSING where a required artifact was not uploaded.
+    Raises FailedPrecondition/ARTIFACT_MISSING where a required artifact, or the model file itself, was not
+    uploaded.
     """
     assert version.state is VersionState.UPLOADING, "a version is judged once"
-    missing = set(required) - {artifact.path for artifact in version.artifacts}
+    missing = {*required, version.format.file} - {artifact.path for artifact in version.artifacts}
     if missing:
         raise FailedPrecondition(
             "ARTIFACT_MISSING",

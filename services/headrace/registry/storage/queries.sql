@@ -33,19 +33,22 @@ SELECT version FROM model_versions WHERE model = $1 AND request_id = $2;
 UPDATE models SET latest_version = latest_version + 1 WHERE name = $1 RETURNING latest_version;
 
 -- name: insert_version
-INSERT INTO model_versions (model, version, request_id, state, metrics, lineage, signature, traceparent, create_time)
-VALUES ($1, $2, $3, 'UPLOADING', $4, $5, $6, $7, $8);
+INSERT INTO model_versions (model, version, request_id, state, metrics, lineage, signature, traceparent, create_time,
+                            format)
+VALUES ($1, $2, $3, 'UPLOADING', $4, $5, $6, $7, $8, $9);
 
 -- name: get_version
-SELECT model, version, state, metrics, lineage, signature, gate_results, traceparent, create_time, close_time
+SELECT model, version, state, metrics, lineage, signature, gate_results, traceparent, create_time, close_time,
+       format
 FROM model_versions WHERE model = $1 AND version = $2;
 
 -- name: list_versions
-SELECT model, version, state, metrics, lineage, signature, gate_results, traceparent, create_time, close_time
+SELECT model, version, state, metrics, lineage, signature, gate_results, traceparent, create_time, close_time,
+       format
 FROM model_versions WHERE model = $1 AND version < $2 ORDER BY version DESC LIMIT $3;
 
 -- name: describe_version
-UPDATE model_versions SET metrics = $3, lineage = $4, signature = $5 WHERE model = $1 AND version = $2;
+UPDATE model_versions SET metrics = $3, lineage = $4, signature = $5, format = $6 WHERE model = $1 AND version = $2;
 
 -- name: close_version
 UPDATE model_versions SET state = $3, gate_results = $4, close_time = $5 WHERE model = $1 AND version = $2;

@@ -11,6 +11,7 @@ from typing import Final
 import asyncpg
 
 from headrace.errors import NotFound
+from headrace.model_formats import ModelFormat
 from headrace.postgres import Connection
 from headrace.postgres.queries import load_queries
 from headrace.registry.domain.audit import AuditEntry
@@ -66,6 +67,7 @@ class Repository:
         metrics: Mapping[str, float],
         lineage: bytes,
         signature: bytes,
+        form: ModelFormat,
         traceparent: str,
         now: datetime,
     ) -> int:
@@ -81,6 +83,7 @@ class Repository:
             signature,
             traceparent,
             now,
+            form,
         )
         return number
 
@@ -97,7 +100,7 @@ class Repository:
         return await self._versions(model, rows)
 
     async def describe_version(self, version: Version) -> None:
-        """Store an open version's metrics, lineage and signature."""
+        """Store an open version's metrics, lineage, signature and format."""
         await self._connection.execute(
             QUERIES["describe_version"],
             version.model,
@@ -105,6 +108,7 @@ class Repository:
             dict(version.metrics),
             version.lineage,
             version.signature,
+            version.format,
         )
 
     async def close_version(self, version: Version) -> None:
@@ -179,6 +183,7 @@ class Repository:
                 close_time=row["close_time"],
                 artifacts=tuple(artifacts[row["version"]]),
                 gate_results=tuple(_gate_result(result) for result in row["gate_results"]),
+                format=ModelFormat(row["format"]),
             )
             for row in rows
         ]

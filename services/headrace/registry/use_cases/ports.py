@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
+from headrace.model_formats import ModelFormat
 from headrace.registry.domain.audit import AuditEntry
 from headrace.registry.domain.gates import Gate
 from headrace.registry.domain.models import Artifact, Model, Version
@@ -41,6 +42,7 @@ class Models(Protocol):
         metrics: Mapping[str, float],
         lineage: bytes,
         signature: bytes,
+        form: ModelFormat,
         traceparent: str,
         now: datetime,
     ) -> int:
@@ -53,7 +55,7 @@ class Models(Protocol):
         """Versions below a number, newest first."""
 
     async def describe_version(self, version: Version) -> None:
-        """Store an open version's metrics, lineage and signature."""
+        """Store an open version's metrics, lineage, signature and format."""
 
     async def close_version(self, version: Version) -> None:
         """Store a verdict."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from headrace.errors import DataLoss, NotFound
+from headrace.model_formats import ModelFormat
 from headrace.registry.domain.audit import Action, AuditEntry
 from headrace.registry.domain.gates import Gate, GateResult, check_gates, describe, judge
 from headrace.registry.domain.models import (
@@ -73,6 +74,7 @@ class Registry:
         measured: Mapping[str, float],
         lineage: bytes,
         signature: bytes,
+        form: ModelFormat = ModelFormat.ONNX,
     ) -> Version:
         """Open a version; the same request is answered the same one. Raises NotFound.
 
@@ -90,6 +92,7 @@ class Registry:
                         metrics=measured,
                         lineage=lineage,
                         signature=signature,
+                        form=form,
                         traceparent=tracing.current_traceparent(),
                         now=now,
                     )
@@ -98,7 +101,7 @@ class Registry:
                     )
                 span.set_attribute(names.MODEL_VERSION, number)
                 version = await work.models.version(model, number)
-                asked = replace(version, metrics=measured, lineage=lineage, signature=signature)
+                asked = replace(version, metrics=measured, lineage=lineage, signature=signature, format=form)
                 if version.state is not VersionState.UPLOADING or version == asked:
                     return version
                 await work.models.describe_version(asked)

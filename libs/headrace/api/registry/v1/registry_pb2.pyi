@@ -44,6 +44,34 @@ MODEL_VERSION_STATE_REFUSED: ModelVersionState.ValueType  # 3
 """A gate was not met; never deployed by itself."""
 Global___ModelVersionState: typing_extensions.TypeAlias = ModelVersionState
 
+class _ModelFormat:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ModelFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ModelFormat.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    MODEL_FORMAT_UNSPECIFIED: _ModelFormat.ValueType  # 0
+    """ONNX: earlier releases had no other."""
+    MODEL_FORMAT_ONNX: _ModelFormat.ValueType  # 1
+    """model.onnx"""
+    MODEL_FORMAT_TORCHSCRIPT: _ModelFormat.ValueType  # 2
+    """model.pt, as torch.jit.save writes it."""
+    MODEL_FORMAT_TORCH_EXPORT: _ModelFormat.ValueType  # 3
+    """model.pt2, as torch.export.save writes it. The number of rows must be a dynamic dimension."""
+
+class ModelFormat(_ModelFormat, metaclass=_ModelFormatEnumTypeWrapper):
+    """What a version's model file is; each format has one name for it, which says how it is loaded."""
+
+MODEL_FORMAT_UNSPECIFIED: ModelFormat.ValueType  # 0
+"""ONNX: earlier releases had no other."""
+MODEL_FORMAT_ONNX: ModelFormat.ValueType  # 1
+"""model.onnx"""
+MODEL_FORMAT_TORCHSCRIPT: ModelFormat.ValueType  # 2
+"""model.pt, as torch.jit.save writes it."""
+MODEL_FORMAT_TORCH_EXPORT: ModelFormat.ValueType  # 3
+"""model.pt2, as torch.export.save writes it. The number of rows must be a dynamic dimension."""
+Global___ModelFormat: typing_extensions.TypeAlias = ModelFormat
+
 @typing.final
 class Model(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -300,11 +328,13 @@ class ModelVersion(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     CLOSE_TIME_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
     model: builtins.str
     version: builtins.int
     """1, 2, 3, ..."""
     state: Global___ModelVersionState.ValueType
     traceparent: builtins.str
+    format: Global___ModelFormat.ValueType
     @property
     def artifacts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Artifact]: ...
     @property
@@ -335,10 +365,11 @@ class ModelVersion(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         close_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         traceparent: builtins.str = ...,
+        format: Global___ModelFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["close_time", b"close_time", "create_time", b"create_time", "lineage", b"lineage", "signature", b"signature"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["artifacts", b"artifacts", "close_time", b"close_time", "create_time", b"create_time", "gate_results", b"gate_results", "lineage", b"lineage", "metrics", b"metrics", "model", b"model", "signature", b"signature", "state", b"state", "traceparent", b"traceparent", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["artifacts", b"artifacts", "close_time", b"close_time", "create_time", b"create_time", "format", b"format", "gate_results", b"gate_results", "lineage", b"lineage", "metrics", b"metrics", "model", b"model", "signature", b"signature", "state", b"state", "traceparent", b"traceparent", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ModelVersion: typing_extensions.TypeAlias = ModelVersion
@@ -444,9 +475,11 @@ class CreateModelVersionRequest(google.protobuf.message.Message):
     LINEAGE_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
     model: builtins.str
     request_id: builtins.str
     """Idempotency key (AIP-155); the training service sends its job's id."""
+    format: Global___ModelFormat.ValueType
     @property
     def lineage(self) -> Global___Lineage: ...
     @property
@@ -461,10 +494,11 @@ class CreateModelVersionRequest(google.protobuf.message.Message):
         lineage: Global___Lineage | None = ...,
         metrics: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         signature: Global___Signature | None = ...,
+        format: Global___ModelFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["lineage", b"lineage", "signature", b"signature"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["lineage", b"lineage", "metrics", b"metrics", "model", b"model", "request_id", b"request_id", "signature", b"signature"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["format", b"format", "lineage", b"lineage", "metrics", b"metrics", "model", b"model", "request_id", b"request_id", "signature", b"signature"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___CreateModelVersionRequest: typing_extensions.TypeAlias = CreateModelVersionRequest

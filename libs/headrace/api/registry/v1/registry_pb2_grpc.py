@@ -119,7 +119,7 @@ class RegistryServiceServicer(object):
 
     def CreateModelVersion(self, request, context):
         """Opens a version in state UPLOADING. The same request_id answers the same version, which while it is
-        UPLOADING takes the newest request's metrics, lineage and signature.
+        UPLOADING takes the newest request's metrics, lineage, signature and format.
         Errors: NOT_FOUND/MODEL_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -138,7 +138,8 @@ class RegistryServiceServicer(object):
     def CommitModelVersion(self, request, context):
         """Closes an UPLOADING version: it is REGISTERED, judged against its model's gates, and becomes
         PROMOTED or REFUSED, all in one transaction with the events that say so. Repeating it changes
-        nothing. Errors: FAILED_PRECONDITION/ARTIFACT_MISSING where a named artifact was not uploaded.
+        nothing. Errors: FAILED_PRECONDITION/ARTIFACT_MISSING where a named artifact, or the file that the
+        version's format is about, was not uploaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class RegistryServiceStub:
     ListModels: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ListModelsRequest, headrace.api.registry.v1.registry_pb2.ListModelsResponse]
     CreateModelVersion: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.CreateModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]
     """Opens a version in state UPLOADING. The same request_id answers the same version, which while it is
-    UPLOADING takes the newest request's metrics, lineage and signature.
+    UPLOADING takes the newest request's metrics, lineage, signature and format.
     Errors: NOT_FOUND/MODEL_NOT_FOUND.
     """
     UploadArtifact: grpc.StreamUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.UploadArtifactRequest, headrace.api.registry.v1.registry_pb2.Artifact]
@@ -47,7 +47,8 @@ class RegistryServiceStub:
     CommitModelVersion: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.CommitModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]
     """Closes an UPLOADING version: it is REGISTERED, judged against its model's gates, and becomes
     PROMOTED or REFUSED, all in one transaction with the events that say so. Repeating it changes
-    nothing. Errors: FAILED_PRECONDITION/ARTIFACT_MISSING where a named artifact was not uploaded.
+    nothing. Errors: FAILED_PRECONDITION/ARTIFACT_MISSING where a named artifact, or the file that the
+    version's format is about, was not uploaded.
     """
     EvaluateGates: grpc.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.EvaluateGatesRequest, headrace.api.registry.v1.registry_pb2.EvaluateGatesResponse]
     """Judges a closed version against its model's gates as they are now, changing nothing."""
@@ -77,7 +78,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     ListModels: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.ListModelsRequest, headrace.api.registry.v1.registry_pb2.ListModelsResponse]  # type: ignore[assignment]
     CreateModelVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.CreateModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]  # type: ignore[assignment]
     """Opens a version in state UPLOADING. The same request_id answers the same version, which while it is
-    UPLOADING takes the newest request's metrics, lineage and signature.
+    UPLOADING takes the newest request's metrics, lineage, signature and format.
     Errors: NOT_FOUND/MODEL_NOT_FOUND.
     """
     UploadArtifact: grpc.aio.StreamUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.UploadArtifactRequest, headrace.api.registry.v1.registry_pb2.Artifact]  # type: ignore[assignment]
@@ -88,7 +89,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     CommitModelVersion: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.CommitModelVersionRequest, headrace.api.registry.v1.registry_pb2.ModelVersion]  # type: ignore[assignment]
     """Closes an UPLOADING version: it is REGISTERED, judged against its model's gates, and becomes
     PROMOTED or REFUSED, all in one transaction with the events that say so. Repeating it changes
-    nothing. Errors: FAILED_PRECONDITION/ARTIFACT_MISSING where a named artifact was not uploaded.
+    nothing. Errors: FAILED_PRECONDITION/ARTIFACT_MISSING where a named artifact, or the file that the
+    version's format is about, was not uploaded.
     """
     EvaluateGates: grpc.aio.UnaryUnaryMultiCallable[headrace.api.registry.v1.registry_pb2.EvaluateGatesRequest, headrace.api.registry.v1.registry_pb2.EvaluateGatesResponse]  # type: ignore[assignment]
     """Judges a closed version against its model's gates as they are now, changing nothing."""
@@ -139,7 +141,7 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.registry.v1.registry_pb2.ModelVersion, collections.abc.Awaitable[headrace.api.registry.v1.registry_pb2.ModelVersion]]:
         """Opens a version in state UPLOADING. The same request_id answers the same version, which while it is
-        UPLOADING takes the newest request's metrics, lineage and signature.
+        UPLOADING takes the newest request's metrics, lineage, signature and format.
         Errors: NOT_FOUND/MODEL_NOT_FOUND.
         """
 
@@ -162,7 +164,8 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[headrace.api.registry.v1.registry_pb2.ModelVersion, collections.abc.Awaitable[headrace.api.registry.v1.registry_pb2.ModelVersion]]:
         """Closes an UPLOADING version: it is REGISTERED, judged against its model's gates, and becomes
         PROMOTED or REFUSED, all in one transaction with the events that say so. Repeating it changes
-        nothing. Errors: FAILED_PRECONDITION/ARTIFACT_MISSING where a named artifact was not uploaded.
+        nothing. Errors: FAILED_PRECONDITION/ARTIFACT_MISSING where a named artifact, or the file that the
+        version's format is about, was not uploaded.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,113 @@
+"""Model files of each format as functions of arrays.
+
+Each takes arrays by the names of the signature's inputs, and answers arrays by the names of its outputs. On a
+GPU where there is one that the format's library can use.
+"""
+
+import os
+import sys
+from functools import partial
+
+import numpy as np
+
+
+def load(form, path, inputs, outputs):
+    """A model file, loaded. `inputs` and `outputs`: the signature's names, in order. Raises what is wrong."""
+    return _LOADERS[form](path, inputs, outputs)
+
+
+class _Onnx:
+    def __init__(self, path, _inputs, outputs):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # Many small requests: threads of one run only get in each other's way.
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        available = onnxruntime.get_available_providers()
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self._outputs = outputs
+
+    def __call__(self, inputs):
+        taken = {name: _decoded(value) if value.dtype == object else value for name, value in inputs.items()}
+        return dict(zip(self._outputs, self._session.run(self._outputs, taken), strict=True))
+
+
+class _Torch:
+    """A program of PyTorch's. Inputs go by position; outputs come by position, or in a dictionary by name."""
+
+    def __init__(self, read, path, inputs, outputs):
+        self._torch = _torch()
+        # As of ONNX.
+        self._torch.set_num_threads(1)
+        self._device = self._torch.device("cuda" if self._torch.cuda.is_available() else "cpu")
+        self._inputs = inputs
+        self._outputs = outputs
+        self._program = read(self._torch, path, self._device)
+
+    def __call__(self, inputs):
+        with self._torch.inference_mode():
+            answers = self._program(*(self._tensor(name, inputs[name]) for name in self._inputs))
+        if isinstance(answers, dict):
+            return {name: self._array(name, answers.get(name)) for name in self._outputs}
+        answers = answers if isinstance(answers, tuple | list) else (answers,)
+        if len(answers) != len(self._outputs):
+            raise ValueError(
+                f"it answers {len(answers)} tensors, and the signature says {len(self._outputs)}"
+            )
+        return {name: self._array(name, answer) for name, answer in zip(self._outputs, answers, strict=True)}
+
+    def _tensor(self, name, array):
+        if array.dtype == object:
+            raise ValueError(f"the input {name} is texts, which no program of PyTorch's takes")
+        return self._torch.from_numpy(array).to(self._device)
+
+    def _array(self, name, answer):
+        if not isinstance(answer, self._torch.Tensor):
+            raise TypeError(f"its output {name} is {type(answer).__name__}, and no tensor")
+        return answer.cpu().numpy()
+
+
+def _script(torch, path, device):
+    return torch.jit.load(path, map_location=device).eval()
+
+
+def _exported(torch, path, device):
+    program = torch.export.load(path)
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        # A program has the device in it that it was exported on.
+        program = move_to_device_pass(program, device)
+    return program.module()
+
+
+_LOADERS = {
+    "ONNX": _Onnx,
+    "TORCHSCRIPT": partial(_Torch, _script),
+    "TORCH_EXPORT": partial(_Torch, _exported),
+}
+
+
+def _torch():
+    """PyTorch, which is not in Triton's own environment: it is ten times as large as all of that."""
+    path = os.environ.get("HEADRACE_TORCH_PATH", "")
+    if path and path not in sys.path:
+        # Behind Triton's own, whose numpy is the one that the Python backend is built against.
+        sys.path.append(path)
+    try:
+        import torch
+        import torch.export
+    except ImportError as error:
+        raise ValueError(
+            f"PyTorch cannot be imported ({error}); HEADRACE_TORCH_PATH tells Triton in which folder it is"
+        ) from None
+    return torch
+
+
+def _decoded(texts):
+    """Triton's bytes as ONNX Runtime takes them; what is no UTF-8 becomes a text like no other."""
+    flat = [item.decode(errors="replace") for item in texts.ravel()]
+    return np.array(flat, dtype=object).reshape(texts.shape)
