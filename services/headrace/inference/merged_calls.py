@@ -33,6 +33,7 @@ MERGED_PARAMETER: Final = "headrace_requests"
 # Bytes of tensors; of larger ones the copying costs as much as the call.
 _SMALL_BYTES: Final = 16 << 10
 _SUBJECT: Final = "subject"
+_LENGTH_BYTES: Final = 4
 
 _Shape = tuple[str, str, tuple[int, ...]]
 _Kind = tuple[str, tuple[_Shape, ...]]
@@ -230,21 +231,43 @@ def _cut(response: bytes, part: Sequence[_Waiting]) -> list[bytes] | None:
     """The answer to each; None where the outputs do not have a row for each row."""
     answer = service_pb2.ModelInferResponse.FromString(response)
     rows = sum(one.rows for one in part)
-    sizes = []
+    bounds = []
     for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
-        size = _item_bytes(output.datatype)
-        if not size or not output.shape or output.shape[0] != rows or len(raw) % rows:
+        found = _row_bounds(output, raw, rows)
+        if found is None:
             return None
-        sizes.append(len(raw) // rows)
+        bounds.append(found)
     answers, begin = [], 0
     for one in part:
         end = begin + one.rows
         own = service_pb2.ModelInferResponse(
             model_name=answer.model_name, model_version=answer.model_version, id=one.message.id
         )
-        for output, raw, size in zip(answer.outputs, answer.raw_output_contents, sizes, strict=True):
+        for output, raw, at in zip(answer.outputs, answer.raw_output_contents, bounds, strict=True):
             own.outputs.add(name=output.name, datatype=output.datatype, shape=[one.rows, *output.shape[1:]])
-            own.raw_output_contents.append(raw[begin * size : end * size])
+            own.raw_output_contents.append(raw[at[begin] : at[end]])
         answers.append(own.SerializeToString())
         begin = end
     return answers
+
+
+def _row_bounds(
+    output: service_pb2.ModelInferResponse.InferOutputTensor, raw: bytes, rows: int
+) -> Sequence[int] | None:
+    """Where each row of an output begins in its bytes, and the last one ends; None where rows are others."""
+    if not output.shape or output.shape[0] != rows:
+        return None
+    if output.datatype == "BYTES":
+        return _text_bounds(raw, rows, math.prod(output.shape[1:]))
+    size, rest = divmod(len(raw), rows)
+    return range(0, len(raw) + 1, size) if size and not rest and _item_bytes(output.datatype) else None
+
+
+def _text_bounds(raw: bytes, rows: int, texts: int) -> Sequence[int] | None:
+    """The same of so many texts a row, each after its length."""
+    bounds, at = [0], 0
+    for _ in range(rows):
+        for _ in range(texts):
+            at += _LENGTH_BYTES + int.from_bytes(raw[at : at + _LENGTH_BYTES], "little")
+        bounds.append(at)
+    return bounds if at == len(raw) else None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from headrace.inference.merged_calls import MERGED_PARAMETER, MergedCalls
 from headrace.inference.use_cases.request_ports import CallFailed
@@ -21,6 +22,7 @@ class Plane:
         self.asked: list[service_pb2.ModelInferRequest] = []
         self.failure: CallFailed | None = None
         self.datatype = "FP32"
+        self.names = False
         self.open = asyncio.Event()
         self.open.set()
         self.cancelled = 0
@@ -41,6 +43,10 @@ class Plane:
         )
         answer.outputs.add(name="sum", datatype=self.datatype, shape=[len(values), 1])
         answer.raw_output_contents.append(values.sum(axis=1, dtype="<f4").tobytes())
+        if self.names:
+            answer.outputs.add(name="names", datatype="BYTES", shape=values.shape)
+            texts = np.array([f"{value:g}".encode() for value in values.flat], object)
+            answer.raw_output_contents.append(serialize_byte_tensor(texts).item())
         return bytes(answer.SerializeToString())
 
 
@@ -71,6 +77,12 @@ def sums(response: service_pb2.ModelInferResponse) -> list[float]:
     return [float(value) for value in values]
 
 
+def names(response: service_pb2.ModelInferResponse) -> list[str]:
+    texts = deserialize_bytes_tensor(response.raw_output_contents[1])
+    assert response.outputs[1].shape[0] * 2 == len(texts)
+    return [text.decode() for text in texts]
+
+
 async def test_each_has_the_rows_of_its_own_and_its_id() -> None:
     plane = Plane()
     found = await asked(plane, request("a", [1, 2]), request("b", [3, 4], [5, 6]), request("c", [7, 8]))
@@ -80,6 +92,14 @@ async def test_each_has_the_rows_of_its_own_and_its_id() -> None:
         ("b", "7", [7, 11]),
         ("c", "7", [15]),
     ]
+
+
+async def test_each_has_the_texts_of_its_own_rows() -> None:
+    plane = Plane()
+    plane.names = True
+    found = await asked(plane, request("a", [1, 2]), request("b", [10, 4], [5, 6]))
+    assert len(plane.asked) == 1
+    assert [names(answer) for answer in found] == [["1", "2"], ["10", "4", "5", "6"]]
 
 
 async def test_the_log_is_told_what_each_was() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.domain.quality import whole_numbers
 
 LABEL: Final = Tensor("label", "INT64", (-1,))
 CLASS: Final = Tensor("class", "BYTES", (-1,))
@@ -56,12 +57,6 @@ def class_names(version: ServedVersion) -> ClassNames:
         scores=scores,
         added=tuple(added),
     )
-
-
-def whole_numbers(classes: Sequence[str]) -> tuple[int, ...] | None:
-    """The classes (JSON texts) as numbers; None where one of them is none, or has a fraction."""
-    values = [json.loads(text) for text in classes]
-    return tuple(map(int, values)) if all(isinstance(value, int) for value in values) else None
 
 
 def _is_scores(tensor: Tensor, classes: Sequence[str]) -> bool:

@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from headrace.inference.domain.class_names import whole_numbers
-
 
 @dataclass(frozen=True, slots=True)
 class Met:
@@ -44,6 +42,12 @@ def in_answers_terms(counts: Iterable[Met], classes: Sequence[str]) -> list[Cell
         # By its text too: feedback may well call class 1 "1".
         answered |= {text: float(answer), json.loads(text): float(answer)}
     return [Cell(met.answer, answered.get(met.label, math.nan), met.count) for met in counts]
+
+
+def whole_numbers(classes: Sequence[str]) -> tuple[int, ...] | None:
+    """The classes (JSON texts) as numbers; None where one of them is none, or has a fraction."""
+    values = [json.loads(text) for text in classes]
+    return tuple(map(int, values)) if all(isinstance(value, int) for value in values) else None
 
 
 def classification(cells: Iterable[Cell]) -> dict[str, float]:
