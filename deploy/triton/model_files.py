@@ -54,9 +54,7 @@ class _Torch:
             return {name: self._array(name, answers.get(name)) for name in self._outputs}
         answers = answers if isinstance(answers, tuple | list) else (answers,)
         if len(answers) != len(self._outputs):
-            raise ValueError(
-                f"it answers {len(answers)} tensors, and the signature says {len(self._outputs)}"
-            )
+            raise ValueError(f"it answers {len(answers)} tensors, the signature says {len(self._outputs)}")
         return {name: self._array(name, answer) for name, answer in zip(self._outputs, answers, strict=True)}
 
     def _tensor(self, name, array):

@@ -34,8 +34,10 @@ from headrace.events.registry.v1 import events_pb2
 from headrace.messaging.events import protobuf_event
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import MODEL_VERSIONS
+from headrace.model_formats import ModelFormat
 from headrace.objects import ObjectStore
 from headrace.rpc.client import channel
+from headrace.rpc.model_formats import to_model_format
 
 TRITON_ENVIRONMENT = Path(__file__).parents[3] / ".venv-triton"
 DEADLINE = 60.0
@@ -76,13 +78,14 @@ class Plane:
         model: bytes | None = None,
         traceparent: str = "",
         signature: registry_pb2.Signature | None = None,
+        form: ModelFormat = ModelFormat.ONNX,
     ) -> None:
         """Tell of a promoted version, as the registry does."""
         data = classifier(0.5 if version % 2 else 3.0) if model is None else model
-        path = f"models/{name}/{version}/model.onnx"
+        path = f"models/{name}/{version}/{form.file}"
         await self.store.put(path, data)
         artifact = registry_pb2.Artifact(
-            path="model.onnx",
+            path=form.file,
             size=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             uri=self.store.uri(path),
@@ -92,6 +95,7 @@ class Plane:
             version=version,
             artifacts=[artifact],
             signature=classifier_signature() if signature is None else signature,
+            format=to_model_format(form),
             traceparent=traceparent,
         )
         event = protobuf_event(

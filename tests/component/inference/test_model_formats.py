@@ -10,8 +10,11 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import Plane, ask, post
 from tests.support.models import classifier_signature
+from tests.support.torch_models import scores_program, scores_signature
 
+from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.client.inference_protocol import InferenceProtocol
+from headrace.model_formats import ModelFormat
 from headrace.rpc.client import channel
 
 pytestmark = pytest.mark.broker
@@ -62,3 +65,33 @@ def triton_input(rows: np.ndarray) -> triton.InferInput:
     tensor = triton.InferInput("features", list(rows.shape), "FP32")
     tensor.set_data_from_numpy(rows)
     return tensor
+
+
+@pytest.mark.parametrize(
+    ("form", "broken", "why"),
+    [
+        (ModelFormat.TORCHSCRIPT, b"no program at all", "not a ZIP archive"),
+        # One that answers single rows, and would fail as soon as requests meet.
+        (ModelFormat.TORCH_EXPORT, scores_program(ModelFormat.TORCH_EXPORT, rows=1), "Guard failed"),
+    ],
+)
+async def test_a_program_of_pytorch_answers_and_a_broken_one_never_replaces_what_works(
+    plane: Plane, name: str, form: ModelFormat, broken: bytes, why: str
+) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1, signature=scores_signature())
+    await plane.until_live(name, 1)
+    await plane.promote(name, 2, broken, signature=scores_signature(), form=form)
+    failed = await plane.until(name, lambda d: d.rollout.state == api.ROLLOUT_STATE_FAILED)
+    assert failed.rollout.message.startswith("version 2 did not load")
+    assert why in failed.rollout.message
+    async with plane.client() as client:
+        assert (await ask(client, name)).get_response().model_version == "1"
+
+        await plane.promote(name, 3, scores_program(form), signature=scores_signature(), form=form)
+        await plane.until_live(name, 3)
+        answer = await client.infer(name, [triton_input(np.array([[1, 2, 3], [-1, 0, 0]], np.float32))])
+    assert answer.get_response().model_version == "3"
+    assert answer.as_numpy("probabilities").tolist() == [[-6, 6], [1, -1]]
+    assert answer.as_numpy("label").tolist() == [[1], [0]]
+    assert answer.as_numpy("class").tolist() == [[b"high"], [b"low"]]
