@@ -423,6 +423,7 @@ KINDS = (
             field("model", "model"),
             field("version", "version", right=True),
             field("state", "state"),
+            field("format", "format"),
             field("dataset version", "lineage.dataset_version.version", right=True),
             field("job", "lineage.job"),
             field("created", "create_time"),

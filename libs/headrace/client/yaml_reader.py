@@ -82,8 +82,10 @@ class Place:
 class Document:
     """One YAML document. Readers answer a stand-in where the file is wrong; `check` raises at the end."""
 
-    def __init__(self, text: str, name: str) -> None:
+    def __init__(self, text: str, name: str, *, reason: str = "INVALID_PIPELINE_FILE") -> None:
+        """`name` stands for the file in errors, and `reason` is their code."""
         self._name = name
+        self._reason = reason
         self._problems: list[tuple[Place | None, str, str]] = []
         self._nodes = 0
         self.places: dict[str, Place] = {}
@@ -92,7 +94,7 @@ class Document:
         self._refuse_lone_surrogates()
 
     def check(self) -> None:
-        """Raise InvalidArgument/INVALID_PIPELINE_FILE with every mistake found, the first one as message."""
+        """Raise InvalidArgument with every mistake found, the first one as message."""
         if not self._problems:
             return
         fields = [
@@ -101,9 +103,7 @@ class Document:
         where, path, text = self._located()[0]
         more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
         subject = f"{path}: " if path else ""
-        raise InvalidArgument(
-            "INVALID_PIPELINE_FILE", f"{self._name}:{where}: {subject}{text}{more}", fields=fields
-        )
+        raise InvalidArgument(self._reason, f"{self._name}:{where}: {subject}{text}{more}", fields=fields)
 
     def fail(self, place: Place, text: str) -> None:
         """Note a mistake at a place."""
@@ -306,14 +306,12 @@ class Document:
             mark = error.problem_mark or error.context_mark
             where = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
             message = ", ".join(part for part in (error.context, error.problem) if part)
-            raise InvalidArgument(
-                "INVALID_PIPELINE_FILE", f"{self._name}:{where}: not YAML: {message}"
-            ) from error
+            raise InvalidArgument(self._reason, f"{self._name}:{where}: not YAML: {message}") from error
         except yaml.YAMLError as error:
-            raise InvalidArgument("INVALID_PIPELINE_FILE", f"{self._name}: not YAML: {error}") from error
+            raise InvalidArgument(self._reason, f"{self._name}: not YAML: {error}") from error
         if len(documents) != 1 or documents[0] is None:
             raise InvalidArgument(
-                "INVALID_PIPELINE_FILE", f"{self._name}: holds {len(documents)} documents; one is wanted"
+                self._reason, f"{self._name}: holds {len(documents)} documents; one is wanted"
             )
         return documents[0]
 

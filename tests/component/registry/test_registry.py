@@ -230,6 +230,19 @@ async def test_a_version_that_misses_a_gate_is_refused_with_the_reason(
     assert told == ["model-changed", "model-version-registered", "model-version-refused"]
 
 
+async def test_a_versions_format_is_the_newest_requests(
+    stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str
+) -> None:
+    await stub.ApplyModel(api.ApplyModelRequest(name=model))
+    request = creation(model, "r1")
+    for form in (api.MODEL_FORMAT_TORCHSCRIPT, api.MODEL_FORMAT_ONNX):
+        request.format = form
+        assert (await stub.CreateModelVersion(request)).format == form
+    assert (await register(stub, model, 1)).format == api.MODEL_FORMAT_ONNX
+    stored = await stub.GetModelVersion(api.GetModelVersionRequest(model=model, version=1))
+    assert stored.format == api.MODEL_FORMAT_ONNX
+
+
 async def test_damaged_bytes_are_refused_and_leave_nothing(
     stub: registry_pb2_grpc.RegistryServiceAsyncStub, model: str, shared_store_uri: str
 ) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from headrace.errors import FailedPrecondition, NotFound
+from headrace.model_formats import ModelFormat
 from headrace.registry.domain.gates import Gate
 from headrace.registry.domain.models import (
     CHAMPION,
@@ -55,6 +56,12 @@ def test_closing_judges_and_keeps_the_verdict(accuracy: float, state: VersionSta
 def test_closing_names_every_artifact_that_is_missing() -> None:
     with pytest.raises(FailedPrecondition, match=r"has no artifact a\.txt, b\.txt") as missing:
         closed(version(), model(), ("b.txt", "model.onnx", "a.txt"), NOW)
+    assert missing.value.reason == "ARTIFACT_MISSING"
+
+
+def test_closing_asks_for_the_file_of_the_versions_format() -> None:
+    with pytest.raises(FailedPrecondition, match=r"has no artifact model\.pt;") as missing:
+        closed(replace(version(), format=ModelFormat.TORCHSCRIPT), model(), (), NOW)
     assert missing.value.reason == "ARTIFACT_MISSING"
 
 
