@@ -97,6 +97,8 @@ lock: $(UV)
 	$(COMPILE) deploy/docker/build.in --output-file deploy/docker/build.lock
 	$(COMPILE:3.11=3.12) deploy/triton/runtime.in --constraint deploy/triton/requirements.lock \
 		--output-file deploy/docker/triton.lock
+	$(COMPILE:3.11=3.12) deploy/triton/torch.in --constraint requirements.lock \
+		--output-file deploy/docker/torch.lock
 	for service in $(SERVICES); do \
 		$(COMPILE) pyproject.toml --extra $$service --constraint requirements.lock \
 			--output-file deploy/docker/$$service.lock || exit 1; \
