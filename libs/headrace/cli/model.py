@@ -87,7 +87,9 @@ def deploy(
             show_document({"deployment": called, "model": name, "created": made}, output)
             return
         told = "serves" if made else "already serves"
-        console.print(f"{called} {told} {name}; `headrace rollout status {called} --watch` follows it")
+        console.print(
+            f"deployment {called} {told} model {name}; `headrace rollout status {called} --watch` follows it"
+        )
 
     run(data, command)
 

@@ -41,12 +41,19 @@ def read_signature(path: Path) -> registry.Signature:
     signature = registry.Signature(
         inputs=_tensors(document, entries.get("inputs")),
         outputs=_tensors(document, entries.get("outputs")),
-        classes=[json.dumps(document.plain(item)) for item in document.items(entries.get("classes"))],
+        classes=[_class(document, item) for item in document.items(entries.get("classes"))],
     )
     if len(set(signature.classes)) != len(signature.classes):
         document.fail(entries["classes"], "a class stands here twice")
     document.check()
     return signature
+
+
+def _class(document: Document, place: Place) -> str:
+    value = document.plain(place)
+    if not isinstance(value, str | int | float):
+        document.fail(place, "must be a text or a number")
+    return json.dumps(value)
 
 
 def _tensors(document: Document, place: Place | None) -> list[registry.TensorSpec]:

@@ -145,6 +145,12 @@ def test_a_deployment_that_serves_the_model_is_left_as_it_is(services: Services,
         "GetDeployment": found,
         "ApplyDeployment": apply,
     }
-    assert "live serves mine" in headrace("model", "deploy", "mine", "--deployment", "live").output
-    assert "live already serves mine" in headrace("model", "deploy", "mine", "--deployment", "live").output
+    assert (
+        "deployment live serves model mine"
+        in headrace("model", "deploy", "mine", "--deployment", "live").output
+    )
+    assert (
+        "deployment live already serves model mine"
+        in headrace("model", "deploy", "mine", "--deployment", "live").output
+    )
     assert [(it.name, it.model) for it in deployed] == [("live", "mine")]

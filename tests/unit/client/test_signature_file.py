@@ -40,6 +40,7 @@ def test_a_signature_is_read(tmp_path: Path) -> None:
         ("[-1, 4]", "[-1, 0]", "sizes from 1, or -1 for any"),
         ("FP32", "FLOAT", "must be one of BOOL"),
         ("[setosa, 2, true]", "[setosa, setosa]", "a class stands here twice"),
+        ("[setosa, 2, true]", "[setosa, [2]]", "must be a text or a number"),
         ("classes:", "klasses:", "did you mean 'classes'"),
         ("inputs:\n  - {name: features, datatype: FP32, shape: [-1, 4]}", "inputs: []", "one tensor or more"),
         (
