@@ -6,6 +6,7 @@ GPU where there is one that the format's library can use.
 
 import os
 import sys
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -39,6 +40,9 @@ class _Torch:
     """A program of PyTorch's. Inputs go by position; outputs come by position, or in a dictionary by name."""
 
     def __init__(self, read, path, inputs, outputs):
+        # Before PyTorch is imported, which takes seconds.
+        if not zipfile.is_zipfile(path):
+            raise ValueError("its file is no archive, as torch.jit.save and torch.export.save write")
         self._torch = _torch()
         # As of ONNX.
         self._torch.set_num_threads(1)

@@ -70,7 +70,7 @@ def triton_input(rows: np.ndarray) -> triton.InferInput:
 @pytest.mark.parametrize(
     ("form", "broken", "why"),
     [
-        (ModelFormat.TORCHSCRIPT, b"no program at all", "not a ZIP archive"),
+        (ModelFormat.TORCHSCRIPT, b"no program at all", "no archive"),
         # One that answers single rows, and would fail as soon as requests meet.
         (ModelFormat.TORCH_EXPORT, scores_program(ModelFormat.TORCH_EXPORT, rows=1), "Guard failed"),
     ],

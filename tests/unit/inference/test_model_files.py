@@ -106,9 +106,15 @@ def test_a_missing_output_is_said(model_files: ModuleType, tmp_path: Path) -> No
         model_files.load("TORCH_EXPORT", str(path), ["features"], ["other"])(ROWS)
 
 
+def test_a_file_that_is_no_program_is_said(model_files: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="its file is no archive"):
+        model_files.load("TORCHSCRIPT", str(written(tmp_path, b"no program")), ["features"], ["scores"])
+
+
 def test_without_pytorch_it_is_said_where_to_put_it(
-    model_files: ModuleType, monkeypatch: pytest.MonkeyPatch
+    model_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = written(tmp_path, scores_program(ModelFormat.TORCH_EXPORT))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match="HEADRACE_TORCH_PATH tells Triton in which folder it is"):
-        model_files.load("TORCH_EXPORT", "model.pt2", ["features"], ["scores"])
+        model_files.load("TORCH_EXPORT", str(path), ["features"], ["scores"])

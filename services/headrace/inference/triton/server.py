@@ -11,8 +11,8 @@ from headrace.inference.triton.liveness import Liveness
 from headrace.inference.use_cases.ports import LoadError
 
 CALL_SECONDS = 5.0
-# A model's own process is started, and imports what it needs.
-LOAD_SECONDS = 120.0
+# A model's own process is started, and imports what it needs: PyTorch takes minutes on a busy machine.
+LOAD_SECONDS = 600.0
 
 
 class TritonServer:
@@ -56,6 +56,8 @@ class TritonServer:
         try:
             await self._stub.RepositoryModelLoad(request, timeout=LOAD_SECONDS)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise LoadError(f"it was not loaded within {LOAD_SECONDS:.0f} s") from error
             details = error.details() or ""
             # Triton's own refusals name the model; a connection that broke while it loaded decides nothing.
             if error.code() is grpc.StatusCode.UNAVAILABLE and f"'{deployment}'" not in details:
