@@ -12,7 +12,7 @@ from headrace.inference.use_cases.ports import LoadError
 
 CALL_SECONDS = 5.0
 # A model's own process is started, and imports what it needs: PyTorch takes minutes on a busy machine.
-LOAD_SECONDS = 600.0
+LOAD_SECONDS = 300.0
 
 
 class TritonServer:
