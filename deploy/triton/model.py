@@ -1,7 +1,7 @@
 """What answers requests inside Triton: a model, the prediction log, and the request's span.
 
 Triton's Python backend runs one process of this for each instance of a model version. The inference service
-copies it and its neighbours beside the model's file, says in `serving.json` what that is, and names the
+copies it and its neighbours beside the model's file, says in `version.json` what that is, and names the
 deployment and the topic in the model's configuration. It runs in Triton's own environment (numpy 1,
 onnxruntime, confluent-kafka) and imports nothing of Headrace.
 
@@ -72,18 +72,18 @@ class TritonPythonModel:
         """Load the model and try it; raising here makes Triton refuse the version."""
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
-        serving = json.loads((folder / "serving.json").read_bytes())
-        self._classes = ClassNames(**serving["classes"])
+        version = json.loads((folder / "version.json").read_bytes())
+        self._classes = ClassNames(**version["classes"])
         self._inputs = [entry["name"] for entry in config["input"]]
         self._promised = [entry["name"] for entry in config["output"]]
         # Shapes of one row as the client sees them: a model's vector output is a column there.
         self._outputs = {
             entry["name"]: [int(size) for size in entry["dims"]]
             for entry in config["output"]
-            if entry["name"] not in serving["classes"]["added"]
+            if entry["name"] not in version["classes"]["added"]
         }
         self._model = model_files.load(
-            serving["format"], folder / serving["file"], self._inputs, list(self._outputs)
+            version["format"], folder / version["file"], self._inputs, list(self._outputs)
         )
         self._try(config)
         # How long the batch before took: so long at most the next one waited here.

@@ -22,7 +22,7 @@ MAX_BATCH_SIZE = 64
 MAX_BATCH_VALUES = 1 << 24
 
 # What model.py is told of its version.
-SERVING = "serving.json"
+VERSION = "version.json"
 # The names that Triton's own classification answers with; one file for all versions.
 LABELS = "labels.txt"
 
@@ -70,7 +70,7 @@ class ModelRepository:
             _replace(model, data)
         for source in sorted(deploy_path("triton").glob("*.py")):
             _replace(folder / source.name, source.read_bytes())
-        _replace(folder / SERVING, serving(version).encode())
+        _replace(folder / VERSION, version_document(version).encode())
 
     async def _fetch(self, uri: str) -> bytes:
         try:
@@ -80,7 +80,7 @@ class ModelRepository:
             raise LoadError(str(error)) from error
 
 
-def serving(version: ServedVersion) -> str:
+def version_document(version: ServedVersion) -> str:
     """What `deploy/triton/model.py` is told of its version, as JSON."""
     names = class_names(version)
     return json.dumps(
