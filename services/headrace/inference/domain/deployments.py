@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
+from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout
+
+ANSWER: Final = "label"
+"""The output that is a classifier's answer; of other models it is the first one that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,8 @@ class Tensor:
 class ServedVersion:
     """A promoted model version: where its file lies, and what it takes and gives.
 
-    `dataset`: which one it was trained on; empty where that is not known.
+    `dataset`, `dataset_version`: what it was trained on; empty and 0 where that is not known. `features`, `texts`: the
+    dataset's fields in the order of the columns of the inputs of these names.
     """
 
     model: str
@@ -39,6 +45,9 @@ class ServedVersion:
     signature: bytes
     traceparent: str
     dataset: str = ""
+    dataset_version: int = 0
+    features: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,7 @@ class Deployment:
     rollout: Rollout | None = None
     message: str = ""
     deleted: bool = False
+    drift: DriftRules = DriftRules()
 
     @property
     def stable(self) -> int:

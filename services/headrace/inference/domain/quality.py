@@ -36,13 +36,17 @@ def in_answers_terms(counts: Iterable[Met], classes: Sequence[str]) -> list[Cell
         return [
             Cell(met.answer, met.label, met.count) for met in counts if isinstance(met.label, int | float)
         ]
+    answers = answers_of(classes)
+    # By its text too: feedback may well call class 1 "1".
+    answered = {text: answers[json.loads(text)] for text in classes} | answers
+    return [Cell(met.answer, answered.get(met.label, math.nan), met.count) for met in counts]
+
+
+def answers_of(classes: Sequence[str]) -> dict[float | str, float]:
+    """How a model of these classes (JSON texts) answers each of them, by its value."""
     values = [json.loads(text) for text in classes]
     whole = all(isinstance(value, int) for value in values)
-    answered: dict[float | str, float] = {}
-    for place, (text, value) in enumerate(zip(classes, values, strict=True)):
-        # By its text too: feedback may well call class 1 "1".
-        answered |= {text: float(value if whole else place), value: float(value if whole else place)}
-    return [Cell(met.answer, answered.get(met.label, math.nan), met.count) for met in counts]
+    return {value: float(value if whole else place) for place, value in enumerate(values)}
 
 
 def classification(cells: Iterable[Cell]) -> dict[str, float]:
