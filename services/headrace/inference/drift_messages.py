@@ -8,7 +8,7 @@ from typing import Final
 from headrace.api.inference.v1 import drift_pb2 as api
 from headrace.api.scheduling.v1 import drift_pb2 as scheduling
 from headrace.events.inference.v1 import events_pb2
-from headrace.inference.domain.drift import DriftRules, Finding
+from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules, Finding
 from headrace.inference.domain.drift_watch import Episode, WindowResult
 from headrace.inference.use_cases.watch_drift import DriftReport
 from headrace.rpc.convert import from_duration, to_duration, to_timestamp
@@ -19,7 +19,7 @@ _TOLD: Final = 100
 
 def rules_from(spec: scheduling.DriftSpec) -> DriftRules:
     """How a deployment is watched, defaults for what is not said. Raises InvalidArgument/INVALID_DRIFT."""
-    defaults = DriftRules()
+    defaults = DEFAULT_RULES
     return DriftRules(
         requests=spec.requests or defaults.requests,
         every=from_duration(spec.every) if spec.HasField("every") else defaults.every,
@@ -79,7 +79,7 @@ def window_message(window: WindowResult, findings: Iterable[Finding]) -> api.Dri
 
 def episode_message(episode: Episode) -> api.DriftEpisode:
     """An episode."""
-    return api.DriftEpisode(
+    message = api.DriftEpisode(
         id=episode.id,
         deployment=episode.deployment,
         model=episode.model,
@@ -89,10 +89,10 @@ def episode_message(episode: Episode) -> api.DriftEpisode:
         columns=episode.columns[:_TOLD],
         begin_time=to_timestamp(episode.begin_time),
         end_time=to_timestamp(episode.end_time),
-        end_reason=(
-            api.DriftEndReason.Value(f"DRIFT_END_REASON_{episode.end_reason}") if episode.end_reason else None
-        ),
     )
+    if episode.end_reason:
+        message.end_reason = api.DriftEndReason.Value(f"DRIFT_END_REASON_{episode.end_reason}")
+    return message
 
 
 def drift_detected(episode: Episode, window: WindowResult) -> events_pb2.DriftDetected:

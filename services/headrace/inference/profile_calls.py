@@ -62,7 +62,7 @@ async def profile_client(target: str) -> AsyncIterator[GrpcProfiles]:
 
 
 def reference_of(profile: versions_pb2.Profile, label: str, classes: Sequence[str]) -> Reference:
-    """A profile as requests are compared with it; the label's values as a model of these classes answers them."""
+    """A profile as requests are compared with it; the label's values as a model of these classes answers."""
     columns = {field.name: _column(field, profile.rank_error) for field in profile.fields}
     described = next((field for field in profile.fields if field.name == label), None)
     answers = None

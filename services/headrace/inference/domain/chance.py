@@ -27,10 +27,10 @@ def kolmogorov_tail(distance: float, size: float) -> float:
 
 def chi_square_tail(statistic: float, freedom: int) -> float:
     """The probability of at least such a sum of squares of `freedom` standard normal numbers; 1 of none."""
-    if freedom < 1 or statistic <= 0:
-        return 1.0
     half = statistic / 2
-    # For a whole number of degrees the incomplete gamma function is a finite sum (Abramowitz and Stegun, 26.4.4 and 26.4.5).
+    if freedom < 1 or half <= 0:
+        return 1.0
+    # Of a whole number of degrees it is a finite sum (Abramowitz and Stegun, 26.4.4 and 26.4.5).
     if freedom % 2:
         first, powers = math.erfc(math.sqrt(half)), [k + 0.5 for k in range((freedom - 1) // 2)]
     else:

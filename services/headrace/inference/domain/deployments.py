@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from headrace.inference.domain.drift import DriftRules
+from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout
 
 ANSWER: Final = "label"
@@ -31,8 +31,8 @@ class Tensor:
 class ServedVersion:
     """A promoted model version: where its file lies, and what it takes and gives.
 
-    `dataset`, `dataset_version`: what it was trained on; empty and 0 where that is not known. `features`, `texts`: the
-    dataset's fields in the order of the columns of the inputs of these names.
+    `dataset`, `dataset_version`: what it was trained on; empty and 0 where that is not known. `features`,
+    `texts`: the dataset's fields in the order of the columns of the inputs of these names.
     """
 
     model: str
@@ -64,7 +64,7 @@ class Deployment:
     rollout: Rollout | None = None
     message: str = ""
     deleted: bool = False
-    drift: DriftRules = DriftRules()
+    drift: DriftRules = DEFAULT_RULES
 
     @property
     def stable(self) -> int:

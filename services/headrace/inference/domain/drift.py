@@ -43,7 +43,7 @@ _TENTHS: Final = tuple(tenth / 10 for tenth in range(1, 10))
 _LEAST_EXPECTED: Final = 5.0
 
 
-class Test(enum.StrEnum):
+class Comparison(enum.StrEnum):
     """How a column is compared."""
 
     KOLMOGOROV_SMIRNOV = "KOLMOGOROV_SMIRNOV"
@@ -90,6 +90,9 @@ class DriftRules:
             yield FieldViolation(
                 "drift.confidence", f"is a probability from 0.5 to below 1, not {self.confidence:g}"
             )
+
+
+DEFAULT_RULES: Final = DriftRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ class Finding:
     """One column's comparison. `p_value` is adjusted for all that was compared in the window."""
 
     column: str
-    test: Test
+    test: Comparison
     statistic: float
     p_value: float
     psi: float
@@ -183,9 +186,7 @@ def _comparisons(reference: Reference, window: Window) -> Iterator[Finding]:
         yield from _chi_square(PREDICTION, reference.answers, window.answers)
 
 
-def _compared(
-    name: str, column: Column, missing: int, present: Floats | Sequence[str]
-) -> Iterator[Finding]:
+def _compared(name: str, column: Column, missing: int, present: Floats | Sequence[str]) -> Iterator[Finding]:
     match column.of:
         case Numbers() if isinstance(present, np.ndarray):
             yield from kolmogorov_smirnov(name, column.of, present)
@@ -193,7 +194,7 @@ def _compared(
             yield from _chi_square(name, column.of, [_plain(value) for value in present])
     if column.of is not None and (missing or column.missing):
         yield from _two_samples(
-            name, Test.MISSING, [column.of.count, column.missing], [len(present), missing]
+            name, Comparison.MISSING, [column.of.count, column.missing], [len(present), missing]
         )
 
 
@@ -225,7 +226,7 @@ def kolmogorov_smirnov(name: str, reference: Numbers, sample: Floats) -> Iterato
     expected = np.diff(table.up_to(edges), prepend=0.0, append=1.0)
     actual = np.diff(np.searchsorted(ordered, edges, side="right") / len(ordered), prepend=0.0, append=1.0)
     yield Finding(
-        name, Test.KOLMOGOROV_SMIRNOV, distance, kolmogorov_tail(distance, size), _index(expected, actual)
+        name, Comparison.KOLMOGOROV_SMIRNOV, distance, kolmogorov_tail(distance, size), _index(expected, actual)
     )
 
 
@@ -242,9 +243,7 @@ class _Table:
         """The share of the values that are not above each point, at least."""
         return self._before(np.searchsorted(self.values, points, side="right"))
 
-    def between(
-        self, points: Floats, side: Side
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def between(self, points: Floats, side: Side) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Bounds of the share of values up to each point (right), or below it (left)."""
         place = np.searchsorted(self.values, points, side=side)
         return self._before(place), self._ranks[np.minimum(place, len(self._ranks) - 1)]
@@ -268,13 +267,13 @@ def _chi_square(name: str, reference: Values, sample: Sequence[Value]) -> Iterat
     new = [seen[value] for value in known]
     yield from _two_samples(
         name,
-        Test.CHI_SQUARE,
+        Comparison.CHI_SQUARE,
         [*old, max(0, reference.count - sum(old))],
         [*new, len(sample) - sum(new)],
     )
 
 
-def _two_samples(name: str, test: Test, old: Sequence[int], new: Sequence[int]) -> Iterator[Finding]:
+def _two_samples(name: str, test: Comparison, old: Sequence[int], new: Sequence[int]) -> Iterator[Finding]:
     """Pearson's chi-square of two samples' counts; what is rare is counted together."""
     counts = np.array([old, new], np.float64)
     totals = counts.sum(axis=1)

@@ -10,10 +10,9 @@ from typing import Final
 
 from headrace.inference.domain.drift import DriftRules, Finding
 
-
 NOTHING_COMPARED: Final = (
-    "nothing could be compared: the model's inputs are no columns of its dataset, as those of images are not, or "
-    "its dataset version has too few rows"
+    "nothing could be compared: the model's inputs are no columns of its dataset, as those of images are "
+    "not, or its dataset version has too few rows"
 )
 
 

@@ -48,9 +48,7 @@ class PostgresDrift:
 
     async def request_count(self, deployment: str, version: int, since: datetime, at_most: int) -> int:
         """Requests that the version answered after that moment, counted no further than `at_most`."""
-        count: int = await self._pool.fetchval(
-            QUERIES["count_requests"], deployment, version, since, at_most
-        )
+        count: int = await self._pool.fetchval(QUERIES["count_requests"], deployment, version, since, at_most)
         return count
 
     async def newest_requests(
@@ -78,8 +76,7 @@ class PostgresDrift:
     async def episodes(self, deployment: str, limit: int) -> Sequence[Episode]:
         """A deployment's episodes, newest first."""
         return [
-            _episode(row)
-            for row in await self._pool.fetch(QUERIES["list_drift_episodes"], deployment, limit)
+            _episode(row) for row in await self._pool.fetch(QUERIES["list_drift_episodes"], deployment, limit)
         ]
 
     async def last_window(self, deployment: str, version: int) -> WindowResult | None:
@@ -129,9 +126,7 @@ class PostgresDrift:
     async def forget(self, watch: Watch, ended: Episode | None) -> None:
         """Remove the watch of a deployment that is gone, and tell that its episode has ended."""
         async with transaction(self._pool) as connection:
-            gone = await connection.fetchval(
-                QUERIES["delete_drift_watch"], watch.deployment, watch.revision
-            )
+            gone = await connection.fetchval(QUERIES["delete_drift_watch"], watch.deployment, watch.revision)
             if gone and ended is not None:
                 await _tell(connection, ended, None)
 

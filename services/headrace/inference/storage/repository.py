@@ -13,7 +13,7 @@ from headrace.api.registry.v1 import registry_pb2
 from headrace.errors import NotFound
 from headrace.inference.domain.analysis import BUCKETS_PER_DOUBLING, DEFAULT_ANALYSIS, Analysis, Judgement
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
-from headrace.inference.domain.drift import DriftRules
+from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
 from headrace.inference.domain.sequential import Tally
@@ -305,7 +305,7 @@ class Repository:
                 rollout=last.get(row["name"]),
                 message=row["message"],
                 deleted=row["deleted"],
-                drift=_DRIFT_RULES.validate_python(row["drift"]) if row["drift"] else DriftRules(),
+                drift=_DRIFT_RULES.validate_python(row["drift"]) if row["drift"] else DEFAULT_RULES,
             )
             for row in rows
         ]

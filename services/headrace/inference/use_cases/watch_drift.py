@@ -103,9 +103,7 @@ class WatchDrift:
     async def _watch(self, deployment: Deployment, version: ServedVersion, watch: Watch | None) -> None:
         rules, now = deployment.drift, self._clock()
         if watch is None or watch.version != version.version:
-            begun = Watch(
-                deployment.name, version.version, now, revision=watch.revision if watch else 0
-            )
+            begun = Watch(deployment.name, version.version, now, revision=watch.revision if watch else 0)
             ended = await self._ended(watch, EndReason.REPLACED) if watch else None
             await self._store.save(begun, None, ended)
             return
