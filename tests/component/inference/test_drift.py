@@ -45,7 +45,7 @@ SIGNATURE = registry_pb2.Signature(features=["radius"], classes=["0", "1"]).Seri
 
 @dataclass
 class Watched:
-    """A deployment in a database of the test's own, its requests, and the profile of what it was trained on."""
+    """A deployment in a database of the test's own, and what its version was trained on."""
 
     pool: Pool
     profile: Reference | HeadraceError = TRAINED_ON
@@ -165,7 +165,9 @@ async def test_a_request_for_many_rows_counts_by_its_rows(watched: Watched) -> N
     assert (window.requests, window.rows) == (5, 100)
 
 
-async def test_another_versions_episode_is_over_and_its_windows_are_not_the_new_ones(watched: Watched) -> None:
+async def test_another_versions_episode_is_over_and_its_windows_are_not_the_new_ones(
+    watched: Watched,
+) -> None:
     for _ in range(2):
         await watched.window(shift=2)
     await watched.deploy(2, dataset_version=8)

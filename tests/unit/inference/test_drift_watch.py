@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.inference.domain.drift import DriftRules, Finding, Comparison
+from headrace.inference.domain.drift import Comparison, DriftRules, Finding
 from headrace.inference.domain.drift_watch import NOTHING_COMPARED, Watch, WindowResult, watched
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -225,9 +225,8 @@ def kolmogorov_smirnov(name: str, reference: Numbers, sample: Floats) -> Iterato
     edges = table.edges()
     expected = np.diff(table.up_to(edges), prepend=0.0, append=1.0)
     actual = np.diff(np.searchsorted(ordered, edges, side="right") / len(ordered), prepend=0.0, append=1.0)
-    yield Finding(
-        name, Comparison.KOLMOGOROV_SMIRNOV, distance, kolmogorov_tail(distance, size), _index(expected, actual)
-    )
+    tail, psi = kolmogorov_tail(distance, size), _index(expected, actual)
+    yield Finding(name, Comparison.KOLMOGOROV_SMIRNOV, distance, tail, psi)
 
 
 class _Table:
