@@ -132,9 +132,8 @@ class Retraining(google.protobuf.message.Message):
     dataset_version: builtins.int
     state: Global___RetrainingState.ValueType
     reason: builtins.str
-    """Stable code while it waits or where it was withdrawn: COOLING_DOWN, DAILY_LIMIT, NO_NEW_DATA (the newest version is the one that
-    was trained on), DATASET_VERSION_BLOCKED, ALREADY_TRAINED (the newest version has its job), UNDECIDED;
-    DRIFT_ENDED, NOT_WANTED.
+    """Stable code while it waits: COOLING_DOWN, DAILY_LIMIT, NO_NEW_DATA (the newest version is what was trained on, or its
+    own job has ended), DATASET_VERSION_BLOCKED, UNDECIDED; where it was withdrawn: DRIFT_ENDED, NOT_WANTED.
     """
     message: builtins.str
     """The same for people."""
