@@ -105,7 +105,8 @@ class RetrainOnDrift:
             if obstacle is not None:
                 await self._note(transaction, wish.episode, obstacle)
                 return False
-        return self._clock() >= self._due.get(wish.episode, self._clock())
+        due = self._due.get(wish.episode)
+        return due is None or self._clock() >= due
 
     async def _start(self, wish: Retraining) -> None:
         """Start a job on the newest data, if there is any that is newer than what drifts was trained on."""
