@@ -24,7 +24,7 @@ DOCUMENTS = sorted(
 )
 # Pages that name, for each thing that they promise, what shows it.
 KAFKA_INFERENCE = ROOT / "docs" / "kafka-inference.md"
-PAGES = [ROOT / "docs" / name for name in ("inference.md", "ingestion.md", "rollouts.md")]
+PAGES = [ROOT / "docs" / name for name in ("drift.md", "inference.md", "ingestion.md", "rollouts.md")]
 GUARANTEES = pytest.mark.parametrize("page", [*PAGES, KAFKA_INFERENCE], ids=lambda page: page.name)
 NAMED_TEST = re.compile(r"`((?:component|contract|e2e|fuzz|unit)/[\w/]+(?:\.py)?)(?:::(\w+))?`")
 NAMED_SCRIPT = re.compile(r"`(benchmarks/\w+\.py)[` ]")
