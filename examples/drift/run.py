@@ -1,9 +1,9 @@
-"""A scanner is replaced, its images come out larger, and the platform helps itself: it notices, trains, canaries, recovers.
+"""A scanner is replaced, and its images come out larger: the platform notices, trains, canaries and recovers.
 
 Usage: python examples/drift/run.py [--data FOLDER]   (start a stack with `headrace up` first)
 
-Patients are those of Wisconsin Diagnostic Breast Cancer, in an endless random order. The model is asked about each of
-them, and what the biopsy says follows as a sample. Nobody but the platform does anything about the drift.
+Patients are those of Wisconsin Diagnostic Breast Cancer, in an endless random order. The model is asked about
+each of them, and what the biopsy says follows as a sample. Nobody but the platform does anything about the drift.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ class Clinic:
         data = load_breast_cancer()
         self._client = client
         self._name = name
-        self._names = [
-            f"mean_{text.removeprefix('mean ').replace(' ', '_')}" for text in data.feature_names[:10]
-        ]
+        self._names = [text.replace(" ", "_") for text in data.feature_names[:10]]
         self._measured: NDArray[np.float64] = data.data[:, :10]
         # The data set calls benign 1.
         self._malignant = data.target == 0
