@@ -3,7 +3,7 @@
 Usage: python examples/drift/run.py [--data FOLDER]   (start a stack with `headrace up` first)
 
 Patients are those of Wisconsin Diagnostic Breast Cancer, in an endless random order. The model is asked about
-each of them, and what the biopsy says follows as a sample. Nobody but the platform does anything about the drift.
+each of them, and what the biopsy says follows as a sample. Nobody but the platform does anything about it.
 """
 
 from __future__ import annotations
