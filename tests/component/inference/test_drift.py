@@ -165,7 +165,7 @@ async def test_a_request_for_many_rows_counts_by_its_rows(watched: Watched) -> N
     assert (window.requests, window.rows) == (5, 100)
 
 
-async def test_another_versions_episode_is_over_and_its_windows_are_not_the_new_ones(
+async def test_another_versions_episode_is_over_and_its_windows_are_its_own(
     watched: Watched,
 ) -> None:
     for _ in range(2):

@@ -18,7 +18,7 @@ def kolmogorov_tail(distance: float, size: float) -> float:
     """
     root = math.sqrt(size)
     scaled = (root + 0.12 + 0.11 / root) * distance
-    # Where the series needs more terms, the probability is 1 in all digits.
+    # Where the series converges slowly, the probability is 1 to twelve digits.
     if scaled < 0.2:
         return 1.0
     terms = ((-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, _TERMS))
