@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+import pytest
 from tests.unit.inference.test_drift_watch import BEGAN
 
+from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc, versions_pb2, versions_pb2_grpc
+from headrace.errors import NotFound
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.drift import Column, DriftRules, Numbers, Values, judge
-from headrace.inference.profile_calls import RANKS, reference_of
+from headrace.inference.profile_calls import RANKS, profile_client, reference_of
 from headrace.inference.use_cases.drift_ports import LoggedRequest
 from headrace.inference.use_cases.drift_windows import window_of
 from headrace.ingestion.domain.columnar import stored_schema
 from headrace.ingestion.domain.profile import extended
 from headrace.ingestion.domain.schema import Field, FieldType, Schema
 from headrace.ingestion.profile_translation import profile_to_message
+from headrace.rpc.server import ServiceBinding, serve
+from headrace.runtime.health import Health
 
 FIELDS = (
     Field("radius", FieldType.FLOAT64, nullable=True),
@@ -47,9 +55,8 @@ def table(seed: int, rows: int = 2000) -> pa.RecordBatch:
     )
 
 
-REFERENCE = reference_of(
-    profile_to_message(extended(None, SCHEMA, [table(1)]), RANKS), "sick", VERSION.classes
-)
+TRAINED_ON = extended(None, SCHEMA, [table(1)])
+REFERENCE = reference_of(profile_to_message(TRAINED_ON, RANKS), "sick", VERSION.classes)
 
 
 def asked(batch: pa.RecordBatch) -> LoggedRequest:
@@ -80,6 +87,9 @@ def test_columns_are_numbers_or_values_as_their_types_say() -> None:
         "sick": Values,
     }
     assert REFERENCE.columns["radius"].missing == 200
+    radius = REFERENCE.columns["radius"].of
+    assert isinstance(radius, Numbers)
+    assert radius.ranks == RANKS
     assert REFERENCE.answers is not None
     assert set(REFERENCE.answers.counts) == {0.0, 1.0}
 
@@ -102,3 +112,39 @@ def test_what_cannot_be_compared_is_left_out() -> None:
 
 def test_a_column_of_which_nothing_is_known_is_none() -> None:
     assert REFERENCE.columns["id"] == Column(None)
+
+
+class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer, versions_pb2_grpc.DatasetVersionServiceServicer):
+    """Knows one version of one dataset."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def GetDataset(self, request: Any, context: Any) -> ingestion_pb2.Dataset:
+        return ingestion_pb2.Dataset(schema=ingestion_pb2.Schema(label=ingestion_pb2.Field(name="sick")))
+
+    async def GetProfile(self, request: Any, context: Any) -> versions_pb2.Profile:
+        self.asked += 1
+        if (request.dataset, request.version.number) != ("scans", 7):
+            raise NotFound("VERSION_EXPIRED", "it was forgotten")
+        return profile_to_message(TRAINED_ON, request.ranks)
+
+
+async def test_a_profile_is_asked_for_once_and_what_keeps_it_away_is_told() -> None:
+    ingestion = Ingestion()
+    services = (
+        (ingestion_pb2_grpc.add_IngestionServiceServicer_to_server, "IngestionService"),
+        (versions_pb2_grpc.add_DatasetVersionServiceServicer_to_server, "DatasetVersionService"),
+    )
+    bindings = [ServiceBinding(add, ingestion, f"headrace.api.ingestion.v1.{name}") for add, name in services]
+    version = replace(VERSION, dataset="scans", dataset_version=7)
+    async with (
+        serve("127.0.0.1:0", bindings, health=Health(), drain_seconds=0.2) as server,
+        profile_client(f"127.0.0.1:{server.port}") as profiles,
+    ):
+        assert await profiles.reference(version) == REFERENCE
+        assert await profiles.reference(version) == REFERENCE
+        assert ingestion.asked == 1
+        with pytest.raises(NotFound) as caught:
+            await profiles.reference(replace(version, version=2, dataset_version=8))
+    assert caught.value.reason == "VERSION_EXPIRED"
