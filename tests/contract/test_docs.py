@@ -22,10 +22,10 @@ DOCUMENTS = sorted(
     ]
     if "node_modules" not in path.parts
 )
-# Pages that name, for each thing that they promise, what shows it.
 KAFKA_INFERENCE = ROOT / "docs" / "kafka-inference.md"
-PAGES = [ROOT / "docs" / name for name in ("inference.md", "ingestion.md", "model-formats.md", "rollouts.md")]
-GUARANTEES = pytest.mark.parametrize("page", [*PAGES, KAFKA_INFERENCE], ids=lambda page: page.name)
+# Pages that name, for each thing that they promise, what shows it.
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "## How it is shown" in page.read_text()]
+GUARANTEES = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 NAMED_TEST = re.compile(r"`((?:component|contract|e2e|fuzz|unit)/[\w/]+(?:\.py)?)(?:::(\w+))?`")
 NAMED_SCRIPT = re.compile(r"`(benchmarks/\w+\.py)[` ]")
 

@@ -110,6 +110,10 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
     async def GetDataset(self, request: Any, context: Any) -> ingestion_pb2.Dataset:
         return ingestion_pb2.Dataset(name=request.name, schema=a_schema(), latest_version=self.latest_version)
 
+    async def CommitVersion(self, request: Any, context: Any) -> ingestion_pb2.DatasetVersion:
+        newest = ingestion_pb2.GetVersionRequest(dataset=request.dataset, version=self.latest_version)
+        return await self.GetVersion(newest, context)
+
     async def GetVersion(self, request: Any, context: Any) -> ingestion_pb2.DatasetVersion:
         if request.version > self.latest_version:
             raise errors.NotFound("DATASET_VERSION_NOT_FOUND", "there is no such version")

@@ -39,8 +39,13 @@ spec:
     seed: 1
   gates:
     - {metric: accuracy, split: test, min: 0.93}
-  deployment: {name: breast-cancer, rollout: {steps: [10, 50, 100], hold: 5s}}
-  retrain: {on: [dataset_version]}
+  deployment:
+    name: breast-cancer
+    rollout: {steps: [10, 50, 100], hold: 5s}
+    drift: {requests: 500, every: 1m, windows: 2, min_psi: 0.2, confidence: 0.99}     # the defaults
+  retrain:
+    on: [dataset_version]
+    drift: {cooldown: 1h, max_per_day: 3}         # the defaults; without `drift` alerts start nothing
 """
 
 from __future__ import annotations
@@ -54,6 +59,7 @@ from typing import Final, TypeVar
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
+from headrace.client.drift_rules import drift_retraining, drift_spec
 from headrace.client.quality_rules import quality_rule
 from headrace.client.rollout_rules import rollout_spec
 from headrace.client.yaml_reader import Document, Place
@@ -152,6 +158,7 @@ _MOVED: Final = tuple(
         (r"^spec\.resources\.memory_bytes$", "spec.training.resources.memory"),
         (r"^spec\.(resources|priority|deadline|max_retries)\b", r"spec.training.\1"),
         (r"^spec\.retrain_on_dataset_version$", "spec.retrain"),
+        (r"^spec\.retrain_on_drift\b", "spec.retrain.drift"),
     )
 )
 _PREPARED: Final = re.compile(r"spec\.training\.preparations\[(\d+)\]")
@@ -200,8 +207,8 @@ def _spec(document: Document, place: Place | None) -> scheduling.PipelineSpec:
     spec = scheduling.PipelineSpec(
         dataset=_dataset(document, entries.get("dataset")),
         gates=[_gate(document, gate) for gate in document.items(entries.get("gates"))],
-        retrain_on_dataset_version=_retrain(document, entries.get("retrain")),
     )
+    _retrain(document, entries.get("retrain"), spec)
     _training(document, entries.get("training"), spec)
     features = [feature.name for feature in spec.dataset.schema.features]
     _preprocess(document, entries.get("preprocess"), spec.training, features)
@@ -442,17 +449,21 @@ def _gate(document: Document, place: Place) -> scheduling.Gate:
 
 
 def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.DeploymentSpec:
-    entries = document.mapping(place, ("name", "rollout"), ("name",))
+    entries = document.mapping(place, ("name", "rollout", "drift"), ("name",))
     deployment = scheduling.PipelineSpec.DeploymentSpec(name=document.text(entries.get("name")))
     if (rollout := rollout_spec(document, entries.get("rollout"))) is not None:
         deployment.rollout.CopyFrom(rollout)
+    if "drift" in entries:
+        deployment.drift.CopyFrom(drift_spec(document, entries["drift"]))
     return deployment
 
 
-def _retrain(document: Document, place: Place | None) -> bool:
-    entries = document.mapping(place, ("on",))
+def _retrain(document: Document, place: Place | None, spec: scheduling.PipelineSpec) -> None:
+    entries = document.mapping(place, ("on", "drift"))
     triggers = [
         document.choice(trigger, {DATASET_VERSION: True}, default=False)
         for trigger in document.items(entries.get("on"))
     ]
-    return any(triggers)
+    spec.retrain_on_dataset_version = any(triggers)
+    if "drift" in entries:
+        spec.retrain_on_drift.CopyFrom(drift_retraining(document, entries["drift"]))

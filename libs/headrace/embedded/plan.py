@@ -227,6 +227,7 @@ class Plan:
                     "model_repository": str(self._models),
                     "envoy_address": f"{self.options.host}:{self._protocol_port}",
                     "public_address": f"{self._host}:{self._protocol_port}",
+                    "ingestion_target": self._target("ingestion"),
                 }
             case _:
                 return {}

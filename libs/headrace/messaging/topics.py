@@ -32,6 +32,7 @@ PREDICTIONS: Final = "headrace.inference.predictions.v1"
 FEEDBACK: Final = "headrace.inference.feedback.v1"
 INFERENCE_REQUESTS: Final = "headrace.inference.requests.v1"
 INFERENCE_RESPONSES: Final = "headrace.inference.responses.v1"
+INFERENCE_ALERTS: Final = "headrace.inference.alerts.v1"
 DEAD_LETTERS: Final = "headrace.platform.dead-letters.v1"
 
 CONNECT_SECONDS = 30.0

@@ -162,6 +162,8 @@ METRIC_INFERENCE_REQUESTS: Final = "headrace_inference_requests_ended_total"
 METRIC_INFERENCE_REQUESTS_REPEATED: Final = "headrace_inference_responses_repeated_total"
 METRIC_INFERENCE_REQUEST_RETRIES: Final = "headrace_inference_request_retries_total"
 METRIC_INFERENCE_REQUESTS_UNDER_WAY: Final = "headrace_inference_requests_under_way"
+METRIC_INFERENCE_DRIFT_WINDOWS: Final = "headrace_inference_drift_windows_total"
+METRIC_INFERENCE_DRIFT_EPISODES: Final = "headrace_inference_drift_episodes_total"
 
 # --- training ------------------------------------------------------------------------------------------
 

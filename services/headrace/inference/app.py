@@ -5,17 +5,27 @@ from __future__ import annotations
 from datetime import timedelta
 from urllib.parse import urlsplit
 
-from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc, requests_pb2, requests_pb2_grpc
+from headrace.api.inference.v1 import (
+    drift_pb2,
+    drift_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    requests_pb2,
+    requests_pb2_grpc,
+)
 from headrace.inference.consumers import Consumers
 from headrace.inference.data_plane_calls import data_plane_client
+from headrace.inference.drift_grpc_api import DriftServicer
 from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.inference_forms import InferenceForms
 from headrace.inference.merged_calls import MergedCalls
 from headrace.inference.payloads import StoredPayloads
+from headrace.inference.profile_calls import profile_client
 from headrace.inference.request_consumer import PublishedResponses, RequestConsumer
 from headrace.inference.requests_grpc_api import RequestServicer
 from headrace.inference.settings import Settings
+from headrace.inference.storage.drift import PostgresDrift
 from headrace.inference.storage.requests import PostgresRequests
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.streams import Streams, channel_to_envoy
@@ -29,6 +39,7 @@ from headrace.inference.use_cases.production import MAX_BATCH, Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
+from headrace.inference.use_cases.watch_drift import ReportDrift, WatchDrift
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import TritonAddress, Wiring
 from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
@@ -49,12 +60,14 @@ from headrace.postgres.migrations import migrate
 from headrace.postgres.outbox import Relay
 from headrace.rpc.server import ServiceBinding, serve
 from headrace.runtime.clock import utc_now
+from headrace.runtime.ids import new_id
 from headrace.runtime.runner import Runner
 from headrace.runtime.settings import PlatformSettings
 
 NAME = "inference"
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 REQUEST_SERVICE = requests_pb2.DESCRIPTOR.services_by_name["RequestService"].full_name
+DRIFT_SERVICE = drift_pb2.DESCRIPTOR.services_by_name["DriftService"].full_name
 
 
 async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
@@ -129,6 +142,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     )
     manage = ManageRequests(requests, ResponseWriter(forms, payloads), responses, utc_now, answer.interrupt)
 
+    drift = PostgresDrift(pool)
+    profiles = await runner.enter(profile_client(settings.ingestion_target))
+    watch = WatchDrift(work, drift, profiles, utc_now, new_id)
+    runner.spawn(lead(pool, "headrace.inference.drift", watch.run), "watch for drift")
+
     servicer = InferenceServicer(
         Deployments(work, utc_now),
         ErasePredictions(work, utc_now),
@@ -140,6 +158,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         ServiceBinding(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE),
         ServiceBinding(
             requests_pb2_grpc.add_RequestServiceServicer_to_server, RequestServicer(manage), REQUEST_SERVICE
+        ),
+        ServiceBinding(
+            drift_pb2_grpc.add_DriftServiceServicer_to_server,
+            DriftServicer(ReportDrift(work, drift)),
+            DRIFT_SERVICE,
         ),
     ]
     await runner.enter(serve(settings.grpc_address, bindings, health=runner.health))

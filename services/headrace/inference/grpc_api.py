@@ -10,6 +10,7 @@ from typing import Any
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.inference.v1 import inference_pb2_grpc
 from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.drift_messages import rules_from
 from headrace.inference.messages import (
     deployment_message,
     plan_from,
@@ -44,7 +45,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def ApplyDeployment(self, request: api.ApplyDeploymentRequest, context: Any) -> api.Deployment:
         """Create or change a deployment."""
-        known = await self._deployments.apply(request.name, request.model, plan_from(request.rollout))
+        known = await self._deployments.apply(
+            request.name, request.model, plan_from(request.rollout), rules_from(request.drift)
+        )
         self._changed()
         return self._message(known)
 

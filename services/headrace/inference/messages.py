@@ -15,6 +15,7 @@ from headrace.inference.domain.analysis import DEFAULT_ANALYSIS
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
 from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.inference.domain.trials import Audience, Shadow
+from headrace.inference.drift_messages import drift_spec
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.rpc.convert import from_duration, to_duration, to_timestamp
 from headrace.rpc.model_formats import from_model_format
@@ -92,6 +93,7 @@ def deployment_message(
         address=address,
         create_time=to_timestamp(deployment.create_time),
         update_time=to_timestamp(deployment.update_time),
+        drift_spec=drift_spec(deployment.drift),
     )
 
 
@@ -117,6 +119,9 @@ def served_version_from(message: registry_pb2.ModelVersion) -> ServedVersion:
         traceparent=message.traceparent,
         dataset=message.lineage.dataset_version.dataset,
         format=form,
+        dataset_version=message.lineage.dataset_version.version,
+        features=tuple(signature.features),
+        texts=tuple(signature.texts),
     )
 
 

@@ -13,12 +13,11 @@ from datetime import datetime
 import orjson
 
 from headrace.events.inference.v1 import events_pb2
+from headrace.inference.domain.deployments import ANSWER
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.messaging.events import JSON, Event, MalformedPayload, parse
 from headrace.rpc.convert import from_timestamp
 
-# The output that feedback is compared with: a classifier's answer, else the first one that there is.
-ANSWER = "label"
 # What an index of PostgreSQL certainly takes.
 MAX_ID_BYTES = 256
 # Whoever is named by a longer text could not be erased.

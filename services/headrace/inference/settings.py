@@ -19,6 +19,10 @@ class Settings(BaseSettings):
     )
     grpc_address: str = "127.0.0.1:7105"
     http_address: str = "127.0.0.1:7205"
+    ingestion_target: str = Field(
+        default="127.0.0.1:7101",
+        description="Where profiles of training data are asked for.",
+    )
     xds_address: str = Field(default="127.0.0.1:7300", description="Where Envoys find their configuration.")
     triton_grpc: str = Field(
         default="127.0.0.1:8001",

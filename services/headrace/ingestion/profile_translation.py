@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from headrace.api.ingestion.v1 import versions_pb2 as api
@@ -20,16 +21,16 @@ _BINS: Final = 16
 _TOP_VALUES: Final = 20
 
 
-def profile_to_message(profile: Profile) -> api.Profile:
-    """What people and programs read of it; sketches stay here."""
+def profile_to_message(profile: Profile, ranks: Sequence[float] = ()) -> api.Profile:
+    """What people and programs read of it; sketches stay here. Quantiles are those of the ranks, if any."""
     return api.Profile(
         row_count=profile.row_count,
-        fields=map(field_profile_to_message, profile.fields),
+        fields=[field_profile_to_message(field, ranks or _RANKS) for field in profile.fields],
         rank_error=RANK_ERROR,
     )
 
 
-def field_profile_to_message(field: FieldProfile) -> api.FieldProfile:
+def field_profile_to_message(field: FieldProfile, ranks: Sequence[float] = _RANKS) -> api.FieldProfile:
     """One field of a profile."""
     message = api.FieldProfile(
         name=field.name,
@@ -47,7 +48,7 @@ def field_profile_to_message(field: FieldProfile) -> api.FieldProfile:
                 deviation=moments.deviation,
                 quantiles=[
                     api.Quantile(rank=rank, value=value)
-                    for rank, value in zip(_RANKS, quantiles(field, _RANKS), strict=True)
+                    for rank, value in zip(ranks, quantiles(field, ranks), strict=True)
                 ],
                 histogram=histogram(field, _BINS),
             )

@@ -29,9 +29,11 @@ from headrace.scheduling.use_cases.jobs import Jobs
 from headrace.scheduling.use_cases.nodes import Nodes
 from headrace.scheduling.use_cases.pipelines import Pipelines
 from headrace.scheduling.use_cases.reconcile import Reconciler
+from headrace.scheduling.use_cases.retrain_on_drift import RetrainOnDrift
 
 NAME = "scheduling"
 LEADER_LOCK = "headrace.scheduling.reconcile"
+RETRAINING_LOCK = "headrace.scheduling.retraining"
 
 
 async def build(settings: Settings, platform: PlatformSettings, runner: Runner) -> None:
@@ -56,18 +58,20 @@ async def build(settings: Settings, platform: PlatformSettings, runner: Runner) 
     pipelines = Pipelines(store, peers, utc_now, stored=jobs.train_newest)
     limits = Limits(lease, timedelta(seconds=settings.deadline_margin_seconds))
     reconciler = Reconciler(store, changes, utc_now, limits)
+    retraining = RetrainOnDrift(store, peers, utc_now, jobs.new_job)
 
     runner.spawn(changes.run, "changes")
     runner.spawn(Relay(pool, producer).run, "outbox relay")
     runner.spawn(partial(lead, pool, LEADER_LOCK, reconciler.lead), "reconcile")
-    servicer = SchedulingServicer(pipelines, jobs, nodes, NodeStreams(nodes, changes), utc_now)
+    runner.spawn(partial(lead, pool, RETRAINING_LOCK, retraining.run), "retraining on drift")
+    servicer = SchedulingServicer(pipelines, jobs, nodes, NodeStreams(nodes, changes), utc_now, retraining)
     await runner.enter(serve(settings.grpc_address, [binding(servicer)], health=runner.health))
     consumer = await runner.enter(
         Consumer(
             platform.kafka_bootstrap,
             group=settings.consumer_group,
             topics=TOPICS,
-            handler=EventHandler(jobs).handle,
+            handler=EventHandler(jobs, retraining).handle,
             dead_letters=producer,
             client_id=CONSUMER,
             session_seconds=platform.kafka_session_seconds,

@@ -14,10 +14,11 @@ from headrace.runtime.clock import Clock
 from headrace.scheduling.node_streams import NodeStreams
 from headrace.scheduling.use_cases.documents import JobRecord
 from headrace.scheduling.use_cases.jobs import Jobs
-from headrace.scheduling.use_cases.messages import to_job, to_node, to_pipeline, to_why
+from headrace.scheduling.use_cases.messages import to_job, to_node, to_pipeline, to_retraining, to_why
 from headrace.scheduling.use_cases.nodes import Nodes
 from headrace.scheduling.use_cases.pipelines import Pipelines
 from headrace.scheduling.use_cases.ports import JobPosition
+from headrace.scheduling.use_cases.retrain_on_drift import RetrainOnDrift
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -33,13 +34,20 @@ class SchedulingServicer(scheduling_pb2_grpc.SchedulingServiceServicer):
     """Translation only; errors are HeadraceErrors, and `headrace.rpc` makes statuses of them."""
 
     def __init__(
-        self, pipelines: Pipelines, jobs: Jobs, nodes: Nodes, streams: NodeStreams, clock: Clock
+        self,
+        pipelines: Pipelines,
+        jobs: Jobs,
+        nodes: Nodes,
+        streams: NodeStreams,
+        clock: Clock,
+        retraining: RetrainOnDrift,
     ) -> None:
         self._pipelines = pipelines
         self._jobs = jobs
         self._nodes = nodes
         self._streams = streams
         self._clock = clock
+        self._retraining = retraining
 
     async def ApplyPipeline(self, request: pb.ApplyPipelineRequest, context: Context) -> pb.Pipeline:
         """See the proto."""
@@ -47,7 +55,9 @@ class SchedulingServicer(scheduling_pb2_grpc.SchedulingServiceServicer):
 
     async def GetPipeline(self, request: pb.GetPipelineRequest, context: Context) -> pb.Pipeline:
         """See the proto."""
-        return to_pipeline(await self._pipelines.get(request.name))
+        pipeline = to_pipeline(await self._pipelines.get(request.name))
+        pipeline.retrainings.extend(map(to_retraining, await self._retraining.of_pipeline(request.name)))
+        return pipeline
 
     async def ListPipelines(
         self, request: pb.ListPipelinesRequest, context: Context

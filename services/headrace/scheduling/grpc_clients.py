@@ -69,7 +69,12 @@ class GrpcPeers:
         rollout = deployment.rollout if deployment.HasField("rollout") else pb.RolloutSpec(steps=[100])
         with _errors_of("inference", self._targets.inference, _DEPLOYMENT_PATHS):
             await self._inference.ApplyDeployment(
-                inference_pb2.ApplyDeploymentRequest(name=deployment.name, model=name, rollout=rollout)
+                inference_pb2.ApplyDeploymentRequest(
+                    name=deployment.name,
+                    model=name,
+                    rollout=rollout,
+                    drift=deployment.drift if deployment.HasField("drift") else None,
+                )
             )
 
     async def dataset_version(
@@ -88,6 +93,13 @@ class GrpcPeers:
                 ingestion_pb2.GetVersionRequest(dataset=dataset, version=number)
             )
         return found, stored.schema
+
+    async def newest_data(self, dataset: str) -> tuple[ingestion_pb2.DatasetVersion, ingestion_pb2.Schema]:
+        """A version of all that the dataset has, cut now if need be, and its schema. Raises HeadraceError."""
+        with _errors_of("ingestion", self._targets.ingestion, _same):
+            version = await self._ingestion.CommitVersion(ingestion_pb2.CommitVersionRequest(dataset=dataset))
+            stored = await self._ingestion.GetDataset(ingestion_pb2.GetDatasetRequest(name=dataset))
+        return version, stored.schema
 
 
 @asynccontextmanager
@@ -140,4 +152,4 @@ def _same(field: str) -> str:
 _OF_DATASET: Final = ("schema", "cut", "rejects", "quality", "retention", "source")
 _DATASET_PATHS: Final = _prefixed({**dict.fromkeys(_OF_DATASET, "spec.dataset."), "split": "spec.training."})
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
-_DEPLOYMENT_PATHS: Final = _prefixed({"rollout": "spec.deployment.", "name": "spec.deployment."})
+_DEPLOYMENT_PATHS: Final = _prefixed(dict.fromkeys(("rollout", "name", "drift"), "spec.deployment."))

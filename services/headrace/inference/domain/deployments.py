@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
+from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.model_formats import ModelFormat
+
+ANSWER: Final = "label"
+"""The output that is a classifier's answer; of other models it is the first one that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,8 @@ class Tensor:
 class ServedVersion:
     """A promoted model version: where its file lies, and what it takes and gives.
 
-    `dataset`: which one it was trained on; empty where that is not known.
+    `dataset`, `dataset_version`: what it was trained on; empty and 0 where that is not known. `features`,
+    `texts`: the dataset's fields in the order of the columns of the inputs of these names.
     """
 
     model: str
@@ -41,6 +47,9 @@ class ServedVersion:
     traceparent: str
     dataset: str = ""
     format: ModelFormat = ModelFormat.ONNX
+    dataset_version: int = 0
+    features: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,7 @@ class Deployment:
     rollout: Rollout | None = None
     message: str = ""
     deleted: bool = False
+    drift: DriftRules = DEFAULT_RULES
 
     @property
     def stable(self) -> int:

@@ -36,12 +36,16 @@ def in_answers_terms(counts: Iterable[Met], classes: Sequence[str]) -> list[Cell
         return [
             Cell(met.answer, met.label, met.count) for met in counts if isinstance(met.label, int | float)
         ]
-    answers = whole_numbers(classes) or range(len(classes))
-    answered: dict[float | str, float] = {}
-    for text, answer in zip(classes, answers, strict=True):
-        # By its text too: feedback may well call class 1 "1".
-        answered |= {text: float(answer), json.loads(text): float(answer)}
+    answers = answers_of(classes)
+    # By its text too: feedback may well call class 1 "1".
+    answered = {text: answers[json.loads(text)] for text in classes} | answers
     return [Cell(met.answer, answered.get(met.label, math.nan), met.count) for met in counts]
+
+
+def answers_of(classes: Sequence[str]) -> dict[float | str, float]:
+    """How a model of these classes (JSON texts) answers each of them, by its value."""
+    answers = whole_numbers(classes) or range(len(classes))
+    return {json.loads(text): float(answer) for text, answer in zip(classes, answers, strict=True)}
 
 
 def whole_numbers(classes: Sequence[str]) -> tuple[int, ...] | None:

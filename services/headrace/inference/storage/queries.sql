@@ -1,6 +1,6 @@
 -- name: put_served_version
-INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent, dataset, format)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent, dataset, format, dataset_version)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 ON CONFLICT (model, version) DO NOTHING;
 
 -- name: list_served_versions
@@ -19,6 +19,9 @@ ON CONFLICT (name) DO UPDATE SET name = excluded.name;
 UPDATE deployments SET
     steps = $2, hold_seconds = $3, analysis = $4, shadow = $5, sticky_header = $6, audience = $7, update_time = $8
 WHERE name = $1;
+
+-- name: change_drift_rules
+UPDATE deployments SET drift = $2 WHERE name = $1;
 
 -- name: revive_deployment
 UPDATE deployments SET deleted = false, message = '' WHERE name = $1;

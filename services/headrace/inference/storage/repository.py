@@ -13,6 +13,7 @@ from headrace.api.registry.v1 import registry_pb2
 from headrace.errors import NotFound
 from headrace.inference.domain.analysis import BUCKETS_PER_DOUBLING, DEFAULT_ANALYSIS, Analysis, Judgement
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
+from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
 from headrace.inference.domain.sequential import Tally
@@ -29,6 +30,7 @@ _JUDGEMENT: Final = TypeAdapter(Judgement)
 _BASELINES: Final = TypeAdapter(dict[int, Baseline])
 _SHADOW: Final = TypeAdapter(Shadow | None)
 _AUDIENCE: Final = TypeAdapter(Audience | None)
+_DRIFT_RULES: Final = TypeAdapter(DriftRules)
 
 
 class Repository:
@@ -49,6 +51,7 @@ class Repository:
             version.traceparent,
             version.dataset,
             version.format,
+            version.dataset_version,
         )
 
     async def served_versions(self, model: str) -> list[ServedVersion]:
@@ -77,6 +80,12 @@ class Repository:
     async def change_plan(self, name: str, plan: Plan, now: datetime) -> None:
         """Roll out differently from now on."""
         await self._connection.execute(QUERIES["change_plan"], name, *_plan_columns(plan), now)
+
+    async def change_drift_rules(self, name: str, rules: DriftRules) -> None:
+        """Watch for drift differently from now on."""
+        await self._connection.execute(
+            QUERIES["change_drift_rules"], name, _DRIFT_RULES.dump_python(rules, mode="json")
+        )
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -298,6 +307,7 @@ class Repository:
                 rollout=last.get(row["name"]),
                 message=row["message"],
                 deleted=row["deleted"],
+                drift=_DRIFT_RULES.validate_python(row["drift"]) if row["drift"] else DEFAULT_RULES,
             )
             for row in rows
         ]
@@ -369,4 +379,7 @@ def _served_version(row: asyncpg.Record) -> ServedVersion:
         traceparent=row["traceparent"],
         dataset=row["dataset"],
         format=ModelFormat(row["format"]),
+        dataset_version=row["dataset_version"],
+        features=tuple(signature.features),
+        texts=tuple(signature.texts),
     )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from headrace.errors import FailedPrecondition
 from headrace.inference.domain import quality
 from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout, aborted, promoted, weights
 from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
 from headrace.runtime.clock import Clock
@@ -44,8 +45,10 @@ class Deployments:
         self._work = work
         self._clock = clock
 
-    async def apply(self, name: str, model: str, plan: Plan) -> tuple[Deployment, list[ServedVersion]]:
-        """Create a deployment that follows a model's promoted versions, or change how it rolls them out.
+    async def apply(
+        self, name: str, model: str, plan: Plan, drift: DriftRules
+    ) -> tuple[Deployment, list[ServedVersion]]:
+        """Create a deployment that follows a model's promoted versions, or change how it does.
 
         Raises FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two
         models' versions have the same numbers, and what is loaded and rolled out is known by number.
@@ -58,6 +61,7 @@ class Deployments:
             if known.deleted:
                 await work.rows.revive_deployment(name)
             await work.rows.change_plan(name, plan, now)
+            await work.rows.change_drift_rules(name, drift)
             await work.changed(name)
         return await self.get(name)
 

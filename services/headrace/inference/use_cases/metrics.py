@@ -33,4 +33,14 @@ REJECTIONS: Final = Counter(
 PREDICTIONS: Final = Counter(
     names.METRIC_INFERENCE_PREDICTIONS.removesuffix("_total"), "Predictions stored in the log"
 )
+DRIFT_WINDOWS: Final = Counter(
+    names.METRIC_INFERENCE_DRIFT_WINDOWS.removesuffix("_total"),
+    "Windows of requests that were compared with training data, drifting or calm",
+    ["result"],
+)
+DRIFT_EPISODES: Final = Counter(
+    names.METRIC_INFERENCE_DRIFT_EPISODES.removesuffix("_total"),
+    "Episodes of drift that begun or ended",
+    ["change"],
+)
 FEEDBACK: Final = Counter(names.METRIC_INFERENCE_FEEDBACK.removesuffix("_total"), "True labels stored")

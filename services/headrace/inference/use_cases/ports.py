@@ -10,6 +10,7 @@ from typing import Protocol
 
 from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.inference.domain.sequential import Tally
@@ -69,6 +70,9 @@ class Rows(Protocol):
 
     async def change_plan(self, name: str, plan: Plan, now: datetime) -> None:
         """Roll out differently from now on."""
+
+    async def change_drift_rules(self, name: str, rules: DriftRules) -> None:
+        """Watch for drift differently from now on."""
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""

@@ -12,8 +12,6 @@ Of the key, and of whatever is neither feature nor label, values are counted and
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasketches import kll_doubles_sketch
 
-from headrace.ingestion.domain.schema import Field, FieldType, Scalar, Schema
+from headrace.ingestion.domain.schema import Field, FieldType, Schema
+from headrace.values import value_text
 
 QUANTILE_SIZE: Final = 200
 """The KLL sketch's `k`: about 5 kB, and ranks within `RANK_ERROR`."""
@@ -34,10 +33,6 @@ RANK_ERROR: Final = kll_doubles_sketch.get_normalized_rank_error(QUANTILE_SIZE, 
 """By how much the share of rows below a value may be wrong, with 99 % confidence."""
 EXACT_VALUES: Final = 500
 """Up to so many different values are counted exactly."""
-# Values are kept and sent, and a text may be a megabyte. Of a longer one, its beginning is for people, and
-# a digest of all of it tells it from others that begin alike.
-_VALUE_CHARACTERS: Final = 64
-_DIGEST_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +128,6 @@ class Profile:
     def field(self, name: str) -> FieldProfile | None:
         """The field of that name."""
         return next((field for field in self.fields if field.name == name), None)
-
-
-def value_text(value: Scalar) -> str:
-    """What a value is counted as: its JSON; of a long string the beginning, an ellipsis and a digest."""
-    if isinstance(value, str) and len(value) > _VALUE_CHARACTERS:
-        digest = hashlib.blake2b(value.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-        value = f"{value[: _VALUE_CHARACTERS - len(digest) - 1]}…{digest}"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def extended(base: Profile | None, schema: Schema, batches: Iterable[pa.RecordBatch]) -> Profile:

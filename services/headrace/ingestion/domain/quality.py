@@ -10,8 +10,9 @@ import numpy as np
 
 from headrace.errors import FieldViolation, InvalidArgument
 from headrace.ingestion.domain.comparison import kolmogorov_smirnov, population_stability_index
-from headrace.ingestion.domain.profile import FieldProfile, Profile, value_text
+from headrace.ingestion.domain.profile import FieldProfile, Profile
 from headrace.ingestion.domain.schema import Field, FieldType, Schema
+from headrace.values import value_text
 
 
 class VersionVerdict(enum.IntEnum):

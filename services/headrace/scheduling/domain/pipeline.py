@@ -15,6 +15,7 @@ from typing import Final
 from headrace.errors import FieldViolation, InvalidArgument
 from headrace.scheduling.domain.preparation import Preparation, preparation_violations
 from headrace.scheduling.domain.resources import GIBIBYTE, Resources, from_cores
+from headrace.scheduling.domain.retraining import RetrainRules, retraining_violations
 
 DEFAULT_CORES: Final = 1.0
 DEFAULT_MEMORY: Final = GIBIBYTE
@@ -77,6 +78,8 @@ class PipelineRules:
     feature_types: Mapping[str, str] = field(default_factory=dict)
     feature_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     label_normalisation: str = "none"
+    retraining: RetrainRules | None = None
+    deployed: bool = False
 
 
 def job_resources(cpu: float, memory: int, gpu: int) -> Resources:
@@ -102,6 +105,8 @@ def _violations(rules: PipelineRules) -> Iterator[FieldViolation]:
         yield from _gate_violations(f"spec.gates[{index}]", gate, rules.split)
     if rules.rollout is not None:
         yield from _rollout_violations(rules.rollout)
+    if rules.retraining is not None:
+        yield from retraining_violations(rules.retraining, deployed=rules.deployed)
 
 
 def _split_violations(split: Split | None) -> Iterator[FieldViolation]:

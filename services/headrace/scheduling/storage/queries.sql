@@ -145,3 +145,34 @@ UPDATE leadership SET epoch = epoch + 1 RETURNING epoch
 
 -- name: hold_epoch
 SELECT epoch FROM leadership WHERE epoch = $1 FOR SHARE
+
+-- Retraining on drift.
+
+-- name: automatic_job
+SELECT * FROM jobs WHERE pipeline = $1 AND dataset_version = $2 AND automatic
+
+-- name: insert_retraining
+INSERT INTO retrainings (
+    episode, pipeline, deployment, model_version, dataset_version, state, reason, message, job, alert_time,
+    update_time
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+ON CONFLICT DO NOTHING
+
+-- name: lock_retraining
+SELECT * FROM retrainings WHERE episode = $1 FOR UPDATE
+
+-- name: update_retraining
+UPDATE retrainings SET state = $2, reason = $3, message = $4, job = $5, update_time = $6 WHERE episode = $1
+
+-- name: retrained
+-- Several alerts may have led to one job.
+SELECT min(update_time) AS time FROM retrainings
+WHERE pipeline = $1 AND state = 'STARTED' AND update_time >= $2
+GROUP BY job
+
+-- name: waiting_retrainings
+SELECT * FROM retrainings WHERE state = 'WAITING' ORDER BY alert_time
+
+-- name: list_retrainings
+SELECT * FROM retrainings WHERE pipeline = $1 ORDER BY alert_time DESC, episode LIMIT $2

@@ -16,6 +16,7 @@ from headrace.scheduling.domain.job import Job, JobState, Progress
 from headrace.scheduling.domain.node import Node, Occupant
 from headrace.scheduling.domain.policy import JobView
 from headrace.scheduling.domain.resources import Resources
+from headrace.scheduling.domain.retraining import Reason, Retraining, RetrainingState
 from headrace.scheduling.use_cases.documents import JobDocuments, JobRecord, Pipeline
 
 Row: TypeAlias = asyncpg.Record
@@ -147,3 +148,37 @@ def reported_json(reported: Iterable[Occupant]) -> list[list[str | int]]:
         ]
         for occupant in reported
     ]
+
+
+def read_retraining(row: Row) -> Retraining:
+    """A row of `retrainings`."""
+    return Retraining(
+        episode=str(row["episode"]),
+        pipeline=row["pipeline"],
+        deployment=row["deployment"],
+        model_version=row["model_version"],
+        dataset_version=row["dataset_version"],
+        alert_time=row["alert_time"],
+        update_time=row["update_time"],
+        state=RetrainingState(row["state"]),
+        reason=Reason(row["reason"]) if row["reason"] else None,
+        message=row["message"],
+        job=row["job"],
+    )
+
+
+def retraining_columns(retraining: Retraining) -> tuple[object, ...]:
+    """As a new row of `retrainings` takes them."""
+    return (
+        retraining.episode,
+        retraining.pipeline,
+        retraining.deployment,
+        retraining.model_version,
+        retraining.dataset_version,
+        retraining.state.value,
+        retraining.reason.value if retraining.reason else None,
+        retraining.message,
+        retraining.job,
+        retraining.alert_time,
+        retraining.update_time,
+    )

@@ -19,6 +19,7 @@ from headrace.scheduling.domain.job import Job, Progress
 from headrace.scheduling.domain.node import Node
 from headrace.scheduling.domain.policy import JobView
 from headrace.scheduling.domain.resources import Resources
+from headrace.scheduling.domain.retraining import Retraining
 from headrace.scheduling.domain.why import MAX_AHEAD, Ahead
 from headrace.scheduling.storage import rows
 from headrace.scheduling.use_cases.documents import JobRecord, Pipeline
@@ -116,6 +117,36 @@ class PostgresTransaction:
         """What jobs ask for, by id; unknown ones are left out."""
         found = await self._connection.fetch(SQL["resources_of_jobs"], list(ids))
         return {str(row["id"]): rows.read_resources(row) for row in found}
+
+    async def automatic_job(self, pipeline: str, dataset_version: int) -> JobRecord | None:
+        """The job that a dataset version's event, or drift, has made."""
+        row = await self._connection.fetchrow(SQL["automatic_job"], pipeline, dataset_version)
+        return rows.read_job(row) if row else None
+
+    async def add_retraining(self, retraining: Retraining) -> None:
+        """Store what an alert asks for; one that there is stays as it is."""
+        await self._connection.execute(SQL["insert_retraining"], *rows.retraining_columns(retraining))
+
+    async def retraining(self, episode: str) -> Retraining | None:
+        """What an alert led to, locked."""
+        row = await self._connection.fetchrow(SQL["lock_retraining"], episode)
+        return rows.read_retraining(row) if row else None
+
+    async def save_retraining(self, retraining: Retraining) -> None:
+        """Store one that was read here."""
+        await self._connection.execute(
+            SQL["update_retraining"],
+            retraining.episode,
+            retraining.state.value,
+            retraining.reason.value if retraining.reason else None,
+            retraining.message,
+            retraining.job,
+            retraining.update_time,
+        )
+
+    async def retrained(self, pipeline: str, since: datetime) -> Sequence[datetime]:
+        """When drift started the pipeline's jobs since then."""
+        return [row["time"] for row in await self._connection.fetch(SQL["retrained"], pipeline, since)]
 
     async def attach_node(self, node: NodeState) -> None:
         """Store a node whose stream has begun; the session takes over from any other."""
@@ -225,6 +256,15 @@ class PostgresStore:
         position = (after.create_time, after.id) if after else (None, None)
         found = await self._pool.fetch(SQL["list_jobs"], pipeline, *position, limit)
         return [rows.read_job(row) for row in found]
+
+    async def waiting_retrainings(self) -> Sequence[Retraining]:
+        """All that wait, oldest first."""
+        return [rows.read_retraining(row) for row in await self._pool.fetch(SQL["waiting_retrainings"])]
+
+    async def retrainings(self, pipeline: str, limit: int) -> Sequence[Retraining]:
+        """A pipeline's, newest first."""
+        found = await self._pool.fetch(SQL["list_retrainings"], pipeline, limit)
+        return [rows.read_retraining(row) for row in found]
 
     async def living_jobs(self) -> list[JobView]:
         """All jobs that have not ended."""

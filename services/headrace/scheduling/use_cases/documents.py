@@ -15,6 +15,7 @@ from headrace.scheduling.domain.job import Job
 from headrace.scheduling.domain.pipeline import Gate, PipelineRules, Rollout, Split, job_resources
 from headrace.scheduling.domain.preparation import Preparation
 from headrace.scheduling.domain.resources import Resources
+from headrace.scheduling.domain.retraining import DEFAULT_COOLDOWN, DEFAULT_MAX_PER_DAY, RetrainRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,19 @@ def rules_of(spec: pb.PipelineSpec) -> PipelineRules:
             feature.name: tuple(feature.tensor.shape) for feature in spec.dataset.schema.features
         },
         label_normalisation=_normalisation(spec.training.normalise_label),
+        retraining=retrain_rules_of(spec),
+        deployed=spec.HasField("deployment"),
+    )
+
+
+def retrain_rules_of(spec: pb.PipelineSpec) -> RetrainRules | None:
+    """How often drift may start a job; None where it starts none."""
+    if not spec.HasField("retrain_on_drift"):
+        return None
+    wish = spec.retrain_on_drift
+    return RetrainRules(
+        from_duration(wish.cooldown) if wish.HasField("cooldown") else DEFAULT_COOLDOWN,
+        wish.max_per_day or DEFAULT_MAX_PER_DAY,
     )
 
 

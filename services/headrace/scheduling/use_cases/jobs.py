@@ -60,13 +60,13 @@ class Jobs:
         if pipeline is None:
             raise pipeline_not_found(pipeline_name)
         version, schema = await self._peers.dataset_version(pipeline_name, dataset_version)
-        if blocked := _blocked(version):
+        if blocked := blocked_reason(version):
             raise FailedPrecondition(
                 BLOCKED_VERSION, f"{blocked}; name another version, or change the rule and cut a new one"
             )
         traceparent = tracing.current_traceparent() or version.traceparent
         with _schedule_span(pipeline_name, version.version, traceparent, link=version.traceparent) as span:
-            record = self._new_job(pipeline, version, schema, tracing.current_traceparent() or traceparent)
+            record = self.new_job(pipeline, version, schema, tracing.current_traceparent() or traceparent)
             span.set_attribute(names.JOB, record.job.id)
             async with self._store.transaction() as transaction:
                 added = await transaction.add_job(record, automatic=False, request_id=request_id)
@@ -97,9 +97,7 @@ class Jobs:
             if pipeline is None or not pipeline.spec.retrain_on_dataset_version:
                 return
             with _schedule_span(version.dataset, version.version, traceparent) as span:
-                record = self._new_job(
-                    pipeline, version, schema, tracing.current_traceparent() or traceparent
-                )
+                record = self.new_job(pipeline, version, schema, tracing.current_traceparent() or traceparent)
                 span.set_attribute(names.JOB, record.job.id)
                 added = await transaction.add_job(record, automatic=True, request_id="")
         _added_automatically(record, added)
@@ -126,7 +124,7 @@ class Jobs:
             attributes={names.PIPELINE: pipeline.name, names.DATASET_VERSION: version.version},
         ) as span:
             traceparent = tracing.current_traceparent() or version.traceparent
-            record = self._new_job(pipeline, version, schema, traceparent)
+            record = self.new_job(pipeline, version, schema, traceparent)
             span.set_attribute(names.JOB, record.job.id)
             async with self._store.transaction() as transaction:
                 added = await transaction.add_job(record, automatic=True, request_id="")
@@ -187,13 +185,14 @@ class Jobs:
         rooms = room_of(nodes, occupied_resources(nodes, holding))
         return why_pending(view, rooms, ahead, self._clock())
 
-    def _new_job(
+    def new_job(
         self,
         pipeline: Pipeline,
         version: ingestion_pb2.DatasetVersion,
         schema: ingestion_pb2.Schema,
         traceparent: str,
     ) -> JobRecord:
+        """A job of the pipeline on a version; for a blocked one, one that has failed and says why."""
         spec, now = pipeline.spec, self._clock()
         job = Job(
             id=self._new_id(),
@@ -208,7 +207,7 @@ class Jobs:
             message="waits for a node",
             traceparent=traceparent,
         )
-        if blocked := _blocked(version):
+        if blocked := blocked_reason(version):
             job = refuse(job, blocked, now)
         return JobRecord(job, JobDocuments(spec.training, schema, version))
 
@@ -244,7 +243,7 @@ def _added_automatically(record: JobRecord, added: bool) -> None:
         logger.info("job %s trains %s on version %d", job.id, job.pipeline, job.dataset_version)
 
 
-def _blocked(version: ingestion_pb2.DatasetVersion) -> str:
+def blocked_reason(version: ingestion_pb2.DatasetVersion) -> str:
     """Why no job may train on the version; "" where one may."""
     if version.verdict != quality_pb2.VERDICT_BLOCK:
         return ""

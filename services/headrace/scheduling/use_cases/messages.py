@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
+from headrace.api.scheduling.v1 import drift_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
 from headrace.errors import FieldViolation, InvalidArgument
 from headrace.rpc.convert import from_duration, to_duration, to_timestamp
 from headrace.scheduling.domain.job import JobState, Progress
 from headrace.scheduling.domain.node import Node, NodeReport, TaskPhase, TaskReport
 from headrace.scheduling.domain.resources import Resources, from_cores
+from headrace.scheduling.domain.retraining import Retraining
 from headrace.scheduling.domain.why import Why
 from headrace.scheduling.use_cases.documents import JobRecord, Pipeline
 
@@ -57,6 +59,22 @@ def to_pipeline(pipeline: Pipeline) -> pb.Pipeline:
         generation=pipeline.generation,
         create_time=to_timestamp(pipeline.create_time),
         update_time=to_timestamp(pipeline.update_time),
+    )
+
+
+def to_retraining(retraining: Retraining) -> drift_pb2.Retraining:
+    """What an alert led to, as clients see it."""
+    return drift_pb2.Retraining(
+        episode=retraining.episode,
+        deployment=retraining.deployment,
+        model_version=retraining.model_version,
+        dataset_version=retraining.dataset_version,
+        state=drift_pb2.RetrainingState.Value(f"RETRAINING_STATE_{retraining.state.value}"),
+        reason=retraining.reason.value if retraining.reason else "",
+        message=retraining.message,
+        job=retraining.job,
+        alert_time=to_timestamp(retraining.alert_time),
+        update_time=to_timestamp(retraining.update_time),
     )
 
 

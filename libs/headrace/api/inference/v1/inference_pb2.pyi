@@ -11,6 +11,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import headrace.api.registry.v1.registry_pb2
+import headrace.api.scheduling.v1.drift_pb2
 import headrace.api.scheduling.v1.scheduling_pb2
 import sys
 import typing
@@ -320,6 +321,7 @@ class Deployment(google.protobuf.message.Message):
     ADDRESS_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     UPDATE_TIME_FIELD_NUMBER: builtins.int
+    DRIFT_SPEC_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The model's name in the Open Inference Protocol."""
     model: builtins.str
@@ -346,6 +348,10 @@ class Deployment(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def drift_spec(self) -> headrace.api.scheduling.v1.drift_pb2.DriftSpec:
+        """How it is watched for drift, defaults included."""
+
     def __init__(
         self,
         *,
@@ -360,10 +366,11 @@ class Deployment(google.protobuf.message.Message):
         address: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        drift_spec: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "drift_spec", b"drift_spec", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "create_time", b"create_time", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "create_time", b"create_time", "drift_spec", b"drift_spec", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Deployment: typing_extensions.TypeAlias = Deployment
@@ -517,20 +524,24 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     ROLLOUT_FIELD_NUMBER: builtins.int
+    DRIFT_FIELD_NUMBER: builtins.int
     name: builtins.str
     model: builtins.str
     @property
     def rollout(self) -> headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec: ...
+    @property
+    def drift(self) -> headrace.api.scheduling.v1.drift_pb2.DriftSpec: ...
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         model: builtins.str = ...,
         rollout: headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec | None = ...,
+        drift: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["rollout", b"rollout"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "rollout", b"rollout"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "name", b"name", "rollout", b"rollout"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "model", b"model", "name", b"name", "rollout", b"rollout"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDeploymentRequest: typing_extensions.TypeAlias = ApplyDeploymentRequest

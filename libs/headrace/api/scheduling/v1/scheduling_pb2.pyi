@@ -14,6 +14,7 @@ import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
 import headrace.api.ingestion.v1.ingestion_pb2
 import headrace.api.ingestion.v1.quality_pb2
+import headrace.api.scheduling.v1.drift_pb2
 import sys
 import typing
 
@@ -743,19 +744,25 @@ class PipelineSpec(google.protobuf.message.Message):
 
         NAME_FIELD_NUMBER: builtins.int
         ROLLOUT_FIELD_NUMBER: builtins.int
+        DRIFT_FIELD_NUMBER: builtins.int
         name: builtins.str
         """The model's name in the Open Inference Protocol."""
         @property
         def rollout(self) -> Global___RolloutSpec: ...
+        @property
+        def drift(self) -> headrace.api.scheduling.v1.drift_pb2.DriftSpec:
+            """Unset: its defaults."""
+
         def __init__(
             self,
             *,
             name: builtins.str = ...,
             rollout: Global___RolloutSpec | None = ...,
+            drift: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
         ) -> None: ...
-        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["rollout", b"rollout"]
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "rollout", b"rollout"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["name", b"name", "rollout", b"rollout"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "name", b"name", "rollout", b"rollout"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     DATASET_FIELD_NUMBER: builtins.int
@@ -767,6 +774,7 @@ class PipelineSpec(google.protobuf.message.Message):
     GATES_FIELD_NUMBER: builtins.int
     DEPLOYMENT_FIELD_NUMBER: builtins.int
     RETRAIN_ON_DATASET_VERSION_FIELD_NUMBER: builtins.int
+    RETRAIN_ON_DRIFT_FIELD_NUMBER: builtins.int
     priority: builtins.int
     """Higher goes first; between -1,000,000,000 and 1,000,000,000."""
     max_retries: builtins.int
@@ -791,6 +799,10 @@ class PipelineSpec(google.protobuf.message.Message):
     def deployment(self) -> Global___PipelineSpec.DeploymentSpec:
         """Absent: versions are registered and judged, and nothing is deployed."""
 
+    @property
+    def retrain_on_drift(self) -> headrace.api.scheduling.v1.drift_pb2.DriftRetraining:
+        """Unset: alerts start nothing."""
+
     def __init__(
         self,
         *,
@@ -803,10 +815,11 @@ class PipelineSpec(google.protobuf.message.Message):
         gates: collections.abc.Iterable[Global___Gate] | None = ...,
         deployment: Global___PipelineSpec.DeploymentSpec | None = ...,
         retrain_on_dataset_version: builtins.bool = ...,
+        retrain_on_drift: headrace.api.scheduling.v1.drift_pb2.DriftRetraining | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "deadline", b"deadline", "deployment", b"deployment", "resources", b"resources", "training", b"training"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "deadline", b"deadline", "deployment", b"deployment", "resources", b"resources", "retrain_on_drift", b"retrain_on_drift", "training", b"training"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "deadline", b"deadline", "deployment", b"deployment", "gates", b"gates", "max_retries", b"max_retries", "priority", b"priority", "resources", b"resources", "retrain_on_dataset_version", b"retrain_on_dataset_version", "training", b"training"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "deadline", b"deadline", "deployment", b"deployment", "gates", b"gates", "max_retries", b"max_retries", "priority", b"priority", "resources", b"resources", "retrain_on_dataset_version", b"retrain_on_dataset_version", "retrain_on_drift", b"retrain_on_drift", "training", b"training"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___PipelineSpec: typing_extensions.TypeAlias = PipelineSpec
@@ -820,6 +833,7 @@ class Pipeline(google.protobuf.message.Message):
     GENERATION_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     UPDATE_TIME_FIELD_NUMBER: builtins.int
+    RETRAININGS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Also the name of its dataset and of its model."""
     generation: builtins.int
@@ -830,6 +844,10 @@ class Pipeline(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def retrainings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[headrace.api.scheduling.v1.drift_pb2.Retraining]:
+        """What drift alerts led to, newest first, at most 10. GetPipeline only."""
+
     def __init__(
         self,
         *,
@@ -838,10 +856,11 @@ class Pipeline(google.protobuf.message.Message):
         generation: builtins.int = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        retrainings: collections.abc.Iterable[headrace.api.scheduling.v1.drift_pb2.Retraining] | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "spec", b"spec", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "generation", b"generation", "name", b"name", "spec", b"spec", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "generation", b"generation", "name", b"name", "retrainings", b"retrainings", "spec", b"spec", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Pipeline: typing_extensions.TypeAlias = Pipeline

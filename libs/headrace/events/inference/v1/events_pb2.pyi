@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import headrace.api.inference.v1.drift_pb2
 import headrace.api.inference.v1.inference_pb2
 import sys
 import typing
@@ -208,3 +209,55 @@ class RequestFailed(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___RequestFailed: typing_extensions.TypeAlias = RequestFailed
+
+@typing.final
+class DriftDetected(google.protobuf.message.Message):
+    """Topic headrace.inference.alerts.v1, ce_type headrace.inference.drift-detected.v1, ce_subject the deployment, Kafka key
+    the model, so that what one model's alerts tell stays in order. Once for each episode, when it begins; ce_id is the episode's.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPISODE_FIELD_NUMBER: builtins.int
+    WINDOW_FIELD_NUMBER: builtins.int
+    @property
+    def episode(self) -> headrace.api.inference.v1.drift_pb2.DriftEpisode: ...
+    @property
+    def window(self) -> headrace.api.inference.v1.drift_pb2.DriftWindow:
+        """The window that it began with."""
+
+    def __init__(
+        self,
+        *,
+        episode: headrace.api.inference.v1.drift_pb2.DriftEpisode | None = ...,
+        window: headrace.api.inference.v1.drift_pb2.DriftWindow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["episode", b"episode", "window", b"window"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["episode", b"episode", "window", b"window"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DriftDetected: typing_extensions.TypeAlias = DriftDetected
+
+@typing.final
+class DriftEnded(google.protobuf.message.Message):
+    """Topic headrace.inference.alerts.v1, ce_type headrace.inference.drift-ended.v1, ce_subject and key as above. Once for each
+    episode, when it ends.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPISODE_FIELD_NUMBER: builtins.int
+    @property
+    def episode(self) -> headrace.api.inference.v1.drift_pb2.DriftEpisode: ...
+    def __init__(
+        self,
+        *,
+        episode: headrace.api.inference.v1.drift_pb2.DriftEpisode | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["episode", b"episode"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["episode", b"episode"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DriftEnded: typing_extensions.TypeAlias = DriftEnded
