@@ -39,7 +39,11 @@ spec:
     seed: 1
   gates:
     - {metric: accuracy, split: test, min: 0.93}
-  deployment: {name: breast-cancer, rollout: {steps: [10, 50, 100], hold: 5s}}
+  deployment:
+    name: breast-cancer
+    rollout: {steps: [10, 50, 100], hold: 5s}
+    batching: {max_batch_size: 64, max_queue_delay: 2ms, preferred: [8, 16]}   # `headrace tune` finds them
+    instances: 1
   retrain: {on: [dataset_version]}
 """
 
@@ -442,11 +446,25 @@ def _gate(document: Document, place: Place) -> scheduling.Gate:
 
 
 def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.DeploymentSpec:
-    entries = document.mapping(place, ("name", "rollout"), ("name",))
+    entries = document.mapping(place, ("name", "rollout", "batching", "instances"), ("name",))
     deployment = scheduling.PipelineSpec.DeploymentSpec(name=document.text(entries.get("name")))
+    if "batching" in entries:
+        deployment.batching.CopyFrom(_batching(document, entries["batching"]))
+    deployment.instances = document.integer(entries.get("instances"), bits=32)
+    if "instances" in entries and deployment.instances < 1:
+        document.fail(entries["instances"], "must be at least 1")
     if (rollout := rollout_spec(document, entries.get("rollout"))) is not None:
         deployment.rollout.CopyFrom(rollout)
     return deployment
+
+
+def _batching(document: Document, place: Place) -> scheduling.Batching:
+    entries = document.mapping(place, ("max_batch_size", "max_queue_delay", "preferred"))
+    return scheduling.Batching(
+        max_batch_size=document.integer(entries.get("max_batch_size"), bits=32),
+        max_queue_delay=to_duration(document.duration(entries.get("max_queue_delay"))),
+        preferred=[document.integer(size, bits=32) for size in document.items(entries.get("preferred"))],
+    )
 
 
 def _retrain(document: Document, place: Place | None) -> bool:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from urllib.parse import urlsplit
 
-from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc, requests_pb2, requests_pb2_grpc
+from headrace.api.inference.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    requests_pb2,
+    requests_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
+)
 from headrace.inference.consumers import Consumers
 from headrace.inference.data_plane_calls import data_plane_client
 from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.inference_forms import InferenceForms
+from headrace.inference.load.process import LoadProcesses
 from headrace.inference.merged_calls import MergedCalls
 from headrace.inference.payloads import StoredPayloads
 from headrace.inference.request_consumer import PublishedResponses, RequestConsumer
 from headrace.inference.requests_grpc_api import RequestServicer
 from headrace.inference.settings import Settings
 from headrace.inference.storage.requests import PostgresRequests
+from headrace.inference.storage.tuning_lock import PostgresTuningLock
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.streams import Streams, channel_to_envoy
+from headrace.inference.triton.copies import tuning_copies
 from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
+from headrace.inference.tuning_grpc_api import TuningServicer
 from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
@@ -29,6 +41,7 @@ from headrace.inference.use_cases.production import MAX_BATCH, Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
+from headrace.inference.use_cases.tune import StaleCopies, TuneDeployment
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import TritonAddress, Wiring
 from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
@@ -55,6 +68,9 @@ from headrace.runtime.settings import PlatformSettings
 NAME = "inference"
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 REQUEST_SERVICE = requests_pb2.DESCRIPTOR.services_by_name["RequestService"].full_name
+TUNING_SERVICE = tuning_pb2.DESCRIPTOR.services_by_name["TuningService"].full_name
+# Instances to try where nobody says how many.
+MOST_CORES_TRIED = 4
 
 
 async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
@@ -129,17 +145,31 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     )
     manage = ManageRequests(requests, ResponseWriter(forms, payloads), responses, utc_now, answer.interrupt)
 
+    deployments = Deployments(work, utc_now)
     servicer = InferenceServicer(
-        Deployments(work, utc_now),
+        deployments,
         ErasePredictions(work, utc_now),
         control_plane,
         address=address,
         changed=changed,
     )
+    live = [grpc for grpc, _ in settings.triton_servers]
+    tuned = settings.tuning_triton_grpc or live[0]
+    copies = await runner.enter(tuning_copies(tuned, live, repository))
+    lock = PostgresTuningLock(pool)
+    runner.spawn(StaleCopies(copies, lock).run, "remover of stale copies")
+    cores = min(MOST_CORES_TRIED, os.cpu_count() or 1)
+    tune = TuneDeployment(work, deployments, copies, LoadProcesses(tuned), lock, cores=cores)
+
     bindings = [
         ServiceBinding(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE),
         ServiceBinding(
             requests_pb2_grpc.add_RequestServiceServicer_to_server, RequestServicer(manage), REQUEST_SERVICE
+        ),
+        ServiceBinding(
+            tuning_pb2_grpc.add_TuningServiceServicer_to_server,
+            TuningServicer(tune, changed=changed),
+            TUNING_SERVICE,
         ),
     ]
     await runner.enter(serve(settings.grpc_address, bindings, health=runner.health))

@@ -15,6 +15,7 @@ from headrace.inference.messages import (
     plan_from,
     prediction_message,
     rollout_message,
+    serving_change_from,
 )
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions
@@ -44,7 +45,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def ApplyDeployment(self, request: api.ApplyDeploymentRequest, context: Any) -> api.Deployment:
         """Create or change a deployment."""
-        known = await self._deployments.apply(request.name, request.model, plan_from(request.rollout))
+        batching = request.batching if request.HasField("batching") else None
+        known = await self._deployments.apply(
+            request.name,
+            request.model,
+            plan_from(request.rollout),
+            serving_change_from(batching, request.instances),
+        )
         self._changed()
         return self._message(known)
 

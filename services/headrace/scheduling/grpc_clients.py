@@ -69,7 +69,13 @@ class GrpcPeers:
         rollout = deployment.rollout if deployment.HasField("rollout") else pb.RolloutSpec(steps=[100])
         with _errors_of("inference", self._targets.inference, _DEPLOYMENT_PATHS):
             await self._inference.ApplyDeployment(
-                inference_pb2.ApplyDeploymentRequest(name=deployment.name, model=name, rollout=rollout)
+                inference_pb2.ApplyDeploymentRequest(
+                    name=deployment.name,
+                    model=name,
+                    rollout=rollout,
+                    batching=deployment.batching if deployment.HasField("batching") else None,
+                    instances=deployment.instances,
+                )
             )
 
     async def dataset_version(
@@ -140,4 +146,6 @@ def _same(field: str) -> str:
 _OF_DATASET: Final = ("schema", "cut", "rejects", "quality", "retention", "source")
 _DATASET_PATHS: Final = _prefixed({**dict.fromkeys(_OF_DATASET, "spec.dataset."), "split": "spec.training."})
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
-_DEPLOYMENT_PATHS: Final = _prefixed({"rollout": "spec.deployment.", "name": "spec.deployment."})
+_DEPLOYMENT_PATHS: Final = _prefixed(
+    dict.fromkeys(("name", "rollout", "batching", "instances"), "spec.deployment.")
+)

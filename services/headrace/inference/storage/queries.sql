@@ -20,6 +20,12 @@ UPDATE deployments SET
     steps = $2, hold_seconds = $3, analysis = $4, shadow = $5, sticky_header = $6, audience = $7, update_time = $8
 WHERE name = $1;
 
+-- name: change_serving
+UPDATE deployments SET serving = $2, message = '', update_time = $3 WHERE name = $1;
+
+-- name: record_served
+UPDATE deployments SET served = $2, message = '' WHERE name = $1;
+
 -- name: revive_deployment
 UPDATE deployments SET deleted = false, message = '' WHERE name = $1;
 

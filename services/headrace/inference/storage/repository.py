@@ -16,7 +16,9 @@ from headrace.inference.domain.deployments import Deployment, ServedVersion, Ten
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
 from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.serving import Serving
 from headrace.inference.domain.trials import Audience, Shadow
+from headrace.inference.storage.serving_column import serving_column, serving_from
 from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.postgres import Connection
 from headrace.postgres.queries import load_queries
@@ -75,6 +77,14 @@ class Repository:
     async def change_plan(self, name: str, plan: Plan, now: datetime) -> None:
         """Roll out differently from now on."""
         await self._connection.execute(QUERIES["change_plan"], name, *_plan_columns(plan), now)
+
+    async def change_serving(self, name: str, serving: Serving, now: datetime) -> None:
+        """Serve differently from now on."""
+        await self._connection.execute(QUERIES["change_serving"], name, serving_column(serving), now)
+
+    async def record_served(self, name: str, serving: Serving) -> None:
+        """What is loaded is served so."""
+        await self._connection.execute(QUERIES["record_served"], name, serving_column(serving))
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -296,6 +306,8 @@ class Repository:
                 rollout=last.get(row["name"]),
                 message=row["message"],
                 deleted=row["deleted"],
+                serving=serving_from(row["serving"]),
+                served=serving_from(row["served"]),
             )
             for row in rows
         ]

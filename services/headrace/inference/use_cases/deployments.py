@@ -10,6 +10,7 @@ from headrace.errors import FailedPrecondition
 from headrace.inference.domain import quality
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.rollouts import Plan, Rollout, aborted, promoted, weights
+from headrace.inference.domain.serving import UNCHANGED, Serving, ServingChange, checked
 from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
 from headrace.runtime.clock import Clock
 
@@ -44,9 +45,12 @@ class Deployments:
         self._work = work
         self._clock = clock
 
-    async def apply(self, name: str, model: str, plan: Plan) -> tuple[Deployment, list[ServedVersion]]:
-        """Create a deployment that follows a model's promoted versions, or change how it rolls them out.
+    async def apply(
+        self, name: str, model: str, plan: Plan, serving: ServingChange = UNCHANGED
+    ) -> tuple[Deployment, list[ServedVersion]]:
+        """Create a deployment that follows a model's promoted versions, or change how it treats them.
 
+        Raises InvalidArgument/INVALID_SERVING for settings that Triton cannot take.
         Raises FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two
         models' versions have the same numbers, and what is loaded and rolled out is known by number.
         """
@@ -55,11 +59,22 @@ class Deployments:
             known = await work.rows.create_or_lock_deployment(name, model, plan, now)
             if known.model != model:
                 raise _of_other_model(known, model)
+            wanted = checked(serving.of(Serving() if known.deleted else known.serving))
             if known.deleted:
                 await work.rows.revive_deployment(name)
             await work.rows.change_plan(name, plan, now)
+            if wanted != known.serving:
+                await work.rows.change_serving(name, wanted, now)
             await work.changed(name)
         return await self.get(name)
+
+    async def serve(self, name: str, serving: Serving) -> None:
+        """Serve a deployment so from now on. Raises NotFound, InvalidArgument/INVALID_SERVING."""
+        async with self._work() as work:
+            await work.rows.deployment(name)
+            await work.rows.deployment(name, lock=True)
+            await work.rows.change_serving(name, checked(serving), self._clock())
+            await work.changed(name)
 
     async def get(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
         """One deployment and its model's versions. Raises NotFound."""

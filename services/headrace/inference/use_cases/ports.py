@@ -13,6 +13,7 @@ from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.serving import Serving
 from headrace.inference.domain.trials import Trial
 from headrace.messaging.events import Event
 
@@ -69,6 +70,12 @@ class Rows(Protocol):
 
     async def change_plan(self, name: str, plan: Plan, now: datetime) -> None:
         """Roll out differently from now on."""
+
+    async def change_serving(self, name: str, serving: Serving, now: datetime) -> None:
+        """Serve differently from now on."""
+
+    async def record_served(self, name: str, serving: Serving) -> None:
+        """What is loaded is served so."""
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -187,8 +194,11 @@ class ModelServer(Protocol):
     async def loaded(self) -> dict[str, Loaded]:
         """Ready versions of every deployment it knows. Raises Unavailable where no server answers."""
 
-    async def load(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
-        """Make exactly these versions answer, those that do already without a gap. Raises LoadError."""
+    async def load(self, deployment: str, versions: Sequence[ServedVersion], serving: Serving) -> None:
+        """Make exactly these versions answer, served so, those that do already without a gap.
+
+        Raises LoadError.
+        """
 
     async def unload(self, deployment: str) -> None:
         """Stop answering for a deployment, and remove its files."""

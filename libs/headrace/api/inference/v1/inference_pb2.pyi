@@ -320,6 +320,8 @@ class Deployment(google.protobuf.message.Message):
     ADDRESS_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     UPDATE_TIME_FIELD_NUMBER: builtins.int
+    BATCHING_FIELD_NUMBER: builtins.int
+    INSTANCES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The model's name in the Open Inference Protocol."""
     model: builtins.str
@@ -330,6 +332,7 @@ class Deployment(google.protobuf.message.Message):
     """Why it is not ready, for people."""
     address: builtins.str
     """host:port of the Open Inference Protocol, gRPC and REST."""
+    instances: builtins.int
     @property
     def rollout_spec(self) -> headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec: ...
     @property
@@ -346,6 +349,8 @@ class Deployment(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def batching(self) -> headrace.api.scheduling.v1.scheduling_pb2.Batching: ...
     def __init__(
         self,
         *,
@@ -360,10 +365,12 @@ class Deployment(google.protobuf.message.Message):
         address: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        batching: headrace.api.scheduling.v1.scheduling_pb2.Batching | None = ...,
+        instances: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "create_time", b"create_time", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "create_time", b"create_time", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "batching", b"batching", "create_time", b"create_time", "instances", b"instances", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Deployment: typing_extensions.TypeAlias = Deployment
@@ -517,20 +524,32 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     ROLLOUT_FIELD_NUMBER: builtins.int
+    BATCHING_FIELD_NUMBER: builtins.int
+    INSTANCES_FIELD_NUMBER: builtins.int
     name: builtins.str
     model: builtins.str
+    instances: builtins.int
+    """Processes of each version. 0: as it is; of a new deployment one."""
     @property
     def rollout(self) -> headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec: ...
+    @property
+    def batching(self) -> headrace.api.scheduling.v1.scheduling_pb2.Batching:
+        """Unset: as it is; of a new deployment the defaults. A live deployment is loaded anew with changed settings, and no
+        request fails meanwhile.
+        """
+
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         model: builtins.str = ...,
         rollout: headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec | None = ...,
+        batching: headrace.api.scheduling.v1.scheduling_pb2.Batching | None = ...,
+        instances: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["rollout", b"rollout"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "rollout", b"rollout"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "name", b"name", "rollout", b"rollout"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "instances", b"instances", "model", b"model", "name", b"name", "rollout", b"rollout"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDeploymentRequest: typing_extensions.TypeAlias = ApplyDeploymentRequest

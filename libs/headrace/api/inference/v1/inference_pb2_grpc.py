@@ -110,6 +110,7 @@ class InferenceServiceServicer(object):
         """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
         Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
         disagreement without a shadow.
+        Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
         Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
         seconds that its deletion takes; delete it first, or choose another name.
         """

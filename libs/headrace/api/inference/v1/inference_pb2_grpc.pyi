@@ -31,6 +31,7 @@ class InferenceServiceStub:
     """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
     Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
     disagreement without a shadow.
+    Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -77,6 +78,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
     Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
     disagreement without a shadow.
+    Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -126,6 +128,7 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         """Creates a deployment that follows a model's promoted versions, or changes how it rolls them out. Idempotent.
         Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
         disagreement without a shadow.
+        Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
         Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
         seconds that its deletion takes; delete it first, or choose another name.
         """
