@@ -19,6 +19,7 @@ from headrace.cli import (
     requests,
     rollout,
     stack,
+    tune,
 )
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ for module in (
     rejected,
     requests,
     rollout,
+    tune,
 ):
     module.register(app)
 

@@ -135,7 +135,12 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     calls = await runner.enter(data_plane_client(envoy_target))
     answer = AnswerRequests(
         requests,
-        MergedCalls(calls, most_rows=settings.request_rows_merged, mergeable=control_plane.has_one_version),
+        MergedCalls(
+            calls,
+            most_rows=settings.request_rows_merged,
+            rows_of=control_plane.most_rows,
+            mergeable=control_plane.has_one_version,
+        ),
         forms,
         payloads,
         responses,

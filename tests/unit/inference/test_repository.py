@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.domain.serving import DEFAULTS, Serving
 from headrace.inference.triton.repository import ModelRepository, model_configuration
 from headrace.inference.use_cases.ports import LoadError
 from headrace.objects import ObjectStore
@@ -34,7 +36,7 @@ async def test_the_registered_file_is_fetched(
     repository: ModelRepository, store: ObjectStore, tmp_path: Path
 ) -> None:
     await store.put("m/1/model.onnx", DATA)
-    await repository.put("live", [a_version(store.uri("m/1/model.onnx"))])
+    await repository.put("live", [a_version(store.uri("m/1/model.onnx"))], DEFAULTS)
     assert (tmp_path / "models" / "live" / "1" / "model.onnx").read_bytes() == DATA
 
 
@@ -48,7 +50,7 @@ async def test_a_missing_foreign_or_different_file_does_not_load(
         (store.uri("m/2/model.onnx"), "registered was"),
     ):
         with pytest.raises(LoadError, match=why):
-            await repository.put("live", [a_version(uri)])
+            await repository.put("live", [a_version(uri)], DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -56,4 +58,18 @@ async def test_a_missing_foreign_or_different_file_does_not_load(
 )
 def test_a_batch_of_large_images_has_fewer_rows(values: int, rows: int) -> None:
     version = replace(a_version(""), inputs=(Tensor("features", "FP32", (-1, values)),))
-    assert f"max_batch_size: {rows}" in model_configuration("live", [version]).splitlines()
+    assert (
+        f"max_batch_size: {rows}"
+        in model_configuration("live", [version], Serving(max_batch_size=64)).splitlines()
+    )
+
+
+def test_triton_is_told_how_a_deployment_is_served() -> None:
+    version = replace(a_version(""), inputs=(Tensor("features", "FP32", (-1, 1 << 20)),))
+    serving = Serving(64, timedelta(milliseconds=1.5), preferred=(8, 32), instances=3)
+    lines = model_configuration("live", [version], serving).splitlines()
+    # Rows so large that a batch holds sixteen.
+    assert "max_batch_size: 16" in lines
+    assert "dynamic_batching { preferred_batch_size: [8]" in lines
+    assert "  max_queue_delay_microseconds: 1500 }" in lines
+    assert "instance_group { kind: KIND_CPU count: 3 }" in lines

@@ -186,13 +186,15 @@ class Search:
         return (replace(serving, instances=count) for count in counts if 1 <= count <= most)
 
     def _batch_sizes(self, serving: Serving, *, fine: bool) -> Iterator[Serving]:
-        least, most, size = self.space.least_batch, self.space.most_batch, serving.max_batch_size
-        sizes = (size // 2, 2 * size) if fine else (least, *BATCH_SIZES, most)
-        return (replace(serving, max_batch_size=size) for size in sizes if least <= size <= most)
+        least, most, now = self.space.least_batch, self.space.most_batch, serving.max_batch_size
+        for size in (now // 2, 2 * now) if fine else (least, *BATCH_SIZES, most):
+            if least <= size <= most:
+                # Who is alone in a batch has nobody to wait for.
+                delay = serving.max_queue_delay if size > 1 else timedelta()
+                yield replace(serving, max_batch_size=size, max_queue_delay=delay)
 
     def _delays(self, serving: Serving, *, fine: bool) -> Iterator[Serving]:
         if serving.max_batch_size == 1:
-            # There is nobody to wait for.
             return
         if fine:
             delays = [serving.max_queue_delay / 2, serving.max_queue_delay * 2]
@@ -247,6 +249,11 @@ class Search:
             return f"no setting keeps a {target}{kept}; this one has the lowest"
         if chosen.serving == self.current:
             return f"no other setting is better by more than {NOISE:.0%} at a {target}: keep the current one"
-        if goal.rate:
-            return f"the lowest {goal.name} at {goal.rate:g} requests/s"
-        return f"the highest throughput at a {target}"
+        best = (
+            f"the lowest {goal.name} at {goal.rate:g} requests/s"
+            if goal.rate
+            else f"the highest throughput at a {target}"
+        )
+        if chosen.serving.max_batch_size < self.current.max_batch_size:
+            return f"{best}; requests of more than {chosen.serving.max_batch_size} rows are refused then"
+        return best

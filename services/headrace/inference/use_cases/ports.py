@@ -13,7 +13,7 @@ from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.inference.domain.sequential import Tally
-from headrace.inference.domain.serving import Serving
+from headrace.inference.domain.serving import DEFAULT_BATCH_SIZE, Serving
 from headrace.inference.domain.trials import Trial
 from headrace.messaging.events import Event
 
@@ -211,12 +211,14 @@ class ModelServer(Protocol):
 class Route:
     """What Envoy knows of a deployment: its versions' shares, and what its callers are told it takes.
 
-    `trial`: how requests meet a version that is being rolled out, beside its share.
+    `trial`: how requests meet a version that is being rolled out, beside its share. `most_rows`: of one
+    request.
     """
 
     weights: Mapping[int, int]
     signature: str
     trial: Trial | None = None
+    most_rows: int = DEFAULT_BATCH_SIZE
 
 
 class DataPlane(Protocol):

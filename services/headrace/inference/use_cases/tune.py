@@ -79,13 +79,16 @@ class TuneDeployment:
         lock: TuningLock,
         *,
         cores: int,
+        watch_seconds: float = WATCH_SECONDS,
     ) -> None:
+        """`cores`: most instances where nobody says; `watch_seconds`: for traffic, before all else."""
         self._work = work
         self._deployments = deployments
         self._copies = copies
         self._generator = generator
         self._lock = lock
         self._cores = cores
+        self._watch_seconds = watch_seconds
 
     async def __call__(self, wish: TuningWish) -> AsyncGenerator[Started | Measurement | Tuned, None]:
         """What it begins with, each measurement, and last what is proposed.
@@ -101,7 +104,7 @@ class TuneDeployment:
                     "TUNING_IN_PROGRESS", "a deployment is being tuned already; try again when that is over"
                 )
             traffic = _Traffic(self._copies, allowed=wish.beside_traffic)
-            await traffic.watch(WATCH_SECONDS)
+            await traffic.watch(self._watch_seconds)
             try:
                 yield Started(version.version, deployment.serving, sample.source, sample.rows)
                 search = Search(wish.goal, self._space(wish, version, sample.rows), deployment.serving)
