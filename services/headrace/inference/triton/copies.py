@@ -42,7 +42,8 @@ class TuningCopies:
         """Remove every copy, also of a process that died. Raises Unavailable."""
         loaded = {name for name in await self._server.loaded() if name.startswith(PREFIX)}
         for name in loaded | set(self._repository.deployments(PREFIX)):
-            await self._server.unload(name)
+            if name in loaded:
+                await self._server.unload(name)
             self._repository.remove(name)
 
     async def live_requests(self) -> int:

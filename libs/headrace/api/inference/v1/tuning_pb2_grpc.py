@@ -56,7 +56,7 @@ class TuningServiceServicer(object):
         would falsify it, also when they come while it runs. Set beside_traffic to measure all the same.
         Errors: FAILED_PRECONDITION/TUNING_IN_PROGRESS.
         Errors: FAILED_PRECONDITION/MODEL_FAILS where the copy answers no request.
-        Errors: UNAVAILABLE/TRITON_UNAVAILABLE.
+        Errors: UNAVAILABLE/TRITON_UNAVAILABLE; UNAVAILABLE/LOAD_GENERATOR_DIED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

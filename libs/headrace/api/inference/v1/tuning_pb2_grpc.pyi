@@ -37,7 +37,7 @@ class TuningServiceStub:
     would falsify it, also when they come while it runs. Set beside_traffic to measure all the same.
     Errors: FAILED_PRECONDITION/TUNING_IN_PROGRESS.
     Errors: FAILED_PRECONDITION/MODEL_FAILS where the copy answers no request.
-    Errors: UNAVAILABLE/TRITON_UNAVAILABLE.
+    Errors: UNAVAILABLE/TRITON_UNAVAILABLE; UNAVAILABLE/LOAD_GENERATOR_DIED.
     """
 
 @typing.type_check_only
@@ -55,7 +55,7 @@ class TuningServiceAsyncStub(TuningServiceStub):
     would falsify it, also when they come while it runs. Set beside_traffic to measure all the same.
     Errors: FAILED_PRECONDITION/TUNING_IN_PROGRESS.
     Errors: FAILED_PRECONDITION/MODEL_FAILS where the copy answers no request.
-    Errors: UNAVAILABLE/TRITON_UNAVAILABLE.
+    Errors: UNAVAILABLE/TRITON_UNAVAILABLE; UNAVAILABLE/LOAD_GENERATOR_DIED.
     """
 
 class TuningServiceServicer(metaclass=abc.ABCMeta):
@@ -76,7 +76,7 @@ class TuningServiceServicer(metaclass=abc.ABCMeta):
         would falsify it, also when they come while it runs. Set beside_traffic to measure all the same.
         Errors: FAILED_PRECONDITION/TUNING_IN_PROGRESS.
         Errors: FAILED_PRECONDITION/MODEL_FAILS where the copy answers no request.
-        Errors: UNAVAILABLE/TRITON_UNAVAILABLE.
+        Errors: UNAVAILABLE/TRITON_UNAVAILABLE; UNAVAILABLE/LOAD_GENERATOR_DIED.
         """
 
 def add_TuningServiceServicer_to_server(servicer: TuningServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
