@@ -125,7 +125,7 @@ async def test_a_deployment_is_tuned_on_a_copy_and_served_so(plane: Plane, name:
     start, *measured, last = steps
     assert start.start.version == 1
     assert start.start.requests.startswith("one of the prediction log")
-    assert len(measured) >= 2
+    assert measured
     assert all(step.measurement.answered and not step.measurement.failed for step in measured)
     assert last.proposal.keeps_target
     assert last.proposal.applied == last.proposal.changes

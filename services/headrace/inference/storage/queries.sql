@@ -24,7 +24,7 @@ WHERE name = $1;
 UPDATE deployments SET serving = $2, message = '', update_time = $3 WHERE name = $1;
 
 -- name: record_served
-UPDATE deployments SET served = $2, message = '' WHERE name = $1;
+UPDATE deployments SET served = $2, message = '' WHERE name = $1 AND served <> $2;
 
 -- name: revive_deployment
 UPDATE deployments SET deleted = false, message = '' WHERE name = $1;

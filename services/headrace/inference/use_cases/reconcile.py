@@ -245,10 +245,9 @@ class Reconciler:
                 await self._note(deployment, str(error))
                 await asyncio.sleep(RETRY_SECONDS)
                 return True
-        if action.serving != deployment.served:
-            async with self._work() as work:
-                await work.rows.record_served(deployment.name, action.serving)
-            logger.info("deployment %s: served with %s", deployment.name, action.serving.text())
+        # Whatever was known when it began: this is how they are served.
+        async with self._work() as work:
+            await work.rows.record_served(deployment.name, action.serving)
         return True
 
     async def _keep_serving(self, deployment: Deployment, action: Load, error: LoadError) -> None:
