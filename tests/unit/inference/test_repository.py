@@ -73,3 +73,9 @@ def test_triton_is_told_how_a_deployment_is_served() -> None:
     assert "dynamic_batching { preferred_batch_size: [8]" in lines
     assert "  max_queue_delay_microseconds: 1500 }" in lines
     assert "instance_group { kind: KIND_CPU count: 3 }" in lines
+
+
+def test_what_is_measured_has_no_topic_for_its_predictions() -> None:
+    without = 'parameters { key: "prediction_topic" value { string_value: "" } }'
+    assert without in model_configuration("tuning.live", [a_version("")], DEFAULTS, prediction_topic="")
+    assert without not in model_configuration("live", [a_version("")], DEFAULTS)
