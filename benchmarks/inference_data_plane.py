@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from grpc_load import Outcome, load
 from onnx import TensorProto, helper, numpy_helper
 from setting import Service, machine
 from tritonclient.grpc import service_pb2
@@ -42,7 +43,6 @@ from headrace.messaging.producer import Producer
 from headrace.messaging.topics import MODEL_VERSIONS, ensure_topics, load_topics
 from headrace.objects import ObjectStore
 from headrace.rpc.client import channel
-from headrace.rpc.load import Outcome, load
 
 MODEL = "mlp"
 METHOD = "/inference.GRPCInferenceService/ModelInfer"

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer
+from grpc_load import Outcome, load
 from inference_data_plane import IN_FLIGHT, METHOD, MODEL, Plane, request, running
 from setting import machine
 
@@ -33,7 +34,6 @@ from headrace.messaging.client import reader_client
 from headrace.messaging.events import Event, encode
 from headrace.messaging.producer import Encoded, Producer
 from headrace.messaging.topics import INFERENCE_REQUESTS, INFERENCE_RESPONSES
-from headrace.rpc.load import Outcome, load
 
 BAR_RATE = 0.6
 ANSWERED = b"headrace.inference.response.v1"

@@ -8,6 +8,7 @@ answered only when a whole message came back with the status OK.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -48,7 +49,9 @@ class Outcome:
         return len(self.seconds) / self.elapsed
 
     def percentile(self, share: float) -> float:
-        """Milliseconds within which that share of the calls was answered."""
+        """Milliseconds within which that share of the calls was answered; not a number where none was."""
+        if not self.seconds:
+            return math.nan
         ordered = sorted(self.seconds)
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -70,7 +73,7 @@ async def load(
         started = time.perf_counter()
         for connection in opened:
             connection.call(in_flight // connections, started)
-        await asyncio.gather(*(connection.done for connection in opened))
+        await asyncio.gather(*(connection.finish() for connection in opened))
         outcome.elapsed = time.perf_counter() - started
     return outcome
 
@@ -88,15 +91,14 @@ async def paced_load(
     outcome = Outcome()
     async with _opened(address, method, message, connections, None, 0.0, outcome) as opened:
         started = time.perf_counter()
-        count = int(rate * seconds)
-        begun = 0
-        while begun < count:
+        count, begun = int(rate * seconds), 0
+        while begun < count and not any(connection.failed for connection in opened):
             due = min(count, int((time.perf_counter() - started) * rate) + 1)
             for number in range(begun, due):
                 opened[number % connections].call(1, started + number / rate)
             begun = due
             await asyncio.sleep(TICK_SECONDS)
-        await asyncio.gather(*(connection.finished() for connection in opened))
+        await asyncio.gather(*(connection.finish() for connection in opened))
         outcome.elapsed = time.perf_counter() - started
     return outcome
 
@@ -127,10 +129,11 @@ async def _opened(
 
 
 class _Connection(asyncio.Protocol):
-    """Calls, one after the other in each place, until the time given; then `done`."""
+    """Calls, and where there is time left another one in place of each that was answered."""
 
     def __init__(self, block: bytes, body: bytes, until: float, outcome: Outcome) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_last = False
         self._block = block
         self._body = body
         self._until = until
@@ -165,10 +168,16 @@ class _Connection(asyncio.Protocol):
             self._call(begun)
         self._flush()
 
-    async def finished(self) -> None:
-        """Wait for the answers to all that was begun. Raises ConnectionError."""
-        if self._begun or self.done.done():
-            await self.done
+    def finish(self) -> asyncio.Future[None]:
+        """When there is an answer to all that was begun. Raises ConnectionError."""
+        self._is_last = True
+        self._look_whether_done()
+        return self._done
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was lost."""
+        return self._done.done()
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer + data
@@ -239,8 +248,12 @@ class _Connection(asyncio.Protocol):
             self._outcome.failed += 1
         if now < self._until and self._next < LAST_STREAM:
             self._call(now)
-        elif not self._begun and not self.done.done():
-            self.done.set_result(None)
+        else:
+            self._look_whether_done()
+
+    def _look_whether_done(self) -> None:
+        if self._is_last and not self._begun and not self._done.done():
+            self._done.set_result(None)
 
     def _call(self, begun: float) -> None:
         stream, self._next = self._next, self._next + 2
@@ -279,8 +292,8 @@ class _Connection(asyncio.Protocol):
         self._fail(exc or ConnectionError("the connection was closed"))
 
     def _fail(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+        if not self._done.done():
+            self._done.set_exception(error)
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
