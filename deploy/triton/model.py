@@ -253,7 +253,11 @@ class PredictionLog:
                         arrived,
                         seconds,
                     )
-                    producer.produce(self._topic, value, key, headers=headers, on_delivery=self._delivered)
+                    # A copy that is measured has none, and is to cost as much up to here.
+                    if self._topic:
+                        producer.produce(
+                            self._topic, value, key, headers=headers, on_delivery=self._delivered
+                        )
                 except BufferError:
                     self._drop(1)
                 except Exception as error:  # whatever it is, the next prediction is logged

@@ -10,7 +10,7 @@ from typer.testing import Result
 Headrace = Callable[..., Result]
 """Runs a command with these words."""
 
-_STREAMS = ("Watch", "Stream", "Download", "ReadVersion", "ReplayVersion")
+_STREAMS = ("Watch", "Stream", "Download", "ReadVersion", "ReplayVersion", "Tune")
 
 
 class Services:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.domain.serving import DEFAULTS
 from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
 from headrace.objects import ObjectStore
@@ -65,7 +66,7 @@ async def answered(
             triton_fleet([address], ModelRepository(repository, store)) as control,
             triton.InferenceServerClient(address) as client,
         ):
-            await control.load("served", [served])
+            await control.load("served", [served], DEFAULTS)
             requests = [_input("features", "FP32", features)]
             if texts is not None:
                 requests.append(_input("texts", "BYTES", texts))

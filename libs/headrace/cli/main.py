@@ -21,6 +21,7 @@ from headrace.cli import (
     requests,
     rollout,
     stack,
+    tune,
 )
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ for module in (
     rejected,
     requests,
     rollout,
+    tune,
 ):
     module.register(app)
 

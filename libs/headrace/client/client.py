@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, SupportsFloat, TypeVar
 
 import grpc.aio
 
-from headrace.api.inference.v1 import drift_pb2_grpc, inference_pb2_grpc, requests_pb2_grpc
+from headrace.api.inference.v1 import drift_pb2_grpc, inference_pb2_grpc, requests_pb2_grpc, tuning_pb2_grpc
 from headrace.api.ingestion.v1 import erasure_pb2_grpc, ingestion_pb2, ingestion_pb2_grpc, versions_pb2_grpc
 from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
@@ -140,6 +140,11 @@ class HeadraceClient:
     def drift(self) -> drift_pb2_grpc.DriftServiceAsyncStub:
         """Whether what deployments are asked and answer is what they were trained on."""
         return drift_pb2_grpc.DriftServiceStub(self._channel("inference"))
+
+    @cached_property
+    def tuning(self) -> tuning_pb2_grpc.TuningServiceAsyncStub:
+        """A deployment's batches and instances, by measurement."""
+        return tuning_pb2_grpc.TuningServiceStub(self._channel("inference"))
 
     @property
     def kafka_bootstrap(self) -> str:

@@ -42,6 +42,8 @@ spec:
   deployment:
     name: breast-cancer
     rollout: {steps: [10, 50, 100], hold: 5s}
+    batching: {max_batch_size: 64, max_queue_delay: 2ms, preferred: [8, 16]}   # `headrace tune` finds them
+    instances: 1
     drift: {requests: 500, every: 1m, windows: 2, min_psi: 0.2, confidence: 0.99}     # the defaults
   retrain:
     on: [dataset_version]
@@ -449,13 +451,27 @@ def _gate(document: Document, place: Place) -> scheduling.Gate:
 
 
 def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.DeploymentSpec:
-    entries = document.mapping(place, ("name", "rollout", "drift"), ("name",))
+    entries = document.mapping(place, ("name", "rollout", "batching", "instances", "drift"), ("name",))
     deployment = scheduling.PipelineSpec.DeploymentSpec(name=document.text(entries.get("name")))
+    if "batching" in entries:
+        deployment.batching.CopyFrom(_batching(document, entries["batching"]))
+    deployment.instances = document.integer(entries.get("instances"), bits=32)
+    if "instances" in entries and deployment.instances < 1:
+        document.fail(entries["instances"], "must be at least 1")
     if (rollout := rollout_spec(document, entries.get("rollout"))) is not None:
         deployment.rollout.CopyFrom(rollout)
     if "drift" in entries:
         deployment.drift.CopyFrom(drift_spec(document, entries["drift"]))
     return deployment
+
+
+def _batching(document: Document, place: Place) -> scheduling.Batching:
+    entries = document.mapping(place, ("max_batch_size", "max_queue_delay", "preferred"))
+    return scheduling.Batching(
+        max_batch_size=document.integer(entries.get("max_batch_size"), bits=32),
+        max_queue_delay=to_duration(document.duration(entries.get("max_queue_delay"))),
+        preferred=[document.integer(size, bits=32) for size in document.items(entries.get("preferred"))],
+    )
 
 
 def _retrain(document: Document, place: Place | None, spec: scheduling.PipelineSpec) -> None:

@@ -41,6 +41,20 @@ _MEMORY_UNITS: Final = {
 }
 
 
+def seconds_of(text: str) -> float | None:
+    """A length of time such as 20ms, 90s or 1h30m, or seconds as a bare number; None of any other text."""
+    return _amount(text, _DURATION, _DURATION_UNITS)
+
+
+def _amount(text: str, pattern: re.Pattern[str], units: Mapping[str, float]) -> float | None:
+    if _BARE_NUMBER.fullmatch(text):
+        return float(text)
+    parts = pattern.findall(text)
+    if not text or not parts or "".join(amount + unit for amount, unit in parts) != text:
+        return None
+    return sum(float(amount) * units[unit] for amount, unit in parts)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core types: `on` and `no` are words, and 1e-3 is a number."""
 
@@ -255,14 +269,11 @@ class Document:
         if place is None:
             return 0.0
         node = place.node
-        text = str(node.value) if isinstance(node, ScalarNode) else ""
-        if _BARE_NUMBER.fullmatch(text):
-            return float(text)
-        parts = pattern.findall(text)
-        if not text or not parts or "".join(amount + unit for amount, unit in parts) != text:
+        amount = _amount(str(node.value) if isinstance(node, ScalarNode) else "", pattern, units)
+        if amount is None:
             self.fail(place, f"must be {wanted}, not {_kind(node)}")
             return 0.0
-        return sum(float(amount) * units[unit] for amount, unit in parts)
+        return amount
 
     def _plain(self, place: Place, depth: int) -> Plain:
         # An alias may refer to what contains it, or multiply what it refers to.

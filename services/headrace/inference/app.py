@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from headrace.api.inference.v1 import (
     inference_pb2_grpc,
     requests_pb2,
     requests_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
 )
 from headrace.inference.consumers import Consumers
 from headrace.inference.data_plane_calls import data_plane_client
@@ -19,6 +22,7 @@ from headrace.inference.drift_grpc_api import DriftServicer
 from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.inference_forms import InferenceForms
+from headrace.inference.load.process import LoadProcesses
 from headrace.inference.merged_calls import MergedCalls
 from headrace.inference.payloads import StoredPayloads
 from headrace.inference.profile_calls import profile_client
@@ -27,10 +31,13 @@ from headrace.inference.requests_grpc_api import RequestServicer
 from headrace.inference.settings import Settings
 from headrace.inference.storage.drift import PostgresDrift
 from headrace.inference.storage.requests import PostgresRequests
+from headrace.inference.storage.tuning_lock import PostgresTuningLock
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.streams import Streams, channel_to_envoy
+from headrace.inference.triton.copies import tuning_copies
 from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
+from headrace.inference.tuning_grpc_api import TuningServicer
 from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
@@ -39,6 +46,7 @@ from headrace.inference.use_cases.production import MAX_BATCH, Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
+from headrace.inference.use_cases.tune import StaleCopies, TuneDeployment
 from headrace.inference.use_cases.watch_drift import ReportDrift, WatchDrift
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import TritonAddress, Wiring
@@ -68,6 +76,9 @@ NAME = "inference"
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 REQUEST_SERVICE = requests_pb2.DESCRIPTOR.services_by_name["RequestService"].full_name
 DRIFT_SERVICE = drift_pb2.DESCRIPTOR.services_by_name["DriftService"].full_name
+TUNING_SERVICE = tuning_pb2.DESCRIPTOR.services_by_name["TuningService"].full_name
+# Instances to try where nobody says how many.
+MOST_CORES_TRIED = 4
 
 
 async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
@@ -132,7 +143,12 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     calls = await runner.enter(data_plane_client(envoy_target))
     answer = AnswerRequests(
         requests,
-        MergedCalls(calls, most_rows=settings.request_rows_merged, mergeable=control_plane.has_one_version),
+        MergedCalls(
+            calls,
+            most_rows=settings.request_rows_merged,
+            rows_of=control_plane.most_rows,
+            mergeable=control_plane.has_one_version,
+        ),
         forms,
         payloads,
         responses,
@@ -147,13 +163,22 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     watch = WatchDrift(work, drift, profiles, utc_now, new_id)
     runner.spawn(lead(pool, "headrace.inference.drift", watch.run), "watch for drift")
 
+    deployments = Deployments(work, utc_now)
     servicer = InferenceServicer(
-        Deployments(work, utc_now),
+        deployments,
         ErasePredictions(work, utc_now),
         control_plane,
         address=address,
         changed=changed,
     )
+    live = [grpc for grpc, _ in settings.triton_servers]
+    tuned = settings.tuning_triton_grpc or live[0]
+    copies = await runner.enter(tuning_copies(tuned, live, repository))
+    lock = PostgresTuningLock(pool)
+    runner.spawn(StaleCopies(copies, lock).run, "remover of stale copies")
+    cores = min(MOST_CORES_TRIED, os.cpu_count() or 1)
+    tune = TuneDeployment(work, deployments, copies, LoadProcesses(tuned), lock, cores=cores)
+
     bindings = [
         ServiceBinding(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE),
         ServiceBinding(
@@ -163,6 +188,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             drift_pb2_grpc.add_DriftServiceServicer_to_server,
             DriftServicer(ReportDrift(work, drift)),
             DRIFT_SERVICE,
+        ),
+        ServiceBinding(
+            tuning_pb2_grpc.add_TuningServiceServicer_to_server,
+            TuningServicer(tune, changed=changed),
+            TUNING_SERVICE,
         ),
     ]
     await runner.enter(serve(settings.grpc_address, bindings, health=runner.health))

@@ -16,6 +16,7 @@ from headrace.inference.messages import (
     plan_from,
     prediction_message,
     rollout_message,
+    serving_change_from,
 )
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions
@@ -45,8 +46,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def ApplyDeployment(self, request: api.ApplyDeploymentRequest, context: Any) -> api.Deployment:
         """Create or change a deployment."""
+        batching = request.batching if request.HasField("batching") else None
         known = await self._deployments.apply(
-            request.name, request.model, plan_from(request.rollout), rules_from(request.drift)
+            request.name,
+            request.model,
+            plan_from(request.rollout),
+            rules_from(request.drift),
+            serving_change_from(batching, request.instances),
         )
         self._changed()
         return self._message(known)

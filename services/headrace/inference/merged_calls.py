@@ -55,14 +55,22 @@ class _Waiting:
 class MergedCalls:
     """Asks with several requests in one call, where that makes no difference to any of them."""
 
-    def __init__(self, calls: DataPlaneCalls, *, most_rows: int, mergeable: Callable[[str], bool]) -> None:
-        """`most_rows` of one call.
+    def __init__(
+        self,
+        calls: DataPlaneCalls,
+        *,
+        most_rows: int,
+        rows_of: Callable[[str], int],
+        mergeable: Callable[[str], bool],
+    ) -> None:
+        """`most_rows` of one call, and no more than `rows_of` its deployment, which takes no larger request.
 
         `mergeable`: whether all requests to a deployment come to one version. Where several share its traffic
         each request is asked alone, so that their shares are those of requests and not of calls.
         """
         self._calls = calls
         self._most_rows = most_rows
+        self._rows_of = rows_of
         self._mergeable = mergeable
         # Those that were asked since the loop last came round.
         self._waiting: dict[_Kind, list[_Waiting]] = {}
@@ -87,9 +95,9 @@ class MergedCalls:
 
     def _begin(self, kind: _Kind) -> None:
         part: list[_Waiting] = []
-        rows = 0
+        rows, most_rows = 0, min(self._most_rows, self._rows_of(kind[0]))
         for one in self._waiting.pop(kind):
-            if part and rows + one.rows > self._most_rows:
+            if part and rows + one.rows > most_rows:
                 self._start(kind, part)
                 part, rows = [], 0
             part.append(one)

@@ -14,6 +14,7 @@ from headrace.inference.analysis_messages import analysis_from, analysis_message
 from headrace.inference.domain.analysis import DEFAULT_ANALYSIS
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
 from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.domain.serving import DEFAULT_BATCH_SIZE, Serving, ServingChange
 from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.drift_messages import drift_spec
 from headrace.inference.use_cases.ports import LoggedPrediction
@@ -51,6 +52,27 @@ def plan_message(plan: Plan) -> scheduling_pb2.RolloutSpec:
         message.audience.header = plan.audience.header
         message.audience.values.extend(sorted(plan.audience.values))
     return message
+
+
+def serving_change_from(batching: scheduling_pb2.Batching | None, instances: int) -> ServingChange:
+    """What is said of a deployment's settings: of batches nothing where there is no message."""
+    if batching is None:
+        return ServingChange(instances=instances or None)
+    wanted = Serving(
+        max_batch_size=batching.max_batch_size or DEFAULT_BATCH_SIZE,
+        max_queue_delay=from_duration(batching.max_queue_delay),
+        preferred=tuple(batching.preferred),
+    )
+    return ServingChange(wanted, instances or None)
+
+
+def batching_message(serving: Serving) -> scheduling_pb2.Batching:
+    """How requests wait for each other."""
+    return scheduling_pb2.Batching(
+        max_batch_size=serving.max_batch_size,
+        max_queue_delay=to_duration(serving.max_queue_delay),
+        preferred=serving.preferred,
+    )
 
 
 def rollout_message(rollout: Rollout) -> api.Rollout:
@@ -94,6 +116,8 @@ def deployment_message(
         create_time=to_timestamp(deployment.create_time),
         update_time=to_timestamp(deployment.update_time),
         drift_spec=drift_spec(deployment.drift),
+        batching=batching_message(deployment.serving),
+        instances=deployment.serving.instances,
     )
 
 

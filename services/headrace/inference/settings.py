@@ -31,6 +31,11 @@ class Settings(BaseSettings):
     triton_http: str = Field(
         default="127.0.0.1:8000", description="Triton's HTTP address; of several servers, in the same order."
     )
+    tuning_triton_grpc: str = Field(
+        default="",
+        description="gRPC address of the Triton server that deployments are tuned on, with the same model "
+        "repository; the first of those that answer clients where empty.",
+    )
     model_repository: Path = Field(
         default=Path("/var/lib/headrace/models"), description="Folder shared with every Triton."
     )

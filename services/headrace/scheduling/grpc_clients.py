@@ -74,6 +74,8 @@ class GrpcPeers:
                     model=name,
                     rollout=rollout,
                     drift=deployment.drift if deployment.HasField("drift") else None,
+                    batching=deployment.batching if deployment.HasField("batching") else None,
+                    instances=deployment.instances,
                 )
             )
 
@@ -152,4 +154,6 @@ def _same(field: str) -> str:
 _OF_DATASET: Final = ("schema", "cut", "rejects", "quality", "retention", "source")
 _DATASET_PATHS: Final = _prefixed({**dict.fromkeys(_OF_DATASET, "spec.dataset."), "split": "spec.training."})
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
-_DEPLOYMENT_PATHS: Final = _prefixed(dict.fromkeys(("rollout", "name", "drift"), "spec.deployment."))
+_DEPLOYMENT_PATHS: Final = _prefixed(
+    dict.fromkeys(("name", "rollout", "batching", "instances", "drift"), "spec.deployment.")
+)

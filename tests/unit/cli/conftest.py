@@ -10,7 +10,7 @@ import pytest
 from tests.support.cli import Headrace, Services
 from typer.testing import CliRunner, Result
 
-from headrace.api.inference.v1 import drift_pb2_grpc, inference_pb2_grpc, requests_pb2_grpc
+from headrace.api.inference.v1 import drift_pb2_grpc, inference_pb2_grpc, requests_pb2_grpc, tuning_pb2_grpc
 from headrace.api.ingestion.v1 import erasure_pb2_grpc, ingestion_pb2_grpc, versions_pb2_grpc
 from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
@@ -62,6 +62,10 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
             (
                 drift_pb2_grpc.add_DriftServiceServicer_to_server,
                 "headrace.api.inference.v1.DriftService",
+            ),
+            (
+                tuning_pb2_grpc.add_TuningServiceServicer_to_server,
+                "headrace.api.inference.v1.TuningService",
             ),
         )
     ]

@@ -35,9 +35,11 @@ from headrace.inference.domain.rollouts import (
     superseded,
     weights,
 )
+from headrace.inference.domain.serving import DEFAULTS, Serving
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BROKEN = 13
+REFUSED = Serving(instances=64)
 FINE = Observed(Outcomes(50))
 
 
@@ -46,7 +48,7 @@ def a_version(number: int) -> ServedVersion:
 
 
 class World:
-    """A deployment, and a Triton that does what it is told; version 13 never loads."""
+    """A deployment, and a Triton that does what it is told; version 13 never loads, nor do 64 instances."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -55,10 +57,18 @@ class World:
         self.versions: dict[int, ServedVersion] = {}
         self.tried: set[int] = set()
         self.triton: frozenset[int] = frozenset()
+        self.refused: Serving | None = None
         self.gone = False
 
     def situation(self) -> Situation:
-        return Situation(self.deployment, self.versions, frozenset(self.tried), self.triton, self.triton)
+        return Situation(
+            self.deployment,
+            self.versions,
+            frozenset(self.tried),
+            self.triton,
+            self.triton,
+            refused=self.refused,
+        )
 
     def step(self) -> Action | None:
         self.now += timedelta(milliseconds=500)
@@ -66,8 +76,8 @@ class World:
         match action:
             case Begin(version):
                 self.begin(version.version)
-            case Load(versions):
-                self.load({version.version for version in versions})
+            case Load(versions, serving):
+                self.load({version.version for version in versions}, serving)
             case Unload():
                 self.triton = frozenset()
             case Forget():
@@ -110,9 +120,13 @@ class World:
         self.tried.add(version)
         self.deployment = replace(self.deployment, rollout=rollout)
 
-    def load(self, versions: set[int]) -> None:
+    def load(self, versions: set[int], serving: Serving) -> None:
+        if serving == REFUSED:
+            self.refused = serving
+            return
         if BROKEN not in versions:
             self.triton = frozenset(versions)
+            self.deployment = replace(self.deployment, served=serving)
             return
         rollout = self.deployment.rollout
         assert rollout is not None
@@ -155,6 +169,27 @@ def test_promotions_at_any_time_end_with_the_newest_that_works(
     assert world.triton == set(deployment.traffic) == deployment.loaded
 
 
+@given(
+    st.lists(st.sampled_from([Serving(instances=2), Serving(max_batch_size=8), REFUSED]), max_size=4),
+    st.data(),
+)
+def test_settings_may_change_at_any_time_and_those_that_do_not_load_hold_up_no_rollout(
+    changes: list[Serving], data: st.DataObject
+) -> None:
+    world = World()
+    world.versions[1] = a_version(1)
+    for serving in changes:
+        for _ in range(data.draw(st.integers(0, 8))):
+            world.step()
+        world.deployment = replace(world.deployment, serving=serving)
+    world.versions[2] = a_version(2)
+    world.settle(answering=True)
+    deployment = world.deployment
+    assert deployment.traffic == {2: 100}
+    assert deployment.served == deployment.serving or deployment.serving == REFUSED
+    assert deployment.served != REFUSED
+
+
 @given(st.integers(0, 12))
 def test_a_triton_that_forgot_everything_gets_it_back(steps: int) -> None:
     world = World()
@@ -174,7 +209,7 @@ def test_a_version_that_died_is_loaded_anew_and_not_where_an_old_one_can_answer(
     world.versions[1] = a_version(1)
     world.settle(answering=True)
     died = replace(world.situation(), loaded=frozenset(), died=frozenset({1}))
-    assert next_action(died, world.now) == Load((world.versions[1],))
+    assert next_action(died, world.now) == Load((world.versions[1],), DEFAULTS)
 
     world.versions[2] = a_version(2)
     while set(world.deployment.traffic) != {1, 2}:
@@ -206,7 +241,7 @@ def test_what_one_server_alone_has_is_unloaded() -> None:
     world.settle(answering=True)
     extra = replace(world.situation(), anywhere=frozenset({1, 2}))
     later = world.now + 2 * DRAIN
-    assert next_action(extra, later) == Load((world.versions[1],))
+    assert next_action(extra, later) == Load((world.versions[1],), DEFAULTS)
     world.deployment = replace(world.deployment, deleted=True, update_time=world.now)
     gone = replace(world.situation(), loaded=frozenset(), anywhere=frozenset({1}))
     assert next_action(gone, later) == Unload()

@@ -9,6 +9,7 @@ import pytest
 from headrace.errors import Unavailable
 from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import ServedVersion
+from headrace.inference.domain.serving import DEFAULTS, Serving
 from headrace.inference.triton.fleet import TritonFleet
 from headrace.inference.use_cases.ports import Loaded, LoadError
 
@@ -18,10 +19,12 @@ class Folder:
 
     def __init__(self) -> None:
         self.versions: dict[str, frozenset[int]] = {}
+        self.serving: dict[str, str] = {}
         self.kept: dict[str, frozenset[int]] = {}
 
-    async def put(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
+    async def put(self, deployment: str, versions: Sequence[ServedVersion], serving: Serving) -> None:
         self.versions[deployment] = frozenset(version.version for version in versions)
+        self.serving[deployment] = serving.text()
 
     def drop_others(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
         self.kept[deployment] = frozenset(version.version for version in versions)
@@ -36,6 +39,7 @@ class Server:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.has: dict[str, frozenset[int]] = {}
+        self.served: dict[str, str] = {}
         self.lost: dict[str, frozenset[int]] = {}
         self.counts: dict[int, Outcomes] = {}
         self.away = False
@@ -53,12 +57,17 @@ class Server:
     def died(self) -> dict[str, frozenset[int]]:
         return self.lost
 
+    async def serving(self, deployment: str) -> str:
+        self.answer()
+        return self.served[deployment]
+
     async def load(self, deployment: str) -> None:
         self.answer()
         if self.refuses:
             raise LoadError("too little memory")
         self.loads += 1
         self.has[deployment] = self.folder.versions[deployment]
+        self.served[deployment] = self.folder.serving[deployment]
 
     async def unload(self, deployment: str) -> None:
         self.answer()
@@ -114,20 +123,29 @@ async def test_a_server_that_is_away_is_left_out_and_given_what_it_lacks_when_it
 ) -> None:
     there, away = servers
     away.away = True
-    await fleet.load("m", versions(1, 2))
+    await fleet.load("m", versions(1, 2), DEFAULTS)
     assert (await fleet.loaded())["m"] == Loaded(frozenset({1, 2}), frozenset({1, 2}))
     away.away = False
     assert (await fleet.loaded())["m"].everywhere == frozenset()
-    await fleet.load("m", versions(1, 2))
+    await fleet.load("m", versions(1, 2), DEFAULTS)
     assert (await fleet.loaded())["m"].everywhere == {1, 2}
     # What answers already is not started anew.
     assert (there.loads, away.loads) == (1, 1)
 
 
+async def test_what_answers_otherwise_than_wanted_is_loaded_anew(
+    fleet: TritonFleet, servers: list[Server]
+) -> None:
+    await fleet.load("m", versions(1), DEFAULTS)
+    await fleet.load("m", versions(1), Serving(instances=2))
+    await fleet.load("m", versions(1), Serving(instances=2))
+    assert [server.loads for server in servers] == [2, 2]
+
+
 async def test_while_none_answers_that_is_said(fleet: TritonFleet, servers: list[Server]) -> None:
     for server in servers:
         server.away = True
-    for call in (fleet.loaded(), fleet.load("m", versions(1)), fleet.outcomes("m")):
+    for call in (fleet.loaded(), fleet.load("m", versions(1), DEFAULTS), fleet.outcomes("m")):
         with pytest.raises(Unavailable):
             await call
 
@@ -135,10 +153,10 @@ async def test_while_none_answers_that_is_said(fleet: TritonFleet, servers: list
 async def test_a_version_that_one_server_refuses_does_not_load_and_no_file_goes(
     fleet: TritonFleet, servers: list[Server], folder: Folder
 ) -> None:
-    await fleet.load("m", versions(1))
+    await fleet.load("m", versions(1), DEFAULTS)
     servers[1].refuses = True
     with pytest.raises(LoadError, match="too little memory"):
-        await fleet.load("m", versions(1, 2))
+        await fleet.load("m", versions(1, 2), DEFAULTS)
     assert folder.kept["m"] == {1}
     found = (await fleet.loaded())["m"]
     assert found == Loaded(frozenset({1}), frozenset({1, 2}))
@@ -147,7 +165,7 @@ async def test_a_version_that_one_server_refuses_does_not_load_and_no_file_goes(
 async def test_a_deployment_is_unloaded_from_all(
     fleet: TritonFleet, servers: list[Server], folder: Folder
 ) -> None:
-    await fleet.load("m", versions(1))
+    await fleet.load("m", versions(1), DEFAULTS)
     await fleet.unload("m")
     assert await fleet.loaded() == {}
     assert folder.versions == {}

@@ -63,9 +63,11 @@ def request(
 
 
 async def asked(
-    plane: Plane, *requests: bytes, mergeable: bool = True, most_rows: int = 32
+    plane: Plane, *requests: bytes, mergeable: bool = True, most_rows: int = 32, deployments: int = 64
 ) -> list[service_pb2.ModelInferResponse]:
-    calls = MergedCalls(plane, most_rows=most_rows, mergeable=lambda _: mergeable)
+    calls = MergedCalls(
+        plane, most_rows=most_rows, rows_of=lambda _: deployments, mergeable=lambda _: mergeable
+    )
     answers = await asyncio.gather(*(calls.infer(it, seconds=None, traceparent="") for it in requests))
     return [service_pb2.ModelInferResponse.FromString(answer) for answer in answers]
 
@@ -113,9 +115,11 @@ async def test_the_log_is_told_what_each_was() -> None:
     ]
 
 
-async def test_no_call_has_more_rows_than_it_may() -> None:
+@pytest.mark.parametrize(("most_rows", "deployments"), [(4, 64), (32, 4)])
+async def test_no_call_has_more_rows_than_it_may(most_rows: int, deployments: int) -> None:
     plane = Plane()
-    found = await asked(plane, *(request(str(number), [number, 0]) for number in range(10)), most_rows=4)
+    requests = [request(str(number), [number, 0]) for number in range(10)]
+    found = await asked(plane, *requests, most_rows=most_rows, deployments=deployments)
     assert [message.inputs[0].shape[0] for message in plane.asked] == [4, 4, 2]
     assert [sums(answer) for answer in found] == [[number] for number in range(10)]
 
@@ -158,7 +162,7 @@ async def test_two_whose_bytes_are_right_only_together_are_asked_alone() -> None
 async def test_what_is_wrong_with_one_is_not_its_neighbours_failure() -> None:
     plane = Plane()
     plane.failure = CallFailed("INVALID_ARGUMENT", "no negative numbers")
-    calls = MergedCalls(plane, most_rows=32, mergeable=lambda _: True)
+    calls = MergedCalls(plane, most_rows=32, rows_of=lambda _: 64, mergeable=lambda _: True)
     bad, good = await asyncio.gather(
         *(
             calls.infer(it, seconds=None, traceparent="")
@@ -183,7 +187,7 @@ async def test_no_room_for_all_is_no_room_for_each() -> None:
 async def test_answers_that_cannot_be_cut_are_asked_for_alone_from_then_on() -> None:
     plane = Plane()
     plane.datatype = "BYTES"
-    calls = MergedCalls(plane, most_rows=32, mergeable=lambda _: True)
+    calls = MergedCalls(plane, most_rows=32, rows_of=lambda _: 64, mergeable=lambda _: True)
     for expected in (3, 5):
         await asyncio.gather(
             *(calls.infer(request(name, [1, 2]), seconds=None, traceparent="") for name in "ab")
@@ -194,7 +198,7 @@ async def test_answers_that_cannot_be_cut_are_asked_for_alone_from_then_on() -> 
 async def test_a_call_that_nobody_waits_for_any_more_is_taken_back() -> None:
     plane = Plane()
     plane.open.clear()
-    calls = MergedCalls(plane, most_rows=32, mergeable=lambda _: True)
+    calls = MergedCalls(plane, most_rows=32, rows_of=lambda _: 64, mergeable=lambda _: True)
     waiting = [
         asyncio.create_task(calls.infer(request(name, [1, 2]), seconds=None, traceparent="")) for name in "ab"
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,6 +10,7 @@ from typing import Final
 
 from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.domain.serving import DEFAULTS, Serving
 from headrace.model_formats import ModelFormat
 
 ANSWER: Final = "label"
@@ -54,7 +56,10 @@ class ServedVersion:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What clients call `name`. `traffic` is each version's share, per cent; `loaded` what Triton has."""
+    """What clients call `name`. `traffic` is each version's share, per cent; `loaded` what Triton has.
+
+    `serving`: how its versions are to be served; `served`: how those that are loaded are.
+    """
 
     name: str
     model: str
@@ -67,6 +72,8 @@ class Deployment:
     message: str = ""
     deleted: bool = False
     drift: DriftRules = DEFAULT_RULES
+    serving: Serving = DEFAULTS
+    served: Serving = DEFAULTS
 
     @property
     def stable(self) -> int:
@@ -79,6 +86,11 @@ class Deployment:
     def ready(self) -> bool:
         """Every version with traffic is loaded, and there is one."""
         return bool(self.traffic) and set(self.traffic) <= self.loaded
+
+
+def row_values(inputs: Sequence[Tensor]) -> int:
+    """How many values one row has."""
+    return sum(math.prod(tensor.shape[1:]) for tensor in inputs)
 
 
 def expected_signature(inputs: Sequence[Tensor]) -> str:

@@ -23,6 +23,12 @@ WHERE name = $1;
 -- name: change_drift_rules
 UPDATE deployments SET drift = $2 WHERE name = $1;
 
+-- name: change_serving
+UPDATE deployments SET serving = $2, message = '', update_time = $3 WHERE name = $1;
+
+-- name: record_served
+UPDATE deployments SET served = $2, message = '' WHERE name = $1 AND served <> $2;
+
 -- name: revive_deployment
 UPDATE deployments SET deleted = false, message = '' WHERE name = $1;
 

@@ -17,7 +17,9 @@ from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
 from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.serving import Serving
 from headrace.inference.domain.trials import Audience, Shadow
+from headrace.inference.storage.serving_column import serving_column, serving_from
 from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.model_formats import ModelFormat
 from headrace.postgres import Connection
@@ -86,6 +88,14 @@ class Repository:
         await self._connection.execute(
             QUERIES["change_drift_rules"], name, _DRIFT_RULES.dump_python(rules, mode="json")
         )
+
+    async def change_serving(self, name: str, serving: Serving, now: datetime) -> None:
+        """Serve differently from now on."""
+        await self._connection.execute(QUERIES["change_serving"], name, serving_column(serving), now)
+
+    async def record_served(self, name: str, serving: Serving) -> None:
+        """What is loaded is served so."""
+        await self._connection.execute(QUERIES["record_served"], name, serving_column(serving))
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -308,6 +318,8 @@ class Repository:
                 message=row["message"],
                 deleted=row["deleted"],
                 drift=_DRIFT_RULES.validate_python(row["drift"]) if row["drift"] else DEFAULT_RULES,
+                serving=serving_from(row["serving"]),
+                served=serving_from(row["served"]),
             )
             for row in rows
         ]

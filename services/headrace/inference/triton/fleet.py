@@ -13,6 +13,7 @@ import grpc
 from headrace.errors import Unavailable
 from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import ServedVersion
+from headrace.inference.domain.serving import Serving
 from headrace.inference.triton.counts import Counts
 from headrace.inference.triton.server import TritonServer
 from headrace.inference.use_cases.ports import Loaded
@@ -23,7 +24,7 @@ Versions = dict[str, frozenset[int]]
 NONE: Final[frozenset[int]] = frozenset()
 
 # The statistics of 10,000 versions are larger than gRPC's own limit.
-_OPTIONS: Final = (("grpc.max_receive_message_length", -1),)
+OPTIONS: Final = (("grpc.max_receive_message_length", -1),)
 
 
 class Server(Protocol):
@@ -34,6 +35,9 @@ class Server(Protocol):
 
     def died(self) -> Versions:
         """Versions that `loaded` left out: Triton calls them ready, and their process has died."""
+
+    async def serving(self, deployment: str) -> str:
+        """How its versions are served."""
 
     async def load(self, deployment: str) -> None:
         """Make exactly the versions answer that the repository names."""
@@ -48,8 +52,8 @@ class Server(Protocol):
 class Repository(Protocol):
     """The folder that every server reads."""
 
-    async def put(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
-        """Make the folder hold these versions."""
+    async def put(self, deployment: str, versions: Sequence[ServedVersion], serving: Serving) -> None:
+        """Make the folder hold these versions, to be served so."""
 
     def drop_others(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
         """Remove the folders of versions that are no longer served."""
@@ -84,17 +88,18 @@ class TritonFleet:
             found[name] = Loaded(frozenset.intersection(*ready), died.union(*ready), died)
         return found
 
-    async def load(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
-        """Make exactly these versions answer on every server that answers.
+    async def load(self, deployment: str, versions: Sequence[ServedVersion], serving: Serving) -> None:
+        """Make exactly these versions answer, served so, on every server that answers.
 
         Raises LoadError where one refuses them, Unavailable where none answers or the object store does not.
         """
-        await self._repository.put(deployment, versions)
+        await self._repository.put(deployment, versions, serving)
         wanted = frozenset(version.version for version in versions)
 
         async def load(server: Server) -> None:
-            # A server that has them all is left alone: loading would start its models anew.
-            if (await server.loaded()).get(deployment) != wanted:
+            # A server that has them all, and so, is left alone: loading would start its models anew.
+            has = (await server.loaded()).get(deployment)
+            if has != wanted or await server.serving(deployment) != serving.text():
                 await server.load(deployment)
 
         await self._of_all(load)
@@ -138,7 +143,7 @@ async def triton_fleet(addresses: Sequence[str], repository: Repository) -> Asyn
     async with AsyncExitStack() as channels:
         servers = [
             TritonServer(
-                await channels.enter_async_context(grpc.aio.insecure_channel(address, options=_OPTIONS))
+                await channels.enter_async_context(grpc.aio.insecure_channel(address, options=OPTIONS))
             )
             for address in addresses
         ]

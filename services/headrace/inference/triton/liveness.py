@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -88,14 +89,36 @@ class Liveness:
         metadata = await self._stub.ModelMetadata(
             service_pb2.ModelMetadataRequest(name=name, version=str(version)), timeout=CALL_SECONDS
         )
-        trial = service_pb2.ModelInferRequest(model_name=name, model_version=str(version))
+        trial = row_of_zeros(name, version, metadata.inputs)
         trial.parameters[TRIAL].bool_param = True
-        for tensor in metadata.inputs:
-            shape = [max(1, size) for size in tensor.shape]
-            trial.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
-            trial.raw_input_contents.append(bytes(math.prod(shape) * _ELEMENT_BYTES[tensor.datatype]))
         try:
             await self._stub.ModelInfer(trial, timeout=TRIAL_SECONDS)
         except grpc.aio.AioRpcError as error:
             return _DIED in (error.details() or "")
         return False
+
+
+class _Input(Protocol):
+    """An input of a model: its signature's, or as Triton tells it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def datatype(self) -> str:
+        """In the protocol's words."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """With the batch; what may differ is -1."""
+
+
+def row_of_zeros(name: str, version: int, inputs: Iterable[_Input]) -> service_pb2.ModelInferRequest:
+    """A request for one row of zeros and empty texts."""
+    request = service_pb2.ModelInferRequest(model_name=name, model_version=str(version))
+    for tensor in inputs:
+        shape = [max(1, size) for size in tensor.shape]
+        request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
+        request.raw_input_contents.append(bytes(math.prod(shape) * _ELEMENT_BYTES[tensor.datatype]))
+    return request

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.errors import InvalidArgument, NotFound
 from headrace.inference.domain.class_names import class_names
-from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.domain.deployments import ServedVersion, Tensor, row_values
+from headrace.inference.domain.serving import Serving, largest_batch
 from headrace.inference.use_cases.ports import LoadError
 from headrace.messaging.topics import PREDICTIONS
 from headrace.objects import ObjectStore
 from headrace.runtime.resources import deploy_path
 
-MAX_BATCH_SIZE = 64
-# Of all inputs of a batch, which is copied a few times: 64 MiB of FP32. Of large images fewer rows fit.
-MAX_BATCH_VALUES = 1 << 24
+# The parameter of a model's configuration that says how it is served.
+SERVING = "serving"
 
 # What model.py is told of its version.
 VERSION = "version.json"
@@ -36,8 +35,15 @@ class ModelRepository:
         self._folder = folder
         self._store = store
 
-    async def put(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
-        """Make the folder hold these versions.
+    async def put(
+        self,
+        deployment: str,
+        versions: Sequence[ServedVersion],
+        serving: Serving,
+        *,
+        prediction_topic: str = PREDICTIONS,
+    ) -> None:
+        """Make the folder hold these versions, to be served so. Without a topic no prediction is logged.
 
         Raises LoadError where a file is missing or is not the registered one, Unavailable where the store is.
         """
@@ -45,7 +51,8 @@ class ModelRepository:
             await self._put_version(deployment, version)
         folder = self._folder / deployment
         _replace(folder / LABELS, "".join(f"{name}\n" for name in _labels(versions)).encode())
-        _replace(folder / "config.pbtxt", model_configuration(deployment, versions).encode())
+        text = model_configuration(deployment, versions, serving, prediction_topic=prediction_topic)
+        _replace(folder / "config.pbtxt", text.encode())
 
     def drop_others(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
         """Remove the folders of versions that are no longer served."""
@@ -53,6 +60,10 @@ class ModelRepository:
         for folder in (self._folder / deployment).iterdir():
             if folder.is_dir() and folder.name not in kept:
                 shutil.rmtree(folder)
+
+    def deployments(self, prefix: str) -> list[str]:
+        """Names of folders that begin so."""
+        return [folder.name for folder in self._folder.glob(f"{prefix}*")]
 
     def remove(self, deployment: str) -> None:
         """Remove a deployment's folder."""
@@ -97,7 +108,13 @@ def version_document(version: ServedVersion) -> str:
     )
 
 
-def model_configuration(deployment: str, versions: Sequence[ServedVersion]) -> str:
+def model_configuration(
+    deployment: str,
+    versions: Sequence[ServedVersion],
+    serving: Serving,
+    *,
+    prediction_topic: str = PREDICTIONS,
+) -> str:
     """A deployment's config.pbtxt. Raises LoadError where its versions differ in what they take."""
     newest = versions[-1]
     for version in versions:
@@ -107,25 +124,24 @@ def model_configuration(deployment: str, versions: Sequence[ServedVersion]) -> s
                 f"{_texts(newest.inputs)}: one deployment cannot serve both"
             )
     numbers = ", ".join(str(version.version) for version in versions)
+    batch_size = min(serving.max_batch_size, largest_batch(row_values(newest.inputs)))
+    preferred = ", ".join(str(size) for size in serving.preferred if size <= batch_size)
     return "\n".join(
         [
             f'name: "{deployment}"',
             'backend: "python"',
-            f"max_batch_size: {_max_batch_size(newest.inputs)}",
+            f"max_batch_size: {batch_size}",
             *(f"input {_tensor(tensor)}" for tensor in newest.inputs),
             *(f"output {_tensor(tensor, label_file)}" for tensor, label_file in _outputs(versions)),
-            "dynamic_batching { }",
-            "instance_group { kind: KIND_CPU count: 1 }",
+            f"dynamic_batching {{ preferred_batch_size: [{preferred}]",
+            f"  max_queue_delay_microseconds: {serving.queue_microseconds} }}",
+            f"instance_group {{ kind: KIND_CPU count: {serving.instances} }}",
             f"version_policy {{ specific {{ versions: [{numbers}] }} }}",
-            f'parameters {{ key: "prediction_topic" value {{ string_value: "{PREDICTIONS}" }} }}',
+            f'parameters {{ key: "prediction_topic" value {{ string_value: "{prediction_topic}" }} }}',
+            f'parameters {{ key: "{SERVING}" value {{ string_value: "{serving.text()}" }} }}',
             "",
         ]
     )
-
-
-def _max_batch_size(inputs: Sequence[Tensor]) -> int:
-    values = sum(math.prod(tensor.shape[1:]) for tensor in inputs)
-    return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_VALUES // max(1, values)))
 
 
 def _outputs(versions: Sequence[ServedVersion]) -> list[tuple[Tensor, str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.errors import Unavailable
 from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.triton.liveness import Liveness
+from headrace.inference.triton.repository import SERVING
 from headrace.inference.use_cases.ports import LoadError
 
 CALL_SECONDS = 5.0
@@ -45,6 +48,29 @@ class TritonServer:
     def died(self) -> dict[str, frozenset[int]]:
         """Versions that `loaded` left out when it was asked last: their process has died."""
         return self._died
+
+    async def serving(self, deployment: str) -> str:
+        """How a deployment's versions are served, as their configuration says. Raises Unavailable."""
+        request = service_pb2.ModelConfigRequest(name=deployment)
+        try:
+            answer = await self._stub.ModelConfig(request, timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _unavailable(error) from error
+        parameter = answer.config.parameters.get(SERVING)
+        return parameter.string_value if parameter is not None else ""
+
+    async def answered(self) -> dict[str, int]:
+        """Requests that each deployment has answered, or failed, since it was loaded. Raises Unavailable."""
+        try:
+            answer = await self._stub.ModelStatistics(
+                service_pb2.ModelStatisticsRequest(), timeout=CALL_SECONDS
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _unavailable(error) from error
+        counts: Counter[str] = Counter()
+        for model in answer.model_stats:
+            counts[model.name] += model.inference_stats.success.count + model.inference_stats.fail.count
+        return counts
 
     async def load(self, deployment: str) -> None:
         """Make exactly the versions answer that the repository's configuration names.

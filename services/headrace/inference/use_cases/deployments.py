@@ -11,6 +11,7 @@ from headrace.inference.domain import quality
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout, aborted, promoted, weights
+from headrace.inference.domain.serving import UNCHANGED, Serving, ServingChange, checked
 from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
 from headrace.runtime.clock import Clock
 
@@ -46,10 +47,16 @@ class Deployments:
         self._clock = clock
 
     async def apply(
-        self, name: str, model: str, plan: Plan, drift: DriftRules
+        self,
+        name: str,
+        model: str,
+        plan: Plan,
+        drift: DriftRules,
+        serving: ServingChange = UNCHANGED,
     ) -> tuple[Deployment, list[ServedVersion]]:
-        """Create a deployment that follows a model's promoted versions, or change how it does.
+        """Create a deployment that follows a model's promoted versions, or change how it treats them.
 
+        Raises InvalidArgument/INVALID_SERVING for settings that Triton cannot take.
         Raises FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two
         models' versions have the same numbers, and what is loaded and rolled out is known by number.
         """
@@ -58,12 +65,23 @@ class Deployments:
             known = await work.rows.create_or_lock_deployment(name, model, plan, now)
             if known.model != model:
                 raise _of_other_model(known, model)
+            wanted = checked(serving.of(Serving() if known.deleted else known.serving))
             if known.deleted:
                 await work.rows.revive_deployment(name)
             await work.rows.change_plan(name, plan, now)
             await work.rows.change_drift_rules(name, drift)
+            if wanted != known.serving:
+                await work.rows.change_serving(name, wanted, now)
             await work.changed(name)
         return await self.get(name)
+
+    async def serve(self, name: str, serving: Serving) -> None:
+        """Serve a deployment so from now on. Raises NotFound, InvalidArgument/INVALID_SERVING."""
+        async with self._work() as work:
+            await work.rows.deployment(name)
+            await work.rows.deployment(name, lock=True)
+            await work.rows.change_serving(name, checked(serving), self._clock())
+            await work.changed(name)
 
     async def get(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
         """One deployment and its model's versions. Raises NotFound."""

@@ -14,6 +14,7 @@ from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.inference.domain.sequential import Tally
+from headrace.inference.domain.serving import DEFAULT_BATCH_SIZE, Serving
 from headrace.inference.domain.trials import Trial
 from headrace.messaging.events import Event
 
@@ -73,6 +74,12 @@ class Rows(Protocol):
 
     async def change_drift_rules(self, name: str, rules: DriftRules) -> None:
         """Watch for drift differently from now on."""
+
+    async def change_serving(self, name: str, serving: Serving, now: datetime) -> None:
+        """Serve differently from now on."""
+
+    async def record_served(self, name: str, serving: Serving) -> None:
+        """What is loaded is served so."""
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -191,8 +198,11 @@ class ModelServer(Protocol):
     async def loaded(self) -> dict[str, Loaded]:
         """Ready versions of every deployment it knows. Raises Unavailable where no server answers."""
 
-    async def load(self, deployment: str, versions: Sequence[ServedVersion]) -> None:
-        """Make exactly these versions answer, those that do already without a gap. Raises LoadError."""
+    async def load(self, deployment: str, versions: Sequence[ServedVersion], serving: Serving) -> None:
+        """Make exactly these versions answer, served so, those that do already without a gap.
+
+        Raises LoadError.
+        """
 
     async def unload(self, deployment: str) -> None:
         """Stop answering for a deployment, and remove its files."""
@@ -205,12 +215,14 @@ class ModelServer(Protocol):
 class Route:
     """What Envoy knows of a deployment: its versions' shares, and what its callers are told it takes.
 
-    `trial`: how requests meet a version that is being rolled out, beside its share.
+    `trial`: how requests meet a version that is being rolled out, beside its share. `most_rows`: of one
+    request.
     """
 
     weights: Mapping[int, int]
     signature: str
     trial: Trial | None = None
+    most_rows: int = DEFAULT_BATCH_SIZE
 
 
 class DataPlane(Protocol):

@@ -39,6 +39,7 @@ from headrace.inference.domain.rollouts import (
     superseded,
     weights,
 )
+from headrace.inference.domain.serving import Serving
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.judge_step import JudgeStep
 from headrace.inference.use_cases.ports import Loaded, LoadError, ModelServer, UnitOfWork
@@ -69,6 +70,8 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._failing = False
+        # Settings that did not load. They are tried once, and again after a restart.
+        self._refused: dict[str, Serving] = {}
 
     def wake(self) -> None:
         """Something changed: do not wait for the next pass."""
@@ -126,6 +129,7 @@ class Reconciler:
                 found.everywhere,
                 found.anywhere,
                 found.died,
+                self._refused.get(deployment.name),
             )
             action = next_action(situation, self._clock())
             if action is not None:
@@ -229,15 +233,31 @@ class Reconciler:
         ):
             try:
                 with metrics.LOAD_SECONDS.time():
-                    await self._server.load(deployment.name, action.versions)
+                    await self._server.load(deployment.name, action.versions, action.serving)
             except LoadError as error:
+                if action.serving != deployment.served:
+                    await self._keep_serving(deployment, action, error)
+                    return True
                 if current is not None and current.to_version not in situation.loaded:
                     ended = load_failed(current, str(error), self._clock())
                     return await self._step(deployment, current, ended)
                 logger.warning("deployment %s: %s", deployment.name, error)
                 await self._note(deployment, str(error))
                 await asyncio.sleep(RETRY_SECONDS)
+                return True
+        # Whatever was known when it began: this is how they are served.
+        async with self._work() as work:
+            await work.rows.record_served(deployment.name, action.serving)
         return True
+
+    async def _keep_serving(self, deployment: Deployment, action: Load, error: LoadError) -> None:
+        """Go back to the settings before, on every server."""
+        self._refused[deployment.name] = action.serving
+        refused = f"settings refused ({action.serving.text()}), the ones before go on: {error}"
+        logger.warning("deployment %s: %s", deployment.name, refused)
+        await self._note(deployment, refused)
+        with suppress(LoadError):
+            await self._server.load(deployment.name, action.versions, deployment.served)
 
     async def _step(self, deployment: Deployment, before: Rollout, after: Rollout) -> bool:
         """Store a rollout's next state with the traffic that follows from it, if nobody else changed it."""

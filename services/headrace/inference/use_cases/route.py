@@ -53,6 +53,8 @@ class Router:
                     weights=deployment.traffic,
                     signature=_signature(deployment, versions.get(deployment.model, [])),
                     trial=trial(deployment.rollout, deployment.plan),
+                    # While it is loaded anew, either may hold.
+                    most_rows=min(deployment.serving.max_batch_size, deployment.served.max_batch_size),
                 )
                 for deployment in deployments
                 if deployment.traffic

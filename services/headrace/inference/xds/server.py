@@ -211,6 +211,11 @@ class ControlPlane:
             return False
         return sum(weight > 0 for weight in route.weights.values()) == 1
 
+    def most_rows(self, deployment: str) -> int:
+        """Rows that one request to a deployment may have; 1 where it is not known."""
+        route = self._routes.get(deployment)
+        return 1 if route is None else route.most_rows
+
     def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
         """Why requests are not routed by these weights yet, for people; empty where they are."""
         route = self._routes.get(deployment)

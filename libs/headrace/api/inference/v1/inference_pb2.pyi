@@ -322,6 +322,8 @@ class Deployment(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     UPDATE_TIME_FIELD_NUMBER: builtins.int
     DRIFT_SPEC_FIELD_NUMBER: builtins.int
+    BATCHING_FIELD_NUMBER: builtins.int
+    INSTANCES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The model's name in the Open Inference Protocol."""
     model: builtins.str
@@ -332,6 +334,7 @@ class Deployment(google.protobuf.message.Message):
     """Why it is not ready, for people."""
     address: builtins.str
     """host:port of the Open Inference Protocol, gRPC and REST."""
+    instances: builtins.int
     @property
     def rollout_spec(self) -> headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec: ...
     @property
@@ -352,6 +355,8 @@ class Deployment(google.protobuf.message.Message):
     def drift_spec(self) -> headrace.api.scheduling.v1.drift_pb2.DriftSpec:
         """How it is watched for drift, defaults included."""
 
+    @property
+    def batching(self) -> headrace.api.scheduling.v1.scheduling_pb2.Batching: ...
     def __init__(
         self,
         *,
@@ -367,10 +372,12 @@ class Deployment(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         drift_spec: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
+        batching: headrace.api.scheduling.v1.scheduling_pb2.Batching | None = ...,
+        instances: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "drift_spec", b"drift_spec", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "create_time", b"create_time", "drift_spec", b"drift_spec", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "instances", b"instances", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Deployment: typing_extensions.TypeAlias = Deployment
@@ -525,12 +532,22 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     ROLLOUT_FIELD_NUMBER: builtins.int
     DRIFT_FIELD_NUMBER: builtins.int
+    BATCHING_FIELD_NUMBER: builtins.int
+    INSTANCES_FIELD_NUMBER: builtins.int
     name: builtins.str
     model: builtins.str
+    instances: builtins.int
+    """Processes of each version. 0: as it is; of a new deployment one."""
     @property
     def rollout(self) -> headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec: ...
     @property
     def drift(self) -> headrace.api.scheduling.v1.drift_pb2.DriftSpec: ...
+    @property
+    def batching(self) -> headrace.api.scheduling.v1.scheduling_pb2.Batching:
+        """Unset: as it is; of a new deployment the defaults. A live deployment is loaded anew with changed settings, and no
+        request fails meanwhile.
+        """
+
     def __init__(
         self,
         *,
@@ -538,10 +555,12 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
         model: builtins.str = ...,
         rollout: headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec | None = ...,
         drift: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
+        batching: headrace.api.scheduling.v1.scheduling_pb2.Batching | None = ...,
+        instances: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "rollout", b"rollout"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "rollout", b"rollout"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "model", b"model", "name", b"name", "rollout", b"rollout"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "model", b"model", "name", b"name", "rollout", b"rollout"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDeploymentRequest: typing_extensions.TypeAlias = ApplyDeploymentRequest

@@ -32,6 +32,7 @@ class InferenceServiceStub:
     Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
     disagreement without a shadow.
     Errors: INVALID_ARGUMENT/INVALID_DRIFT for bounds that no window could be judged by.
+    Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -79,6 +80,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
     disagreement without a shadow.
     Errors: INVALID_ARGUMENT/INVALID_DRIFT for bounds that no window could be judged by.
+    Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -129,6 +131,7 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         Errors: INVALID_ARGUMENT/INVALID_ROLLOUT for steps that do not rise to 100, an analysis that judges nothing, or one of
         disagreement without a shadow.
         Errors: INVALID_ARGUMENT/INVALID_DRIFT for bounds that no window could be judged by.
+        Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
         Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
         seconds that its deletion takes; delete it first, or choose another name.
         """

@@ -688,6 +688,43 @@ class RolloutAnalysis(google.protobuf.message.Message):
 Global___RolloutAnalysis: typing_extensions.TypeAlias = RolloutAnalysis
 
 @typing.final
+class Batching(google.protobuf.message.Message):
+    """How requests wait for each other. A field that is zero or empty has its default."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_BATCH_SIZE_FIELD_NUMBER: builtins.int
+    MAX_QUEUE_DELAY_FIELD_NUMBER: builtins.int
+    PREFERRED_FIELD_NUMBER: builtins.int
+    max_batch_size: builtins.int
+    """Rows that run at once, and so the most that one request may have; larger requests are INVALID_ARGUMENT. 0: 64, or
+    fewer where a row is large.
+    """
+    @property
+    def max_queue_delay(self) -> google.protobuf.duration_pb2.Duration:
+        """How long a request waits at most for others to share its batch, at most 10 s. Zero: a batch is what has come while
+        the one before ran.
+        """
+
+    @property
+    def preferred(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Sizes of batches that run without waiting any longer, rising, none above max_batch_size."""
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: builtins.int = ...,
+        max_queue_delay: google.protobuf.duration_pb2.Duration | None = ...,
+        preferred: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_queue_delay", b"max_queue_delay"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_batch_size", b"max_batch_size", "max_queue_delay", b"max_queue_delay", "preferred", b"preferred"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Batching: typing_extensions.TypeAlias = Batching
+
+@typing.final
 class PipelineSpec(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -745,13 +782,21 @@ class PipelineSpec(google.protobuf.message.Message):
         NAME_FIELD_NUMBER: builtins.int
         ROLLOUT_FIELD_NUMBER: builtins.int
         DRIFT_FIELD_NUMBER: builtins.int
+        BATCHING_FIELD_NUMBER: builtins.int
+        INSTANCES_FIELD_NUMBER: builtins.int
         name: builtins.str
         """The model's name in the Open Inference Protocol."""
+        instances: builtins.int
+        """Processes of each version. 0: as the deployment has it."""
         @property
         def rollout(self) -> Global___RolloutSpec: ...
         @property
         def drift(self) -> headrace.api.scheduling.v1.drift_pb2.DriftSpec:
             """Unset: its defaults."""
+
+        @property
+        def batching(self) -> Global___Batching:
+            """Unset: as the deployment has it."""
 
         def __init__(
             self,
@@ -759,10 +804,12 @@ class PipelineSpec(google.protobuf.message.Message):
             name: builtins.str = ...,
             rollout: Global___RolloutSpec | None = ...,
             drift: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
+            batching: Global___Batching | None = ...,
+            instances: builtins.int = ...,
         ) -> None: ...
-        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "rollout", b"rollout"]
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "rollout", b"rollout"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["drift", b"drift", "name", b"name", "rollout", b"rollout"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "name", b"name", "rollout", b"rollout"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     DATASET_FIELD_NUMBER: builtins.int

@@ -1,0 +1,170 @@
+"""How a deployment is served: changed while it answers, and tuned on a copy that nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import tritonclient.grpc.aio as triton
+from google.protobuf.duration_pb2 import Duration
+from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask
+from tests.support.waiting import eventually
+
+from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.api.inference.v1 import tuning_pb2, tuning_pb2_grpc
+from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.errors import FailedPrecondition, InvalidArgument
+from headrace.rpc.client import channel
+
+pytestmark = pytest.mark.broker
+
+
+@asynccontextmanager
+async def calling(plane: Plane, name: str) -> AsyncIterator[list[str]]:
+    """Call all the time; each answer's version, or what a caller saw instead."""
+    seen: list[str] = []
+
+    async def call() -> None:
+        async with plane.client() as client:
+            while True:
+                try:
+                    seen.append((await ask(client, name)).get_response().model_version)
+                except triton.InferenceServerException as error:
+                    seen.append(str(error))
+
+    task = asyncio.create_task(call())
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while len(seen) < 20:
+                await asyncio.sleep(0.01)
+        yield seen
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def tuning(plane: Plane) -> AsyncIterator[tuning_pb2_grpc.TuningServiceAsyncStub]:
+    async with channel(plane.service.target) as opened:
+        yield tuning_pb2_grpc.TuningServiceStub(opened)
+
+
+def wish(name: str, *, seconds: int, **fields: bool) -> tuning_pb2.TuneDeploymentRequest:
+    """A target that any machine keeps."""
+    return tuning_pb2.TuneDeploymentRequest(
+        deployment=name,
+        target=Duration(seconds=5),
+        max_time=Duration(seconds=seconds),
+        max_instances=2,
+        **fields,
+    )
+
+
+async def copies(plane: Plane) -> set[str]:
+    """Models in Triton, and folders, that are no deployment's."""
+    async with triton.InferenceServerClient(f"127.0.0.1:{plane.triton.ports.grpc}") as client:
+        index = await client.get_model_repository_index()
+    loaded = {model.name for model in index.models if model.state == "READY"}
+    folders = {folder.name for folder in (plane.triton.folder.parent / "models").iterdir()}
+    return {name for name in loaded | folders if name.startswith("tuning.")}
+
+
+async def live(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+
+
+async def test_a_live_deployment_is_served_otherwise_and_no_call_fails(plane: Plane, name: str) -> None:
+    await live(plane, name)
+    batching = scheduling_pb2.Batching(max_batch_size=8, max_queue_delay=Duration(nanos=500_000))
+    async with calling(plane, name) as seen:
+        applied = await plane.stub.ApplyDeployment(
+            api.ApplyDeploymentRequest(name=name, model=name, batching=batching, instances=2)
+        )
+        assert (applied.batching, applied.instances) == (batching, 2)
+        async with triton.InferenceServerClient(f"127.0.0.1:{plane.triton.ports.grpc}") as client:
+
+            async def served() -> tuple[int, int, int]:
+                config = (await client.get_model_config(name)).config
+                return (
+                    config.max_batch_size,
+                    config.dynamic_batching.max_queue_delay_microseconds,
+                    config.instance_group[0].count,
+                )
+
+            await eventually(served, lambda found: found == (8, 500, 2), DEADLINE)
+    assert set(seen) == {"1"}
+    # What the next apply does not name stays.
+    await plane.deploy(name)
+    assert (await plane.get(name)).batching == batching
+    wrong = api.ApplyDeploymentRequest(
+        name=name, model=name, batching=scheduling_pb2.Batching(max_batch_size=4, preferred=[8])
+    )
+    with pytest.raises(InvalidArgument) as refused:
+        await plane.stub.ApplyDeployment(wrong)
+    assert refused.value.reason == "INVALID_SERVING"
+
+
+async def test_a_deployment_is_tuned_on_a_copy_and_served_so(plane: Plane, name: str) -> None:
+    await live(plane, name)
+    async with tuning(plane) as stub:
+        async with calling(plane, name):
+            with pytest.raises(FailedPrecondition) as busy:
+                [_ async for _ in stub.TuneDeployment(wish(name, seconds=5))]
+            assert busy.value.reason == "LIVE_TRAFFIC"
+        # Not at once: the log is off the requests' path.
+        listed = api.ListPredictionsRequest(deployment=name)
+        await eventually(lambda: plane.stub.ListPredictions(listed), lambda found: bool(found.predictions))
+        steps = [
+            step async for step in stub.TuneDeployment(wish(name, seconds=5, apply=True, beside_traffic=True))
+        ]
+    start, *measured, last = steps
+    assert start.start.version == 1
+    assert start.start.requests.startswith("one of the prediction log")
+    assert measured
+    assert all(step.measurement.answered and not step.measurement.failed for step in measured)
+    assert last.proposal.keeps_target
+    assert last.proposal.applied == last.proposal.changes
+    deployment = await plane.get(name)
+    assert (deployment.batching, deployment.instances) == (
+        last.proposal.setting.batching,
+        last.proposal.setting.instances,
+    )
+    assert await copies(plane) == set()
+
+
+async def test_whoever_hangs_up_ends_it_and_another_may_begin(plane: Plane, name: str) -> None:
+    await live(plane, name)
+    async with tuning(plane) as stub:
+        asked = stub.TuneDeployment(wish(name, seconds=300, beside_traffic=True))
+        async for step in asked:
+            if step.WhichOneof("step") == "measurement":
+                break
+        with pytest.raises(FailedPrecondition) as busy:
+            [_ async for _ in stub.TuneDeployment(wish(name, seconds=5, beside_traffic=True))]
+        assert busy.value.reason == "TUNING_IN_PROGRESS"
+        asked.cancel()
+        await eventually(lambda: copies(plane), lambda found: not found, DEADLINE)
+
+
+@pytest.mark.kill
+async def test_what_a_service_leaves_that_dies_is_removed_by_the_next(
+    make_plane: MakePlane, name: str
+) -> None:
+    plane = await make_plane()
+    await live(plane, name)
+    async with tuning(plane) as stub:
+        async for step in stub.TuneDeployment(wish(name, seconds=300, beside_traffic=True)):
+            if step.WhichOneof("step") == "measurement":
+                break
+        assert await copies(plane) == {f"tuning.{name}"}
+        plane.service.kill()
+        await plane.service.wait()
+    assert await copies(plane) == {f"tuning.{name}"}
+    await plane.service.start()
+    await eventually(lambda: copies(plane), lambda found: not found, DEADLINE)
+    async with plane.client() as client:
+        assert (await ask(client, name)).get_response().model_version == "1"
