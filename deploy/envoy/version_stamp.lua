@@ -291,12 +291,24 @@ function envoy_on_request(handle)
     stamp_grpc(handle)
   elseif string.sub(path, 1, 11) == "/v2/models/" then
     stamp_rest(handle, path)
+  else
+    local health = string.match(path, "^/v2/health/(%l+)")
+    if health ~= nil then handle:streamInfo():dynamicMetadata():set("headrace", "health", health) end
   end
+end
+
+-- Triton answers its health in the status alone; the protocol has a body too, which KServe's client reads.
+local function tell_health(handle)
+  local noted = handle:streamInfo():dynamicMetadata():get("headrace")
+  if noted == nil or noted.health == nil then return end
+  local length = handle:body(true):setBytes('{"' .. noted.health .. '": true}')
+  handle:headers():replace("content-length", tostring(length))
+  handle:headers():replace("content-type", "application/json")
 end
 
 local function called_model(handle)
   local noted = handle:streamInfo():dynamicMetadata():get("headrace")
-  return noted and known(handle, noted.model)
+  return noted and noted.model and known(handle, noted.model)
 end
 
 -- After a wrong request the caller is told what the model takes. Where in its code a model failed is not for callers.
@@ -327,5 +339,7 @@ function envoy_on_response(handle)
       local length = body:setBytes('{"error": "' .. message .. " | expected: " .. route.signature .. '"}')
       headers:replace("content-length", tostring(length))
     end
+  elseif headers:get("content-length") == "0" and headers:get(":status") == "200" then
+    tell_health(handle)
   end
 end
