@@ -30,7 +30,7 @@ from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
 from headrace.inference.xds.server import ControlPlane, serve_xds
-from headrace.inference.xds.wiring import TritonAddress, Wiring
+from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
 from headrace.messaging.consumer import Consumer
 from headrace.messaging.producer import Producer
@@ -83,6 +83,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             trace_share=settings.trace_share,
             client_rate=settings.client_requests_per_second,
             model_rate=settings.model_requests_per_second,
+            patience=Patience(request=settings.max_request_seconds),
         )
     )
     router = Router(work, control_plane)

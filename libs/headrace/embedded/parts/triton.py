@@ -104,6 +104,8 @@ class Triton(Part):
             "--http-address=127.0.0.1",
             "--grpc-address=127.0.0.1",
             "--metrics-address=127.0.0.1",
+            # Envoy asks often whether it still answers, and must not be sent away for it.
+            "--grpc-http2-max-ping-strikes=0",
             # For the model's span, as Triton's OpenTelemetry mode dies under concurrent requests, and for its
             # log, where a shadow was asked, too.
             f"--grpc-header-forward-pattern={FORWARDED_HEADERS}",
