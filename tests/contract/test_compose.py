@@ -152,7 +152,8 @@ def test_triton_runs_as_the_embedded_one_does(tmp_path: Path, monkeypatch: pytes
     assert variables("triton").keys() == {
         name for name in embedded.environment() if name.startswith("HEADRACE_")
     }
-    shared = re.compile(r"--(model-control-mode|strict-readiness|grpc-http2-max-ping-strikes|\w+-header-forward-pattern)=")
+    flags = r"model-control-mode|strict-readiness|grpc-http2-max-ping-strikes|\w+-header-forward-pattern"
+    shared = re.compile(f"--({flags})=")
     wanted, found = (
         {flag for flag in command if shared.match(flag)}
         for command in (embedded.command(), COMPOSE["services"]["triton"]["command"])

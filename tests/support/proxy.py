@@ -48,9 +48,7 @@ class Proxy:
         )
         self._writers |= {writer, upstream_writer}
         try:
-            await asyncio.gather(
-                self._pump(reader, upstream_writer), self._pump(upstream_reader, writer)
-            )
+            await asyncio.gather(self._pump(reader, upstream_writer), self._pump(upstream_reader, writer))
         finally:
             self._writers -= {writer, upstream_writer}
             self._tasks.discard(task)
@@ -75,4 +73,3 @@ async def proxied(dsn: str) -> AsyncIterator[tuple[Proxy, str]]:
         yield proxy, dsn.replace(f":{port}/", f":{proxy.port}/")
     finally:
         await proxy.cut()
-

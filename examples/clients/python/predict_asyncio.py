@@ -1,7 +1,7 @@
 """Calls a model for many rows at once with Triton's asyncio gRPC client; nothing of Headrace's is needed.
 
-    pip install numpy 'tritonclient[grpc]'
-    python predict_asyncio.py HOST:PORT MODEL '[[17.99, 10.38, ...], ...]'
+pip install numpy 'tritonclient[grpc]'
+python predict_asyncio.py HOST:PORT MODEL '[[17.99, 10.38, ...], ...]'
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clients that are slow, lie, vanish or are too many: each gets a clean answer or none, and the others theirs."""
+"""Clients that are slow, lie, vanish or are too many: clean answers, and the others get theirs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INFER = f"/v2/models/{MODEL}/infer"
 # Far more than anything takes.
 SECONDS = 60
 LIMIT = 1 << 20
-TOO_LATE = "the request did not arrive in time; send it faster, or a smaller one"
+TOO_LATE = "the request did not arrive in time; send it faster"
 
 CONNECTIONS = 10_000
 # Of the files that a process may open, so many are for other things than connections.
@@ -229,9 +229,7 @@ async def test_more_than_fits_into_memory_is_refused_and_served_again_when_it_is
     size, heap = 8 << 20, 96 << 20
     wired = wiring([server], max_request_bytes=size)
     async with AsyncExitStack() as stack:
-        made = await stack.enter_async_context(
-            front(tmp_path, wired, {MODEL: {3: 100}}, max_heap_bytes=heap)
-        )
+        made = await stack.enter_async_context(front(tmp_path, wired, {MODEL: {3: 100}}, max_heap_bytes=heap))
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://{made.address}"))
         pid = made.envoy.pid
 

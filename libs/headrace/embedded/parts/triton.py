@@ -53,6 +53,7 @@ class Triton(Part):
         model_repository: Path,
         kafka_bootstrap: str,
         trace_url: str = "",
+        model_memory_bytes: int = 0,
     ) -> None:
         super().__init__(folder, logs)
         self.ports = ports
@@ -60,6 +61,7 @@ class Triton(Part):
         self._model_repository = model_repository
         self._kafka_bootstrap = kafka_bootstrap
         self._trace_url = trace_url
+        self._model_memory_bytes = model_memory_bytes
 
     @property
     def _python(self) -> Path:
@@ -122,6 +124,7 @@ class Triton(Part):
             "LD_LIBRARY_PATH": f"{self._facts['libdir']}:{site}/nvidia_pytriton.libs",
             "HEADRACE_KAFKA_BOOTSTRAP": self._kafka_bootstrap,
             "HEADRACE_TRACES_URL": self._trace_url,
+            "HEADRACE_MODEL_MEMORY_BYTES": str(self._model_memory_bytes),
         }
 
     async def ready(self) -> bool:

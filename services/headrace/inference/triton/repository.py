@@ -60,7 +60,8 @@ class ModelRepository:
             if found != version.sha256:
                 raise LoadError(f"{version.uri} has SHA-256 {found}, registered was {version.sha256}")
             _replace(model, data)
-        _replace(folder / "model.py", deploy_path("triton/model.py").read_bytes())
+        for source in sorted(deploy_path("triton").glob("*.py")):
+            _replace(folder / source.name, source.read_bytes())
 
     async def _fetch(self, uri: str) -> bytes:
         try:

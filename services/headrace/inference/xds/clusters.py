@@ -23,7 +23,7 @@ MIN_RETRIES: Final = 64
 # A server that hangs answers no pings: what it had begun is asked of another after this long, and a model may
 # take as long as it wants. Triton is started to take so many pings.
 PING_SECONDS: Final = 2.0
-PONG_SECONDS: Final = 5.0
+PONG_SECONDS: Final = 10.0
 _PINGED: Final[Document] = {
     "connection_keepalive": {"interval": duration(PING_SECONDS), "timeout": duration(PONG_SECONDS)}
 }

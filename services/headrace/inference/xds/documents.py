@@ -12,7 +12,7 @@ EXTENSION: Final = "type.googleapis.com/envoy.extensions"
 
 def duration(seconds: float) -> str:
     """So many seconds."""
-    return f"{seconds:g}s"
+    return f"{seconds:.3f}s"
 
 
 def socket(address: str) -> Document:

@@ -51,6 +51,7 @@ def listener(wiring: Wiring) -> Document:
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "early_header_mutation_extensions": CALLERS_MAY_NOT_SEND,
         "http_filters": [
+            _unpacking(),
             {
                 "name": LUA,
                 "typed_config": {
@@ -94,13 +95,31 @@ def listener(wiring: Wiring) -> Document:
     }
 
 
+def _unpacking() -> Document:
+    """Unpacks gzip before anything is counted: a few bytes may be many, and the limits are for those."""
+    never = {"default_value": False, "runtime_key": "unused"}
+    return {
+        "name": "envoy.filters.http.decompressor",
+        "typed_config": {
+            "@type": f"{EXTENSION}.filters.http.decompressor.v3.Decompressor",
+            "decompressor_library": {
+                "name": "gzip",
+                "typed_config": {"@type": f"{EXTENSION}.compression.gzip.decompressor.v3.Gzip"},
+            },
+            # Triton's answers are not Envoy's to pack.
+            "request_direction_config": {"advertise_accept_encoding": False},
+            "response_direction_config": {"common_config": {"enabled": never}},
+        },
+    }
+
+
 def _patience(patience: Patience) -> Document:
     """How long a client may take, and a model as long as it wants."""
     return {
         "request_headers_timeout": duration(patience.headers),
-        # It ends with a stream's first answer, which the inference service sends at once: streams stay open.
+        # It ends with a stream's first answer, which the inference service sends at once.
         "request_timeout": duration(patience.request),
-        # The default would end a call whose model takes five minutes, and a stream that is silent for as long.
+        # The default would end a call whose model takes five minutes, and a stream that is silent so long.
         "stream_idle_timeout": "0s",
         "stream_flush_timeout": duration(patience.reading),
         "common_http_protocol_options": {"idle_timeout": duration(patience.idle)},
@@ -116,16 +135,19 @@ _PROBES: Final = 3
 def _probes(seconds: float) -> list[Document]:
     """HTTP/1 has no pings: the kernel asks whether the other side is there."""
     every = max(1, round(seconds))
-    options = [(_SOCKET, _KEEP_ALIVE, 1), (_TCP, _IDLE, every), (_TCP, _INTERVAL, every), (_TCP, _COUNT, _PROBES)]
-    return [{"level": level, "name": name, "int_value": value} for level, name, value in options]
+    tcp = {_IDLE: every, _INTERVAL: every, _COUNT: _PROBES}
+    return [
+        {"level": _SOCKET, "name": _KEEP_ALIVE, "int_value": 1},
+        *({"level": _TCP, "name": name, "int_value": value} for name, value in tcp.items()),
+    ]
 
 
 def _own_answers(limit: int) -> list[Document]:
     """Envoy's own answers, in gRPC's words to who asked in gRPC, else in those of the protocol's REST."""
     return [
-        *_told(408, _DEADLINE_EXCEEDED, "the request did not arrive in time; send it faster, or a smaller one"),
+        *_told(408, _DEADLINE_EXCEEDED, "the request did not arrive in time; send it faster"),
         *_told(413, _RESOURCE_EXHAUSTED, f"the request is larger than {limit} bytes"),
-        *_told(429, _RESOURCE_EXHAUSTED, "more requests a second than one client, or this model, may have; try again later"),
+        *_told(429, _RESOURCE_EXHAUSTED, _TOO_MANY),
         # As it is: in gRPC the body is the status's message.
         {"filter": {"and_filter": {"filters": [_status("GE", 500), _ASKED_IN_GRPC]}}},
         {
@@ -139,6 +161,8 @@ _ASKED_IN_GRPC: Final = {
     "header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}
 }
 
+
+_TOO_MANY: Final = "more requests a second than one client, or this model, may have; try again later"
 
 # gRPC's numbers.
 _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = 4, 8

@@ -17,9 +17,9 @@ class TritonAddress:
 class Patience:
     """How long a client is waited for, in seconds (docs/adr/0044).
 
-    `headers`: from a request's first byte to the end of its headers. `request`: to its end. `reading`: while it
-    reads nothing of an answer that waits for it. `ping`: between pings on its connection, and for the answer
-    to one. `idle`: on a connection without requests.
+    `headers`: from a request's first byte to the end of its headers. `request`: to its end. `reading`: while
+    it reads nothing of an answer that waits for it. `ping`: between pings on its connection, and for the
+    answer to one. `idle`: on a connection without requests.
     """
 
     headers: float = 10.0
