@@ -99,10 +99,11 @@ lock: $(UV)
 		--output-file deploy/docker/triton.lock
 	$(COMPILE:3.11=3.12) deploy/triton/torch.in --constraint requirements.lock \
 		--output-file deploy/docker/torch.lock
+	$(COMPILE) tests/support/kserve_client.in --output-file tests/support/kserve_client.lock
 	for service in $(SERVICES); do \
 		$(COMPILE) pyproject.toml --extra $$service --constraint requirements.lock \
 			--output-file deploy/docker/$$service.lock || exit 1; \
 	done
 
 clean:
-	rm -rf .venv .venv-triton .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-triton .venv-kserve .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

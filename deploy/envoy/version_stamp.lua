@@ -23,7 +23,14 @@ local MAX_ID_BYTES = 256
 local SHARDS = 64
 local SHARD_HEADER = "x-headrace-shard"
 
-local INFER = "/inference.GRPCInferenceService/ModelInfer"
+local SERVICE = "/inference.GRPCInferenceService/"
+local INFER = SERVICE .. "ModelInfer"
+local STREAM = SERVICE .. "ModelStreamInfer"
+
+-- Triton's JSON parser calls itself for each level, and ends the whole server where its stack does: somewhere above
+-- 100,000. What is shorter than this cannot be nested so deep, and is not looked at.
+local SHORT_JSON_BYTES = 32768
+local MAX_JSON_DEPTH = 64
 
 -- As in headrace.inference.xds.mirrors; Envoy takes them away from whatever callers send.
 local MIRROR_CLUSTER = "x-headrace-mirror-cluster"
@@ -263,14 +270,62 @@ local function stamp_grpc(handle)
       math.floor(length / 256) % 256, length % 256) .. body:getBytes(5, size - 5) .. appended)
 end
 
+local QUOTE, BACKSLASH, OPENING_BRACKET, CLOSING_BRACKET, OPENING_BRACE, CLOSING_BRACE = string.byte('"\\[]{}', 1, 6)
+
+local function too_deep(body, size)
+  local depth, quoted, escaped = 0, false, false
+  for first = 0, size - 1, SHORT_JSON_BYTES do
+    local window = body:getBytes(first, math.min(SHORT_JSON_BYTES, size - first))
+    for at = 1, #window do
+      local byte = string.byte(window, at)
+      if quoted then
+        if escaped then
+          escaped = false
+        elseif byte == BACKSLASH then
+          escaped = true
+        elseif byte == QUOTE then
+          quoted = false
+        end
+      elseif byte == QUOTE then
+        quoted = true
+      elseif byte == OPENING_BRACKET or byte == OPENING_BRACE then
+        depth = depth + 1
+        if depth > MAX_JSON_DEPTH then return true end
+      elseif byte == CLOSING_BRACKET or byte == CLOSING_BRACE then
+        depth = math.max(0, depth - 1)
+      end
+    end
+  end
+  return false
+end
+
+-- Reads a request whole, so that Envoy's limit holds here as it does for gRPC, and refuses what Triton must not see.
+-- Of what is compressed, gzip has been unpacked before. Tensors may follow the JSON as they are.
+local function refused(handle)
+  local encoding = handle:headers():get("content-encoding")
+  if encoding ~= nil and encoding ~= "identity" then
+    refuse_rest(handle, 415, "of compressed requests only gzip is supported; send it so, or uncompressed")
+    return true
+  end
+  -- What was read of a request before its body is not there any more.
+  local json = string.match(handle:headers():get("inference-header-content-length") or "", "^%d+$")
+  local body = handle:body()
+  local size = body and body:length() or 0
+  if json then size = math.min(size, tonumber(json)) end
+  if size > SHORT_JSON_BYTES and too_deep(body, size) then
+    refuse_rest(handle, 400, "the request's JSON is nested more than " .. MAX_JSON_DEPTH .. " deep")
+    return true
+  end
+  return false
+end
+
 local function stamp_rest(handle, path)
   local model, rest = string.match(path, "^/v2/models/([^/?]+)(.*)$")
   if model == nil then return end
   local route = find(handle, model)
   if route == nil then return refuse_rest(handle, 404, unknown_model(model)) end
   handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
-  -- Read whole, though nothing is read in it: so Envoy's limit holds here as it does for gRPC.
-  if string.find(rest, "^[^?]*/infer") then handle:body() end
+  if refused(handle) then return end
   local version = string.match(rest, "^/versions/([^/?]+)")
   if version ~= nil then
     if route.weights[version] == nil then
@@ -291,18 +346,57 @@ function envoy_on_request(handle)
     stamp_grpc(handle)
   elseif string.sub(path, 1, 11) == "/v2/models/" then
     stamp_rest(handle, path)
+  elseif string.sub(path, 1, #SERVICE) == SERVICE then
+    -- A stream's requests come back one by one.
+    if path ~= STREAM then handle:body() end
+  elseif not refused(handle) then
+    local health = string.match(path, "^/v2/health/(%l+)")
+    if health ~= nil then handle:streamInfo():dynamicMetadata():set("headrace", "health", health) end
   end
+end
+
+-- Triton answers its health in the status alone; the protocol has a body too, which KServe's client reads.
+local function tell_health(handle)
+  local noted = handle:streamInfo():dynamicMetadata():get("headrace")
+  if noted == nil or noted.health == nil then return end
+  local length = handle:body(true):setBytes('{"' .. noted.health .. '": true}')
+  handle:headers():replace("content-length", tostring(length))
+  handle:headers():replace("content-type", "application/json")
 end
 
 local function called_model(handle)
   local noted = handle:streamInfo():dynamicMetadata():get("headrace")
-  return noted and known(handle, noted.model)
+  return noted and noted.model and known(handle, noted.model)
+end
+
+-- REST's answers to wrong requests and failures. Triton calls JSON that it cannot read a failure of its own.
+local function tell_wrong(handle, body, signature)
+  local headers = handle:headers()
+  local text = body:getBytes(0, math.min(body:length(), 4096))
+  local message = string.match(text, '^%s*{%s*"error"%s*:%s*"(.*)"%s*}%s*$')
+  if message and (string.find(message, "^failed to parse ") or string.find(message, "^Unable to parse ")) then
+    headers:replace(":status", "400")
+  end
+  local told
+  if headers:get(":status") == "500" then
+    told = string.gsub(text, "\\n\\nAt:.*$", '"}')
+  elseif signature then
+    told = '{"error": "' .. (message or "invalid request") .. " | expected: " .. signature .. '"}'
+  else
+    return
+  end
+  headers:replace("content-length", tostring(body:setBytes(told)))
 end
 
 -- After a wrong request the caller is told what the model takes. Where in its code a model failed is not for callers.
 function envoy_on_response(handle)
   local headers = handle:headers()
   local status = headers:get("grpc-status")
+  -- gRPC's own words, whose status says that the server failed.
+  if status == "13" and headers:get("grpc-message") == "Unable to parse request" then
+    status = "3"
+    headers:replace("grpc-status", status)
+  end
   if status == "13" then
     local message = string.gsub(headers:get("grpc-message") or "", "%%0A%%0AAt:.*$", "")
     headers:replace("grpc-message", message)
@@ -311,21 +405,11 @@ function envoy_on_response(handle)
     if route ~= nil and route.signature ~= nil then
       headers:replace("grpc-message", (headers:get("grpc-message") or "") .. " | expected: " .. route.signature)
     end
-  elseif status == nil and headers:get(":status") == "500" then
-    local body = called_model(handle) and handle:body()
-    if body then
-      local text = body:getBytes(0, math.min(body:length(), 4096))
-      local length = body:setBytes((string.gsub(text, "\\n\\nAt:.*$", '"}')))
-      headers:replace("content-length", tostring(length))
-    end
-  elseif status == nil and headers:get(":status") == "400" then
+  elseif status == nil and (headers:get(":status") == "500" or headers:get(":status") == "400") then
     local route = called_model(handle)
-    local body = route and route.signature and handle:body()
-    if body then
-      local text = body:getBytes(0, math.min(body:length(), 4096))
-      local message = string.match(text, '^%s*{%s*"error"%s*:%s*"(.*)"%s*}%s*$') or "invalid request"
-      local length = body:setBytes('{"error": "' .. message .. " | expected: " .. route.signature .. '"}')
-      headers:replace("content-length", tostring(length))
-    end
+    local body = route and handle:body()
+    if body then tell_wrong(handle, body, route.signature) end
+  elseif headers:get("content-length") == "0" and headers:get(":status") == "200" then
+    tell_health(handle)
   end
 end

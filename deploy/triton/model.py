@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import confinement
 import model_files
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -70,6 +71,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load the model and try it; raising here makes Triton refuse the version."""
+        confinement.confine()
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
         version = json.loads((folder / "version.json").read_bytes())
@@ -128,7 +130,12 @@ class TritonPythonModel:
         except Exception as error:
             # Raised, and not answered as errors: Triton counts those as successes, and rollouts are judged by
             # its counts. (It also crashes where two responses share one error.)
-            raise pb_utils.TritonModelException(f"the model failed: {error}") from None
+            words = str(error) or type(error).__name__
+            if confinement.exhausted():
+                pb_utils.Logger.log_error(f"a model ends, for its memory is used up: {words}")
+                self._log.close()
+                os._exit(1)
+            raise pb_utils.TritonModelException(f"the model failed: {words}") from None
 
         responses, first = [], 0
         for count in counts:

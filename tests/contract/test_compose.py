@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from headrace.embedded.parts.envoy import MAX_CONNECTIONS, MAX_HEAP_BYTES
 from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.runtime.settings import PlatformSettings
 from headrace.telemetry import names
@@ -151,12 +152,13 @@ def test_triton_runs_as_the_embedded_one_does(tmp_path: Path, monkeypatch: pytes
     assert variables("triton").keys() == {
         name for name in embedded.environment() if name.startswith("HEADRACE_")
     }
-    shared = re.compile(r"--(model-control-mode|strict-readiness|\w+-header-forward-pattern)=")
+    flags = r"model-control-mode|strict-readiness|grpc-http2-max-ping-strikes|\w+-header-forward-pattern"
+    shared = re.compile(f"--({flags})=")
     wanted, found = (
         {flag for flag in command if shared.match(flag)}
         for command in (embedded.command(), COMPOSE["services"]["triton"]["command"])
     )
-    assert len(wanted) == 4
+    assert len(wanted) == 5
     assert found == wanted
 
 
@@ -173,7 +175,13 @@ def test_envoys_bootstrap_is_the_template_filled_in() -> None:
     template = (ROOT / "deploy" / "envoy" / "bootstrap.yaml").read_text()
     xds = variables("inference")["HEADRACE_INFERENCE_XDS_ADDRESS"].rpartition(":")[2]
     filled = Template(template).substitute(
-        node="envoy-1", admin_host="127.0.0.1", admin_port=9901, xds_host="inference", xds_port=xds
+        node="envoy-1",
+        admin_host="127.0.0.1",
+        admin_port=9901,
+        xds_host="inference",
+        xds_port=xds,
+        max_connections=MAX_CONNECTIONS,
+        max_heap_bytes=MAX_HEAP_BYTES,
     )
     rendered = yaml.safe_load((ROOT / "deploy" / "docker" / "envoy.yaml").read_text())
     assert rendered == yaml.safe_load(filled)

@@ -20,7 +20,7 @@ from headrace.embedded.parts.envoy import Envoy
 from headrace.inference.streams import Streams, channel_to_envoy
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.xds.server import ControlPlane, serve_xds
-from headrace.inference.xds.wiring import TritonAddress, Wiring
+from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 
 SIGNATURE = "features FP32 [-1,3]"
 
@@ -47,7 +47,7 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         return TritonAddress(f"127.0.0.1:{grpc.port}", f"127.0.0.1:{http.port}")
 
     async def start(self) -> None:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.http2.max_ping_strikes", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -128,7 +128,7 @@ class Front:
         await eventually(problem, lambda found: not found)
 
 
-def wiring(servers: Sequence[ModelServer], **limits: int) -> Wiring:
+def wiring(servers: Sequence[ModelServer], **limits: int | Patience) -> Wiring:
     """A listener of its own in front of these servers."""
     fresh = Wiring(f"127.0.0.1:{free_port()}", tuple(server.address for server in servers))
     return replace(fresh, **limits)  # type: ignore[arg-type]
@@ -136,16 +136,16 @@ def wiring(servers: Sequence[ModelServer], **limits: int) -> Wiring:
 
 @asynccontextmanager
 async def front(
-    folder: Path, wiring: Wiring, routes: Mapping[str, Mapping[int, int]]
+    folder: Path, wiring: Wiring, routes: Mapping[str, Mapping[int, int]], **limits: int
 ) -> AsyncIterator[Front]:
-    """Envoy with these weights, of models that take three numbers."""
+    """Envoy with these weights, of models that take three numbers, and with these limits of its own."""
     control_plane = ControlPlane(wiring)
     control_plane.update({name: Route(weights, SIGNATURE) for name, weights in routes.items()})
     async with (
         channel_to_envoy(wiring.listen) as opened,
         serve_xds("127.0.0.1:0", control_plane, streams=Streams(opened)) as xds_port,
     ):
-        envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds_port)
+        envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds_port, **limits)
         try:
             await envoy.start()
             yield Front(wiring, xds_port, envoy, control_plane)

@@ -19,15 +19,22 @@ class Proxy:
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _flowing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def open(self) -> None:
+        self._flowing.set()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    def freeze(self) -> None:
+        """Forward nothing any more, and keep connections: as where the other side vanished without a word."""
+        self._flowing.clear()
 
     async def cut(self) -> None:
         """Refuse new connections and break those that there are."""
         assert self._server is not None
         self._server.close()
+        self._flowing.set()
         for writer in tuple(self._writers):
             writer.transport.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -41,10 +48,18 @@ class Proxy:
         )
         self._writers |= {writer, upstream_writer}
         try:
-            await asyncio.gather(_pump(reader, upstream_writer), _pump(upstream_reader, writer))
+            await asyncio.gather(self._pump(reader, upstream_writer), self._pump(upstream_reader, writer))
         finally:
             self._writers -= {writer, upstream_writer}
             self._tasks.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 @contextlib.asynccontextmanager
@@ -58,11 +73,3 @@ async def proxied(dsn: str) -> AsyncIterator[tuple[Proxy, str]]:
         yield proxy, dsn.replace(f":{port}/", f":{proxy.port}/")
     finally:
         await proxy.cut()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()

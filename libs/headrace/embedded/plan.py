@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from headrace.embedded import privacy_keys
 from headrace.embedded.options import EMBEDDED, KAFKA, StackOptions
 from headrace.embedded.parts.envoy import Envoy
@@ -159,6 +161,8 @@ class Plan:
             model_repository=self._models,
             kafka_bootstrap=self.bootstrap,
             trace_url=self._triton_traces,
+            # What leaks must end before the machine does.
+            model_memory_bytes=psutil.virtual_memory().total // 2,
         )
         grpc, http = f"{LOOPBACK}:{self._triton.grpc}", f"{LOOPBACK}:{self._triton.http}"
         return Node(part, after=after, address=grpc, targets={"triton_grpc": grpc, "triton_http": http})

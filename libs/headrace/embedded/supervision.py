@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from headrace.embedded.logs import keep_small
 from headrace.embedded.parts.process import PartFailed
 from headrace.embedded.restarts import Backoff
 from headrace.embedded.stack_file import PartState, PartStatus
@@ -103,6 +104,7 @@ class Supervisor:
         self._lives = {node.name: _Life() for node in nodes}
         self._restarts = dict.fromkeys(self._nodes, 0)
         self._tasks: list[asyncio.Task[None]] = []
+        self._trimming: list[asyncio.Task[None]] = []
         self._began = 0.0
 
     async def start(self) -> None:
@@ -116,6 +118,8 @@ class Supervisor:
         self._tasks = [
             asyncio.create_task(self._tend(node), name=f"tend {node.name}") for node in self._nodes.values()
         ]
+        logs = [node.part.log for node in self._nodes.values() if node.part.log is not None]
+        self._trimming = [asyncio.create_task(keep_small(logs), name="keep logs small")]
         all_ready = asyncio.create_task(self._until_all_are_ready())
         try:
             # The others end only by failing.
@@ -131,6 +135,7 @@ class Supervisor:
         await _cancelled(self._tasks)
         for level in reversed(self._levels):
             await asyncio.gather(*map(self._stop, level))
+        await _cancelled(self._trimming)
 
     def kill(self) -> None:
         """End every part at once."""

@@ -49,7 +49,7 @@ from headrace.inference.use_cases.route import Router
 from headrace.inference.use_cases.tune import StaleCopies, TuneDeployment
 from headrace.inference.use_cases.watch_drift import ReportDrift, WatchDrift
 from headrace.inference.xds.server import ControlPlane, serve_xds
-from headrace.inference.xds.wiring import TritonAddress, Wiring
+from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
 from headrace.messaging.consumer import Consumer
 from headrace.messaging.producer import Producer
@@ -107,6 +107,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             trace_share=settings.trace_share,
             client_rate=settings.client_requests_per_second,
             model_rate=settings.model_requests_per_second,
+            patience=Patience(request=settings.max_request_seconds),
         )
     )
     router = Router(work, control_plane)

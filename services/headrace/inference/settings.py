@@ -51,6 +51,9 @@ class Settings(BaseSettings):
         ge=1 << 10,
         description="Larger requests are refused: each is held in Envoy's memory while it is stamped.",
     )
+    max_request_seconds: float = Field(
+        default=60.0, ge=1, description="Requests that take longer to arrive are refused."
+    )
     client_requests_per_second: int = Field(
         default=0,
         ge=0,

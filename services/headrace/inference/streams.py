@@ -59,6 +59,8 @@ class Streams(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         context: Context,
     ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
         """Answer each request; an error is told in its place, or ends the stream for who wants that."""
+        # Before the first request: Envoy gives a request without any answer so long, and no longer.
+        await context.send_initial_metadata(())
         given = dict(context.invocation_metadata() or ())
         metadata = [(theirs, given[ours]) for ours, theirs in _PASSED_ON.items() if ours in given]
         room = asyncio.Semaphore(MAX_IN_FLIGHT)

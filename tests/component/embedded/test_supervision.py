@@ -13,6 +13,7 @@ import psutil
 import pytest
 from tests.support.waiting import eventually
 
+from headrace.embedded import logs
 from headrace.embedded.parts import Part, PartFailed
 from headrace.embedded.stack_file import PartState, PartStatus
 from headrace.embedded.supervision import Node, Supervisor
@@ -49,6 +50,13 @@ class Stubborn(Sleeper):
 
     async def ready(self) -> bool:
         return (self.folder / "deaf").exists()
+
+
+class Talkative(Sleeper):
+    """Says the same for ever."""
+
+    def command(self) -> list[str]:
+        return ["sh", "-c", "while :; do echo words without end; done"]
 
 
 class History:
@@ -237,3 +245,27 @@ async def test_a_part_that_does_not_want_to_stop_is_killed(tmp_path: Path) -> No
         await supervisor.start()
     assert history.order(PartState.STOPPED) == ["stubborn"]
     assert await part.wait() == -signal.SIGKILL
+
+
+async def test_a_part_that_talks_for_ever_fills_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 64 << 10
+    monkeypatch.setattr(logs, "MAX_LOG_BYTES", limit)
+    monkeypatch.setattr(logs, "LOOK_SECONDS", 0.01)
+    talkative = Talkative("talkative", tmp_path)
+    aside = tmp_path / "talkative.log.1"
+    async with supervised([Node(talkative)], History()) as supervisor:
+        await supervisor.start()
+        pid = talkative.pid
+
+        async def times_set_aside() -> int:
+            if aside.exists():
+                seen.add(aside.stat().st_mtime_ns)
+            return len(seen)
+
+        seen: set[int] = set()
+        # It goes on talking into the log that was emptied.
+        await eventually(times_set_aside, lambda count: count >= 3)
+        assert aside.stat().st_size == limit
+        assert talkative.pid == pid

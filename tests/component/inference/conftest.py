@@ -162,6 +162,7 @@ async def ask(
     rows: int = 1,
     parameters: dict[str, str | int] | None = None,
     headers: dict[str, str] | None = None,
+    seconds: float = 10,
 ) -> triton.InferResult:
     tensor = triton.InferInput("features", [rows, 3], "FP32")
     tensor.set_data_from_numpy(np.ones((rows, 3), dtype=np.float32))
@@ -170,7 +171,7 @@ async def ask(
         [tensor],
         model_version=version,
         request_id=request_id,
-        client_timeout=10,
+        client_timeout=seconds,
         parameters=parameters,
         headers=headers,
     )

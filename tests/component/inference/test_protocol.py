@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import tritonclient.grpc as blocking
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, TRITON_ENVIRONMENT, Plane, ask
 
-STOCK_HTTP_CLIENT = Path(__file__).parents[2] / "support" / "stock_http_client.py"
+ROOT = Path(__file__).parents[3]
+SUPPORT = ROOT / "tests" / "support"
 
 pytestmark = pytest.mark.broker
 
@@ -84,7 +87,7 @@ async def test_a_stream_answers_tritons_grpc_client(plane: Plane, model: str) ->
 async def test_every_method_answers_tritons_http_client(plane: Plane, model: str) -> None:
     client = await asyncio.create_subprocess_exec(
         TRITON_ENVIRONMENT / "bin" / "python",
-        STOCK_HTTP_CLIENT,
+        SUPPORT / "stock_http_client.py",
         plane.address,
         model,
         "2",
@@ -110,15 +113,50 @@ async def test_every_method_answers_tritons_http_client(plane: Plane, model: str
     }
 
 
+@pytest.fixture(scope="session")
+def kserve_environment() -> Path:
+    """The environment that has KServe's client, filled where it is not."""
+    folder = ROOT / ".venv-kserve"
+    fill = ROOT / "tools" / "fill_environment.sh"
+    lock, uv = SUPPORT / "kserve_client.lock", ROOT / ".cache" / "uv" / "bin" / "uv"
+    subprocess.run([fill, "KServe's client", folder, lock, uv, sys.executable], check=True)
+    return folder
+
+
+async def test_kserves_clients_are_answered_by_grpc_and_rest(
+    plane: Plane, model: str, kserve_environment: Path
+) -> None:
+    client = await asyncio.create_subprocess_exec(
+        kserve_environment / "bin" / "python",
+        SUPPORT / "kserve_client.py",
+        plane.address,
+        model,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await client.communicate()
+    assert client.returncode == 0
+
+    def answers(unknown: str, version: str | None) -> dict[str, object]:
+        inferred = {"version": version, "id": "mine", "label": [[1]]}
+        well = {"live": True, "ready": True, "model_ready": True}
+        return {**well, "inferred": inferred, "binary": inferred, "unknown": unknown}
+
+    assert json.loads(out) == {
+        "grpc": answers("NOT_FOUND no model nobody is deployed", "2"),
+        # Its REST client does not read the version that the answer has.
+        "rest": answers("404 no model nobody is deployed", None),
+    }
+
+
 async def test_every_path_answers_plain_http(plane: Plane, model: str) -> None:
     async with httpx.AsyncClient(base_url=f"http://{plane.address}") as client:
         for path in (
-            "/v2/health/live",
-            "/v2/health/ready",
             f"/v2/models/{model}/ready",
             f"/v2/models/{model}/versions/2/ready",
         ):
             assert (await client.get(path)).status_code == 200, path
+        for health in ("live", "ready"):
+            assert (await client.get(f"/v2/health/{health}")).json() == {health: True}
         assert (await client.get("/v2")).json()["name"] == "triton"
         for path in (f"/v2/models/{model}", f"/v2/models/{model}/versions/2"):
             metadata = (await client.get(path)).json()

@@ -12,11 +12,12 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask
 from tests.support.models import failing_classifier
+from tests.support.proxy import proxied
 from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.scheduling.v1 import scheduling_pb2
-from headrace.errors import FailedPrecondition
+from headrace.errors import FailedPrecondition, Unavailable
 
 pytestmark = pytest.mark.broker
 
@@ -176,6 +177,54 @@ async def test_a_restarted_triton_has_its_models_back(make_plane: MakePlane, nam
     await plane.triton.start()
     async with plane.client() as client:
         assert (await until_answer(client, name)).get_response().model_version == "1"
+
+
+async def test_a_named_version_that_is_being_removed_answers_or_is_not_found(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    outcomes: set[str] = set()
+
+    async def call(client: triton.InferenceServerClient) -> None:
+        while True:
+            try:
+                outcomes.add("version " + (await ask(client, name, version="1")).get_response().model_version)
+            except triton.InferenceServerException as error:
+                outcomes.add(f"{error.status()} {error.message()}")
+            await asyncio.sleep(0)
+
+    async with plane.client() as client:
+        calls = [asyncio.create_task(call(client)) for _ in range(4)]
+        await plane.promote(name, 2)
+        await plane.until_live(name, 2)
+        await plane.until_loaded(name, {2})
+        for task in calls:
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    assert outcomes == {"version 1", f"StatusCode.NOT_FOUND model {name} has no live version 1; live: 2"}
+
+
+async def test_while_the_database_is_away_calls_are_answered_and_afterwards_rollouts_go_on(
+    make_plane: MakePlane, postgres_dsn: str, name: str
+) -> None:
+    # The registry is not there at all: nothing asks it while models are served.
+    async with proxied(postgres_dsn) as (database, dsn):
+        plane = await make_plane(HEADRACE_POSTGRES_DSN=dsn)
+        await plane.deploy(name)
+        await plane.promote(name, 1)
+        await plane.until_live(name, 1)
+        async with calling(plane, name) as calls:
+            await database.cut()
+            with pytest.raises(Unavailable):
+                await plane.get(name)
+            await plane.promote(name, 2)
+            await until_answered(calls, 100)
+            await database.open()
+            await plane.until_live(name, 2)
+            await until_answered(calls, 10)
+        assert calls.failures == []
+        assert set(calls.versions) == {"1", "2"}
+        await plane.service.stop()
 
 
 async def test_a_deleted_deployment_is_unknown(plane: Plane, name: str) -> None:

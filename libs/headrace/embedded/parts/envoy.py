@@ -18,6 +18,9 @@ from headrace.runtime.resources import deploy_path
 # What it has begun it answers, within the limit.
 DRAIN_SECONDS: Final = 2
 DRAIN_LIMIT_SECONDS: Final = 10.0
+# Below the number of files that a process may open, which Envoy raises to the hard limit by itself.
+MAX_CONNECTIONS: Final = 16_000
+MAX_HEAP_BYTES: Final = 2 << 30
 
 
 class Envoy(Part):
@@ -26,10 +29,21 @@ class Envoy(Part):
     name = "envoy"
     start_seconds = 30.0
 
-    def __init__(self, folder: Path, logs: Path, *, admin_port: int, xds_port: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        logs: Path,
+        *,
+        admin_port: int,
+        xds_port: int,
+        max_connections: int = MAX_CONNECTIONS,
+        max_heap_bytes: int = MAX_HEAP_BYTES,
+    ) -> None:
         super().__init__(folder, logs)
         self.admin_port = admin_port
         self._xds_port = xds_port
+        self._max_connections = max_connections
+        self._max_heap_bytes = max_heap_bytes
 
     async def prepare(self) -> None:
         """Write the bootstrap configuration."""
@@ -40,6 +54,8 @@ class Envoy(Part):
                 admin_port=self.admin_port,
                 xds_host="127.0.0.1",
                 xds_port=self._xds_port,
+                max_connections=self._max_connections,
+                max_heap_bytes=self._max_heap_bytes,
             )
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from headrace.embedded.logs import trim
 from headrace.runtime.children import bound_to_parent
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,6 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.05
 KILL_POLLS = 100
 TAIL_LINES = 15
-# A log that is larger when its part starts is set aside, as `<name>.log.1`.
-MAX_LOG_BYTES = 16 << 20
 
 # Ports that are looked for: below those that the kernel gives to outgoing connections, so that none of them
 # takes a port between its choice and its use, or while its part restarts.
@@ -129,8 +128,7 @@ class Part:
 
     async def launch(self) -> None:
         """Start the program, without waiting for it."""
-        if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
+        trim(self.log)
         self._process = await self._spawn(
             bound_to_parent(self.command(), death_signal=self.orphan_signal, user=self.user)
         )

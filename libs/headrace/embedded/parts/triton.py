@@ -54,6 +54,7 @@ class Triton(Part):
         model_repository: Path,
         kafka_bootstrap: str,
         trace_url: str = "",
+        model_memory_bytes: int = 0,
     ) -> None:
         super().__init__(folder, logs)
         self.ports = ports
@@ -61,6 +62,7 @@ class Triton(Part):
         self._model_repository = model_repository
         self._kafka_bootstrap = kafka_bootstrap
         self._trace_url = trace_url
+        self._model_memory_bytes = model_memory_bytes
 
     @property
     def _python(self) -> Path:
@@ -105,6 +107,8 @@ class Triton(Part):
             "--http-address=127.0.0.1",
             "--grpc-address=127.0.0.1",
             "--metrics-address=127.0.0.1",
+            # Envoy asks often whether it still answers, and must not be sent away for it.
+            "--grpc-http2-max-ping-strikes=0",
             # For the model's span, as Triton's OpenTelemetry mode dies under concurrent requests, and for its
             # log, where a shadow was asked, too.
             f"--grpc-header-forward-pattern={FORWARDED_HEADERS}",
@@ -123,6 +127,7 @@ class Triton(Part):
             "HEADRACE_TRACES_URL": self._trace_url,
             # That of training: what it exports, this loads.
             "HEADRACE_TORCH_PATH": sysconfig.get_path("purelib"),
+            "HEADRACE_MODEL_MEMORY_BYTES": str(self._model_memory_bytes),
         }
 
     async def ready(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from headrace.inference.xds.documents import EXTENSION, Document, socket
+from headrace.inference.xds.documents import EXTENSION, Document, duration, socket
 from headrace.inference.xds.mirrors import mirror_cluster
 from headrace.inference.xds.wiring import TritonAddress, Wiring
 
@@ -20,22 +20,29 @@ MAX_REQUESTS: Final = 16_384
 # that died, and no more than that where both are down.
 RETRY_BUDGET_PERCENT: Final = 50.0
 MIN_RETRIES: Final = 64
+# A server that hangs answers no pings: what it had begun is asked of another after this long, and a model may
+# take as long as it wants. Triton is started to take so many pings.
+PING_SECONDS: Final = 2.0
+PONG_SECONDS: Final = 10.0
+_PINGED: Final[Document] = {
+    "connection_keepalive": {"interval": duration(PING_SECONDS), "timeout": duration(PONG_SECONDS)}
+}
 
 
 def clusters(wiring: Wiring) -> list[Document]:
     """Every cluster."""
     found = [
-        _triton(TRITON_GRPC, wiring.triton, http2=True),
-        _triton(TRITON_HTTP, wiring.triton, http2=False),
+        _triton(TRITON_GRPC, wiring.triton, http2=_PINGED),
+        _triton(TRITON_HTTP, wiring.triton, http2=None),
     ]
     found += [mirror_cluster(cluster, wiring.max_request_bytes) for cluster in found]
     if wiring.traces:
-        found.append(_cluster(TRACES, [{"endpoint": {"address": socket(wiring.traces)}}], http2=True))
+        found.append(_cluster(TRACES, [{"endpoint": {"address": socket(wiring.traces)}}], http2={}))
     return found
 
 
-def _triton(name: str, servers: tuple[TritonAddress, ...], *, http2: bool) -> Document:
-    cluster = _cluster(name, [_endpoint(server, http2=http2) for server in servers], http2=http2)
+def _triton(name: str, servers: tuple[TritonAddress, ...], *, http2: Document | None) -> Document:
+    cluster = _cluster(name, [_endpoint(server, http2=http2 is not None) for server in servers], http2=http2)
     return {
         **cluster,
         "lb_policy": "LEAST_REQUEST",
@@ -78,7 +85,7 @@ def _endpoint(server: TritonAddress, *, http2: bool) -> Document:
     return {"endpoint": {"address": socket(server.grpc), "health_check_config": check}}
 
 
-def _cluster(name: str, endpoints: list[Document], *, http2: bool) -> Document:
+def _cluster(name: str, endpoints: list[Document], *, http2: Document | None) -> Document:
     cluster: Document = {
         "name": name,
         "type": "STRICT_DNS",
@@ -97,11 +104,11 @@ def _cluster(name: str, endpoints: list[Document], *, http2: bool) -> Document:
             ]
         },
     }
-    if http2:
+    if http2 is not None:
         cluster["typed_extension_protocol_options"] = {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": f"{EXTENSION}.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}},
+                "explicit_http_config": {"http2_protocol_options": http2},
             }
         }
     return cluster

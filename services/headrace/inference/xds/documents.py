@@ -10,6 +10,11 @@ Document = dict[str, Any]
 EXTENSION: Final = "type.googleapis.com/envoy.extensions"
 
 
+def duration(seconds: float) -> str:
+    """So many seconds."""
+    return f"{seconds:.3f}s"
+
+
 def socket(address: str) -> Document:
     """An address at host:port."""
     host, _, port = address.rpartition(":")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from headrace.inference.xds.clusters import TRACES
-from headrace.inference.xds.documents import EXTENSION, Document, socket
+from headrace.inference.xds.documents import EXTENSION, Document, duration, socket
 from headrace.inference.xds.mirrors import CALLERS_MAY_NOT_SEND
 from headrace.inference.xds.rate_limits import rate_limits
 from headrace.inference.xds.routes import LUA, scoping
-from headrace.inference.xds.wiring import Wiring
+from headrace.inference.xds.wiring import Patience, Wiring
 from headrace.runtime.resources import deploy_path
 
 LISTENER_NAME: Final = "inference"
@@ -33,9 +33,15 @@ def listener(wiring: Wiring) -> Document:
                 "use_request_id_for_trace_sampling": False,
             }
         },
-        # What Envoy buffers of an HTTP/2 request is bounded by this window, and by nothing else.
+        **_patience(wiring.patience),
         "http2_protocol_options": {
-            "initial_stream_window_size": min(max(wiring.max_request_bytes, MIN_WINDOW), MAX_WINDOW)
+            # What Envoy buffers of an HTTP/2 request is bounded by this window, and by nothing else.
+            "initial_stream_window_size": min(max(wiring.max_request_bytes, MIN_WINDOW), MAX_WINDOW),
+            # Whoever vanished without a word takes its requests along.
+            "connection_keepalive": {
+                "interval": duration(wiring.patience.ping),
+                "timeout": duration(wiring.patience.ping),
+            },
         },
         "scoped_routes": scoping(),
         "local_reply_config": {"mappers": _own_answers(wiring.max_request_bytes)},
@@ -45,6 +51,7 @@ def listener(wiring: Wiring) -> Document:
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
         "early_header_mutation_extensions": CALLERS_MAY_NOT_SEND,
         "http_filters": [
+            _unpacking(),
             {
                 "name": LUA,
                 "typed_config": {
@@ -81,17 +88,66 @@ def listener(wiring: Wiring) -> Document:
         "name": LISTENER_NAME,
         "address": socket(wiring.listen),
         "per_connection_buffer_limit_bytes": wiring.max_request_bytes,
+        "socket_options": _probes(wiring.patience.ping),
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
 
 
+def _unpacking() -> Document:
+    """Unpacks gzip before anything is counted: a few bytes may be many, and the limits are for those."""
+    never = {"default_value": False, "runtime_key": "unused"}
+    return {
+        "name": "envoy.filters.http.decompressor",
+        "typed_config": {
+            "@type": f"{EXTENSION}.filters.http.decompressor.v3.Decompressor",
+            "decompressor_library": {
+                "name": "gzip",
+                "typed_config": {"@type": f"{EXTENSION}.compression.gzip.decompressor.v3.Gzip"},
+            },
+            # Triton's answers are not Envoy's to pack.
+            "request_direction_config": {"advertise_accept_encoding": False},
+            "response_direction_config": {"common_config": {"enabled": never}},
+        },
+    }
+
+
+def _patience(patience: Patience) -> Document:
+    """How long a client may take, and a model as long as it wants."""
+    return {
+        "request_headers_timeout": duration(patience.headers),
+        # It ends with a stream's first answer, which the inference service sends at once.
+        "request_timeout": duration(patience.request),
+        # The default would end a call whose model takes five minutes, and a stream that is silent so long.
+        "stream_idle_timeout": "0s",
+        "stream_flush_timeout": duration(patience.reading),
+        "common_http_protocol_options": {"idle_timeout": duration(patience.idle)},
+    }
+
+
+# Linux's numbers: SOL_SOCKET and IPPROTO_TCP, and the options of TCP's keep-alive.
+_SOCKET, _TCP = 1, 6
+_KEEP_ALIVE, _IDLE, _INTERVAL, _COUNT = 9, 4, 5, 6
+_PROBES: Final = 3
+
+
+def _probes(seconds: float) -> list[Document]:
+    """HTTP/1 has no pings: the kernel asks whether the other side is there."""
+    every = max(1, round(seconds))
+    tcp = {_IDLE: every, _INTERVAL: every, _COUNT: _PROBES}
+    return [
+        {"level": _SOCKET, "name": _KEEP_ALIVE, "int_value": 1},
+        *({"level": _TCP, "name": name, "int_value": value} for name, value in tcp.items()),
+    ]
+
+
 def _own_answers(limit: int) -> list[Document]:
     """Envoy's own answers, in gRPC's words to who asked in gRPC, else in those of the protocol's REST."""
     return [
-        *_exhausted(413, f"the request is larger than {limit} bytes"),
-        *_exhausted(429, "more requests a second than one client, or this model, may have; try again later"),
+        *_told(408, _DEADLINE_EXCEEDED, "the request did not arrive in time; send it faster"),
+        *_told(413, _RESOURCE_EXHAUSTED, f"the request is larger than {limit} bytes"),
+        *_told(429, _RESOURCE_EXHAUSTED, _TOO_MANY),
         # As it is: in gRPC the body is the status's message.
         {"filter": {"and_filter": {"filters": [_status("GE", 500), _ASKED_IN_GRPC]}}},
         {
@@ -106,22 +162,28 @@ _ASKED_IN_GRPC: Final = {
 }
 
 
-def _exhausted(status: int, message: str) -> list[Document]:
-    """RESOURCE_EXHAUSTED, in REST this status."""
-    exhausted = _status("EQ", status)
+_TOO_MANY: Final = "more requests a second than one client, or this model, may have; try again later"
+
+# gRPC's numbers.
+_DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = 4, 8
+
+
+def _told(status: int, grpc_status: int, message: str) -> list[Document]:
+    """An answer with this status of HTTP, and in gRPC with that one of its own."""
+    told = _status("EQ", status)
     return [
         {
-            "filter": {"and_filter": {"filters": [exhausted, _ASKED_IN_GRPC]}},
+            "filter": {"and_filter": {"filters": [told, _ASKED_IN_GRPC]}},
             # The status's message.
             "body": {"inline_string": message},
             "headers_to_add": [
                 {
-                    "header": {"key": "grpc-status", "value": "8"},
+                    "header": {"key": "grpc-status", "value": str(grpc_status)},
                     "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
                 }
             ],
         },
-        {"filter": exhausted, "body_format_override": {"json_format": {"error": message}}},
+        {"filter": told, "body_format_override": {"json_format": {"error": message}}},
     ]
 
 

@@ -9,6 +9,8 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from envoy.config.trace.v3 import opentelemetry_pb2 as _tracing  # noqa: F401 - registers its messages
+from envoy.extensions.compression.gzip.decompressor.v3 import gzip_pb2 as _gzip  # noqa: F401
+from envoy.extensions.filters.http.decompressor.v3 import decompressor_pb2 as _decompressor  # noqa: F401
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2 as _rate  # noqa: F401
 from envoy.extensions.filters.http.lua.v3 import lua_pb2 as _lua  # noqa: F401
 from envoy.extensions.filters.http.router.v3 import router_pb2 as _router  # noqa: F401

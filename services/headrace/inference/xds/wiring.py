@@ -14,6 +14,22 @@ class TritonAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client is waited for, in seconds (docs/adr/0044).
+
+    `headers`: from a request's first byte to the end of its headers. `request`: to its end. `reading`: while
+    it reads nothing of an answer that waits for it. `ping`: between pings on its connection, and for the
+    answer to one. `idle`: on a connection without requests.
+    """
+
+    headers: float = 10.0
+    request: float = 60.0
+    reading: float = 60.0
+    ping: float = 20.0
+    idle: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Wiring:
     """host:port of everything, and limits.
 
@@ -29,3 +45,4 @@ class Wiring:
     trace_share: float = 0.01
     client_rate: int = 0
     model_rate: int = 0
+    patience: Patience = Patience()
