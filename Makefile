@@ -20,6 +20,8 @@ UV := .cache/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_35
 SERVICES := ingestion scheduling training registry inference
+# What benchmarks compare with, each in an environment of its own.
+PEERS := kserve mlserver bentoml rayserve
 
 .PHONY: help setup demo test test-kills test-chaos fuzz lint format protos lock up down clean
 
@@ -103,6 +105,10 @@ lock: $(UV)
 	for service in $(SERVICES); do \
 		$(COMPILE) pyproject.toml --extra $$service --constraint requirements.lock \
 			--output-file deploy/docker/$$service.lock || exit 1; \
+	done
+	for peer in $(PEERS); do \
+		$(COMPILE) benchmarks/peers/$$peer/requirements.in \
+			--output-file benchmarks/peers/$$peer/requirements.lock || exit 1; \
 	done
 
 clean:

@@ -21,19 +21,20 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer
-from grpc_load import Outcome, load
-from inference_data_plane import IN_FLIGHT, METHOD, MODEL, Plane, request, running
+from data_plane import IN_FLIGHT, METHOD, Plane, running
+from served import MODEL, ROWS
 from setting import machine
 
 from headrace.messaging.client import reader_client
 from headrace.messaging.events import Event, encode
 from headrace.messaging.producer import Encoded, Producer
 from headrace.messaging.topics import INFERENCE_REQUESTS, INFERENCE_RESPONSES
+from headrace.rpc.load import Outcome, load
 
 BAR_RATE = 0.6
 ANSWERED = b"headrace.inference.response.v1"
@@ -46,7 +47,7 @@ class Topics:
 
     producer: Producer
     consumer: AIOKafkaConsumer
-    body: bytes = field(default_factory=request)
+    body: bytes = ROWS.request
 
     def record(self, name: str) -> Encoded:
         """A request's record."""
@@ -139,7 +140,7 @@ async def measure(plane: Plane, rounds: int, seconds: float, count: int) -> dict
 
     async def call(at_once: int) -> Outcome:
         outcome = await load(
-            plane.envoy, METHOD, request(), in_flight=at_once, seconds=seconds, connections=min(2, at_once)
+            plane.envoy, METHOD, ROWS.request, in_flight=at_once, seconds=seconds, connections=min(2, at_once)
         )
         if outcome.failed:
             raise SystemExit(f"{outcome.failed} calls failed")
@@ -180,7 +181,7 @@ def main() -> None:
 
     async def run() -> dict[str, list[float]]:
         with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
-            async with running(Path(folder), traced=False) as plane:
+            async with running(Path(folder)) as plane:
                 return await measure(plane, arguments.rounds, arguments.seconds, arguments.requests)
 
     rounds = asyncio.run(run())

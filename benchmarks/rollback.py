@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import grpc.aio
-from inference_data_plane import MODEL, Plane, mlp, promote, request, running
+from data_plane import Plane, promote, running
+from served import MODEL, ROWS, mlp
 from setting import machine
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -70,7 +71,7 @@ async def ask(address: str, answers: Answers) -> None:
     """Ask until cancelled."""
     async with grpc.aio.insecure_channel(address) as opened:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-        message = service_pb2.ModelInferRequest.FromString(request())
+        message = service_pb2.ModelInferRequest.FromString(ROWS.request)
         while True:
             answer = await stub.ModelInfer(message)
             answers.came(int(answer.model_version))
@@ -97,7 +98,7 @@ async def roll_back(
 async def measure(rounds: int, in_flight: int) -> list[Round]:
     """One data plane, a bad version in each round."""
     with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
-        async with running(Path(folder), traced=False) as plane, channel(plane.service) as opened:
+        async with running(Path(folder)) as plane, channel(plane.service) as opened:
             stub = inference_pb2_grpc.InferenceServiceStub(opened)
             spec = scheduling_pb2.RolloutSpec(steps=[50, 100])
             spec.hold.FromSeconds(FAR_AWAY_SECONDS)
