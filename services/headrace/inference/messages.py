@@ -107,6 +107,9 @@ def served_version_from(message: registry_pb2.ModelVersion, artifact: registry_p
         signature=signature.SerializeToString(deterministic=True),
         traceparent=message.traceparent,
         dataset=message.lineage.dataset_version.dataset,
+        dataset_version=message.lineage.dataset_version.version,
+        features=tuple(signature.features),
+        texts=tuple(signature.texts),
     )
 
 

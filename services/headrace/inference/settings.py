@@ -88,6 +88,26 @@ class Settings(BaseSettings):
     reply_topics: tuple[str, ...] = Field(
         default=(), description="Topics that a request may name for its response; they must exist."
     )
+    ingestion_target: str = Field(
+        default="127.0.0.1:7101",
+        description="The ingestion service, whose profiles explanations compare with. Empty: there is none.",
+    )
+    explain_processes: int = Field(
+        default=1, ge=1, description="Processes that explain, started when they are needed; one core each."
+    )
+    explain_waiting: int = Field(
+        default=8, ge=0, description="Explanations that wait for their turn; more are refused."
+    )
+    explain_rows: int = Field(default=16, ge=1, description="Rows that one call explains, at most.")
+    explain_evaluations: int = Field(
+        default=200_000, ge=100, description="Rows that a model answers for one explanation, at most."
+    )
+    explain_seconds: float = Field(
+        default=30.0, gt=0, description="Longest time of an explanation, whatever its caller's deadline."
+    )
+    explain_memory_bytes: int = Field(
+        default=1 << 30, ge=256 << 20, description="Memory of a process that explains, its model included."
+    )
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."
     )

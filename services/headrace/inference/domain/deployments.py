@@ -26,7 +26,8 @@ class Tensor:
 class ServedVersion:
     """A promoted model version: where its file lies, and what it takes and gives.
 
-    `dataset`: which one it was trained on; empty where that is not known.
+    `dataset`: which one it was trained on; empty where that is not known, its version 0 then. `features` and
+    `texts` name the columns of its inputs.
     """
 
     model: str
@@ -39,6 +40,9 @@ class ServedVersion:
     signature: bytes
     traceparent: str
     dataset: str = ""
+    dataset_version: int = 0
+    features: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
