@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, Self, SupportsFloat, TypeVar
 
 import grpc.aio
 
-from headrace.api.inference.v1 import drift_pb2_grpc, inference_pb2_grpc, requests_pb2_grpc, tuning_pb2_grpc
+from headrace.api.inference.v1 import (
+    drift_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    requests_pb2_grpc,
+    tuning_pb2_grpc,
+)
 from headrace.api.ingestion.v1 import erasure_pb2_grpc, ingestion_pb2, ingestion_pb2_grpc, versions_pb2_grpc
 from headrace.api.registry.v1 import registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.client.claim_checks import ClaimChecks
+    from headrace.client.explaining import Baseline, ExplanationMethod
     from headrace.client.inference_protocol import InferenceProtocol, Prediction, Row
     from headrace.client.requesting import Answer, Priority, Requests, SubmittedRequest
     from headrace.messaging.events import Event
@@ -52,6 +59,8 @@ BATCH_BYTES: Final = 32 << 20
 PUBLISH_SECONDS: Final = 30.0
 # Nor is an object store, for a part of what it is asked for.
 STORE_SECONDS: Final = 30.0
+# The service's own limit, where nobody has set another.
+EXPLAIN_SECONDS: Final = 30.0
 
 Sample = Mapping[str, object] | bytes | str
 """A sample: its fields, or one JSON object as text.
@@ -292,6 +301,41 @@ class HeadraceClient:
             prediction_id=prediction_id or str(uuid.uuid4()),
             subject=subject,
         )
+
+    async def explain(
+        self,
+        deployment: str,
+        features: Sequence[Row] = (),
+        *,
+        prediction: str = "",
+        version: int = 0,
+        method: ExplanationMethod | None = None,
+        baseline: Baseline = "training",
+        answer_class: str = "",
+        max_evaluations: int = 0,
+        patches: int = 0,
+        timeout: float = EXPLAIN_SECONDS,
+    ) -> inference_pb2.Explanation:
+        """Ask which of their features moved the answers to rows, or to a `prediction` in the log, by its id.
+
+        The proto says what each argument means; 0, empty and None leave it to the service. Raises NotFound
+        for an unknown deployment, version or prediction, InvalidArgument for rows that are not the model's,
+        ResourceExhausted while too many wait, DeadlineExceeded where nothing was found in `timeout` seconds.
+        """
+        from headrace.client.explaining import explain_request
+
+        request = explain_request(
+            deployment,
+            features,
+            prediction=prediction,
+            version=version,
+            method=method,
+            baseline=baseline,
+            answer_class=answer_class,
+            max_evaluations=max_evaluations,
+            patches=patches,
+        )
+        return await self.inference.Explain(request, timeout=timeout)
 
     async def submit(
         self,

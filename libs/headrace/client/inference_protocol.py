@@ -63,7 +63,7 @@ def infer_request(
     subject: str,
 ) -> service_pb2.ModelInferRequest:
     """A request for one batch. Raises InvalidArgument INVALID_FEATURES."""
-    numbers, texts = _columns(features)
+    numbers, texts = columns(features)
     request = service_pb2.ModelInferRequest(model_name=deployment, model_version=version, id=prediction_id)
     if subject:
         request.parameters["subject"].string_param = subject
@@ -89,8 +89,11 @@ def prediction_from(response: service_pb2.ModelInferResponse, prediction_id: str
     )
 
 
-def _columns(features: object) -> tuple[NDArray[np.float32] | None, NDArray[np.object_] | None]:
-    """Split rows into numbers and texts: a column with a text in any row is one of texts."""
+def columns(features: object) -> tuple[NDArray[np.float32] | None, NDArray[np.object_] | None]:
+    """Split rows into numbers and texts: a column with a text in any row is one of texts.
+
+    Raises InvalidArgument INVALID_FEATURES.
+    """
     try:
         numeric = isinstance(features, np.ndarray) and features.dtype.kind in "biuf"
         values = np.asarray(features, dtype=None if numeric else object)

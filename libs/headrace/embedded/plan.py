@@ -229,9 +229,9 @@ class Plan:
                     "triton_grpc": f"{LOOPBACK}:{self._triton.grpc}",
                     "triton_http": f"{LOOPBACK}:{self._triton.http}",
                     "model_repository": str(self._models),
+                    "ingestion_target": self._target("ingestion"),
                     "envoy_address": f"{self.options.host}:{self._protocol_port}",
                     "public_address": f"{self._host}:{self._protocol_port}",
-                    "ingestion_target": self._target("ingestion"),
                 }
             case _:
                 return {}

@@ -19,6 +19,7 @@ from headrace.api.inference.v1 import (
 from headrace.inference.consumers import Consumers
 from headrace.inference.data_plane_calls import data_plane_client
 from headrace.inference.drift_grpc_api import DriftServicer
+from headrace.inference.explainer.pool import explainer_pool
 from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.inference_forms import InferenceForms
@@ -34,6 +35,7 @@ from headrace.inference.storage.requests import PostgresRequests
 from headrace.inference.storage.tuning_lock import PostgresTuningLock
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.streams import Streams, channel_to_envoy
+from headrace.inference.training_profiles import training_profiles
 from headrace.inference.triton.copies import tuning_copies
 from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import ModelRepository
@@ -41,6 +43,7 @@ from headrace.inference.tuning_grpc_api import TuningServicer
 from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
+from headrace.inference.use_cases.explain import Explain
 from headrace.inference.use_cases.manage_requests import ForgetRequests, ManageRequests
 from headrace.inference.use_cases.production import MAX_BATCH, Production
 from headrace.inference.use_cases.reconcile import Reconciler
@@ -165,10 +168,21 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     runner.spawn(lead(pool, "headrace.inference.drift", watch.run), "watch for drift")
 
     deployments = Deployments(work, utc_now)
+    explainers = await runner.enter(explainer_pool(store, settings))
+    runner.spawn(explainers.close_idle, "closer of idle explainers")
+    explain = Explain(
+        work,
+        await runner.enter(training_profiles(settings.ingestion_target)),
+        explainers,
+        max_rows=settings.explain_rows,
+        max_evaluations=settings.explain_evaluations,
+    )
+
     servicer = InferenceServicer(
         deployments,
         ErasePredictions(work, utc_now),
         control_plane,
+        explain,
         address=address,
         changed=changed,
     )

@@ -11,6 +11,7 @@ from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.inference.v1 import inference_pb2_grpc
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.drift_messages import rules_from
+from headrace.inference.explain_messages import explanation_message, wish_from
 from headrace.inference.messages import (
     deployment_message,
     plan_from,
@@ -20,6 +21,7 @@ from headrace.inference.messages import (
 )
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions
+from headrace.inference.use_cases.explain import Explain
 from headrace.inference.use_cases.ports import DataPlane
 from headrace.rpc import paging
 
@@ -34,6 +36,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         deployments: Deployments,
         erase_predictions: ErasePredictions,
         data_plane: DataPlane,
+        explain: Explain,
         *,
         address: str,
         changed: Callable[[], None],
@@ -41,6 +44,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._deployments = deployments
         self._erase_predictions = erase_predictions
         self._data_plane = data_plane
+        self._explain = explain
         self._address = address
         self._changed = changed
 
@@ -141,6 +145,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Remove a subject's predictions."""
         count = await self._erase_predictions(request.erasure, request.dataset, request.subject)
         return api.ErasePredictionsResponse(prediction_count=count)
+
+    async def Explain(self, request: api.ExplainRequest, context: Any) -> api.Explanation:
+        """Which inputs moved an answer."""
+        return explanation_message(request.deployment, await self._explain(wish_from(request)))
 
     async def GetQuality(self, request: api.GetQualityRequest, context: Any) -> api.Quality:
         """Live quality from feedback."""

@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     http_address: str = "127.0.0.1:7205"
     ingestion_target: str = Field(
         default="127.0.0.1:7101",
-        description="Where profiles of training data are asked for.",
+        description="The ingestion service, whose profiles of training data drift and explanations go by.",
     )
     xds_address: str = Field(default="127.0.0.1:7300", description="Where Envoys find their configuration.")
     triton_grpc: str = Field(
@@ -99,6 +99,22 @@ class Settings(BaseSettings):
     )
     reply_topics: tuple[str, ...] = Field(
         default=(), description="Topics that a request may name for its response; they must exist."
+    )
+    explain_processes: int = Field(
+        default=1, ge=1, description="Processes that explain, started when they are needed; one core each."
+    )
+    explain_waiting: int = Field(
+        default=8, ge=0, description="Explanations that wait for their turn; more are refused."
+    )
+    explain_rows: int = Field(default=16, ge=1, description="Rows that one call explains, at most.")
+    explain_evaluations: int = Field(
+        default=200_000, ge=100, description="Rows that a model answers for one explanation, at most."
+    )
+    explain_seconds: float = Field(
+        default=30.0, gt=0, description="Longest time of an explanation, whatever its caller's deadline."
+    )
+    explain_memory_bytes: int = Field(
+        default=1 << 30, ge=256 << 20, description="Memory of a process that explains, its model included."
     )
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."

@@ -132,6 +132,10 @@ SELECT p.*, f.label FROM predictions p LEFT JOIN feedback f USING (deployment, p
 WHERE p.deployment = $1 AND (p.time, p.event_id) < ($2, $3) ORDER BY p.time DESC, p.event_id DESC LIMIT $4;
 
 -- What a shadow answered, nobody got.
+-- name: get_prediction
+SELECT p.*, f.label FROM predictions p LEFT JOIN feedback f USING (deployment, prediction_id)
+WHERE p.deployment = $1 AND p.prediction_id = $2 AND NOT p.shadow ORDER BY p.time DESC, p.event_id DESC LIMIT 1;
+
 -- name: count_predictions
 SELECT version, count(*) AS predictions FROM predictions WHERE deployment = $1 AND NOT shadow GROUP BY version;
 

@@ -228,24 +228,18 @@ class Repository:
     ) -> list[LoggedPrediction]:
         """A deployment's predictions, newest first, with their labels."""
         rows = await self._connection.fetch(QUERIES["list_predictions"], deployment, before, before_id, limit)
-        return [
-            LoggedPrediction(
-                event_id=row["event_id"],
-                prediction_id=row["prediction_id"],
-                deployment=row["deployment"],
-                version=row["version"],
-                time=row["time"],
-                seconds=row["seconds"],
-                inputs=row["inputs"],
-                outputs=row["outputs"],
-                answer=row["answer"],
-                traceparent=row["traceparent"],
-                label=row["label"],
-                shadow=row["shadow"],
-                mirror_id=row["mirror_id"],
+        return [_prediction(row) for row in rows]
+
+    async def prediction(self, deployment: str, prediction_id: str) -> LoggedPrediction:
+        """The newest prediction of that id. Raises NotFound."""
+        row = await self._connection.fetchrow(QUERIES["get_prediction"], deployment, prediction_id)
+        if row is None:
+            raise NotFound(
+                "PREDICTION_NOT_FOUND",
+                f"the log of {deployment} has no prediction of that id: it is not there yet, it was erased, "
+                "or it never was",
             )
-            for row in rows
-        ]
+        return _prediction(row)
 
     async def prediction_counts(self, deployment: str) -> dict[int, int]:
         """Predictions of each version."""
@@ -353,6 +347,24 @@ def _plan_columns(plan: Plan) -> tuple[object, ...]:
         _SHADOW.dump_python(plan.shadow, mode="json"),
         plan.sticky_header,
         _AUDIENCE.dump_python(plan.audience, mode="json"),
+    )
+
+
+def _prediction(row: asyncpg.Record) -> LoggedPrediction:
+    return LoggedPrediction(
+        event_id=row["event_id"],
+        prediction_id=row["prediction_id"],
+        deployment=row["deployment"],
+        version=row["version"],
+        time=row["time"],
+        seconds=row["seconds"],
+        inputs=row["inputs"],
+        outputs=row["outputs"],
+        answer=row["answer"],
+        traceparent=row["traceparent"],
+        label=row["label"],
+        shadow=row["shadow"],
+        mirror_id=row["mirror_id"],
     )
 
 

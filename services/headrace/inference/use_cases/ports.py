@@ -131,6 +131,9 @@ class Rows(Protocol):
     ) -> list[LoggedPrediction]:
         """A deployment's predictions, newest first."""
 
+    async def prediction(self, deployment: str, prediction_id: str) -> LoggedPrediction:
+        """The newest prediction of that id. Raises NotFound."""
+
     async def prediction_counts(self, deployment: str) -> dict[int, int]:
         """Predictions of each version."""
 

@@ -129,6 +129,96 @@ ROLLOUT_STANDING_VIOLATED: RolloutStanding.ValueType  # 4
 """Beyond the limit, with the confidence that the plan asks for."""
 Global___RolloutStanding: typing_extensions.TypeAlias = RolloutStanding
 
+class _ExplanationMethod:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ExplanationMethodEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ExplanationMethod.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    EXPLANATION_METHOD_UNSPECIFIED: _ExplanationMethod.ValueType  # 0
+    """Integrated gradients where the model and the row allow it, else Shapley sampling."""
+    EXPLANATION_METHOD_INTEGRATED_GRADIENTS: _ExplanationMethod.ValueType  # 1
+    """Along the straight line from the baseline to the row: the answer's change, step by step, as far as it is each
+    feature's. For models that are continuous in their inputs, and rows of numbers none of which is missing.
+    """
+    EXPLANATION_METHOD_SHAPLEY_SAMPLING: _ExplanationMethod.ValueType  # 2
+    """Mean change of the answer when a feature takes the row's value instead of the baseline's, over random orders of the
+    features and their reverses. For every model.
+    """
+
+class ExplanationMethod(_ExplanationMethod, metaclass=_ExplanationMethodEnumTypeWrapper):
+    """How shares of an answer are found."""
+
+EXPLANATION_METHOD_UNSPECIFIED: ExplanationMethod.ValueType  # 0
+"""Integrated gradients where the model and the row allow it, else Shapley sampling."""
+EXPLANATION_METHOD_INTEGRATED_GRADIENTS: ExplanationMethod.ValueType  # 1
+"""Along the straight line from the baseline to the row: the answer's change, step by step, as far as it is each
+feature's. For models that are continuous in their inputs, and rows of numbers none of which is missing.
+"""
+EXPLANATION_METHOD_SHAPLEY_SAMPLING: ExplanationMethod.ValueType  # 2
+"""Mean change of the answer when a feature takes the row's value instead of the baseline's, over random orders of the
+features and their reverses. For every model.
+"""
+Global___ExplanationMethod: typing_extensions.TypeAlias = ExplanationMethod
+
+class _BaselineKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _BaselineKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_BaselineKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    BASELINE_KIND_UNSPECIFIED: _BaselineKind.ValueType  # 0
+    """As TRAINING."""
+    BASELINE_KIND_TRAINING: _BaselineKind.ValueType  # 1
+    """By the profile of the dataset version that the model was trained on: the median of numbers, the most frequent of
+    texts, bools and integers of at most 20 values. What has no profile, as an image has none: as ZERO.
+    """
+    BASELINE_KIND_ZERO: _BaselineKind.ValueType  # 2
+    """Each number 0, each text empty."""
+    BASELINE_KIND_ROW: _BaselineKind.ValueType  # 3
+    """The request's own."""
+
+class BaselineKind(_BaselineKind, metaclass=_BaselineKindEnumTypeWrapper):
+    """What a row is compared with."""
+
+BASELINE_KIND_UNSPECIFIED: BaselineKind.ValueType  # 0
+"""As TRAINING."""
+BASELINE_KIND_TRAINING: BaselineKind.ValueType  # 1
+"""By the profile of the dataset version that the model was trained on: the median of numbers, the most frequent of
+texts, bools and integers of at most 20 values. What has no profile, as an image has none: as ZERO.
+"""
+BASELINE_KIND_ZERO: BaselineKind.ValueType  # 2
+"""Each number 0, each text empty."""
+BASELINE_KIND_ROW: BaselineKind.ValueType  # 3
+"""The request's own."""
+Global___BaselineKind: typing_extensions.TypeAlias = BaselineKind
+
+class _ExplanationStop:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ExplanationStopEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ExplanationStop.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    EXPLANATION_STOP_UNSPECIFIED: _ExplanationStop.ValueType  # 0
+    EXPLANATION_STOP_CONVERGED: _ExplanationStop.ValueType  # 1
+    """Every error is at most 1 % of the sum of the amounts without their signs."""
+    EXPLANATION_STOP_EVALUATIONS: _ExplanationStop.ValueType  # 2
+    """`max_evaluations` are used up."""
+    EXPLANATION_STOP_DEADLINE: _ExplanationStop.ValueType  # 3
+    """It is what there was in time."""
+
+class ExplanationStop(_ExplanationStop, metaclass=_ExplanationStopEnumTypeWrapper):
+    """Why no more was computed."""
+
+EXPLANATION_STOP_UNSPECIFIED: ExplanationStop.ValueType  # 0
+EXPLANATION_STOP_CONVERGED: ExplanationStop.ValueType  # 1
+"""Every error is at most 1 % of the sum of the amounts without their signs."""
+EXPLANATION_STOP_EVALUATIONS: ExplanationStop.ValueType  # 2
+"""`max_evaluations` are used up."""
+EXPLANATION_STOP_DEADLINE: ExplanationStop.ValueType  # 3
+"""It is what there was in time."""
+Global___ExplanationStop: typing_extensions.TypeAlias = ExplanationStop
+
 @typing.final
 class RolloutFinding(google.protobuf.message.Message):
     """One criterion's numbers, of the requests since the step began."""
@@ -523,6 +613,204 @@ class Prediction(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction
+
+@typing.final
+class InputRows(google.protobuf.message.Message):
+    """Rows of features as the model receives them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBERS_FIELD_NUMBER: builtins.int
+    TEXTS_FIELD_NUMBER: builtins.int
+    @property
+    def numbers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Row by row, each in the order of the signature's `features`; NaN is a missing number."""
+
+    @property
+    def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Row by row, each in the order of the signature's `texts`; empty is a missing text."""
+
+    def __init__(
+        self,
+        *,
+        numbers: collections.abc.Iterable[builtins.float] | None = ...,
+        texts: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["numbers", b"numbers", "texts", b"texts"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___InputRows: typing_extensions.TypeAlias = InputRows
+
+@typing.final
+class ExplainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    PREDICTION_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    BASELINE_KIND_FIELD_NUMBER: builtins.int
+    BASELINE_ROW_FIELD_NUMBER: builtins.int
+    ANSWER_CLASS_FIELD_NUMBER: builtins.int
+    MAX_EVALUATIONS_FIELD_NUMBER: builtins.int
+    PATCHES_FIELD_NUMBER: builtins.int
+    deployment: builtins.str
+    prediction: builtins.str
+    """A prediction in the log, by its request's id; the newest one of that id."""
+    version: builtins.int
+    """0: of a prediction the one that answered, else the one with the most traffic. Any version that was promoted."""
+    method: Global___ExplanationMethod.ValueType
+    baseline_kind: Global___BaselineKind.ValueType
+    answer_class: builtins.str
+    """The class whose probability is explained, as in the signature's `classes`; empty: of each row the most probable."""
+    max_evaluations: builtins.int
+    """How many rows the model may answer for it, of all explained rows together; 0: 20,000."""
+    patches: builtins.int
+    """Of a tensor, into how many parts each of its first two dimensions is cut; a part is a feature. 0: 8."""
+    @property
+    def rows(self) -> Global___InputRows: ...
+    @property
+    def baseline_row(self) -> Global___InputRows:
+        """One row."""
+
+    def __init__(
+        self,
+        *,
+        deployment: builtins.str = ...,
+        rows: Global___InputRows | None = ...,
+        prediction: builtins.str = ...,
+        version: builtins.int = ...,
+        method: Global___ExplanationMethod.ValueType = ...,
+        baseline_kind: Global___BaselineKind.ValueType = ...,
+        baseline_row: Global___InputRows | None = ...,
+        answer_class: builtins.str = ...,
+        max_evaluations: builtins.int = ...,
+        patches: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["baseline", b"baseline", "baseline_kind", b"baseline_kind", "baseline_row", b"baseline_row", "explained", b"explained", "prediction", b"prediction", "rows", b"rows"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["answer_class", b"answer_class", "baseline", b"baseline", "baseline_kind", b"baseline_kind", "baseline_row", b"baseline_row", "deployment", b"deployment", "explained", b"explained", "max_evaluations", b"max_evaluations", "method", b"method", "patches", b"patches", "prediction", b"prediction", "rows", b"rows", "version", b"version"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_baseline: typing_extensions.TypeAlias = typing.Literal["baseline_kind", "baseline_row"]
+    _WhichOneofArgType_baseline: typing_extensions.TypeAlias = typing.Literal["baseline", b"baseline"]
+    _WhichOneofReturnType_explained: typing_extensions.TypeAlias = typing.Literal["rows", "prediction"]
+    _WhichOneofArgType_explained: typing_extensions.TypeAlias = typing.Literal["explained", b"explained"]
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_baseline) -> _WhichOneofReturnType_baseline | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_explained) -> _WhichOneofReturnType_explained | None: ...
+
+Global___ExplainRequest: typing_extensions.TypeAlias = ExplainRequest
+
+@typing.final
+class Attribution(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    BASELINE_VALUE_FIELD_NUMBER: builtins.int
+    AMOUNT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    feature: builtins.str
+    """A feature; of a tensor a part, as NumPy slices it: image[0:4,4:8]."""
+    value: builtins.str
+    """JSON, as the model receives them; empty for several values together."""
+    baseline_value: builtins.str
+    amount: builtins.float
+    """What the answer has of it, in the answer's unit."""
+    error: builtins.float
+    """Of the amount. Shapley sampling: its standard error. Integrated gradients: by how much it changed when the steps were halved."""
+    def __init__(
+        self,
+        *,
+        feature: builtins.str = ...,
+        value: builtins.str = ...,
+        baseline_value: builtins.str = ...,
+        amount: builtins.float = ...,
+        error: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["amount", b"amount", "baseline_value", b"baseline_value", "error", b"error", "feature", b"feature", "value", b"value"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Attribution: typing_extensions.TypeAlias = Attribution
+
+@typing.final
+class RowExplanation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OUTPUT_FIELD_NUMBER: builtins.int
+    ANSWER_CLASS_FIELD_NUMBER: builtins.int
+    ANSWER_FIELD_NUMBER: builtins.int
+    BASELINE_ANSWER_FIELD_NUMBER: builtins.int
+    COMPLETENESS_GAP_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    ATTRIBUTIONS_FIELD_NUMBER: builtins.int
+    EVALUATIONS_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    STOPPED_FIELD_NUMBER: builtins.int
+    output: builtins.str
+    """What is explained: `output` of the signature, and of a classifier the class, as in `classes`."""
+    answer_class: builtins.str
+    answer: builtins.float
+    baseline_answer: builtins.float
+    """The answer to the baseline."""
+    completeness_gap: builtins.float
+    """The sum of all amounts, less `answer` - `baseline_answer`: 0 but for what the method has not resolved."""
+    method: Global___ExplanationMethod.ValueType
+    evaluations: builtins.int
+    """Rows that the model answered for this one."""
+    samples: builtins.int
+    """Shapley sampling: orders of the features, reverses included. Integrated gradients: steps."""
+    stopped: Global___ExplanationStop.ValueType
+    @property
+    def attributions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Attribution]:
+        """In the order of the features. One that has the baseline's value has no amount."""
+
+    def __init__(
+        self,
+        *,
+        output: builtins.str = ...,
+        answer_class: builtins.str = ...,
+        answer: builtins.float = ...,
+        baseline_answer: builtins.float = ...,
+        completeness_gap: builtins.float = ...,
+        method: Global___ExplanationMethod.ValueType = ...,
+        attributions: collections.abc.Iterable[Global___Attribution] | None = ...,
+        evaluations: builtins.int = ...,
+        samples: builtins.int = ...,
+        stopped: Global___ExplanationStop.ValueType = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["answer", b"answer", "answer_class", b"answer_class", "attributions", b"attributions", "baseline_answer", b"baseline_answer", "completeness_gap", b"completeness_gap", "evaluations", b"evaluations", "method", b"method", "output", b"output", "samples", b"samples", "stopped", b"stopped"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___RowExplanation: typing_extensions.TypeAlias = RowExplanation
+
+@typing.final
+class Explanation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    BASELINE_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    deployment: builtins.str
+    version: builtins.int
+    baseline: Global___BaselineKind.ValueType
+    @property
+    def rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RowExplanation]: ...
+    def __init__(
+        self,
+        *,
+        deployment: builtins.str = ...,
+        version: builtins.int = ...,
+        baseline: Global___BaselineKind.ValueType = ...,
+        rows: collections.abc.Iterable[Global___RowExplanation] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["baseline", b"baseline", "deployment", b"deployment", "rows", b"rows", "version", b"version"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Explanation: typing_extensions.TypeAlias = Explanation
 
 @typing.final
 class ApplyDeploymentRequest(google.protobuf.message.Message):

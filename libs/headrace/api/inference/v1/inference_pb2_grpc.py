@@ -100,6 +100,11 @@ class InferenceServiceStub(object):
                 request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsRequest.SerializeToString,
                 response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/headrace.api.inference.v1.InferenceService/Explain',
+                request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Explanation.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -208,6 +213,28 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Which inputs moved a model's answers, and by how much. It is computed beside the models that serve, in a process of its
+        own, and what it says is an estimate with an error: docs/explain.md says what it means. Nothing of it is stored.
+        The call's deadline is kept, and so is HEADRACE_INFERENCE_EXPLAIN_SECONDS: what has been found by then is answered,
+        with `stopped` DEADLINE.
+        Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND; NOT_FOUND/VERSION_NOT_FOUND; NOT_FOUND/PREDICTION_NOT_FOUND for one that is not in
+        the log, not yet or not any more, because it was erased; INVALID_ARGUMENT/INVALID_ROWS for rows that are not the
+        model's, INVALID_ARGUMENT/TOO_MANY_ROWS, INVALID_ARGUMENT/TOO_MANY_EVALUATIONS; INVALID_ARGUMENT/TOO_FEW_EVALUATIONS, which says how
+        many it takes; INVALID_ARGUMENT/UNKNOWN_CLASS, which names those that there are;
+        FAILED_PRECONDITION/NO_VERSION_LIVE; FAILED_PRECONDITION/INPUTS_NOT_STORED for a prediction whose inputs were too large for the
+        log; FAILED_PRECONDITION/BASELINE_UNKNOWN where no profile of the training data is known, name another baseline;
+        FAILED_PRECONDITION/METHOD_NOT_APPLICABLE where a model or a row is none for integrated gradients;
+        FAILED_PRECONDITION/NOT_EXPLAINABLE for a model whose inputs or outputs are of other kinds; FAILED_PRECONDITION/MODEL_FAILED where it
+        answers no mix of the rows and the baseline; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
+        RESOURCE_EXHAUSTED/EXPLAINER_BUSY where as many wait as may; RESOURCE_EXHAUSTED/EXPLAINER_OUT_OF_MEMORY;
+        DEADLINE_EXCEEDED/EXPLANATION_TOO_SLOW where nothing has been found by then; INTERNAL/EXPLAINER_DIED where its process did, the next call
+        has a new one; UNAVAILABLE/BASELINE_UNAVAILABLE where the ingestion service, which has the profiles, does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -275,6 +302,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ErasePredictions,
                     request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsRequest.FromString,
                     response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Explanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -629,6 +661,33 @@ class InferenceService(object):
             '/headrace.api.inference.v1.InferenceService/ErasePredictions',
             headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsRequest.SerializeToString,
             headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ErasePredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.inference.v1.InferenceService/Explain',
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ExplainRequest.SerializeToString,
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

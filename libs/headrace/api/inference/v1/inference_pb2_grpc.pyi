@@ -69,6 +69,24 @@ class InferenceServiceStub:
     stay. The ingestion service asks for it as part of its own EraseSubject, which is what users call. Repeated for the
     same erasure, it removes what came since.
     """
+    Explain: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ExplainRequest, headrace.api.inference.v1.inference_pb2.Explanation]
+    """Which inputs moved a model's answers, and by how much. It is computed beside the models that serve, in a process of its
+    own, and what it says is an estimate with an error: docs/explain.md says what it means. Nothing of it is stored.
+    The call's deadline is kept, and so is HEADRACE_INFERENCE_EXPLAIN_SECONDS: what has been found by then is answered,
+    with `stopped` DEADLINE.
+    Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND; NOT_FOUND/VERSION_NOT_FOUND; NOT_FOUND/PREDICTION_NOT_FOUND for one that is not in
+    the log, not yet or not any more, because it was erased; INVALID_ARGUMENT/INVALID_ROWS for rows that are not the
+    model's, INVALID_ARGUMENT/TOO_MANY_ROWS, INVALID_ARGUMENT/TOO_MANY_EVALUATIONS; INVALID_ARGUMENT/TOO_FEW_EVALUATIONS, which says how
+    many it takes; INVALID_ARGUMENT/UNKNOWN_CLASS, which names those that there are;
+    FAILED_PRECONDITION/NO_VERSION_LIVE; FAILED_PRECONDITION/INPUTS_NOT_STORED for a prediction whose inputs were too large for the
+    log; FAILED_PRECONDITION/BASELINE_UNKNOWN where no profile of the training data is known, name another baseline;
+    FAILED_PRECONDITION/METHOD_NOT_APPLICABLE where a model or a row is none for integrated gradients;
+    FAILED_PRECONDITION/NOT_EXPLAINABLE for a model whose inputs or outputs are of other kinds; FAILED_PRECONDITION/MODEL_FAILED where it
+    answers no mix of the rows and the baseline; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
+    RESOURCE_EXHAUSTED/EXPLAINER_BUSY where as many wait as may; RESOURCE_EXHAUSTED/EXPLAINER_OUT_OF_MEMORY;
+    DEADLINE_EXCEEDED/EXPLANATION_TOO_SLOW where nothing has been found by then; INTERNAL/EXPLAINER_DIED where its process did, the next call
+    has a new one; UNAVAILABLE/BASELINE_UNAVAILABLE where the ingestion service, which has the profiles, does not answer.
+    """
 
 @typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -116,6 +134,24 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     topic; and the subject's requests over Kafka with their answers. Of models that were trained on another dataset they
     stay. The ingestion service asks for it as part of its own EraseSubject, which is what users call. Repeated for the
     same erasure, it removes what came since.
+    """
+    Explain: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ExplainRequest, headrace.api.inference.v1.inference_pb2.Explanation]  # type: ignore[assignment]
+    """Which inputs moved a model's answers, and by how much. It is computed beside the models that serve, in a process of its
+    own, and what it says is an estimate with an error: docs/explain.md says what it means. Nothing of it is stored.
+    The call's deadline is kept, and so is HEADRACE_INFERENCE_EXPLAIN_SECONDS: what has been found by then is answered,
+    with `stopped` DEADLINE.
+    Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND; NOT_FOUND/VERSION_NOT_FOUND; NOT_FOUND/PREDICTION_NOT_FOUND for one that is not in
+    the log, not yet or not any more, because it was erased; INVALID_ARGUMENT/INVALID_ROWS for rows that are not the
+    model's, INVALID_ARGUMENT/TOO_MANY_ROWS, INVALID_ARGUMENT/TOO_MANY_EVALUATIONS; INVALID_ARGUMENT/TOO_FEW_EVALUATIONS, which says how
+    many it takes; INVALID_ARGUMENT/UNKNOWN_CLASS, which names those that there are;
+    FAILED_PRECONDITION/NO_VERSION_LIVE; FAILED_PRECONDITION/INPUTS_NOT_STORED for a prediction whose inputs were too large for the
+    log; FAILED_PRECONDITION/BASELINE_UNKNOWN where no profile of the training data is known, name another baseline;
+    FAILED_PRECONDITION/METHOD_NOT_APPLICABLE where a model or a row is none for integrated gradients;
+    FAILED_PRECONDITION/NOT_EXPLAINABLE for a model whose inputs or outputs are of other kinds; FAILED_PRECONDITION/MODEL_FAILED where it
+    answers no mix of the rows and the baseline; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
+    RESOURCE_EXHAUSTED/EXPLAINER_BUSY where as many wait as may; RESOURCE_EXHAUSTED/EXPLAINER_OUT_OF_MEMORY;
+    DEADLINE_EXCEEDED/EXPLANATION_TOO_SLOW where nothing has been found by then; INTERNAL/EXPLAINER_DIED where its process did, the next call
+    has a new one; UNAVAILABLE/BASELINE_UNAVAILABLE where the ingestion service, which has the profiles, does not answer.
     """
 
 class InferenceServiceServicer(metaclass=abc.ABCMeta):
@@ -239,6 +275,30 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         topic; and the subject's requests over Kafka with their answers. Of models that were trained on another dataset they
         stay. The ingestion service asks for it as part of its own EraseSubject, which is what users call. Repeated for the
         same erasure, it removes what came since.
+        """
+
+    @abc.abstractmethod
+    def Explain(
+        self,
+        request: headrace.api.inference.v1.inference_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Explanation, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Explanation]]:
+        """Which inputs moved a model's answers, and by how much. It is computed beside the models that serve, in a process of its
+        own, and what it says is an estimate with an error: docs/explain.md says what it means. Nothing of it is stored.
+        The call's deadline is kept, and so is HEADRACE_INFERENCE_EXPLAIN_SECONDS: what has been found by then is answered,
+        with `stopped` DEADLINE.
+        Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND; NOT_FOUND/VERSION_NOT_FOUND; NOT_FOUND/PREDICTION_NOT_FOUND for one that is not in
+        the log, not yet or not any more, because it was erased; INVALID_ARGUMENT/INVALID_ROWS for rows that are not the
+        model's, INVALID_ARGUMENT/TOO_MANY_ROWS, INVALID_ARGUMENT/TOO_MANY_EVALUATIONS; INVALID_ARGUMENT/TOO_FEW_EVALUATIONS, which says how
+        many it takes; INVALID_ARGUMENT/UNKNOWN_CLASS, which names those that there are;
+        FAILED_PRECONDITION/NO_VERSION_LIVE; FAILED_PRECONDITION/INPUTS_NOT_STORED for a prediction whose inputs were too large for the
+        log; FAILED_PRECONDITION/BASELINE_UNKNOWN where no profile of the training data is known, name another baseline;
+        FAILED_PRECONDITION/METHOD_NOT_APPLICABLE where a model or a row is none for integrated gradients;
+        FAILED_PRECONDITION/NOT_EXPLAINABLE for a model whose inputs or outputs are of other kinds; FAILED_PRECONDITION/MODEL_FAILED where it
+        answers no mix of the rows and the baseline; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
+        RESOURCE_EXHAUSTED/EXPLAINER_BUSY where as many wait as may; RESOURCE_EXHAUSTED/EXPLAINER_OUT_OF_MEMORY;
+        DEADLINE_EXCEEDED/EXPLANATION_TOO_SLOW where nothing has been found by then; INTERNAL/EXPLAINER_DIED where its process did, the next call
+        has a new one; UNAVAILABLE/BASELINE_UNAVAILABLE where the ingestion service, which has the profiles, does not answer.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

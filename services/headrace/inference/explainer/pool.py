@@ -1,0 +1,295 @@
+"""Processes that explain, and the queue before them (`use_cases.explain_ports.Explainer`)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import numpy as np
+
+from headrace.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    FieldViolation,
+    HeadraceError,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from headrace.inference.domain.attribution import Attributions
+from headrace.inference.domain.deployments import ServedVersion
+from headrace.inference.domain.explanations import ExplainedModel, ExplainedRow, Method, Question, Table
+from headrace.inference.explainer import frames
+from headrace.inference.explainer.frames import LENGTH, Reply, Rows, Task
+from headrace.inference.explainer.metrics import ENDED
+from headrace.inference.settings import Settings
+from headrace.objects import ObjectStore
+from headrace.rpc import deadline
+from headrace.runtime.children import bound_to_parent
+
+logger = logging.getLogger(__name__)
+
+# Of what is left of a call, for the process; and for the answer, which must be on its way before the end.
+_COMPUTING_SHARE: Final = 0.8
+_ANSWERING_SHARE: Final = 0.95
+# A process takes a second to start, and a hundred megabytes while it waits.
+_IDLE_SECONDS: Final = 60.0
+# It is told nothing of where the platform's parts are, or by which password.
+_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TZ")
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class ExplainerPool:
+    """So many processes, started when they are needed, and a queue of bounded length before them."""
+
+    def __init__(
+        self, store: ObjectStore, *, processes: int, waiting: int, memory_bytes: int, seconds: float
+    ) -> None:
+        self._store = store
+        self._turns = asyncio.Semaphore(processes)
+        self._most = processes + waiting
+        self._inside = 0
+        self._memory_bytes = memory_bytes
+        self._seconds = seconds
+        self._idle: list[_Process] = []
+
+    async def explain(
+        self, version: ServedVersion, model: ExplainedModel, question: Question
+    ) -> Sequence[ExplainedRow]:
+        """Explain rows, in turn. What it raises is written in the port."""
+        if self._inside >= self._most:
+            raise ResourceExhausted(
+                "EXPLAINER_BUSY", f"{self._inside} explanations are being computed or wait; try again later"
+            )
+        left = deadline.remaining()
+        seconds = self._seconds if left is None else min(self._seconds, left * _ANSWERING_SHARE)
+        self._inside += 1
+        try:
+            async with asyncio.timeout(seconds) as until, self._turns:
+                reply = await self._reply(version, model, question, until.when() or 0.0)
+        except TimeoutError:
+            raise _too_slow() from None
+        finally:
+            self._inside -= 1
+        if reply.failure is not None:
+            raise _failure(reply, version)
+        return [_explained_row(row) for row in reply.rows]
+
+    async def close_idle(self) -> None:
+        """Let processes go that have had nothing to do for a while; without end."""
+        while True:
+            await asyncio.sleep(_IDLE_SECONDS / 2)
+            long_ago = asyncio.get_running_loop().time() - _IDLE_SECONDS
+            for process in [process for process in self._idle if process.idle_since < long_ago]:
+                self._idle.remove(process)
+                await process.end()
+
+    async def close(self) -> None:
+        """End the processes that wait for work."""
+        while self._idle:
+            await self._idle.pop().end()
+
+    async def _reply(
+        self, version: ServedVersion, model: ExplainedModel, question: Question, until: float
+    ) -> Reply:
+        """Ask a process; whatever happens to one that works, it is not asked again."""
+        process = self._waiting_process(version.sha256) or await _Process.start(self._memory_bytes)
+        at_rest = True
+        try:
+            async with self._file(version, process.digest) as file:
+                at_rest = False
+                reply = await process.ask(_task(version, model, question, file, until))
+                at_rest = reply.failure != "EXPLAINER_OUT_OF_MEMORY"
+            process.digest = "" if reply.failure == "MODEL_FAILED" else version.sha256
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            status = await process.end()
+            logger.warning(
+                "the process that explained %s version %d ended with %d",
+                version.model,
+                version.version,
+                status,
+            )
+            raise Internal(
+                "EXPLAINER_DIED",
+                "the process that explains has ended; the next explanation has a new one. Where that ends, "
+                "too, ask for fewer rows, or raise HEADRACE_INFERENCE_EXPLAIN_MEMORY_BYTES",
+            ) from error
+        finally:
+            if at_rest:
+                process.idle_since = asyncio.get_running_loop().time()
+                self._idle.append(process)
+            else:
+                ENDED.inc()
+                await process.end()
+        return reply
+
+    def _waiting_process(self, digest: str) -> _Process | None:
+        """The one that has the model, or else any that waits."""
+        self._idle = [process for process in self._idle if process.lives]
+        self._idle.sort(key=lambda process: process.digest == digest)
+        return self._idle.pop() if self._idle else None
+
+    @asynccontextmanager
+    async def _file(self, version: ServedVersion, loaded: str) -> AsyncIterator[str]:
+        """A version's file, which is the registered one, while it is loaded; empty where it is already."""
+        if loaded == version.sha256:
+            yield ""
+            return
+        digest = hashlib.sha256()
+        with tempfile.NamedTemporaryFile(prefix="headrace-explained-", suffix=".onnx") as file:
+            try:
+                async for chunk in self._store.stream(self._store.path(version.uri)):
+                    digest.update(chunk)
+                    await asyncio.to_thread(file.write, chunk)
+            except (NotFound, InvalidArgument) as error:
+                raise FailedPrecondition("MODEL_FILE_MISSING", str(error)) from error
+            file.flush()
+            if digest.hexdigest() != version.sha256:
+                raise DataLoss(
+                    "MODEL_FILE_MISMATCH",
+                    f"{version.uri} has SHA-256 {digest.hexdigest()}, registered was {version.sha256}",
+                )
+            yield file.name
+
+
+@asynccontextmanager
+async def explainer_pool(store: ObjectStore, settings: Settings) -> AsyncIterator[ExplainerPool]:
+    """A pool whose processes end with the block."""
+    pool = ExplainerPool(
+        store,
+        processes=settings.explain_processes,
+        waiting=settings.explain_waiting,
+        memory_bytes=settings.explain_memory_bytes,
+        seconds=settings.explain_seconds,
+    )
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+class _Process:
+    """One process, which does one thing at a time. `digest`: of the model that it has."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._tasks = process.stdin
+        self._replies = process.stdout
+        self.digest = ""
+        self.idle_since = 0.0
+
+    @classmethod
+    async def start(cls, memory_bytes: int) -> _Process:
+        command = [sys.executable, "-m", "headrace.inference.explainer.worker", str(memory_bytes)]
+        process = await asyncio.create_subprocess_exec(
+            *bound_to_parent(command),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _ONE_THREAD,
+            # A terminal's interrupt is for the service, which ends it.
+            start_new_session=True,
+        )
+        return cls(process)
+
+    @property
+    def lives(self) -> bool:
+        return self._process.returncode is None
+
+    async def ask(self, task: Task) -> Reply:
+        """Raises IncompleteReadError or ConnectionError where it ends before it has answered."""
+        self._tasks.write(task.packed())
+        await self._tasks.drain()
+        (length,) = LENGTH.unpack(await self._replies.readexactly(LENGTH.size))
+        return Reply.model_validate_json(await self._replies.readexactly(length))
+
+    async def end(self) -> int:
+        """Kill it; its exit status. It has nothing that could be lost."""
+        if self.lives:
+            self._process.kill()
+        return await self._process.wait()
+
+
+def _task(version: ServedVersion, model: ExplainedModel, question: Question, file: str, until: float) -> Task:
+    left = until - asyncio.get_running_loop().time()
+    return Task(
+        file=file,
+        digest=version.sha256,
+        numbers=model.numbers,
+        texts=model.texts,
+        output=model.output,
+        place=question.place,
+        rows=_rows(question.rows),
+        baseline=_rows(question.baseline),
+        of_number=question.features.of_number.astype("<i4").tobytes(),
+        of_text=question.features.of_text.astype("<i4").tobytes(),
+        features=len(question.features.names),
+        method=question.method.value if question.method else None,
+        evaluations=question.evaluations,
+        seconds=left * _COMPUTING_SHARE,
+    )
+
+
+def _rows(table: Table) -> Rows:
+    return Rows(numbers=table.numbers.astype("<f4").tobytes(), texts=table.texts)
+
+
+def _explained_row(row: frames.ExplainedRow) -> ExplainedRow:
+    found = Attributions(
+        answer=row.answer,
+        baseline_answer=row.baseline_answer,
+        amounts=np.array(row.amounts),
+        errors=np.array(row.errors),
+        evaluations=row.evaluations,
+        samples=row.samples,
+        stop=row.stop,
+    )
+    return ExplainedRow(row.place, Method(row.method), found)
+
+
+def _too_slow() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "EXPLANATION_TOO_SLOW",
+        "nothing could be said in time; allow more, ask for fewer rows, or cut tensors into fewer patches",
+    )
+
+
+def _failure(reply: Reply, version: ServedVersion) -> HeadraceError:
+    name = f"{version.model} version {version.version}"
+    match reply.failure:
+        case "METHOD_NOT_APPLICABLE":
+            return FailedPrecondition(
+                reply.failure,
+                "integrated gradients need numbers, none of them missing, and a model without jumps; "
+                f"{name} has texts, categories, comparisons or the like, or a row lacks a value: use Shapley "
+                "sampling",
+            )
+        case "TOO_FEW_EVALUATIONS":
+            sentence = f"at least {reply.needed:,} evaluations are needed; allow them, or ask for fewer rows"
+            return InvalidArgument(
+                reply.failure, sentence, fields=[FieldViolation("max_evaluations", sentence)]
+            )
+        case "EXPLAINER_OUT_OF_MEMORY":
+            return ResourceExhausted(
+                reply.failure,
+                f"{name} does not fit into the memory for explanations; ask for fewer rows, or raise "
+                "HEADRACE_INFERENCE_EXPLAIN_MEMORY_BYTES",
+            )
+        case "EXPLANATION_TOO_SLOW":
+            return _too_slow()
+        case _:
+            return FailedPrecondition(
+                "MODEL_FAILED",
+                f"{name} does not answer a row, the baseline or a mix of them with numbers; "
+                "`headrace predict` shows what it says of each",
+            )

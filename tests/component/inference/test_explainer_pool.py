@@ -1,0 +1,240 @@
+"""The processes that explain: what they refuse, their bounds, and that one that fails is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from onnx import TensorProto, helper
+from tests.support.models import classifier
+from tests.support.waiting import eventually
+
+from headrace.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    HeadraceError,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+)
+from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.domain.explanations import ExplainedModel, ExplainedRow, Method, Question
+from headrace.inference.explainer.pool import ExplainerPool, explainer_pool
+from headrace.inference.settings import Settings
+from headrace.objects import ObjectStore
+from headrace.rpc import deadline
+
+WORKER = "headrace.inference.explainer.worker"
+BUSY = (ResourceExhausted, "EXPLAINER_BUSY")
+
+
+def slow_model(size: int) -> bytes:
+    """Takes its time, and memory, for every row: a product of matrices of that size."""
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 3])
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 1])
+    nodes = [
+        helper.make_node("ReduceSum", ["features", "last"], ["sums"], keepdims=1),
+        helper.make_node("Unsqueeze", ["sums", "last"], ["cubes"]),
+        helper.make_node("Expand", ["cubes", "shape"], ["wide"]),
+        helper.make_node("MatMul", ["wide", "wide"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares"], ["means"], axes=[1], keepdims=0),
+        helper.make_node("ReduceMean", ["means"], ["probabilities"], axes=[1], keepdims=1),
+    ]
+    constants = [
+        helper.make_tensor("last", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("shape", TensorProto.INT64, [3], [1, size, size]),
+    ]
+    graph = helper.make_graph(nodes, "slow", [features], [probabilities], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def jumping_model() -> bytes:
+    """The largest whole number below the sum."""
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 3])
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 1])
+    nodes = [
+        helper.make_node("ReduceSum", ["features", "last"], ["sums"], keepdims=1),
+        helper.make_node("Floor", ["sums"], ["probabilities"]),
+    ]
+    constants = [helper.make_tensor("last", TensorProto.INT64, [1], [1])]
+    graph = helper.make_graph(nodes, "jumping", [features], [probabilities], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def workers() -> list[psutil.Process]:
+    """This process's own: no other test runs at the same time."""
+    return [child for child in psutil.Process().children() if WORKER in child.cmdline()]
+
+
+class Explaining:
+    """A pool, and versions in an object store."""
+
+    def __init__(self, pool: ExplainerPool, store: ObjectStore) -> None:
+        self.pool = pool
+        self.store = store
+
+    async def version(
+        self, number: int, model: bytes, *, outputs: int = 2, digest: str = ""
+    ) -> ServedVersion:
+        await self.store.put(f"{number}.onnx", model)
+        return ServedVersion(
+            model="people",
+            version=number,
+            uri=self.store.uri(f"{number}.onnx"),
+            sha256=digest or hashlib.sha256(model).hexdigest(),
+            inputs=(Tensor("features", "FP32", (-1, 3)),),
+            outputs=(Tensor("probabilities", "FP32", (-1, outputs)),),
+            classes=(),
+            signature=b"",
+            traceparent="",
+        )
+
+    async def explain(
+        self,
+        version: ServedVersion,
+        row: Sequence[float] = (2, 1, -1),
+        *,
+        method: Method | None = None,
+        evaluations: int = 20_000,
+    ) -> Sequence[ExplainedRow]:
+        model = ExplainedModel.of(version)
+        question = Question(
+            rows=model.table(row, ()),
+            baseline=model.table([0, 0, 0], ()),
+            features=model.features(version, 8),
+            place=None,
+            method=method,
+            evaluations=evaluations,
+        )
+        return await self.pool.explain(version, model, question)
+
+    async def refused(
+        self,
+        version: ServedVersion,
+        row: Sequence[float] = (2, 1, -1),
+        *,
+        method: Method | None = None,
+        evaluations: int = 20_000,
+    ) -> tuple[type[HeadraceError], str]:
+        with pytest.raises(HeadraceError) as caught:
+            await self.explain(version, row, method=method, evaluations=evaluations)
+        return type(caught.value), caught.value.reason
+
+
+MakeExplaining = Callable[..., Awaitable[Explaining]]
+
+
+@pytest.fixture
+async def make_explaining(tmp_path: Path) -> AsyncIterator[MakeExplaining]:
+    async with AsyncExitStack() as stack:
+
+        async def make(**settings: float) -> Explaining:
+            store = ObjectStore.from_uri(tmp_path.as_uri())
+            pool = await stack.enter_async_context(
+                explainer_pool(store, Settings.model_validate({"explain_seconds": 60.0, **settings}))
+            )
+            return Explaining(pool, store)
+
+        yield make
+    assert workers() == []
+
+
+async def test_a_process_is_in_nobodys_way_and_is_asked_again(
+    make_explaining: MakeExplaining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_POSTGRES_DSN", "postgresql://user:secret@db/headrace")
+    explaining = await make_explaining()
+    version = await explaining.version(1, classifier(3.0))
+    first, second = [await explaining.explain(version) for _ in range(2)]
+    assert first[0].attributions.amounts.tolist() == second[0].attributions.amounts.tolist()
+    [process] = workers()
+    assert process.nice() == 19
+    assert not [name for name in process.environ() if name.startswith("HEADRACE_")]
+
+
+async def test_what_cannot_be_explained_is_refused_with_a_reason(make_explaining: MakeExplaining) -> None:
+    explaining = await make_explaining()
+    good = await explaining.version(1, classifier(3.0))
+    no_model = await explaining.version(2, b"no model")
+    another = await explaining.version(3, classifier(3.0), digest="0" * 64)
+    gone = await explaining.version(4, classifier(4.0))
+    await explaining.store.delete("4.onnx")
+    jumping = await explaining.version(5, jumping_model(), outputs=1)
+    gradients = Method.INTEGRATED_GRADIENTS
+    assert [
+        await explaining.refused(good, evaluations=5),
+        await explaining.refused(jumping, method=gradients),
+        # This model answers a missing value with what is no number.
+        await explaining.refused(good, (np.nan, 1, 1)),
+        await explaining.refused(no_model),
+        await explaining.refused(another),
+        await explaining.refused(gone),
+    ] == [
+        (InvalidArgument, "TOO_FEW_EVALUATIONS"),
+        (FailedPrecondition, "METHOD_NOT_APPLICABLE"),
+        (FailedPrecondition, "MODEL_FAILED"),
+        (FailedPrecondition, "MODEL_FAILED"),
+        (DataLoss, "MODEL_FILE_MISMATCH"),
+        (FailedPrecondition, "MODEL_FILE_MISSING"),
+    ]
+    # None of it has cost a process.
+    [process] = workers()
+    await explaining.explain(good)
+    assert workers() == [process]
+
+
+async def test_time_memory_and_the_queue_are_bounded(make_explaining: MakeExplaining) -> None:
+    explaining = await make_explaining(explain_waiting=1, explain_memory_bytes=400 << 20)
+    large = await explaining.version(1, slow_model(1024), outputs=1)
+    calls = [asyncio.create_task(explaining.refused(large)) for _ in range(3)]
+    done, others = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert [await call for call in done] == [BUSY]
+    # Whoever goes away makes room.
+    for call in others:
+        call.cancel()
+    await asyncio.wait(others)
+    assert await explaining.refused(large) == (ResourceExhausted, "EXPLAINER_OUT_OF_MEMORY")
+    # Few rows at a time would fit, and take longer than that.
+    with deadline.bounded(0.3):
+        refused = await explaining.refused(large, method=Method.SHAPLEY_SAMPLING)
+    assert refused == (DeadlineExceeded, "EXPLANATION_TOO_SLOW")
+
+
+@pytest.mark.kill
+async def test_a_process_that_dies_is_replaced(make_explaining: MakeExplaining) -> None:
+    explaining = await make_explaining()
+    quick = await explaining.version(1, classifier(3.0))
+    slow = await explaining.version(2, slow_model(1024), outputs=1)
+    await explaining.explain(quick)
+    [process] = workers()
+    before = process.cpu_times().user
+    call = asyncio.create_task(explaining.refused(slow))
+
+    async def worked() -> float:
+        return process.cpu_times().user - before
+
+    await eventually(worked, lambda seconds: seconds > 0)
+    process.kill()
+    assert await call == (Internal, "EXPLAINER_DIED")
+    assert len(await explaining.explain(quick)) == 1
+
+
+async def test_a_process_that_hangs_is_replaced(make_explaining: MakeExplaining) -> None:
+    explaining = await make_explaining()
+    version = await explaining.version(1, classifier(3.0))
+    await explaining.explain(version)
+    [process] = workers()
+    process.suspend()
+    with deadline.bounded(1.0):
+        assert await explaining.refused(version) == (DeadlineExceeded, "EXPLANATION_TOO_SLOW")
+    assert workers() == []
+    assert len(await explaining.explain(version)) == 1

@@ -1,0 +1,179 @@
+"""What the process that explains finds, of models as training exports them."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper
+from tests.support.exported import export_mlp
+
+from headrace.inference.explainer import worker
+from headrace.inference.explainer.frames import LENGTH, Method, Reply, Rows, Task
+from headrace.training.run.specification import Preparation
+
+TRAINING = torch.tensor([[30.0, 1.6], [50.0, 1.9], [70.0, 1.7], [20.0, 1.8]])
+ROWS = [[64.0, 1.62], [25.0, 1.91]]
+BASELINE = [40.0, 1.75]
+
+
+def preparations(**wish: Any) -> list[Preparation]:
+    return [Preparation(feature="age", **wish), Preparation(feature="height", normalise="standard")]
+
+
+def a_task(
+    file: Path,
+    rows: Sequence[Sequence[float]] = ROWS,
+    baseline: Sequence[float] = BASELINE,
+    *,
+    texts: Sequence[Sequence[str]] = (),
+    baseline_texts: Sequence[str] = (),
+    method: Method | None = None,
+    seconds: float = 60.0,
+    **changes: Any,
+) -> Task:
+    numbers = np.array(rows, np.float32)
+    features = len(baseline) + len(baseline_texts)
+    return Task(
+        **{
+            "file": str(file),
+            "digest": "1",
+            "numbers": "features",
+            "texts": "texts" if texts else "",
+            "output": "probabilities",
+            "place": None,
+            "rows": Rows(
+                numbers=numbers.tobytes(), texts=tuple(map(tuple, texts)) if texts else ((),) * len(numbers)
+            ),
+            "baseline": Rows(
+                numbers=np.array(baseline, np.float32).tobytes(), texts=(tuple(baseline_texts),)
+            ),
+            "of_number": np.arange(len(baseline), dtype="<i4").tobytes(),
+            "of_text": np.arange(len(baseline), features, dtype="<i4").tobytes(),
+            "features": features,
+            "method": method,
+            "evaluations": 20_000,
+            "seconds": seconds,
+            **changes,
+        }
+    )
+
+
+def explained(task: Task) -> Reply:
+    return worker.explained(worker.Model.load(task), task, time.monotonic() + task.seconds)
+
+
+@pytest.mark.parametrize(
+    ("wish", "method"),
+    [
+        ({"normalise": "standard", "missing": "mean", "clip_min": 0.0}, "INTEGRATED_GRADIENTS"),
+        ({"missing": "mean", "indicator": True}, "INTEGRATED_GRADIENTS"),
+        # Categories jump; a logarithm is computed with a comparison.
+        ({"encode": "one_hot"}, "SHAPLEY_SAMPLING"),
+        ({"log": True}, "SHAPLEY_SAMPLING"),
+    ],
+)
+def test_a_model_without_jumps_has_its_gradients_integrated(
+    wish: dict[str, Any], method: str, tmp_path: Path
+) -> None:
+    export_mlp(tmp_path / "model.onnx", preparations(**wish), TRAINING)
+    reply = explained(a_task(tmp_path / "model.onnx"))
+    assert [(row.method, row.stop) for row in reply.rows] == [(method, "CONVERGED")] * 2
+    for row in reply.rows:
+        assert row.answer == max(row.answer, 1 - row.answer)
+        assert sum(row.amounts) - row.gap == pytest.approx(row.answer - row.baseline_answer)
+
+
+def test_differences_integrate_what_pytorch_finds_for_gradients(tmp_path: Path) -> None:
+    model, _ = export_mlp(tmp_path / "model.onnx", preparations(normalise="standard"), TRAINING)
+    row, baseline = torch.tensor(ROWS[0]), torch.tensor(BASELINE)
+    shares = (torch.arange(2000)[:, None] + 0.5) / 2000
+    points = (baseline + shares * (row - baseline)).requires_grad_()
+    torch.softmax(model(points), dim=-1)[:, 1].sum().backward()
+    assert points.grad is not None
+    right = (points.grad.mean(dim=0) * (row - baseline)).tolist()
+
+    [found] = explained(a_task(tmp_path / "model.onnx", ROWS[:1], place=1)).rows
+    assert found.amounts == pytest.approx(right, abs=0.01 * sum(map(abs, right)))
+
+
+def test_texts_and_missing_numbers_are_sampled(tmp_path: Path) -> None:
+    wishes = [
+        *preparations(missing="mean"),
+        Preparation(feature="colour", encode="one_hot", missing="constant"),
+    ]
+    data = torch.cat([TRAINING, torch.tensor([[0.0], [1.0], [0.0], [1.0]])], dim=1)
+    export_mlp(tmp_path / "model.onnx", wishes, data, {"colour": ("blue", "red")})
+    task = a_task(
+        tmp_path / "model.onnx", [[math.nan, 1.6]], texts=[["red"]], baseline_texts=["blue"], place=1
+    )
+    [row] = explained(task).rows
+    assert row.method == "SHAPLEY_SAMPLING"
+    assert row.gap == pytest.approx(0, abs=1e-9)
+    assert row.amounts[2] != 0
+    asked = task.model_copy(update={"method": "INTEGRATED_GRADIENTS"})
+    assert explained(asked).failure == "METHOD_NOT_APPLICABLE"
+
+
+def constant_model(path: Path, value: float) -> None:
+    """Answers every row with one number."""
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 2])
+    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 1])
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["features", "weights"], ["sums"]),
+            helper.make_node("Add", ["sums", "value"], ["probabilities"]),
+        ],
+        "constant",
+        [features],
+        [answer],
+        [
+            helper.make_tensor("weights", TensorProto.FLOAT, [2, 1], [0, 0]),
+            helper.make_tensor("value", TensorProto.FLOAT, [1], [value]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+
+
+def replies(*tasks: Task) -> list[Reply]:
+    """What the process answers to tasks, one after the other."""
+    answers = io.BytesIO()
+    worker.run(io.BytesIO(b"".join(task.packed() for task in tasks)), answers)
+    found, rest = [], answers.getvalue()
+    while rest:
+        (length,) = LENGTH.unpack(rest[: LENGTH.size])
+        found.append(Reply.model_validate_json(rest[LENGTH.size :][:length]))
+        rest = rest[LENGTH.size + length :]
+    return found
+
+
+def test_a_process_says_what_failed_and_goes_on(tmp_path: Path) -> None:
+    good, nan, broken = (tmp_path / name for name in ("good.onnx", "nan.onnx", "broken.onnx"))
+    export_mlp(good, preparations(), TRAINING)
+    constant_model(nan, math.nan)
+    broken.write_bytes(b"no model")
+    found = replies(
+        a_task(broken, digest="broken"),
+        a_task(nan, digest="nan"),
+        a_task(good, digest="good", evaluations=100),
+        a_task(good, digest="good", seconds=0.0),
+        # It has the model by now.
+        a_task(tmp_path / "gone", digest="good"),
+    )
+    assert [reply.failure for reply in found] == [
+        "MODEL_FAILED",
+        "MODEL_FAILED",
+        "TOO_FEW_EVALUATIONS",
+        "EXPLANATION_TOO_SLOW",
+        None,
+    ]
+    assert replies(a_task(good, evaluations=found[2].needed))[0].failure is None
+    assert len(found[-1].rows) == 2
