@@ -22,7 +22,7 @@ from headrace.messaging.topics import SAMPLES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.broker, pytest.mark.timeout(600)]
 
-DEADLINE = 120.0
+DEADLINE = 300.0
 
 PIPELINE = """
 apiVersion: headrace.dev/v1
