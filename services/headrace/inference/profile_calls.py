@@ -14,7 +14,7 @@ from headrace.inference.domain.quality import answers_of
 from headrace.rpc.client import channel
 
 # Between two of them a distribution is not known: a distance is underrated by a hundredth at most.
-RANKS: Final = tuple(hundredth / 100 for hundredth in range(1, 100))
+QUANTILES: Final = 99
 # Those of a version never change but by erasures and retention, which a stale one outlives by little.
 _KEPT: Final = 500
 
@@ -40,7 +40,7 @@ class GrpcProfiles:
             versions_pb2.GetProfileRequest(
                 dataset=version.dataset,
                 version=versions_pb2.VersionName(number=version.dataset_version),
-                ranks=RANKS,
+                quantile_count=QUANTILES,
             )
         )
         dataset = await self._datasets.GetDataset(ingestion_pb2.GetDatasetRequest(name=version.dataset))

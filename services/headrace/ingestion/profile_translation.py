@@ -21,11 +21,15 @@ _BINS: Final = 16
 _TOP_VALUES: Final = 20
 
 
-def profile_to_message(profile: Profile, ranks: Sequence[float] = ()) -> api.Profile:
-    """What people and programs read of it; sketches stay here. Quantiles are those of the ranks, if any."""
+def profile_to_message(profile: Profile, quantile_count: int = 0) -> api.Profile:
+    """What people and programs read of it; sketches stay here.
+
+    With so many quantiles at even ranks; 0: the usual ones.
+    """
+    ranks = [place / (quantile_count + 1) for place in range(1, quantile_count + 1)] or _RANKS
     return api.Profile(
         row_count=profile.row_count,
-        fields=[field_profile_to_message(field, ranks or _RANKS) for field in profile.fields],
+        fields=[field_profile_to_message(field, ranks) for field in profile.fields],
         rank_error=RANK_ERROR,
     )
 

@@ -43,7 +43,7 @@ class DatasetVersionServicer(api_grpc.DatasetVersionServiceServicer):
         self, request: api.GetProfileRequest, context: _Context
     ) -> api.Profile:
         version = await self._versions.find(request.dataset, _name(request.version))
-        return profile_to_message(await self._versions.profile(version), request.ranks)
+        return profile_to_message(await self._versions.profile(version), request.quantile_count)
 
     async def DiffVersions(  # noqa: D102
         self, request: api.DiffVersionsRequest, context: _Context

@@ -14,7 +14,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc, version
 from headrace.errors import NotFound
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.drift import Column, DriftRules, Numbers, Values, judge
-from headrace.inference.profile_calls import RANKS, profile_client, reference_of
+from headrace.inference.profile_calls import QUANTILES, profile_client, reference_of
 from headrace.inference.use_cases.drift_ports import LoggedRequest
 from headrace.inference.use_cases.drift_windows import window_of
 from headrace.ingestion.domain.columnar import stored_schema
@@ -56,7 +56,7 @@ def table(seed: int, rows: int = 2000) -> pa.RecordBatch:
 
 
 TRAINED_ON = extended(None, SCHEMA, [table(1)])
-REFERENCE = reference_of(profile_to_message(TRAINED_ON, RANKS), "sick", VERSION.classes)
+REFERENCE = reference_of(profile_to_message(TRAINED_ON, QUANTILES), "sick", VERSION.classes)
 
 
 def asked(batch: pa.RecordBatch) -> LoggedRequest:
@@ -89,7 +89,7 @@ def test_columns_are_numbers_or_values_as_their_types_say() -> None:
     assert REFERENCE.columns["radius"].missing == 200
     radius = REFERENCE.columns["radius"].of
     assert isinstance(radius, Numbers)
-    assert radius.ranks == RANKS
+    assert radius.ranks == tuple(hundredth / 100 for hundredth in range(1, 100))
     assert REFERENCE.answers is not None
     assert set(REFERENCE.answers.counts) == {0.0, 1.0}
 
@@ -127,7 +127,7 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer, versions_pb2_grpc.D
         self.asked += 1
         if (request.dataset, request.version.number) != ("scans", 7):
             raise NotFound("VERSION_EXPIRED", "it was forgotten")
-        return profile_to_message(TRAINED_ON, request.ranks)
+        return profile_to_message(TRAINED_ON, request.quantile_count)
 
 
 async def test_a_profile_is_asked_for_once_and_what_keeps_it_away_is_told() -> None:

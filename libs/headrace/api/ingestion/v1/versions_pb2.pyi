@@ -282,24 +282,24 @@ class GetProfileRequest(google.protobuf.message.Message):
 
     DATASET_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
-    RANKS_FIELD_NUMBER: builtins.int
+    QUANTILE_COUNT_FIELD_NUMBER: builtins.int
     dataset: builtins.str
+    quantile_count: builtins.int
+    """So many quantiles, at even ranks: 99 are those at 0.01, 0.02, ... 0.99. 0: those at 0.01, 0.05, 0.25, 0.5, 0.75, 0.95
+    and 0.99.
+    """
     @property
     def version(self) -> Global___VersionName: ...
-    @property
-    def ranks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Of the quantiles that are answered. None: 0.01, 0.05, 0.25, 0.5, 0.75, 0.95 and 0.99."""
-
     def __init__(
         self,
         *,
         dataset: builtins.str = ...,
         version: Global___VersionName | None = ...,
-        ranks: collections.abc.Iterable[builtins.float] | None = ...,
+        quantile_count: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["version", b"version"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "ranks", b"ranks", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "quantile_count", b"quantile_count", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___GetProfileRequest: typing_extensions.TypeAlias = GetProfileRequest
