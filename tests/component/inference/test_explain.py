@@ -281,7 +281,16 @@ async def test_rows_and_predictions_are_explained_as_the_proto_says(make_explain
         "BASELINE_UNKNOWN",
     )
     async with played_profiles(profiles):
-        by_profile = await explained.explain(baseline_kind=wanted)
+
+        async def asked() -> api.Explanation | None:
+            try:
+                return await explained.explain(baseline_kind=wanted)
+            except Unavailable:
+                # It was refused a moment ago, and connects again after a pause.
+                return None
+
+        by_profile = await eventually(asked, lambda found: found is not None)
+    assert by_profile is not None
     assert by_profile.baseline == wanted
     # What has no profile is compared with zero.
     assert [one.baseline_value for one in by_profile.rows[0].attributions] == ["0.5", "0", "0"]

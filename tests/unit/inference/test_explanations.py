@@ -12,6 +12,7 @@ from headrace.errors import FailedPrecondition, InvalidArgument
 from headrace.inference.domain.deployments import ServedVersion, Tensor
 from headrace.inference.domain.explanations import ExplainedModel, baseline_row, value_texts
 from headrace.inference.training_profiles import typical_value
+from headrace.model_formats import ModelFormat
 
 NUMBERS = Tensor("features", "FP32", (-1, 2))
 TEXTS = Tensor("texts", "BYTES", (-1, 1))
@@ -24,6 +25,7 @@ def version(
     outputs: tuple[Tensor, ...] = (PROBABILITIES, LABEL),
     classes: tuple[str, ...] = ("0", '"red"'),
     features: tuple[str, ...] = ("age", "height"),
+    form: ModelFormat = ModelFormat.ONNX,
 ) -> ServedVersion:
     return ServedVersion(
         model="people",
@@ -37,6 +39,7 @@ def version(
         traceparent="",
         features=features,
         texts=("colour",),
+        format=form,
     )
 
 
@@ -69,6 +72,7 @@ def test_what_are_no_rows_of_the_model_is_refused(numbers: list[float], texts: l
         version(NUMBERS, Tensor("more", "FP32", (-1, 2))),
         version(NUMBERS, outputs=(LABEL,)),
         version(),
+        version(NUMBERS, form=ModelFormat.TORCHSCRIPT),
     ],
 )
 def test_a_model_of_another_kind_is_refused(unknown: ServedVersion) -> None:

@@ -16,6 +16,7 @@ from headrace.errors import FailedPrecondition, FieldViolation, InvalidArgument
 from headrace.inference.domain.attribution import Attributions
 from headrace.inference.domain.deployments import ServedVersion, Tensor
 from headrace.inference.domain.features import Features, read_features
+from headrace.model_formats import ModelFormat
 
 _NUMBERS: Final = "FP32"
 _TEXTS: Final = "BYTES"
@@ -67,7 +68,7 @@ class ExplainedModel:
         numbers = [tensor for tensor in version.inputs if tensor.datatype == _NUMBERS]
         texts = [tensor for tensor in version.inputs if tensor.datatype == _TEXTS]
         outputs = [tensor for tensor in version.outputs if tensor.datatype in _ANSWERS]
-        known = len(version.inputs) == len(numbers) + len(texts)
+        known = version.format is ModelFormat.ONNX and len(version.inputs) == len(numbers) + len(texts)
         if not known or (len(numbers), len(texts)) not in _KINDS or not outputs:
             raise _not_explainable(version)
         columns = [_columns(version, tensor) for tensor in (*numbers, *texts)]
@@ -207,6 +208,6 @@ def _logged_values(inputs: Mapping[str, object], name: str) -> list[str]:
 def _not_explainable(version: ServedVersion) -> FailedPrecondition:
     return FailedPrecondition(
         "NOT_EXPLAINABLE",
-        f"{version.model} version {version.version} cannot be explained: that takes one input of FP32 "
-        "[-1,n], one of BYTES [-1,n], or both, and an output of numbers",
+        f"{version.model} version {version.version} cannot be explained: that takes an ONNX model with "
+        "one input of FP32 [-1,n], one of BYTES [-1,n], or both, and an output of numbers",
     )
