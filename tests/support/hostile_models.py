@@ -16,6 +16,7 @@ from tests.support.serving import TRITON_ENVIRONMENT
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.domain.serving import DEFAULTS
 from headrace.inference.triton.repository import ModelRepository
 from headrace.inference.xds.wiring import TritonAddress
 from headrace.objects import ObjectStore
@@ -117,7 +118,7 @@ async def put_hostile_models(server: PlainTriton, names: Sequence[str]) -> None:
                 signature=b"",
                 traceparent="",
             )
-            await written.put(name, [served])
+            await written.put(name, [served], DEFAULTS)
             code = server.repository / name / "1" / "model.py"
             code.rename(code.with_name("platform_model.py"))
             code.write_text(_CODE.replace("DEED", DEEDS[name]))

@@ -188,7 +188,8 @@ async def test_a_named_version_that_is_being_removed_answers_or_is_not_found(pla
     async def call(client: triton.InferenceServerClient) -> None:
         while True:
             try:
-                outcomes.add("version " + (await ask(client, name, version="1")).get_response().model_version)
+                answer = await ask(client, name, version="1", seconds=DEADLINE)
+                outcomes.add(f"version {answer.get_response().model_version}")
             except triton.InferenceServerException as error:
                 outcomes.add(f"{error.status()} {error.message()}")
             await asyncio.sleep(0)
