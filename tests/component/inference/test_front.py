@@ -98,14 +98,30 @@ async def test_calls_go_past_a_server_that_is_gone_and_none_fails(make_front: Fr
     assert left.asked
 
 
-async def test_a_call_that_a_server_did_not_begin_is_answered_by_another(make_front: Fronts) -> None:
+@pytest.mark.parametrize("refusal", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND])
+async def test_a_call_that_a_server_did_not_begin_is_answered_by_another(
+    make_front: Fronts, refusal: grpc.StatusCode
+) -> None:
+    """A version that is not ready yet, or a model of which the server has not heard since it started."""
     made, [without, has] = await make_front(2)
-    without.refusal = grpc.StatusCode.UNAVAILABLE
+    without.refusal = refusal
     async with made.channel() as opened:
         for _ in range(20):
             await infer(opened)
     assert without.asked
     assert len(has.asked) == 20
+
+
+async def test_all_calls_may_wait_for_the_one_server_that_has_the_model(make_front: Fronts) -> None:
+    made, [without, has] = await make_front(2)
+    without.refusal = grpc.StatusCode.NOT_FOUND
+    has.held = asyncio.Event()
+    async with made.channel() as opened:
+        calls = [asyncio.create_task(infer(opened)) for _ in range(300)]
+        await eventually(lambda: _count(has), lambda count: count == len(calls))
+        has.held.set()
+        await asyncio.gather(*calls)
+    assert without.asked
 
 
 async def test_what_a_model_answers_is_not_asked_again(make_front: Fronts) -> None:

@@ -19,7 +19,9 @@ MAX_REQUESTS: Final = 16_384
 # Of the requests in flight, so many per cent may be second attempts: enough for those of one of two servers
 # that died, and no more than that where both are down.
 RETRY_BUDGET_PERCENT: Final = 50.0
-MIN_RETRIES: Final = 64
+# So many may be in any case. A server that came back without its models refuses at once, so that it has the
+# fewest requests and gets most of them first: all that wait for the others may be second attempts.
+MIN_RETRIES: Final = 1_024
 # A server that hangs answers no pings: what it had begun is asked of another after this long, and a model may
 # take as long as it wants. Triton is started to take so many pings.
 PING_SECONDS: Final = 2.0

@@ -37,6 +37,8 @@ PUBLIC_METHODS: Final = (
 )
 
 MAX_RETRIES: Final = 2
+# The status's number, as it stands in the header grpc-status.
+_NOT_FOUND: Final = "5"
 
 # The caller's deadline is the only one; a request without one may take as long as its model does.
 _DEADLINE: Final = {"timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
@@ -142,10 +144,13 @@ def _to(cluster: str) -> Document:
         "request_mirror_policies": MIRROR_POLICIES,
         **_DEADLINE,
         "retry_policy": {
-            # UNAVAILABLE, in REST 503, is what Triton answers before it begins. A request whose server died
-            # may have been computed: to do so again changes nothing, but a line in the prediction log.
-            "retry_on": "connect-failure,refused-stream,reset,unavailable,retriable-status-codes",
-            "retriable_status_codes": [503],
+            # What Triton answers before it begins: UNAVAILABLE, in REST 503, of a version that is not ready,
+            # and NOT_FOUND, 404, of a model that it has not heard of since it started. A request whose server
+            # died may have been computed: to do so again changes nothing, but a line in the prediction log.
+            "retry_on": "connect-failure,refused-stream,reset,unavailable,retriable-headers,"
+            "retriable-status-codes",
+            "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": _NOT_FOUND}}],
+            "retriable_status_codes": [404, 503],
             # A request that kills its server kills no more than these.
             "num_retries": MAX_RETRIES,
             "retry_host_predicate": [
