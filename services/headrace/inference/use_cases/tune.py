@@ -11,7 +11,7 @@ from typing import Final
 
 from headrace.errors import FailedPrecondition, HeadraceError, Unavailable, one_line
 from headrace.inference.domain.deployments import Deployment, ServedVersion, row_values
-from headrace.inference.domain.load_windows import AGREEING, MOST_WINDOWS, Window, at_rest, measured
+from headrace.inference.domain.load_windows import MOST_WINDOWS, Window, at_rest, measured
 from headrace.inference.domain.serving import Serving, largest_batch
 from headrace.inference.domain.tuning import Goal, Measurement, Proposal, Search, Space, Trial
 from headrace.inference.use_cases.deployments import FAR_FUTURE, LAST_ID, Deployments
@@ -236,7 +236,7 @@ class _Bench:
             await self._load.window(in_flight=trial.in_flight or 1, rate=0.0, seconds=WARM_UP * self._seconds)
         windows: list[Window] = []
         while len(windows) < MOST_WINDOWS and not at_rest(windows, self._goal.share):
-            if len(windows) >= AGREEING and _now() >= self._until:
+            if windows and _now() >= self._until:
                 break
             windows.append(
                 await self._load.window(in_flight=trial.in_flight, rate=rate, seconds=self._seconds)
