@@ -63,7 +63,9 @@ class Watched:
         return self.profile
 
     async def deploy(self, version: int, *, dataset_version: int = 7) -> None:
-        served = ServedVersion(MODEL, version, "", "", (), (), (), SIGNATURE, "", "scans", dataset_version)
+        served = ServedVersion(
+            MODEL, version, "", "", (), (), (), SIGNATURE, "", "scans", dataset_version=dataset_version
+        )
         async with self.work() as work:
             await work.rows.put_served_version(served)
             known = await work.rows.create_or_lock_deployment(NAME, MODEL, Plan(), self.now)
