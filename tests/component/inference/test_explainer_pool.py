@@ -72,7 +72,15 @@ def jumping_model() -> bytes:
 
 def workers() -> list[psutil.Process]:
     """This process's own: no other test runs at the same time."""
-    return [child for child in psutil.Process().children() if WORKER in child.cmdline()]
+    return [child for child in psutil.Process().children() if WORKER in _command(child)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        # It has ended, and nobody has asked how.
+        return []
 
 
 class Explaining:
