@@ -369,10 +369,26 @@ local function called_model(handle)
   return noted and noted.model and known(handle, noted.model)
 end
 
+-- UTF-8 beyond ASCII, as the Unicode Standard's table of well-formed sequences has it.
+local WELL_FORMED = {
+  "[\194-\223][\128-\191]", "\224[\160-\191][\128-\191]", "[\225-\236\238\239][\128-\191][\128-\191]",
+  "\237[\128-\159][\128-\191]", "\240[\144-\191][\128-\191][\128-\191]",
+  "[\241-\243][\128-\191][\128-\191][\128-\191]", "\244[\128-\143][\128-\191][\128-\191]",
+}
+
+-- Triton tells callers their own bytes, and JSON takes none that are no text.
+local function as_text(bytes)
+  return (string.gsub(bytes, "[\128-\255]+", function(some)
+    local left = some
+    for _, sequence in ipairs(WELL_FORMED) do left = string.gsub(left, sequence, ".") end
+    if string.find(left, "[\128-\255]") then return string.rep("?", #some) end
+  end))
+end
+
 -- REST's answers to wrong requests and failures. Triton calls JSON that it cannot read a failure of its own.
 local function tell_wrong(handle, body, signature)
   local headers = handle:headers()
-  local text = body:getBytes(0, math.min(body:length(), 4096))
+  local text = as_text(body:getBytes(0, math.min(body:length(), 4096)))
   local message = string.match(text, '^%s*{%s*"error"%s*:%s*"(.*)"%s*}%s*$')
   if message and (string.find(message, "^failed to parse ") or string.find(message, "^Unable to parse ")) then
     headers:replace(":status", "400")
@@ -383,7 +399,7 @@ local function tell_wrong(handle, body, signature)
   elseif signature then
     told = '{"error": "' .. (message or "invalid request") .. " | expected: " .. signature .. '"}'
   else
-    return
+    told = text
   end
   headers:replace("content-length", tostring(body:setBytes(told)))
 end
