@@ -114,6 +114,8 @@ async def test_bytes_instead_of_a_message_are_answered_cleanly(plane: Plane, dat
 @example(data=with_row(parameters={"binary_data_size": 12}))
 @example(data=with_row(parameters={"shared_memory_region": "x", "shared_memory_byte_size": 12}))
 @example(data=b'{"id": {"a": 1}, "inputs": []}')
+@example(data=DOCUMENT.replace(b"{", b'{"id": "mi\x80ne", ', 1))
+@example(data=DOCUMENT.replace(b"{", b'{"parameters": {"subject": "\x80"}, ', 1))
 @example(data=with_row(name="features\udc80").replace(rb"\udc80", b"\x80"))
 @example(data=with_row(name="features\u20ac").replace(rb"\u20ac", "\u20ac".encode()))
 async def test_bytes_instead_of_a_document_are_answered_cleanly(plane: Plane, data: bytes) -> None:
