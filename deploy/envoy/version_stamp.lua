@@ -369,10 +369,29 @@ local function called_model(handle)
   return noted and noted.model and known(handle, noted.model)
 end
 
+-- What RFC 3629 allows of more than one byte.
+local UTF8 = {
+  "[\194-\223][\128-\191]",
+  "\224[\160-\191][\128-\191]",
+  "[\225-\236\238\239][\128-\191][\128-\191]",
+  "\237[\128-\159][\128-\191]",
+  "\240[\144-\191][\128-\191][\128-\191]",
+  "[\241-\243][\128-\191][\128-\191][\128-\191]",
+  "\244[\128-\143][\128-\191][\128-\191]",
+}
+
+-- Triton repeats what it was sent, also what is no text; JSON has to be one.
+local function as_text(bytes)
+  local others = bytes
+  for _, sequence in ipairs(UTF8) do others = string.gsub(others, sequence, " ") end
+  if not string.find(others, "[\128-\255]") then return bytes end
+  return (string.gsub(bytes, "[\128-\255]", "?"))
+end
+
 -- REST's answers to wrong requests and failures. Triton calls JSON that it cannot read a failure of its own.
 local function tell_wrong(handle, body, signature)
   local headers = handle:headers()
-  local text = body:getBytes(0, math.min(body:length(), 4096))
+  local text = as_text(body:getBytes(0, math.min(body:length(), 4096)))
   local message = string.match(text, '^%s*{%s*"error"%s*:%s*"(.*)"%s*}%s*$')
   if message and (string.find(message, "^failed to parse ") or string.find(message, "^Unable to parse ")) then
     headers:replace(":status", "400")

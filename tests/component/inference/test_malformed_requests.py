@@ -114,6 +114,7 @@ async def test_bytes_instead_of_a_message_are_answered_cleanly(plane: Plane, dat
 @example(data=with_row(parameters={"binary_data_size": 12}))
 @example(data=with_row(parameters={"shared_memory_region": "x", "shared_memory_byte_size": 12}))
 @example(data=b'{"id": {"a": 1}, "inputs": []}')
+@example(data=b'{"id": "mi\x80ne", "inputs": []}')
 async def test_bytes_instead_of_a_document_are_answered_cleanly(plane: Plane, data: bytes) -> None:
     pid = plane.triton.part.pid
     answer = await plane.client.post(f"/v2/models/{MODEL}/infer", content=data)
