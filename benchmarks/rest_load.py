@@ -1,4 +1,4 @@
-"""A load generator for one HTTP/1.1 request, as light as `grpc_load` is for gRPC.
+"""A load generator for one HTTP/1.1 request, as light as `headrace.rpc.load` is for gRPC.
 
 One fixed request over kept connections, one call at a time on each. A call counts as answered only when its
 status is 200 and its whole body came.

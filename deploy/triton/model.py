@@ -436,7 +436,7 @@ def _tensor(name, value):
 
 
 def _text_of(said, otherwise):
-    """What a request says; of REST's requests Triton takes bytes that are no text: no reason to fail a batch."""
+    """What a request says; of REST's requests Triton takes bytes that are no text, which fail no batch."""
     try:
         return said()
     except UnicodeDecodeError:
