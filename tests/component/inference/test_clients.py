@@ -14,8 +14,6 @@ from tests.component.inference.conftest import Plane
 
 CLIENTS = Path(__file__).parents[3] / "examples" / "clients"
 
-pytestmark = pytest.mark.broker
-
 MODEL = "clients"
 
 

@@ -7,15 +7,12 @@ import re
 
 import grpc
 import numpy as np
-import pytest
 from tests.component.inference.conftest import DEADLINE, Plane
 from tests.support.models import slow_classifier
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.embedded.parts.process import http_get
-
-pytestmark = pytest.mark.broker
 
 # Far longer than those wait whose deadline passes meanwhile.
 BUSY_SECONDS = 5.0

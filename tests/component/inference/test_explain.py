@@ -39,8 +39,6 @@ from headrace.rpc.client import channel
 from headrace.rpc.server import ServiceBinding, serve
 from headrace.runtime.health import Health
 
-pytestmark = pytest.mark.broker
-
 BEFORE = datetime(2026, 1, 2, tzinfo=UTC)
 DATASET = "patients"
 ROW = [2.0, 1.0, -1.0]

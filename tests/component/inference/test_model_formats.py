@@ -17,8 +17,6 @@ from headrace.client.inference_protocol import InferenceProtocol
 from headrace.model_formats import ModelFormat
 from headrace.rpc.client import channel
 
-pytestmark = pytest.mark.broker
-
 CLASSES = ("benign", "bösartig")
 
 

@@ -19,8 +19,6 @@ from tests.component.inference.conftest import DEADLINE, TRITON_ENVIRONMENT, Pla
 ROOT = Path(__file__).parents[3]
 SUPPORT = ROOT / "tests" / "support"
 
-pytestmark = pytest.mark.broker
-
 # One for all tests here: to load a model is what takes longest.
 MODEL = "protocol"
 FEATURES = {"name": "features", "datatype": "FP32", "shape": [-1, 3]}

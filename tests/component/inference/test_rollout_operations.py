@@ -13,8 +13,6 @@ from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.cli.main import app
 from headrace.errors import FailedPrecondition
 
-pytestmark = pytest.mark.broker
-
 HELD = 4 * DEADLINE
 
 

@@ -7,15 +7,12 @@ from collections import Counter
 
 import httpx
 import numpy as np
-import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, Plane, ask
 from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
-
-pytestmark = pytest.mark.broker
 
 # Versions of odd numbers answer otherwise than those of even ones (`Plane.promote`).
 ROWS = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}

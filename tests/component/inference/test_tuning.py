@@ -18,8 +18,6 @@ from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.errors import FailedPrecondition, InvalidArgument
 from headrace.rpc.client import channel
 
-pytestmark = pytest.mark.broker
-
 
 @asynccontextmanager
 async def calling(plane: Plane, name: str) -> AsyncIterator[list[str]]:
