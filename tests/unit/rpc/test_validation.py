@@ -114,7 +114,7 @@ INVALID: list[tuple[Message, str]] = [
         "spec.max_retries",
     ),
     (
-        inference.ApplyDeploymentRequest(name="d", model="m", rollout=scheduling.RolloutSpec(steps=[10, 0])),
+        inference.ApplyDeploymentRequest(name="d", model="m", rollout=scheduling.RolloutSpec(steps=[10, 101])),
         "rollout.steps[1]",
     ),
 ]
