@@ -114,7 +114,9 @@ INVALID: list[tuple[Message, str]] = [
         "spec.max_retries",
     ),
     (
-        inference.ApplyDeploymentRequest(name="d", model="m", rollout=scheduling.RolloutSpec(steps=[10, 101])),
+        inference.ApplyDeploymentRequest(
+            name="d", model="m", rollout=scheduling.RolloutSpec(steps=[10, 101])
+        ),
         "rollout.steps[1]",
     ),
 ]
