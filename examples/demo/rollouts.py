@@ -11,7 +11,8 @@ from headrace.api.inference.v1 import inference_pb2 as inference
 from headrace.cli.plain import plain
 from headrace.client import HeadraceClient
 
-LOST = {"FAILED", "ROLLED_BACK"}
+# Whose last shares Envoy is told of before they are true for callers.
+MOVED = {"SUCCEEDED", "ROLLED_BACK"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ async def follow(client: HeadraceClient, deployment: str, version: int) -> Cours
                 shown = line
             if seen.rollout.weight and seen.rollout.weight not in steps:
                 steps.append(seen.rollout.weight)
-            if state in LOST or (state == "SUCCEEDED" and seen.ready):
+            if state == "FAILED" or (state in MOVED and seen.ready):
                 return Course(state, steps)
     raise RuntimeError(f"deployment {deployment} is not watched any more")
 
