@@ -243,7 +243,7 @@ class Consumer:
         else:
             for tracker, record in together:
                 tracker.finish(record.offset)
-                metrics.HANDLED.labels(record.topic, self._group).inc()
+            metrics.HANDLED.labels(tracked[0][1].topic, self._group).inc(len(together))
         try:
             async with asyncio.TaskGroup() as group:
                 for tracker, record in alone:
