@@ -396,10 +396,8 @@ local function tell_wrong(handle, body, signature)
   local told
   if headers:get(":status") == "500" then
     told = string.gsub(text, "\\n\\nAt:.*$", '"}')
-  elseif signature then
-    told = '{"error": "' .. (message or "invalid request") .. " | expected: " .. signature .. '"}'
   else
-    told = text
+    told = '{"error": "' .. (message or "invalid request") .. " | expected: " .. signature .. '"}'
   end
   headers:replace("content-length", tostring(body:setBytes(told)))
 end
