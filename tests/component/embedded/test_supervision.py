@@ -18,8 +18,6 @@ from headrace.embedded.parts import Part, PartFailed
 from headrace.embedded.stack_file import PartState, PartStatus
 from headrace.embedded.supervision import Node, Supervisor
 
-DEADLINE = 20.0
-
 
 class Sleeper(Part):
     """Works until it is stopped."""
@@ -229,10 +227,12 @@ async def test_stopping_in_the_middle_of_a_start_leaves_nothing(tmp_path: Path) 
     async with supervised([Node(part)], history) as supervisor:
         starting = asyncio.create_task(supervisor.start())
         await history.until(lambda statuses: any(s.state is PartState.STARTING for s in statuses))
-        async with asyncio.timeout(DEADLINE):
-            while part.pid is None:
-                await asyncio.sleep(0.02)
-        pid = part.pid
+
+        async def started() -> int | None:
+            return part.pid
+
+        pid = await eventually(started, lambda found: found is not None)
+        assert pid is not None
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
     assert not psutil.pid_exists(pid)

@@ -224,31 +224,47 @@ class Parts:
             )
 
 
-def parts(
-    folder: Path, kafka: str, postgres: str, store_uri: str, *, trace_url: str = "", **settings: str
-) -> Parts:
-    xds, listen = free_port(), free_port()
-    repository = folder / "models"
-    server = Triton(
-        folder / "triton",
-        folder,
-        TritonPorts(free_port(), free_port(), free_port()),
-        environment_folder=TRITON_ENVIRONMENT,
-        model_repository=repository,
-        kafka_bootstrap=kafka,
-        trace_url=trace_url,
-    )
-    service = ServiceProcess(
+def inference_service(
+    folder: Path, kafka: str, postgres: str, store_uri: str, **settings: str
+) -> ServiceProcess:
+    """The service; where nothing else is said, alone: no Triton answers it, and no Envoy asks it."""
+    return ServiceProcess(
         "inference",
         folder,
         {
             **platform(kafka, postgres, store_uri),
             # The broker is shared: what belongs to another test's database must not come here.
             "HEADRACE_INFERENCE_CONSUMER_GROUP": f"inference-{uuid.uuid4().hex[:8]}",
+            "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{free_port()}",
+            "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{free_port()}",
+            "HEADRACE_INFERENCE_MODEL_REPOSITORY": str(folder / "models"),
+            **settings,
+        },
+    )
+
+
+def parts(
+    folder: Path, kafka: str, postgres: str, store_uri: str, *, trace_url: str = "", **settings: str
+) -> Parts:
+    xds, listen = free_port(), free_port()
+    server = Triton(
+        folder / "triton",
+        folder,
+        TritonPorts(free_port(), free_port(), free_port()),
+        environment_folder=TRITON_ENVIRONMENT,
+        model_repository=folder / "models",
+        kafka_bootstrap=kafka,
+        trace_url=trace_url,
+    )
+    service = inference_service(
+        folder,
+        kafka,
+        postgres,
+        store_uri,
+        **{
             "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{xds}",
             "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{server.ports.grpc}",
             "HEADRACE_INFERENCE_TRITON_HTTP": f"127.0.0.1:{server.ports.http}",
-            "HEADRACE_INFERENCE_MODEL_REPOSITORY": str(repository),
             "HEADRACE_INFERENCE_ENVOY_ADDRESS": f"127.0.0.1:{listen}",
             **settings,
         },

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.component.inference.conftest import inference_service
 from tests.support.models import classifier, classifier_signature
-from tests.support.services import ServiceProcess, platform
+from tests.support.services import ServiceProcess
 from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
@@ -166,18 +167,7 @@ async def make_explained(
     async with AsyncExitStack() as stack:
 
         async def make(**settings: str) -> Explained:
-            service = ServiceProcess(
-                "inference",
-                tmp_path,
-                {
-                    **platform(kafka_bootstrap, postgres_dsn, store_uri),
-                    "HEADRACE_INFERENCE_CONSUMER_GROUP": f"inference-{uuid.uuid4().hex[:8]}",
-                    "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{free_port()}",
-                    "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{free_port()}",
-                    "HEADRACE_INFERENCE_MODEL_REPOSITORY": str(tmp_path / "models"),
-                    **settings,
-                },
-            )
+            service = inference_service(tmp_path, kafka_bootstrap, postgres_dsn, store_uri, **settings)
             stack.push_async_callback(service.stop)
             await service.start()
             opened = await stack.enter_async_context(channel(service.target))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from tests.support.services import ServiceProcess, platform
+from tests.component.inference.conftest import inference_service
+from tests.support.services import ServiceProcess
 from tests.support.traces_of_data import sql_tables_with
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -21,7 +22,6 @@ from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.inference.v1 import inference_pb2_grpc
 from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.api.registry.v1 import registry_pb2
-from headrace.embedded.parts import free_port
 from headrace.errors import Unavailable
 from headrace.events.registry.v1 import events_pb2
 from headrace.messaging.client import consumer_client
@@ -201,18 +201,7 @@ async def make_log(
     async with AsyncExitStack() as stack:
 
         async def make(**settings: str) -> Log:
-            service = ServiceProcess(
-                "inference",
-                tmp_path,
-                {
-                    **platform(kafka_bootstrap, postgres_dsn, store_uri),
-                    "HEADRACE_INFERENCE_CONSUMER_GROUP": f"inference-{uuid.uuid4().hex[:8]}",
-                    "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{free_port()}",
-                    "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{free_port()}",
-                    "HEADRACE_INFERENCE_MODEL_REPOSITORY": str(tmp_path / "models"),
-                    **settings,
-                },
-            )
+            service = inference_service(tmp_path, kafka_bootstrap, postgres_dsn, store_uri, **settings)
             stack.push_async_callback(service.stop)
             await service.start()
             own = uuid.uuid4().hex[:8]

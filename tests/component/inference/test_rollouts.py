@@ -66,12 +66,16 @@ async def until_answered(calls: Calls, more: int) -> None:
 
 async def until_answer(client: triton.InferenceServerClient, name: str) -> triton.InferResult:
     """Ask until there is an answer."""
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            try:
-                return await ask(client, name)
-            except triton.InferenceServerException:
-                await asyncio.sleep(0.05)
+
+    async def answer() -> triton.InferResult | None:
+        try:
+            return await ask(client, name)
+        except triton.InferenceServerException:
+            return None
+
+    found = await eventually(answer, lambda given: given is not None)
+    assert found is not None
+    return found
 
 
 async def test_traffic_moves_in_steps_and_no_call_fails(plane: Plane, name: str) -> None:

@@ -32,11 +32,12 @@ async def calling(plane: Plane, name: str) -> AsyncIterator[list[str]]:
                 except triton.InferenceServerException as error:
                     seen.append(str(error))
 
+    async def answered() -> int:
+        return len(seen)
+
     task = asyncio.create_task(call())
     try:
-        async with asyncio.timeout(DEADLINE):
-            while len(seen) < 20:
-                await asyncio.sleep(0.01)
+        await eventually(answered, lambda count: count >= 20)
         yield seen
     finally:
         task.cancel()

@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaConnectionError
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.support.spans import recorded_spans
+from tests.support.waiting import eventually
 
 from headrace.embedded.parts.process import free_port
 from headrace.errors import Unavailable
@@ -121,9 +122,10 @@ async def consuming(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():
-            await asyncio.sleep(0.01)
+    async def holds() -> bool:
+        return condition()
+
+    await eventually(holds, bool, DEADLINE)
 
 
 async def test_events_of_a_key_are_handled_in_order_and_keys_side_by_side(
