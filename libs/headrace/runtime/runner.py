@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
@@ -44,6 +44,20 @@ class Runner:
         value = await context.__aenter__()
         self._closers.append((_name_of(context), lambda: context.__aexit__(None, None, None)))
         return value
+
+    async def enter_at_once(self, contexts: Iterable[AbstractAsyncContextManager[T]]) -> list[T]:
+        """Open resources that keep each other waiting for no reason, in tasks of their own.
+
+        Raises the first error, when none of them is being opened any more.
+        """
+        opening = [asyncio.ensure_future(self.enter(context)) for context in contexts]
+        try:
+            return await asyncio.gather(*opening)
+        except BaseException:
+            for task in opening:
+                task.cancel()
+            await asyncio.gather(*opening, return_exceptions=True)
+            raise
 
     def on_stop(self, close: Callable[[], Awaitable[object]], name: str) -> None:
         """Await `close()` in its place when the service stops."""

@@ -216,27 +216,30 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     request_consumer = RequestConsumer(
         answer, utc_now, reply_topics=settings.reply_topics, retries=settings.request_retries
     )
-    for topic, handler, together, in_flight in (
+    handlers = (
         (MODEL_VERSIONS, consumers.model_versions, None, 64),
         (PREDICTIONS, consumers.predictions, consumers.predictions_together, MAX_BATCH),
         (FEEDBACK, consumers.feedback, consumers.feedback_together, MAX_BATCH),
         (INFERENCE_REQUESTS, request_consumer.requests, None, settings.requests_in_flight),
-    ):
-        # A group for each topic: a burst of predictions must not hold up a promotion.
-        consumer = await runner.enter(
-            Consumer(
-                platform.kafka_bootstrap,
-                group=f"{settings.consumer_group}.{topic}",
-                topics=[topic],
-                handler=handler,
-                dead_letters=producer,
-                client_id=client_id,
-                max_in_flight=in_flight,
-                session_seconds=platform.kafka_session_seconds,
-                # Requests are in order where they ask for it; of labels the newest one stands.
-                ordered=topic == MODEL_VERSIONS,
-                together=together,
-                wait_ms=SHORT_WAIT_MS if topic == INFERENCE_REQUESTS else WAIT_MS,
-            )
+    )
+    # A group for each topic: a burst of predictions must not hold up a promotion. A broker may let each group
+    # wait for seconds before it begins.
+    opened = await runner.enter_at_once(
+        Consumer(
+            platform.kafka_bootstrap,
+            group=f"{settings.consumer_group}.{topic}",
+            topics=[topic],
+            handler=handler,
+            dead_letters=producer,
+            client_id=client_id,
+            max_in_flight=in_flight,
+            session_seconds=platform.kafka_session_seconds,
+            # Requests are in order where they ask for it; of labels the newest one stands.
+            ordered=topic == MODEL_VERSIONS,
+            together=together,
+            wait_ms=SHORT_WAIT_MS if topic == INFERENCE_REQUESTS else WAIT_MS,
         )
+        for topic, handler, together, in_flight in handlers
+    )
+    for consumer, (topic, *_) in zip(opened, handlers, strict=True):
         runner.spawn(consumer.run, f"consumer of {topic}")

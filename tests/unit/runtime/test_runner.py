@@ -38,6 +38,47 @@ async def test_closes_in_reverse_order_tasks_in_their_place() -> None:
     assert runner.failure is None
 
 
+async def test_what_is_opened_at_once_does_not_wait_for_each_other() -> None:
+    runner, events = Runner(), list[str]()
+    both_open = asyncio.Barrier(2)
+
+    @asynccontextmanager
+    async def meets(name: str) -> AsyncIterator[str]:
+        await both_open.wait()
+        async with recorded(events, name):
+            yield name
+
+    async with asyncio.timeout(5):
+        assert await runner.enter_at_once([meets("one"), meets("other")]) == ["one", "other"]
+    await runner.close(1.0)
+
+    assert sorted(events) == ["close one", "close other", "open one", "open other"]
+
+
+async def test_of_what_is_opened_at_once_the_first_error_ends_the_rest() -> None:
+    runner, events = Runner(), list[str]()
+
+    @asynccontextmanager
+    async def waits() -> AsyncIterator[None]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("given up")
+        yield
+
+    @asynccontextmanager
+    async def fails() -> AsyncIterator[None]:
+        await asyncio.sleep(0)
+        raise OSError("no broker")
+        yield
+
+    with pytest.raises(OSError, match="no broker"):
+        await runner.enter_at_once([recorded(events, "first"), waits(), fails()])
+    await runner.close(1.0)
+
+    assert events == ["open first", "given up", "close first"]
+
+
 async def test_a_task_that_raises_stops_and_fails_the_service() -> None:
     runner = Runner()
 

@@ -14,8 +14,8 @@ from typing import Final
 from headrace.embedded.parts.process import POLL_SECONDS, Part, http_get, http_post, http_status
 from headrace.runtime.resources import deploy_path
 
-# An Envoy that is stopped tells its clients to connect anew, and listens for so long still.
-# What it has begun it answers, within the limit.
+# An Envoy that is stopped takes no new connections, and tells its clients with their next answers to connect
+# anew: whoever asks at least once in so long is told. What it has begun it answers, within the limit.
 DRAIN_SECONDS: Final = 2
 DRAIN_LIMIT_SECONDS: Final = 10.0
 # Below the number of files that a process may open, which Envoy raises to the hard limit by itself.
@@ -88,12 +88,15 @@ class Envoy(Part):
 
     async def _drain(self) -> None:
         now = asyncio.get_running_loop().time
-        listens_until = now() + DRAIN_SECONDS
-        await http_post(self.admin_port, "/drain_listeners?graceful")
+        tells_until = now() + DRAIN_SECONDS
+        # In this order: the kernel resets connections that wait in a socket's queue when it is closed, and whoever
+        # is told to connect anew while it is open may come to it again, where several Envoys share a port.
+        await http_post(self.admin_port, "/drain_listeners")
+        await http_post(self.admin_port, "/healthcheck/fail")
         while True:
             if not await self._active("cx"):
                 return
-            if now() > listens_until and not await self._active("rq"):
+            if now() > tells_until and not await self._active("rq"):
                 return
             await asyncio.sleep(POLL_SECONDS)
 
