@@ -26,6 +26,11 @@ local SHARD_HEADER = "x-headrace-shard"
 local SERVICE = "/inference.GRPCInferenceService/"
 local INFER = SERVICE .. "ModelInfer"
 local STREAM = SERVICE .. "ModelStreamInfer"
+-- Their requests begin with the model's name and version, as ModelInfer's do.
+local MODEL_METHODS = {ModelReady = true, ModelMetadata = true, ModelConfig = true}
+
+-- Longer than HEADRACE_INFERENCE_WAKE_SECONDS may be, after which the inference service says what is wrong.
+local WAKE_MILLISECONDS = 310000
 
 -- Triton's JSON parser calls itself for each level, and ends the whole server where its stack does: somewhere above
 -- 100,000. What is shorter than this cannot be nested so deep, and is not looked at.
@@ -58,8 +63,10 @@ local function refuse_grpc(handle, status, message)
 end
 
 local function refuse_rest(handle, status, message)
-  handle:respond({[":status"] = tostring(status), ["content-type"] = "application/json"},
-    '{"error": "' .. string.gsub(message, '[%c"\\]', "?") .. '"}')
+  local told = string.gsub(message, '[%c"\\]', "?")
+  -- Of 5xx the listener makes JSON, whoever answers so.
+  if status < 500 then told = '{"error": "' .. told .. '"}' end
+  handle:respond({[":status"] = tostring(status), ["content-type"] = "application/json"}, told)
 end
 
 -- A place in the traffic, from 0 to below 100: the same for the same key and trial, and spread evenly over keys, also where they
@@ -135,6 +142,46 @@ local function mirror(handle, route, cluster)
   headers:replace(MIRROR_ID, new_id())
 end
 
+local function varint(number)
+  local bytes = {}
+  while number >= 128 do
+    bytes[#bytes + 1] = string.char(number % 128 + 128)
+    number = math.floor(number / 128)
+  end
+  bytes[#bytes + 1] = string.char(number)
+  return table.concat(bytes)
+end
+
+-- Has a model loaded that is loaded nowhere, and waits for it: its servers as `route.group` has them, or nil and why not.
+local function woken(handle, model)
+  local length = varint(#model)
+  local message = "\10" .. length .. model
+  local headers, body = handle:httpCall("streams", {
+    [":method"] = "POST",
+    [":path"] = "/headrace.api.inference.v1.WakingService/Wake",
+    [":authority"] = "headrace",
+    ["te"] = "trailers",
+    ["content-type"] = "application/grpc",
+  }, string.char(0, 0, 0, 0, #message) .. message, WAKE_MILLISECONDS)
+  local status = headers["grpc-status"]
+  if headers[":status"] ~= "200" or (status ~= nil and status ~= "0") then
+    return nil, headers["grpc-message"] or ("model " .. model .. " is loaded nowhere, and nobody loads it now; try again later")
+  end
+  -- One frame with one text, or none: WakeResponse.
+  return string.sub(body, 8), nil
+end
+
+-- Sends a request to the servers that have its model.
+local function go(handle, route, model)
+  local group, problem = route.group, nil
+  if route.cold then
+    group, problem = woken(handle, model)
+    if group == nil then return problem end
+  end
+  if group ~= nil and group ~= "" then handle:streamInfo():dynamicMetadata():set("envoy.lb", "group", group) end
+  return nil
+end
+
 local function live(weights)
   local versions = {}
   for version in pairs(weights) do versions[#versions + 1] = version end
@@ -148,16 +195,6 @@ end
 
 local function unknown_model(model)
   return "no model " .. model .. " is deployed"
-end
-
-local function varint(number)
-  local bytes = {}
-  while number >= 128 do
-    bytes[#bytes + 1] = string.char(number % 128 + 128)
-    number = math.floor(number / 128)
-  end
-  bytes[#bytes + 1] = string.char(number)
-  return table.concat(bytes)
 end
 
 -- Reads a buffer in windows, so that a large tensor is skipped and never copied into Lua.
@@ -263,11 +300,28 @@ local function stamp_grpc(handle)
     local made = new_id()
     appended = appended .. "\26" .. varint(#made) .. made
   end
-  if appended == "" then return end
-  local length = size - 5 + #appended
-  body:setBytes(
-    string.char(0, math.floor(length / 16777216) % 256, math.floor(length / 65536) % 256,
-      math.floor(length / 256) % 256, length % 256) .. body:getBytes(5, size - 5) .. appended)
+  if appended ~= "" then
+    local length = size - 5 + #appended
+    body:setBytes(
+      string.char(0, math.floor(length / 16777216) % 256, math.floor(length / 65536) % 256,
+        math.floor(length / 256) % 256, length % 256) .. body:getBytes(5, size - 5) .. appended)
+  end
+  -- Last: whoever waits there has no hold of the body any more.
+  local problem = go(handle, route, model)
+  if problem ~= nil then return refuse_grpc(handle, 14, problem) end
+end
+
+-- What is asked of a model beside inference goes to a server that has it; of one that there is not, anywhere.
+local function stamp_question(handle, method)
+  local body = handle:body()
+  local size = body and body:length() or 0
+  if not MODEL_METHODS[method] or size < 5 then return end
+  local model = scan(body, size)
+  if model == nil or model == "" or #model > 128 or string.find(model, "[^%w._-]") then return end
+  local route = find(handle, model)
+  if route == nil then return handle:headers():replace(SHARD_HEADER, "server") end
+  local problem = go(handle, route, model)
+  if problem ~= nil then return refuse_grpc(handle, 14, problem) end
 end
 
 local QUOTE, BACKSLASH, OPENING_BRACKET, CLOSING_BRACKET, OPENING_BRACE, CLOSING_BRACE = string.byte('"\\[]{}', 1, 6)
@@ -337,6 +391,8 @@ local function stamp_rest(handle, path)
     mirror(handle, route, "triton-http-mirror")
     handle:headers():replace(":path", "/v2/models/" .. model .. "/versions/" .. chosen .. rest)
   end
+  local problem = go(handle, route, model)
+  if problem ~= nil then return refuse_rest(handle, 503, problem) end
 end
 
 function envoy_on_request(handle)
@@ -348,7 +404,7 @@ function envoy_on_request(handle)
     stamp_rest(handle, path)
   elseif string.sub(path, 1, #SERVICE) == SERVICE then
     -- A stream's requests come back one by one.
-    if path ~= STREAM then handle:body() end
+    if path ~= STREAM then stamp_question(handle, string.sub(path, #SERVICE + 1)) end
   elseif not refused(handle) then
     local health = string.match(path, "^/v2/health/(%l+)")
     if health ~= nil then handle:streamInfo():dynamicMetadata():set("headrace", "health", health) end

@@ -15,6 +15,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from headrace.api.inference.v1 import waking_pb2_grpc
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
 from headrace.inference.streams import Streams, channel_to_envoy
@@ -29,12 +30,15 @@ SIGNATURE = "features FP32 [-1,3]"
 class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Answers what it was asked, and misbehaves where it is told to.
 
-    `asked`: the requests that reached it; `seconds_left`: each one's deadline; `refusal`: the status that it
-    answers instead; `held`: it answers nothing until this is set; `cancelled`: a caller gave up meanwhile.
+    `asked`: the requests that reached it; `questions`: the models that somebody asked about; `rest`: calls of
+    a model in REST; `seconds_left`: each one's deadline; `refusal`: the status that it answers instead;
+    `held`: it answers nothing until this is set; `cancelled`: a caller gave up meanwhile.
     """
 
     asked: list[service_pb2.ModelInferRequest] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
     seconds_left: list[float | None] = field(default_factory=list)
+    rest: int = 0
     refusal: grpc.StatusCode | None = None
     held: asyncio.Event | None = None
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -52,7 +56,7 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         self._running.push_async_callback(server.stop, None)
-        http = await asyncio.start_server(_say_ready, "127.0.0.1", 0)
+        http = await asyncio.start_server(self._answer_rest, "127.0.0.1", 0)
         self._running.callback(http.close)
         self._proxies = [Proxy(port), Proxy(http.sockets[0].getsockname()[1])]
         for proxy in self._proxies:
@@ -84,20 +88,26 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             model_name=request.model_name, model_version=request.model_version, id=request.id
         )
 
+    async def ModelReady(
+        self, request: service_pb2.ModelReadyRequest, context: object
+    ) -> service_pb2.ModelReadyResponse:
+        self.questions.append(request.name)
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    async def _answer_rest(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """An empty answer to each request of a connection."""
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                self.rest += head.startswith(b"GET /v2/models/")
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
     async def RepositoryIndex(
         self, request: service_pb2.RepositoryIndexRequest, context: object
     ) -> service_pb2.RepositoryIndexResponse:
         return service_pb2.RepositoryIndexResponse()
-
-
-async def _say_ready(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """An empty answer to each request of a connection."""
-    try:
-        while await reader.readuntil(b"\r\n\r\n"):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-            await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        writer.close()
 
 
 @dataclass
@@ -136,14 +146,19 @@ def wiring(servers: Sequence[ModelServer], **limits: int | Patience) -> Wiring:
 
 @asynccontextmanager
 async def front(
-    folder: Path, wiring: Wiring, routes: Mapping[str, Mapping[int, int]], **limits: int
+    folder: Path,
+    wiring: Wiring,
+    routes: Mapping[str, Mapping[int, int]],
+    *,
+    waking: waking_pb2_grpc.WakingServiceServicer | None = None,
+    **limits: int,
 ) -> AsyncIterator[Front]:
     """Envoy with these weights, of models that take three numbers, and with these limits of its own."""
     control_plane = ControlPlane(wiring)
     control_plane.update({name: Route(weights, SIGNATURE) for name, weights in routes.items()})
     async with (
         channel_to_envoy(wiring.listen) as opened,
-        serve_xds("127.0.0.1:0", control_plane, streams=Streams(opened)) as xds_port,
+        serve_xds("127.0.0.1:0", control_plane, streams=Streams(opened), waking=waking) as xds_port,
     ):
         envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds_port, **limits)
         try:

@@ -44,6 +44,7 @@ spec:
     rollout: {steps: [10, 50, 100], hold: 5s}
     batching: {max_batch_size: 64, max_queue_delay: 2ms, preferred: [8, 16]}   # `headrace tune` finds them
     instances: 1
+    scaling: {min_replicas: 0, max_replicas: 2, max_instances: 4, idle: 5m, queue: 20ms}
     drift: {requests: 500, every: 1m, windows: 2, min_psi: 0.2, confidence: 0.99}     # the defaults
   retrain:
     on: [dataset_version]
@@ -451,13 +452,16 @@ def _gate(document: Document, place: Place) -> scheduling.Gate:
 
 
 def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.DeploymentSpec:
-    entries = document.mapping(place, ("name", "rollout", "batching", "instances", "drift"), ("name",))
+    names = ("name", "rollout", "batching", "instances", "scaling", "drift")
+    entries = document.mapping(place, names, ("name",))
     deployment = scheduling.PipelineSpec.DeploymentSpec(name=document.text(entries.get("name")))
     if "batching" in entries:
         deployment.batching.CopyFrom(_batching(document, entries["batching"]))
     deployment.instances = document.integer(entries.get("instances"), bits=32)
     if "instances" in entries and deployment.instances < 1:
         document.fail(entries["instances"], "must be at least 1")
+    if "scaling" in entries:
+        deployment.scaling.CopyFrom(_scaling(document, entries["scaling"]))
     if (rollout := rollout_spec(document, entries.get("rollout"))) is not None:
         deployment.rollout.CopyFrom(rollout)
     if "drift" in entries:
@@ -472,6 +476,22 @@ def _batching(document: Document, place: Place) -> scheduling.Batching:
         max_queue_delay=to_duration(document.duration(entries.get("max_queue_delay"))),
         preferred=[document.integer(size, bits=32) for size in document.items(entries.get("preferred"))],
     )
+
+
+def _scaling(document: Document, place: Place) -> scheduling.Scaling:
+    names = ("min_replicas", "max_replicas", "max_instances", "idle", "queue")
+    entries = document.mapping(place, names)
+    scaling = scheduling.Scaling(
+        max_replicas=document.integer(entries.get("max_replicas"), bits=32),
+        max_instances=document.integer(entries.get("max_instances"), bits=32),
+    )
+    if "min_replicas" in entries:
+        scaling.min_replicas = document.integer(entries["min_replicas"], bits=32)
+    if "idle" in entries:
+        scaling.idle.CopyFrom(to_duration(document.duration(entries["idle"])))
+    if "queue" in entries:
+        scaling.queue.CopyFrom(to_duration(document.duration(entries["queue"])))
+    return scaling
 
 
 def _retrain(document: Document, place: Place | None, spec: scheduling.PipelineSpec) -> None:

@@ -49,8 +49,11 @@ from headrace.inference.use_cases.production import MAX_BATCH, Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
+from headrace.inference.use_cases.scale import Scaler
 from headrace.inference.use_cases.tune import StaleCopies, TuneDeployment
+from headrace.inference.use_cases.wake import WakeDeployment
 from headrace.inference.use_cases.watch_drift import ReportDrift, WatchDrift
+from headrace.inference.waking_grpc_api import WakingServicer
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
@@ -118,8 +121,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     def changed() -> None:
         reconciler.wake()
         router.wake()
+        scaler.wake()
 
     reconciler = Reconciler(work, server, utc_now, changed=changed)
+    scaler = Scaler(work, server, changed=changed, memory=settings.triton_memory_bytes)
+    wake = WakeDeployment(work, control_plane, demanded=scaler.wake, seconds=settings.wake_seconds)
 
     await router.route()
     envoy = await runner.enter(channel_to_envoy(envoy_target))
@@ -128,11 +134,13 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             settings.xds_address,
             control_plane,
             streams=Streams(envoy),
+            waking=WakingServicer(wake, servers=len(settings.triton_servers)),
             max_request_bytes=settings.max_request_bytes,
         )
     )
     runner.spawn(router.run, "router")
     runner.spawn(lead(pool, "headrace.inference.reconciler", reconciler.run), "reconciler")
+    runner.spawn(lead(pool, "headrace.inference.scaler", scaler.run), "scaler")
 
     retention = timedelta(hours=settings.erasure_retention_hours)
     erasures = Forgetter("erasures", ForgetErasures(work, utc_now, retention))

@@ -17,6 +17,7 @@ from headrace.inference.messages import (
     plan_from,
     prediction_message,
     rollout_message,
+    scaling_from,
     serving_change_from,
 )
 from headrace.inference.use_cases.deployments import Deployments
@@ -57,6 +58,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             plan_from(request.rollout),
             rules_from(request.drift),
             serving_change_from(batching, request.instances),
+            scaling_from(request.scaling) if request.HasField("scaling") else None,
         )
         self._changed()
         return self._message(known)

@@ -14,6 +14,13 @@ from headrace.inference.analysis_messages import analysis_from, analysis_message
 from headrace.inference.domain.analysis import DEFAULT_ANALYSIS
 from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
 from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.domain.scaling import (
+    DEFAULT_IDLE,
+    DEFAULT_QUEUE,
+    EVERYWHERE,
+    MAX_REPLICAS,
+    Scaling,
+)
 from headrace.inference.domain.serving import DEFAULT_BATCH_SIZE, Serving, ServingChange
 from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.drift_messages import drift_spec
@@ -75,6 +82,28 @@ def batching_message(serving: Serving) -> scheduling_pb2.Batching:
     )
 
 
+def scaling_from(message: scheduling_pb2.Scaling) -> Scaling:
+    """How much of a deployment there may be."""
+    return Scaling(
+        min_replicas=message.min_replicas if message.HasField("min_replicas") else 1,
+        max_replicas=message.max_replicas or MAX_REPLICAS,
+        max_instances=message.max_instances,
+        idle=from_duration(message.idle) if message.HasField("idle") else DEFAULT_IDLE,
+        queue=from_duration(message.queue) if message.HasField("queue") else DEFAULT_QUEUE,
+    )
+
+
+def scaling_message(scaling: Scaling) -> scheduling_pb2.Scaling:
+    """How much of a deployment there may be, defaults included."""
+    return scheduling_pb2.Scaling(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        max_instances=scaling.max_instances,
+        idle=to_duration(scaling.idle),
+        queue=to_duration(scaling.queue),
+    )
+
+
 def rollout_message(rollout: Rollout) -> api.Rollout:
     """A rollout."""
     return api.Rollout(
@@ -118,6 +147,9 @@ def deployment_message(
         drift_spec=drift_spec(deployment.drift),
         batching=batching_message(deployment.serving),
         instances=deployment.serving.instances,
+        scaling=None if deployment.scaling == EVERYWHERE else scaling_message(deployment.scaling),
+        # Of servers that there are none beyond, all.
+        replicas=deployment.placed.replicas,
     )
 
 
@@ -146,6 +178,7 @@ def served_version_from(message: registry_pb2.ModelVersion) -> ServedVersion:
         dataset_version=message.lineage.dataset_version.version,
         features=tuple(signature.features),
         texts=tuple(signature.texts),
+        size=artifact.size,
     )
 
 

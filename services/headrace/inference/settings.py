@@ -74,6 +74,18 @@ class Settings(BaseSettings):
         ge=24,
         description="An erasure is remembered so long; longer than the topic keeps predictions.",
     )
+    triton_memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Memory of each Triton server for models; 0 for any amount. Where it is short, those "
+        "deployments that may be unloaded are, and others wait for room.",
+    )
+    wake_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=300,
+        description="How long a request waits for a deployment that is loaded nowhere, at most.",
+    )
     requests_in_flight: int = Field(
         default=1000,
         ge=1,

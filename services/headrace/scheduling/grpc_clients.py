@@ -76,6 +76,7 @@ class GrpcPeers:
                     drift=deployment.drift if deployment.HasField("drift") else None,
                     batching=deployment.batching if deployment.HasField("batching") else None,
                     instances=deployment.instances,
+                    scaling=deployment.scaling if deployment.HasField("scaling") else None,
                 )
             )
 
@@ -155,5 +156,5 @@ _OF_DATASET: Final = ("schema", "cut", "rejects", "quality", "retention", "sourc
 _DATASET_PATHS: Final = _prefixed({**dict.fromkeys(_OF_DATASET, "spec.dataset."), "split": "spec.training."})
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
 _DEPLOYMENT_PATHS: Final = _prefixed(
-    dict.fromkeys(("name", "rollout", "batching", "instances", "drift"), "spec.deployment.")
+    dict.fromkeys(("name", "rollout", "batching", "instances", "scaling", "drift"), "spec.deployment.")
 )

@@ -8,7 +8,7 @@ import json
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,15 +47,19 @@ MAX_REQUEST_BYTES = 1 << 20
 
 @dataclass
 class Plane:
-    """A running data plane and what tests do with it."""
+    """A running data plane and what tests do with it; most have one Triton."""
 
-    triton: Triton
+    tritons: list[Triton]
     envoy: Envoy
     service: ServiceProcess
     address: str
     bootstrap: str
     store: ObjectStore
     stub: inference_pb2_grpc.InferenceServiceAsyncStub
+
+    @property
+    def triton(self) -> Triton:
+        return self.tritons[0]
 
     async def deploy(
         self,
@@ -64,12 +68,15 @@ class Plane:
         steps: tuple[int, ...] = (100,),
         hold: float = 0.0,
         rollout: scheduling_pb2.RolloutSpec | None = None,
+        scaling: scheduling_pb2.Scaling | None = None,
     ) -> None:
         """Apply the deployment; steps and hold are those of its rollouts, beside what else `rollout` says."""
         rollout = scheduling_pb2.RolloutSpec() if rollout is None else rollout
         rollout.steps[:] = steps
         rollout.hold.FromMilliseconds(int(hold * 1000))
-        await self.stub.ApplyDeployment(api.ApplyDeploymentRequest(name=name, model=name, rollout=rollout))
+        await self.stub.ApplyDeployment(
+            api.ApplyDeploymentRequest(name=name, model=name, rollout=rollout, scaling=scaling)
+        )
 
     async def promote(
         self,
@@ -194,7 +201,7 @@ def post(plane: Plane, path: str, document: object) -> tuple[int, dict[str, obje
 class Parts:
     """The processes of a data plane, and where it is."""
 
-    triton: Triton
+    tritons: list[Triton]
     envoy: Envoy
     service: ServiceProcess
     address: str
@@ -202,19 +209,19 @@ class Parts:
     store_uri: str
 
     async def start(self) -> None:
-        await asyncio.gather(self.triton.start(), self.service.start())
+        await asyncio.gather(self.service.start(), *(server.start() for server in self.tritons))
         # Without its control plane it cannot serve, and its deadline would pass.
         await self.envoy.start()
 
     async def stop(self) -> None:
-        for part in (self.service, self.envoy, self.triton):
+        for part in (self.service, self.envoy, *self.tritons):
             await part.stop()
 
     @asynccontextmanager
     async def plane(self) -> AsyncIterator[Plane]:
         async with channel(self.service.target) as opened:
             yield Plane(
-                self.triton,
+                self.tritons,
                 self.envoy,
                 self.service,
                 self.address,
@@ -244,18 +251,28 @@ def inference_service(
 
 
 def parts(
-    folder: Path, kafka: str, postgres: str, store_uri: str, *, trace_url: str = "", **settings: str
+    folder: Path,
+    kafka: str,
+    postgres: str,
+    store_uri: str,
+    *,
+    trace_url: str = "",
+    tritons: int = 1,
+    **settings: str,
 ) -> Parts:
     xds, listen = free_port(), free_port()
-    server = Triton(
-        folder / "triton",
-        folder,
-        TritonPorts(free_port(), free_port(), free_port()),
-        environment_folder=TRITON_ENVIRONMENT,
-        model_repository=folder / "models",
-        kafka_bootstrap=kafka,
-        trace_url=trace_url,
-    )
+    servers = [
+        Triton(
+            folder / f"triton-{number}",
+            folder / f"triton-{number}",
+            TritonPorts(free_port(), free_port(), free_port()),
+            environment_folder=TRITON_ENVIRONMENT,
+            model_repository=folder / "models",
+            kafka_bootstrap=kafka,
+            trace_url=trace_url,
+        )
+        for number in range(tritons)
+    ]
     service = inference_service(
         folder,
         kafka,
@@ -263,14 +280,18 @@ def parts(
         store_uri,
         **{
             "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{xds}",
-            "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{server.ports.grpc}",
-            "HEADRACE_INFERENCE_TRITON_HTTP": f"127.0.0.1:{server.ports.http}",
+            "HEADRACE_INFERENCE_TRITON_GRPC": _addresses(server.ports.grpc for server in servers),
+            "HEADRACE_INFERENCE_TRITON_HTTP": _addresses(server.ports.http for server in servers),
             "HEADRACE_INFERENCE_ENVOY_ADDRESS": f"127.0.0.1:{listen}",
             **settings,
         },
     )
     envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds)
-    return Parts(server, envoy, service, f"127.0.0.1:{listen}", kafka, store_uri)
+    return Parts(servers, envoy, service, f"127.0.0.1:{listen}", kafka, store_uri)
+
+
+def _addresses(ports: Iterable[int]) -> str:
+    return ",".join(f"127.0.0.1:{port}" for port in ports)
 
 
 @pytest.fixture(scope="session")
@@ -308,8 +329,8 @@ async def make_plane(
     """A data plane of the test's own, to kill its parts or set them differently."""
     async with AsyncExitStack() as stack:
 
-        async def make(**settings: str) -> Plane:
-            own = parts(tmp_path, kafka_bootstrap, postgres_dsn, store_uri, **settings)
+        async def make(*, tritons: int = 1, **settings: str) -> Plane:
+            own = parts(tmp_path, kafka_bootstrap, postgres_dsn, store_uri, tritons=tritons, **settings)
             stack.push_async_callback(own.stop)
             await own.start()
             return await stack.enter_async_context(own.plane())

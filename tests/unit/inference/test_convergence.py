@@ -16,7 +16,9 @@ from headrace.inference.domain.convergence import (
     Forget,
     GiveUp,
     Judge,
+    Leave,
     Load,
+    Place,
     Record,
     Situation,
     Start,
@@ -35,10 +37,13 @@ from headrace.inference.domain.rollouts import (
     superseded,
     weights,
 )
+from headrace.inference.domain.scaling import ALL_SERVERS, Scale
 from headrace.inference.domain.serving import DEFAULTS, Serving
+from headrace.inference.use_cases.ports import Loaded
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BROKEN = 13
+SERVERS = 3
 REFUSED = Serving(instances=64)
 FINE = Observed(Outcomes(50))
 
@@ -48,7 +53,7 @@ def a_version(number: int) -> ServedVersion:
 
 
 class World:
-    """A deployment, and a Triton that does what it is told; version 13 never loads, nor do 64 instances."""
+    """A deployment, and Tritons that do what they are told; version 13 never loads, nor do 64 instances."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -56,18 +61,29 @@ class World:
         self.deployment = Deployment("live", "m", plan, NOW, NOW)
         self.versions: dict[int, ServedVersion] = {}
         self.tried: set[int] = set()
-        self.triton: frozenset[int] = frozenset()
+        self.tritons: list[frozenset[int]] = [frozenset()] * SERVERS
         self.refused: Serving | None = None
         self.gone = False
 
+    @property
+    def triton(self) -> frozenset[int]:
+        """Versions that answer wherever requests go."""
+        return Loaded(tuple(self.tritons)).on(self.deployment.placed.servers(SERVERS))
+
     def situation(self) -> Situation:
+        found = Loaded(tuple(self.tritons))
+        placed, arriving = (
+            scale.servers(SERVERS) for scale in (self.deployment.placed, self.deployment.scale)
+        )
         return Situation(
             self.deployment,
             self.versions,
             frozenset(self.tried),
-            self.triton,
-            self.triton,
+            found.on(placed),
+            found.anywhere,
             refused=self.refused,
+            arriving=found.on(arriving),
+            leaving=found.outside(placed | arriving),
         )
 
     def step(self) -> Action | None:
@@ -76,10 +92,10 @@ class World:
         match action:
             case Begin(version):
                 self.begin(version.version)
-            case Load(versions, serving):
-                self.load({version.version for version in versions}, serving)
-            case Unload():
-                self.triton = frozenset()
+            case Load(versions, serving, on):
+                self.load({version.version for version in versions}, serving, on)
+            case Place() | Leave() | Unload():
+                self.move(action)
             case Forget():
                 self.gone = True
             case Record(found):
@@ -102,6 +118,16 @@ class World:
                 pass
         return action
 
+    def move(self, action: Place | Leave | Unload) -> None:
+        kept: frozenset[int] = frozenset()
+        match action:
+            case Place(scale):
+                self.deployment = replace(self.deployment, placed=scale, placed_time=self.now)
+                return
+            case Leave():
+                kept = self.deployment.placed.servers(SERVERS)
+        self.tritons = [has if at in kept else frozenset() for at, has in enumerate(self.tritons)]
+
     def begin(self, version: int) -> None:
         current = self.deployment.rollout
         if current is not None and not current.state.ended:
@@ -120,12 +146,18 @@ class World:
         self.tried.add(version)
         self.deployment = replace(self.deployment, rollout=rollout)
 
-    def load(self, versions: set[int], serving: Serving) -> None:
+    def forget(self) -> None:
+        self.tritons = [frozenset()] * SERVERS
+
+    def load(self, versions: set[int], serving: Serving, on: Scale) -> None:
         if serving == REFUSED:
             self.refused = serving
             return
         if BROKEN not in versions:
-            self.triton = frozenset(versions)
+            chosen = on.servers(SERVERS)
+            self.tritons = [
+                frozenset(versions) if at in chosen else has for at, has in enumerate(self.tritons)
+            ]
             self.deployment = replace(self.deployment, served=serving)
             return
         rollout = self.deployment.rollout
@@ -198,10 +230,43 @@ def test_a_triton_that_forgot_everything_gets_it_back(steps: int) -> None:
     world.versions[2] = a_version(2)
     for _ in range(steps):
         world.step()
-    world.triton = frozenset()
+    world.forget()
     world.settle(answering=False)
     assert world.deployment.traffic == {2: 100}
     assert world.triton == {2}
+
+
+SCALES = [Scale(0), Scale(1), Scale(1, first=2), Scale(2, first=2), Scale(3, first=1), ALL_SERVERS]
+
+
+@given(st.lists(st.sampled_from(SCALES), min_size=1, max_size=5), st.sampled_from([1, 2, BROKEN]), st.data())
+def test_a_deployment_may_be_moved_at_any_time_and_is_where_requests_look_for_it(
+    scales: list[Scale], promoted: int, data: st.DataObject
+) -> None:
+    world = World()
+    world.versions[1] = a_version(1)
+    world.settle(answering=True)
+    world.versions[promoted] = a_version(promoted)
+    for scale in scales:
+        world.deployment = replace(world.deployment, scale=scale)
+        for _ in range(data.draw(st.integers(0, 8))):
+            before = world.deployment.placed
+            world.step()
+            if world.deployment.placed.replicas and before.replicas:
+                assert set(world.deployment.traffic) <= world.triton
+    if scales[-1].replicas == 0 and not world.is_holding():
+        # A rollout waits until its version is to be somewhere.
+        return
+    world.settle(answering=bool(scales[-1].replicas))
+    deployment = world.deployment
+    assert deployment.traffic == {2 if promoted == 2 else 1: 100}
+    assert deployment.placed.servers(SERVERS) == scales[-1].servers(SERVERS)
+    there = frozenset(deployment.traffic)
+    assert world.tritons == [
+        there if at in scales[-1].servers(SERVERS) else frozenset() for at in range(SERVERS)
+    ]
+    assert deployment.loaded == (there if scales[-1].replicas else frozenset())
+    assert deployment.ready
 
 
 def test_a_version_that_died_is_loaded_anew_and_not_where_an_old_one_can_answer() -> None:

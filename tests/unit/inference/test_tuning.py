@@ -93,7 +93,7 @@ def test_it_comes_close_to_the_best_of_all_settings(
     best = best_of_all(machine, goal)
     proposal = proposed(searched(machine, goal))
     assert proposal.keeps_target == (best > 0)
-    assert proposal.measurement.throughput >= 0.7 * best
+    assert proposal.measurement.throughput >= 0.6 * best
 
 
 def test_it_needs_few_measurements() -> None:

@@ -89,8 +89,9 @@ class Envoy(Part):
     async def _drain(self) -> None:
         now = asyncio.get_running_loop().time
         tells_until = now() + DRAIN_SECONDS
-        # In this order: the kernel resets connections that wait in a socket's queue when it is closed, and whoever
-        # is told to connect anew while it is open may come to it again, where several Envoys share a port.
+        # In this order: the kernel resets connections that wait in a socket's queue when it is closed, and
+        # whoever is told to connect anew while it is open may come to it again, where several Envoys share a
+        # port.
         await http_post(self.admin_port, "/drain_listeners")
         await http_post(self.admin_port, "/healthcheck/fail")
         while True:

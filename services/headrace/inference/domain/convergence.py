@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.rollouts import Rollout, RolloutState, next_rollout, wanted_versions
+from headrace.inference.domain.scaling import ALL_SERVERS, Scale
 from headrace.inference.domain.serving import Serving
 
 # Requests that were routed to a version just before it lost its traffic are still being answered.
@@ -23,8 +24,10 @@ DRAIN = timedelta(seconds=2)
 class Situation:
     """A deployment as stored, its model's versions, those tried before, those that Triton has loaded.
 
-    `loaded`: on every server that answers; `anywhere`: on at least one of them; `died`: those of them whose
-    process died on one. `refused`: settings with which they did not load.
+    `loaded`: on every server that answers of those that requests go to; `arriving`: of those that it is to be
+    on; `leaving`: on some server that it is to be on no more, nor do requests go there. `anywhere`: on at
+    least one server; `died`: those of them whose process died on one. `refused`: settings with which they did
+    not load.
     """
 
     deployment: Deployment
@@ -34,6 +37,8 @@ class Situation:
     anywhere: frozenset[int]
     died: frozenset[int] = frozenset()
     refused: Serving | None = None
+    arriving: frozenset[int] | None = None
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +50,23 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Make exactly these versions answer, in order of their numbers, served so."""
+    """Make exactly these versions answer there, in order of their numbers, served so."""
 
     versions: tuple[ServedVersion, ...]
     serving: Serving
+    on: Scale = ALL_SERVERS
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """It is where it is to be: requests go there from now on."""
+
+    scale: Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Requests have been going elsewhere for long enough: unload it from all other servers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +107,14 @@ class GiveUp:
     rollout: Rollout
 
 
-Action = Begin | Load | Unload | Forget | Record | Start | Judge | GiveUp
+Action = Begin | Load | Place | Leave | Unload | Forget | Record | Start | Judge | GiveUp
 
 
 def next_action(situation: Situation, now: datetime) -> Action | None:
     """The next thing to do; None where everything is as it should be."""
     deployment = situation.deployment
     if deployment.deleted:
-        if now - deployment.update_time < DRAIN:
-            return None
-        return Unload() if situation.anywhere else Forget()
+        return _going(situation, now)
     target = next_rollout(
         list(situation.versions), deployment.stable, deployment.rollout, rolled_out=situation.tried
     )
@@ -114,14 +130,52 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
         # Loaded anew it would hide how it failed, until the next step.
         return GiveUp(rollout)
     wanted = wanted_versions(deployment.traffic, rollout) & set(situation.versions)
+    if (action := _placing(situation, wanted)) is not None:
+        return action
+    if deployment.cold:
+        # What is being rolled out waits until it is to be somewhere.
+        return Unload() if situation.anywhere and _settled(deployment, now) else None
     if (action := _loading(situation, wanted)) is not None:
         return action
     if rollout is not None and rollout.state is RolloutState.LOADING:
         return None if rollout.paused else Start(rollout)
     if rollout is not None and rollout.state.judged:
         return Judge(rollout)
-    if wanted != situation.anywhere and _drained(rollout, now):
-        return Load(_in_order(situation, wanted), deployment.served) if wanted else Unload()
+    return _tidying(situation, wanted, now)
+
+
+def _going(situation: Situation, now: datetime) -> Unload | Forget | None:
+    """What takes a deleted deployment away."""
+    if now - situation.deployment.update_time < DRAIN:
+        return None
+    return Unload() if situation.anywhere else Forget()
+
+
+def _placing(situation: Situation, wanted: frozenset[int] | set[int]) -> Load | Place | Record | None:
+    """What brings it to the servers that it is to be on, and then requests to it."""
+    deployment = situation.deployment
+    scale = deployment.scale
+    if scale.replicas == 0:
+        if deployment.placed.replicas:
+            return Place(scale)
+        return Record(frozenset()) if deployment.loaded else None
+    if (scale.replicas, scale.first) == (deployment.placed.replicas, deployment.placed.first):
+        return None
+    arriving = situation.loaded if situation.arriving is None else situation.arriving
+    if not wanted <= arriving:
+        return _load(situation, wanted, deployment.served, scale)
+    return Place(scale)
+
+
+def _tidying(
+    situation: Situation, wanted: frozenset[int] | set[int], now: datetime
+) -> Load | Leave | Unload | None:
+    """What takes away that no request asks for any more."""
+    deployment = situation.deployment
+    if situation.leaving:
+        return Leave() if _settled(deployment, now) else None
+    if wanted != situation.anywhere and _drained(deployment.rollout, now):
+        return _load(situation, wanted, deployment.served) if wanted else Unload()
     return None
 
 
@@ -130,17 +184,26 @@ def _loading(situation: Situation, wanted: frozenset[int] | set[int]) -> Load | 
     deployment, loaded = situation.deployment, situation.loaded
     if not wanted <= loaded:
         # With settings that are known to work: a version is not to fail for new ones.
-        return Load(_in_order(situation, wanted), deployment.served)
+        return _load(situation, wanted, deployment.served)
     if loaded != deployment.loaded:
         return Record(loaded)
-    if wanted and deployment.serving not in (deployment.served, situation.refused):
+    serving = deployment.wanted_serving
+    if wanted and serving not in (deployment.served, situation.refused):
         # Those that are still drained, too.
-        return Load(_in_order(situation, loaded & set(situation.versions)), deployment.serving)
+        return _load(situation, loaded & set(situation.versions), serving)
     return None
+
+
+def _load(situation: Situation, numbers: Iterable[int], serving: Serving, on: Scale | None = None) -> Load:
+    return Load(_in_order(situation, numbers), serving, on or situation.deployment.placed)
 
 
 def _in_order(situation: Situation, numbers: Iterable[int]) -> tuple[ServedVersion, ...]:
     return tuple(situation.versions[number] for number in sorted(numbers))
+
+
+def _settled(deployment: Deployment, now: datetime) -> bool:
+    return deployment.placed_time is None or now - deployment.placed_time >= DRAIN
 
 
 def _drained(rollout: Rollout | None, now: datetime) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
 from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.domain.scaling import ALL_SERVERS, EVERYWHERE, Scale, Scaling
 from headrace.inference.domain.serving import DEFAULTS, Serving
 from headrace.model_formats import ModelFormat
 
@@ -35,7 +36,8 @@ class ServedVersion:
     """A promoted model version: where its file lies, and what it takes and gives.
 
     `dataset`, `dataset_version`: what it was trained on; empty and 0 where that is not known. `features`,
-    `texts`: the dataset's fields in the order of the columns of the inputs of these names.
+    `texts`: the dataset's fields in the order of the columns of the inputs of these names. `size`: of the
+    file, in bytes; 0 where that is not known.
     """
 
     model: str
@@ -52,13 +54,16 @@ class ServedVersion:
     dataset_version: int = 0
     features: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """What clients call `name`. `traffic` is each version's share, per cent; `loaded` what Triton has.
 
-    `serving`: how its versions are to be served; `served`: how those that are loaded are.
+    `serving`: how its versions are to be served; `served`: how those that are loaded are. `scaling`: bounds
+    of what follows the load; `scale`: on which servers it is to be; `placed`: on which ones requests find it,
+    and since when. `demanded`: a request found it on none, and waits.
     """
 
     name: str
@@ -74,6 +79,26 @@ class Deployment:
     drift: DriftRules = DEFAULT_RULES
     serving: Serving = DEFAULTS
     served: Serving = DEFAULTS
+    scaling: Scaling = EVERYWHERE
+    scale: Scale = ALL_SERVERS
+    placed: Scale = ALL_SERVERS
+    placed_time: datetime | None = None
+    demanded: bool = False
+
+    @property
+    def wanted_serving(self) -> Serving:
+        """How its versions are to be served now: with as many processes as the load asks for."""
+        return replace(self.serving, instances=self.scale.instances or self.serving.instances)
+
+    @property
+    def is_new(self) -> bool:
+        """No version of it was ever loaded, or is being loaded."""
+        return not self.traffic and self.rollout is None
+
+    @property
+    def cold(self) -> bool:
+        """Requests find it nowhere: the first one has it loaded, and waits."""
+        return self.placed.replicas == 0
 
     @property
     def stable(self) -> int:
@@ -84,8 +109,8 @@ class Deployment:
 
     @property
     def ready(self) -> bool:
-        """Every version with traffic is loaded, and there is one."""
-        return bool(self.traffic) and set(self.traffic) <= self.loaded
+        """There is a version with traffic, and each is loaded, or will be when it is asked."""
+        return bool(self.traffic) and (self.cold or set(self.traffic) <= self.loaded)
 
 
 def row_values(inputs: Sequence[Tensor]) -> int:

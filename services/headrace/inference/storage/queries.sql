@@ -1,6 +1,6 @@
 -- name: put_served_version
-INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent, dataset, format, dataset_version)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+INSERT INTO served_versions (model, version, uri, sha256, signature, traceparent, dataset, format, dataset_version, size)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 ON CONFLICT (model, version) DO NOTHING;
 
 -- name: list_served_versions
@@ -29,8 +29,22 @@ UPDATE deployments SET serving = $2, message = '', update_time = $3 WHERE name =
 -- name: record_served
 UPDATE deployments SET served = $2, message = '' WHERE name = $1 AND served <> $2;
 
+-- name: change_scaling
+UPDATE deployments SET scaling = $2, update_time = $3 WHERE name = $1;
+
+-- name: change_scale
+UPDATE deployments SET scale = $2, demanded = false WHERE name = $1 AND NOT deleted;
+
+-- name: record_placed
+UPDATE deployments SET placed = $2, placed_time = $3 WHERE name = $1;
+
+-- Of those that are to be somewhere it is known.
+-- name: record_demand
+UPDATE deployments SET demanded = true
+WHERE name = $1 AND NOT deleted AND NOT demanded AND (scale ->> 'replicas')::int = 0;
+
 -- name: revive_deployment
-UPDATE deployments SET deleted = false, message = '' WHERE name = $1;
+UPDATE deployments SET deleted = false, message = '', scale = '{}', placed = '{}', demanded = false WHERE name = $1;
 
 -- name: forget_rollouts
 DELETE FROM rollouts WHERE deployment = $1;

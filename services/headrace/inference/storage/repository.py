@@ -16,6 +16,7 @@ from headrace.inference.domain.deployments import Deployment, ServedVersion, Ten
 from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
+from headrace.inference.domain.scaling import EVERYWHERE, Scale, Scaling
 from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.serving import Serving
 from headrace.inference.domain.trials import Audience, Shadow
@@ -33,6 +34,8 @@ _BASELINES: Final = TypeAdapter(dict[int, Baseline])
 _SHADOW: Final = TypeAdapter(Shadow | None)
 _AUDIENCE: Final = TypeAdapter(Audience | None)
 _DRIFT_RULES: Final = TypeAdapter(DriftRules)
+_SCALING: Final = TypeAdapter(Scaling)
+_SCALE: Final = TypeAdapter(Scale)
 
 
 class Repository:
@@ -54,6 +57,7 @@ class Repository:
             version.dataset,
             version.format,
             version.dataset_version,
+            version.size,
         )
 
     async def served_versions(self, model: str) -> list[ServedVersion]:
@@ -96,6 +100,26 @@ class Repository:
     async def record_served(self, name: str, serving: Serving) -> None:
         """What is loaded is served so."""
         await self._connection.execute(QUERIES["record_served"], name, serving_column(serving))
+
+    async def change_scaling(self, name: str, scaling: Scaling, now: datetime) -> None:
+        """Follow the load within these bounds from now on."""
+        await self._connection.execute(
+            QUERIES["change_scaling"], name, _SCALING.dump_python(scaling, mode="json"), now
+        )
+
+    async def change_scale(self, name: str, scale: Scale) -> None:
+        """Where it is to be from now on."""
+        await self._connection.execute(QUERIES["change_scale"], name, _SCALE.dump_python(scale, mode="json"))
+
+    async def record_placed(self, name: str, scale: Scale, now: datetime) -> None:
+        """Requests go there from now on."""
+        await self._connection.execute(
+            QUERIES["record_placed"], name, _SCALE.dump_python(scale, mode="json"), now
+        )
+
+    async def record_demand(self, name: str) -> None:
+        """A request found it nowhere, and waits."""
+        await self._connection.execute(QUERIES["record_demand"], name)
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -314,6 +338,11 @@ class Repository:
                 drift=_DRIFT_RULES.validate_python(row["drift"]) if row["drift"] else DEFAULT_RULES,
                 serving=serving_from(row["serving"]),
                 served=serving_from(row["served"]),
+                scaling=_SCALING.validate_python(row["scaling"]) if row["scaling"] else EVERYWHERE,
+                scale=_SCALE.validate_python(row["scale"]),
+                placed=_SCALE.validate_python(row["placed"]),
+                placed_time=row["placed_time"],
+                demanded=row["demanded"],
             )
             for row in rows
         ]
@@ -406,4 +435,5 @@ def _served_version(row: asyncpg.Record) -> ServedVersion:
         dataset_version=row["dataset_version"],
         features=tuple(signature.features),
         texts=tuple(signature.texts),
+        size=row["size"],
     )

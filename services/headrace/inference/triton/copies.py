@@ -48,9 +48,9 @@ class TuningCopies:
 
     async def live_requests(self) -> int:
         """Requests that others than copies have had so far, on the same machine. Raises Unavailable."""
-        counts = await asyncio.gather(*(server.answered() for server in self._neighbours))
+        found = await asyncio.gather(*(server.work_done() for server in self._neighbours))
         return sum(
-            count for answered in counts for name, count in answered.items() if not name.startswith(PREFIX)
+            work.requests for done in found for name, work in done.items() if not name.startswith(PREFIX)
         )
 
     def sample(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol, TypeVar
 
@@ -14,9 +14,9 @@ from headrace.errors import Unavailable
 from headrace.inference.domain.analysis import Outcomes
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.serving import Serving
-from headrace.inference.triton.counts import Counts
+from headrace.inference.triton.counts import Counts, ServerWork, Work
 from headrace.inference.triton.server import TritonServer
-from headrace.inference.use_cases.ports import Loaded
+from headrace.inference.use_cases.ports import Loaded, WorkDone
 
 T = TypeVar("T")
 
@@ -48,6 +48,9 @@ class Server(Protocol):
     async def outcomes(self, deployment: str) -> dict[int, Outcomes]:
         """Answers and failures of each version since it was loaded."""
 
+    async def work_done(self) -> dict[str, ServerWork]:
+        """What it has done for each deployment since it was loaded."""
+
 
 class Repository(Protocol):
     """The folder that every server reads."""
@@ -73,23 +76,32 @@ class TritonFleet:
         self._servers = servers
         self._repository = repository
         self._counts: defaultdict[str, Counts] = defaultdict(Counts)
+        self._work = Work()
+
+    @property
+    def count(self) -> int:
+        """How many servers."""
+        return len(self._servers)
 
     async def loaded(self) -> dict[str, Loaded]:
-        """Ready versions of every deployment. Raises Unavailable where no server answers."""
+        """Ready versions of every deployment that any knows. Raises Unavailable where no server answers."""
 
         async def look(server: Server) -> tuple[Versions, Versions]:
             return await server.loaded(), server.died()
 
-        answers = await self._of_all(look)
+        answers = await self._of_each(look)
         found = {}
-        for name in set().union(*(loaded for loaded, _ in answers)):
-            ready = [loaded.get(name, NONE) for loaded, _ in answers]
-            died = NONE.union(*(gone.get(name, NONE) for _, gone in answers))
-            found[name] = Loaded(frozenset.intersection(*ready), died.union(*ready), died)
+        for name in set().union(*(answer[0] for answer in answers if answer is not None)):
+            found[name] = Loaded(
+                tuple(None if answer is None else answer[0].get(name, NONE) for answer in answers),
+                NONE.union(*(answer[1].get(name, NONE) for answer in answers if answer is not None)),
+            )
         return found
 
-    async def load(self, deployment: str, versions: Sequence[ServedVersion], serving: Serving) -> None:
-        """Make exactly these versions answer, served so, on every server that answers.
+    async def load(
+        self, deployment: str, versions: Sequence[ServedVersion], serving: Serving, servers: Collection[int]
+    ) -> None:
+        """Make exactly these versions answer, served so, on those of the servers that answer.
 
         Raises LoadError where one refuses them, Unavailable where none answers or the object store does not.
         """
@@ -102,39 +114,59 @@ class TritonFleet:
             if has != wanted or await server.serving(deployment) != serving.text():
                 await server.load(deployment)
 
-        await self._of_all(load)
+        await self._of_each(load, servers)
         self._repository.drop_others(deployment, versions)
+
+    async def leave(self, deployment: str, kept: Collection[int]) -> None:
+        """Stop answering for a deployment on all other servers. Raises Unavailable where none answers."""
+        others = [number for number in range(self.count) if number not in kept]
+        await self._of_each(lambda server: server.unload(deployment), others)
 
     async def unload(self, deployment: str) -> None:
         """Stop answering for a deployment, and remove its files. Raises Unavailable where none answers."""
-        await self._of_all(lambda server: server.unload(deployment))
+        await self._of_each(lambda server: server.unload(deployment))
         self._repository.remove(deployment)
         self._counts.pop(deployment, None)
+
+    async def work_done(self) -> WorkDone:
+        """What servers have done for each deployment. Raises Unavailable where none answers."""
+        answers = await self._of_each(lambda server: server.work_done())
+        for number, answer in enumerate(answers):
+            if answer is not None:
+                self._work.heard(number, answer)
+        return WorkDone(
+            *self._work.total(),
+            up=frozenset(number for number, answer in enumerate(answers) if answer is not None),
+        )
 
     async def outcomes(self, deployment: str) -> dict[int, Outcomes]:
         """Answers and failures of each version, of all servers together. Raises Unavailable."""
 
-        async def look(server: Server) -> tuple[Server, dict[int, Outcomes]]:
-            return server, await server.outcomes(deployment)
-
         counts = self._counts[deployment]
-        for server, said in await self._of_all(look):
-            counts.heard(server, said)
+        answers = await self._of_each(lambda server: server.outcomes(deployment))
+        for number, answer in enumerate(answers):
+            if answer is not None:
+                counts.heard(number, answer)
         return counts.total()
 
-    async def _of_all(self, ask: Callable[[Server], Awaitable[T]]) -> list[T]:
-        """What each server answers, but for those that do not.
+    async def _of_each(
+        self, ask: Callable[[Server], Awaitable[T]], numbers: Collection[int] | None = None
+    ) -> list[T | None]:
+        """What each of these servers answers, in order, None where one does not; of all where none is named.
 
         Raises LoadError where one raised it, Unavailable where none answers; each after all have been asked.
         """
-        outcomes = await asyncio.gather(*map(ask, self._servers), return_exceptions=True)
+        asked = [
+            server for number, server in enumerate(self._servers) if numbers is None or number in numbers
+        ]
+        outcomes = await asyncio.gather(*map(ask, asked), return_exceptions=True)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for error in errors:
             if not isinstance(error, Unavailable):
                 raise error
-        if len(errors) == len(self._servers):
+        if errors and len(errors) == len(asked):
             raise errors[0]
-        return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+        return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
 
 
 @asynccontextmanager

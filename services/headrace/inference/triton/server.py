@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.errors import Unavailable
 from headrace.inference.domain.analysis import Outcomes
+from headrace.inference.triton.counts import ServerWork
 from headrace.inference.triton.liveness import Liveness
 from headrace.inference.triton.repository import SERVING
 from headrace.inference.use_cases.ports import LoadError
@@ -16,6 +15,7 @@ from headrace.inference.use_cases.ports import LoadError
 CALL_SECONDS = 5.0
 # A model's own process is started, and imports what it needs: PyTorch takes minutes on a busy machine.
 LOAD_SECONDS = 300.0
+NANOSECONDS = 1e9
 
 
 class TritonServer:
@@ -59,18 +59,25 @@ class TritonServer:
         parameter = answer.config.parameters.get(SERVING)
         return parameter.string_value if parameter is not None else ""
 
-    async def answered(self) -> dict[str, int]:
-        """Requests that each deployment has answered, or failed, since it was loaded. Raises Unavailable."""
+    async def work_done(self) -> dict[str, ServerWork]:
+        """What each deployment has done since it was loaded, over its versions. Raises Unavailable."""
         try:
             answer = await self._stub.ModelStatistics(
                 service_pb2.ModelStatisticsRequest(), timeout=CALL_SECONDS
             )
         except grpc.aio.AioRpcError as error:
             raise _unavailable(error) from error
-        counts: Counter[str] = Counter()
+        found: dict[str, ServerWork] = {}
         for model in answer.model_stats:
-            counts[model.name] += model.inference_stats.success.count + model.inference_stats.fail.count
-        return counts
+            before = found.get(model.name, ServerWork(0, 0.0, 0.0))
+            stats = model.inference_stats
+            busy = sum(batch.compute_infer.ns for batch in model.batch_stats)
+            found[model.name] = ServerWork(
+                before.requests + stats.success.count + stats.fail.count,
+                before.queued + stats.queue.ns / NANOSECONDS,
+                before.busy + busy / NANOSECONDS,
+            )
+        return found
 
     async def load(self, deployment: str) -> None:
         """Make exactly the versions answer that the repository's configuration names.

@@ -11,6 +11,8 @@ from headrace.inference.domain import quality
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout, aborted, promoted, weights
+from headrace.inference.domain.scaling import EVERYWHERE, NOWHERE, Scaling
+from headrace.inference.domain.scaling import checked as checked_scaling
 from headrace.inference.domain.serving import UNCHANGED, Serving, ServingChange, checked
 from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
 from headrace.runtime.clock import Clock
@@ -53,12 +55,14 @@ class Deployments:
         plan: Plan,
         drift: DriftRules,
         serving: ServingChange = UNCHANGED,
+        scaling: Scaling | None = None,
     ) -> tuple[Deployment, list[ServedVersion]]:
         """Create a deployment that follows a model's promoted versions, or change how it treats them.
 
-        Raises InvalidArgument/INVALID_SERVING for settings that Triton cannot take.
-        Raises FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two
-        models' versions have the same numbers, and what is loaded and rolled out is known by number.
+        `scaling`: None leaves it as it is. Raises InvalidArgument/INVALID_SERVING for settings that Triton
+        cannot take, InvalidArgument/INVALID_SCALING for bounds that cannot be kept. Raises
+        FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two models'
+        versions have the same numbers, and what is loaded and rolled out is known by number.
         """
         now = self._clock()
         async with self._work() as work:
@@ -66,12 +70,21 @@ class Deployments:
             if known.model != model:
                 raise _of_other_model(known, model)
             wanted = checked(serving.of(Serving() if known.deleted else known.serving))
+            bounds = EVERYWHERE if scaling is None and known.deleted else scaling
+            if bounds is not None:
+                checked_scaling(bounds)
             if known.deleted:
                 await work.rows.revive_deployment(name)
             await work.rows.change_plan(name, plan, now)
             await work.rows.change_drift_rules(name, drift)
             if wanted != known.serving:
                 await work.rows.change_serving(name, wanted, now)
+            if bounds is not None and bounds != known.scaling:
+                await work.rows.change_scaling(name, bounds, now)
+                if known.deleted or known.is_new:
+                    # Nowhere, until there is something to load and the scaler has found a place.
+                    await work.rows.change_scale(name, NOWHERE)
+                    await work.rows.record_placed(name, NOWHERE, now)
             await work.changed(name)
         return await self.get(name)
 

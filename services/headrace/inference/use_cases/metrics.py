@@ -44,3 +44,18 @@ DRIFT_EPISODES: Final = Counter(
     ["change"],
 )
 FEEDBACK: Final = Counter(names.METRIC_INFERENCE_FEEDBACK.removesuffix("_total"), "True labels stored")
+REPLICAS: Final = Gauge(
+    names.METRIC_INFERENCE_REPLICAS,
+    "Servers that a deployment is to be on, as the leader says",
+    ["deployment"],
+)
+NO_ROOM: Final = Counter(
+    names.METRIC_INFERENCE_NO_ROOM.removesuffix("_total"),
+    "Passes in which no server had the memory that a deployment takes",
+    ["deployment"],
+)
+WAKE_SECONDS: Final = Histogram(
+    names.METRIC_INFERENCE_WAKE_SECONDS,
+    "How long requests waited for a deployment that was loaded nowhere",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +13,7 @@ from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.domain.scaling import ALL_SERVERS, Scale, Scaling
 from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.serving import DEFAULT_BATCH_SIZE, Serving
 from headrace.inference.domain.trials import Trial
@@ -80,6 +81,18 @@ class Rows(Protocol):
 
     async def record_served(self, name: str, serving: Serving) -> None:
         """What is loaded is served so."""
+
+    async def change_scaling(self, name: str, scaling: Scaling, now: datetime) -> None:
+        """Follow the load within these bounds from now on."""
+
+    async def change_scale(self, name: str, scale: Scale) -> None:
+        """Where it is to be from now on."""
+
+    async def record_placed(self, name: str, scale: Scale, now: datetime) -> None:
+        """Requests go there from now on."""
+
+    async def record_demand(self, name: str) -> None:
+        """A request found it nowhere, and waits."""
 
     async def revive_deployment(self, name: str) -> None:
         """Take a deletion back. Its rollouts are forgotten: every version is new to it again."""
@@ -188,24 +201,46 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A deployment's versions: ready on every server that answers; on at least one; dead on at least one."""
+    """A deployment's ready versions on each server, None where one does not answer; dead on at least one."""
 
-    everywhere: frozenset[int] = frozenset()
-    anywhere: frozenset[int] = frozenset()
+    servers: tuple[frozenset[int] | None, ...] = ()
     died: frozenset[int] = frozenset()
+
+    def on(self, servers: Collection[int]) -> frozenset[int]:
+        """Ready on every one of these servers that answers."""
+        found = [has for number, has in enumerate(self.servers) if number in servers and has is not None]
+        return frozenset.intersection(*found) if found else frozenset()
+
+    def outside(self, servers: Collection[int]) -> bool:
+        """Whether a server has any that is none of these."""
+        return any(has for number, has in enumerate(self.servers) if number not in servers)
+
+    @property
+    def anywhere(self) -> frozenset[int]:
+        """Ready, or dead, on at least one server."""
+        return self.died.union(*(has for has in self.servers if has is not None))
 
 
 class ModelServer(Protocol):
-    """Triton, be it one server or several."""
+    """Triton, be it one server or several, which are known by their numbers from 0."""
+
+    @property
+    def count(self) -> int:
+        """How many servers."""
 
     async def loaded(self) -> dict[str, Loaded]:
-        """Ready versions of every deployment it knows. Raises Unavailable where no server answers."""
+        """Ready versions of every deployment that any knows. Raises Unavailable where no server answers."""
 
-    async def load(self, deployment: str, versions: Sequence[ServedVersion], serving: Serving) -> None:
-        """Make exactly these versions answer, served so, those that do already without a gap.
+    async def load(
+        self, deployment: str, versions: Sequence[ServedVersion], serving: Serving, servers: Collection[int]
+    ) -> None:
+        """Make exactly these versions answer there, served so, those that do already without a gap.
 
         Raises LoadError.
         """
+
+    async def leave(self, deployment: str, kept: Collection[int]) -> None:
+        """Stop answering for a deployment on all other servers."""
 
     async def unload(self, deployment: str) -> None:
         """Stop answering for a deployment, and remove its files."""
@@ -213,19 +248,37 @@ class ModelServer(Protocol):
     async def outcomes(self, deployment: str) -> dict[int, Outcomes]:
         """Answers and failures of each version since it was loaded."""
 
+    async def work_done(self) -> WorkDone:
+        """What servers have done for each deployment. Raises Unavailable where none answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    """Of every deployment, over all servers and since this service began to look.
+
+    `up`: the servers that answer now. `requests`; `queued` and `busy` in seconds, as in
+    `domain.scaling.Sample`.
+    """
+
+    requests: Mapping[str, int]
+    queued: Mapping[str, float]
+    busy: Mapping[str, float]
+    up: frozenset[int]
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """What Envoy knows of a deployment: its versions' shares, and what its callers are told it takes.
 
     `trial`: how requests meet a version that is being rolled out, beside its share. `most_rows`: of one
-    request.
+    request. `scale`: which servers it is on; on none a request has it loaded, and waits.
     """
 
     weights: Mapping[int, int]
     signature: str
     trial: Trial | None = None
     most_rows: int = DEFAULT_BATCH_SIZE
+    scale: Scale = ALL_SERVERS
 
 
 class DataPlane(Protocol):

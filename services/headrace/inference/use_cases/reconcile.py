@@ -21,7 +21,9 @@ from headrace.inference.domain.convergence import (
     Forget,
     GiveUp,
     Judge,
+    Leave,
     Load,
+    Place,
     Record,
     Situation,
     Start,
@@ -122,14 +124,18 @@ class Reconciler:
                 await self._note(deployment, reason, loaded=frozenset())
                 continue
             found = ready.get(deployment.name, Loaded())
+            placed = deployment.placed.servers(self._server.count)
+            arriving = deployment.scale.servers(self._server.count)
             situation = Situation(
                 deployment,
                 {version.version: version for version in versions.get(deployment.model, [])},
                 tried.get(deployment.name, frozenset()),
-                found.everywhere,
+                found.on(placed),
                 found.anywhere,
                 found.died,
                 self._refused.get(deployment.name),
+                found.on(arriving),
+                found.outside(placed | arriving),
             )
             action = next_action(situation, self._clock())
             if action is not None:
@@ -166,12 +172,8 @@ class Reconciler:
                 return await self._begin(deployment, action)
             case Load():
                 return await self._load(situation, action)
-            case Unload():
-                await self._server.unload(deployment.name)
-                return True
-            case Forget():
-                async with self._work() as work:
-                    await work.rows.forget_deployment(deployment.name)
+            case Place() | Leave() | Unload() | Forget():
+                await self._move(deployment, action)
                 return True
             case Record():
                 return await self._save(deployment, message="", loaded=action.loaded)
@@ -185,6 +187,20 @@ class Reconciler:
                 return await self._step(deployment, action.rollout, ended)
             case Judge():
                 return await self._judge(situation, action.rollout)
+
+    async def _move(self, deployment: Deployment, action: Place | Leave | Unload | Forget) -> None:
+        match action:
+            case Place():
+                async with self._work() as work:
+                    await work.rows.record_placed(deployment.name, action.scale, self._clock())
+                    await work.changed(deployment.name)
+            case Leave():
+                await self._server.leave(deployment.name, deployment.placed.servers(self._server.count))
+            case Unload():
+                await self._server.unload(deployment.name)
+            case Forget():
+                async with self._work() as work:
+                    await work.rows.forget_deployment(deployment.name)
 
     async def _begin(self, deployment: Deployment, action: Begin) -> bool:
         """Start a rollout; one in progress gives way to it."""
@@ -233,7 +249,9 @@ class Reconciler:
         ):
             try:
                 with metrics.LOAD_SECONDS.time():
-                    await self._server.load(deployment.name, action.versions, action.serving)
+                    await self._server.load(
+                        deployment.name, action.versions, action.serving, self._servers(action)
+                    )
             except LoadError as error:
                 if action.serving != deployment.served:
                     await self._keep_serving(deployment, action, error)
@@ -250,6 +268,9 @@ class Reconciler:
             await work.rows.record_served(deployment.name, action.serving)
         return True
 
+    def _servers(self, action: Load) -> frozenset[int]:
+        return action.on.servers(self._server.count)
+
     async def _keep_serving(self, deployment: Deployment, action: Load, error: LoadError) -> None:
         """Go back to the settings before, on every server."""
         self._refused[deployment.name] = action.serving
@@ -257,7 +278,9 @@ class Reconciler:
         logger.warning("deployment %s: %s", deployment.name, refused)
         await self._note(deployment, refused)
         with suppress(LoadError):
-            await self._server.load(deployment.name, action.versions, deployment.served)
+            await self._server.load(
+                deployment.name, action.versions, deployment.served, self._servers(action)
+            )
 
     async def _step(self, deployment: Deployment, before: Rollout, after: Rollout) -> bool:
         """Store a rollout's next state with the traffic that follows from it, if nobody else changed it."""

@@ -55,6 +55,7 @@ class Router:
                     trial=trial(deployment.rollout, deployment.plan),
                     # While it is loaded anew, either may hold.
                     most_rows=min(deployment.serving.max_batch_size, deployment.served.max_batch_size),
+                    scale=deployment.placed,
                 )
                 for deployment in deployments
                 if deployment.traffic

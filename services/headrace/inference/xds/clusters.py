@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from headrace.inference.domain.scaling import Scale
 from headrace.inference.xds.documents import EXTENSION, Document, duration, socket
 from headrace.inference.xds.mirrors import mirror_cluster
 from headrace.inference.xds.wiring import TritonAddress, Wiring
@@ -11,6 +12,17 @@ from headrace.inference.xds.wiring import TritonAddress, Wiring
 TRITON_GRPC: Final = "triton-grpc"
 TRITON_HTTP: Final = "triton-http"
 TRACES: Final = "traces"
+# Where the stamp says which servers have a request's model, and Envoy looks.
+BALANCER: Final = "envoy.lb"
+GROUP: Final = "group"
+_SUBSETS: Final[Document] = {
+    "lb_subset_config": {
+        # What is asked of no model may be asked anywhere.
+        "fallback_policy": "ANY_ENDPOINT",
+        "subset_selectors": [{"keys": [GROUP], "fallback_policy": "NO_FALLBACK"}],
+        "list_as_any": True,
+    }
+}
 # The inference service, which serves streams beside discovery; deploy/envoy/bootstrap.yaml says where.
 STREAMS: Final = "streams"
 
@@ -44,9 +56,13 @@ def clusters(wiring: Wiring) -> list[Document]:
 
 
 def _triton(name: str, servers: tuple[TritonAddress, ...], *, http2: Document | None) -> Document:
-    cluster = _cluster(name, [_endpoint(server, http2=http2 is not None) for server in servers], http2=http2)
+    endpoints = [_endpoint(server, http2=http2 is not None) for server in servers]
+    if len(servers) > 1:
+        for number, endpoint in enumerate(endpoints):
+            endpoint["metadata"] = {"filter_metadata": {BALANCER: {GROUP: _groups(number, len(servers))}}}
     return {
-        **cluster,
+        **_cluster(name, endpoints, http2=http2),
+        **(_SUBSETS if len(servers) > 1 else {}),
         "lb_policy": "LEAST_REQUEST",
         # Where none is well, all are tried: the checks may be what is wrong.
         "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
@@ -77,6 +93,19 @@ def _triton(name: str, servers: tuple[TritonAddress, ...], *, http2: Document | 
             "max_ejection_percent": 50,
         },
     }
+
+
+def group_of(scale: Scale, servers: int) -> str:
+    """The name of those servers that a deployment is on; empty for all of them."""
+    if scale.replicas >= servers:
+        return ""
+    return f"{scale.first % servers}+{scale.replicas}"
+
+
+def _groups(number: int, servers: int) -> list[str]:
+    """Every group that a server is in."""
+    scales = (Scale(replicas, first) for replicas in range(1, servers) for first in range(servers))
+    return [group_of(scale, servers) for scale in scales if number in scale.servers(servers)]
 
 
 def _endpoint(server: TritonAddress, *, http2: bool) -> Document:

@@ -52,9 +52,9 @@ def fixed_resources(wiring: Wiring) -> dict[str, dict[str, AnyMessage]]:
     }
 
 
-def shard_resource(shard: int, routes: Mapping[str, Route]) -> AnyMessage:
-    """The route configuration of a shard with these deployments."""
-    return _packed(shard_routes(shard, routes), route_pb2.RouteConfiguration())
+def shard_resource(shard: int, routes: Mapping[str, Route], servers: int) -> AnyMessage:
+    """The route configuration of a shard with these deployments, which are on some of so many servers."""
+    return _packed(shard_routes(shard, routes, servers), route_pb2.RouteConfiguration())
 
 
 def _packed(document: Document, message: Message) -> AnyMessage:

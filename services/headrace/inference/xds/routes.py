@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from headrace.inference.domain.scaling import Scale
 from headrace.inference.use_cases.ports import Route
-from headrace.inference.xds.clusters import STREAMS, TRITON_GRPC, TRITON_HTTP
+from headrace.inference.xds.clusters import STREAMS, TRITON_GRPC, TRITON_HTTP, group_of
 from headrace.inference.xds.documents import EXTENSION, Document
 from headrace.inference.xds.mirrors import MIRROR_POLICIES, trial_document
 
@@ -26,14 +27,13 @@ SERVICE: Final = "/inference.GRPCInferenceService/"
 
 # What clients may ask beside inference, of gRPC and of REST; loading, unloading, shared memory and settings
 # are the control plane's.
+MODEL_METHODS: Final = ("ModelReady", "ModelMetadata", "ModelConfig")
 PUBLIC_METHODS: Final = (
     "ServerLive",
     "ServerReady",
-    "ModelReady",
     "ServerMetadata",
-    "ModelMetadata",
-    "ModelConfig",
     "RepositoryIndex",
+    *MODEL_METHODS,
 )
 
 MAX_RETRIES: Final = 2
@@ -99,25 +99,37 @@ def server_routes() -> Document:
     )
 
 
-def shard_routes(shard: int, routes: Mapping[str, Route]) -> Document:
+def shard_routes(shard: int, routes: Mapping[str, Route], servers: int) -> Document:
     """The routes to some models' versions, with what the version stamp has to know of each."""
     known = {
         name: {
             "weights": {str(version): weight for version, weight in route.weights.items()},
             "signature": route.signature,
             **trial_document(route.trial),
+            **_place(route.scale, servers),
         }
         for name, route in sorted(routes.items())
     }
     return _configuration(
         shard_name(shard),
         [
-            {"match": {"path": SERVICE + "ModelInfer"}, "route": _to(TRITON_GRPC)},
+            *(
+                {"match": {"path": SERVICE + method}, "route": _to(TRITON_GRPC)}
+                for method in ("ModelInfer", *MODEL_METHODS)
+            ),
             {"match": {"safe_regex": {"regex": PUBLIC_PATHS}}, "route": _to(TRITON_HTTP)},
             _refused({"prefix": "/"}, 403, "for operators only", json=True),
         ],
         {"metadata": {"filter_metadata": {LUA: known}}},
     )
+
+
+def _place(scale: Scale, servers: int) -> Document:
+    """Of a deployment that not every server has."""
+    if scale.replicas == 0:
+        return {"cold": True}
+    group = group_of(scale, servers)
+    return {"group": group} if group else {}
 
 
 def _configuration(name: str, routes: list[Document], more: Mapping[str, Any] | None = None) -> Document:

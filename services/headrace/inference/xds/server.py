@@ -16,6 +16,8 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from tritonclient.grpc import service_pb2_grpc
 
+from headrace.api.inference.v1 import waking_pb2_grpc
+from headrace.inference.domain.scaling import Scale
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.xds.listener import LISTENER_NAME
@@ -168,6 +170,7 @@ class ControlPlane:
 
     def __init__(self, wiring: Wiring) -> None:
         self._routes: dict[str, Route] = {}
+        self._servers = len(wiring.triton)
         # Each shard's part of them.
         self._shards: list[dict[str, Route]] = [{} for _ in range(SHARDS)]
         self._snapshot = {
@@ -176,6 +179,7 @@ class ControlPlane:
         }
         self._routed = False
         self._peers: set[Peer] = set()
+        self._change = asyncio.Event()
         self._closed = False
 
     @property
@@ -199,9 +203,11 @@ class ControlPlane:
                 del members[name]
         shards = set(map(shard_of, changed)) if self._routed else set(range(SHARDS))
         for shard in shards:
-            resource = shard_resource(shard, self._shards[shard])
+            resource = shard_resource(shard, self._shards[shard], self._servers)
             self._snapshot[ROUTES][shard_name(shard)] = Versioned.of(resource)
         self._routed = True
+        self._change.set()
+        self._change = asyncio.Event()
         self._wake_all()
 
     def has_one_version(self, deployment: str) -> bool:
@@ -215,6 +221,15 @@ class ControlPlane:
         """Rows that one request to a deployment may have; 1 where it is not known."""
         route = self._routes.get(deployment)
         return 1 if route is None else route.most_rows
+
+    def scale(self, deployment: str) -> Scale | None:
+        """Where requests find a deployment; None where none has that name."""
+        route = self._routes.get(deployment)
+        return None if route is None else route.scale
+
+    async def changed(self) -> None:
+        """Wait until routes change."""
+        await self._change.wait()
 
     def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
         """Why requests are not routed by these weights yet, for people; empty where they are."""
@@ -287,11 +302,13 @@ async def serve_xds(
     control_plane: ControlPlane,
     *,
     streams: service_pb2_grpc.GRPCInferenceServiceServicer | None = None,
+    waking: waking_pb2_grpc.WakingServiceServicer | None = None,
     max_request_bytes: int = MAX_MESSAGE_BYTES,
 ) -> AsyncIterator[int]:
-    """Serve discovery at host:port, and beside it `streams`, whose requests may be so large; yields the port.
+    """Serve discovery at host:port; yields the port.
 
-    Raises OSError where it cannot be bound.
+    Beside it `streams`, whose requests may be so large, and `waking`. Raises OSError where it cannot be
+    bound.
     """
     server = grpc.aio.server(
         options=[
@@ -305,6 +322,8 @@ async def serve_xds(
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryServicer(control_plane), server)
     if streams is not None:
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(streams, server)
+    if waking is not None:
+        waking_pb2_grpc.add_WakingServiceServicer_to_server(waking, server)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

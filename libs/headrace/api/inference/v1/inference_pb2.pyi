@@ -414,6 +414,8 @@ class Deployment(google.protobuf.message.Message):
     DRIFT_SPEC_FIELD_NUMBER: builtins.int
     BATCHING_FIELD_NUMBER: builtins.int
     INSTANCES_FIELD_NUMBER: builtins.int
+    SCALING_FIELD_NUMBER: builtins.int
+    REPLICAS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The model's name in the Open Inference Protocol."""
     model: builtins.str
@@ -425,6 +427,8 @@ class Deployment(google.protobuf.message.Message):
     address: builtins.str
     """host:port of the Open Inference Protocol, gRPC and REST."""
     instances: builtins.int
+    replicas: builtins.int
+    """Servers that requests find it on; 0: the next one has it loaded, and waits."""
     @property
     def rollout_spec(self) -> headrace.api.scheduling.v1.scheduling_pb2.RolloutSpec: ...
     @property
@@ -447,6 +451,10 @@ class Deployment(google.protobuf.message.Message):
 
     @property
     def batching(self) -> headrace.api.scheduling.v1.scheduling_pb2.Batching: ...
+    @property
+    def scaling(self) -> headrace.api.scheduling.v1.scheduling_pb2.Scaling:
+        """Unset: it is on every server."""
+
     def __init__(
         self,
         *,
@@ -464,10 +472,12 @@ class Deployment(google.protobuf.message.Message):
         drift_spec: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
         batching: headrace.api.scheduling.v1.scheduling_pb2.Batching | None = ...,
         instances: builtins.int = ...,
+        scaling: headrace.api.scheduling.v1.scheduling_pb2.Scaling | None = ...,
+        replicas: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "scaling", b"scaling", "signature", b"signature", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "instances", b"instances", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "instances", b"instances", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "replicas", b"replicas", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "scaling", b"scaling", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Deployment: typing_extensions.TypeAlias = Deployment
@@ -822,6 +832,7 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
     DRIFT_FIELD_NUMBER: builtins.int
     BATCHING_FIELD_NUMBER: builtins.int
     INSTANCES_FIELD_NUMBER: builtins.int
+    SCALING_FIELD_NUMBER: builtins.int
     name: builtins.str
     model: builtins.str
     instances: builtins.int
@@ -836,6 +847,10 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
         request fails meanwhile.
         """
 
+    @property
+    def scaling(self) -> headrace.api.scheduling.v1.scheduling_pb2.Scaling:
+        """Unset: as it is; of a new deployment every server, always."""
+
     def __init__(
         self,
         *,
@@ -845,10 +860,11 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
         drift: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
         batching: headrace.api.scheduling.v1.scheduling_pb2.Batching | None = ...,
         instances: builtins.int = ...,
+        scaling: headrace.api.scheduling.v1.scheduling_pb2.Scaling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "rollout", b"rollout"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "rollout", b"rollout", "scaling", b"scaling"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "model", b"model", "name", b"name", "rollout", b"rollout"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "model", b"model", "name", b"name", "rollout", b"rollout", "scaling", b"scaling"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDeploymentRequest: typing_extensions.TypeAlias = ApplyDeploymentRequest

@@ -33,6 +33,7 @@ class InferenceServiceStub:
     disagreement without a shadow.
     Errors: INVALID_ARGUMENT/INVALID_DRIFT for bounds that no window could be judged by.
     Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
+    Errors: INVALID_ARGUMENT/INVALID_SCALING for bounds that cannot be kept.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -99,6 +100,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     disagreement without a shadow.
     Errors: INVALID_ARGUMENT/INVALID_DRIFT for bounds that no window could be judged by.
     Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
+    Errors: INVALID_ARGUMENT/INVALID_SCALING for bounds that cannot be kept.
     Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
     seconds that its deletion takes; delete it first, or choose another name.
     """
@@ -168,6 +170,7 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         disagreement without a shadow.
         Errors: INVALID_ARGUMENT/INVALID_DRIFT for bounds that no window could be judged by.
         Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
+        Errors: INVALID_ARGUMENT/INVALID_SCALING for bounds that cannot be kept.
         Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
         seconds that its deletion takes; delete it first, or choose another name.
         """

@@ -725,6 +725,54 @@ class Batching(google.protobuf.message.Message):
 Global___Batching: typing_extensions.TypeAlias = Batching
 
 @typing.final
+class Scaling(google.protobuf.message.Message):
+    """How much of a deployment there may be; how much there is follows its load between these bounds. A field that is unset has its
+    default.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MIN_REPLICAS_FIELD_NUMBER: builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: builtins.int
+    MAX_INSTANCES_FIELD_NUMBER: builtins.int
+    IDLE_FIELD_NUMBER: builtins.int
+    QUEUE_FIELD_NUMBER: builtins.int
+    min_replicas: builtins.int
+    """Servers that have it loaded, at least. 0: none while nobody asks; the first request has it loaded, and waits. Where there are
+    fewer servers, all of them. Unset: 1.
+    """
+    max_replicas: builtins.int
+    """At most. 0: as many as there are."""
+    max_instances: builtins.int
+    """Processes of each version on one server, at most; at least there are the deployment's `instances`. 0: no more than those."""
+    @property
+    def idle(self) -> google.protobuf.duration_pb2.Duration:
+        """With no replica as the minimum: unloaded when nobody has asked for so long, from 5 s to 30 days. Unset: 5 minutes."""
+
+    @property
+    def queue(self) -> google.protobuf.duration_pb2.Duration:
+        """How long requests may wait for a process, on average of 5 s, before there is one more; from 1 ms to 60 s. Unset: 20 ms."""
+
+    def __init__(
+        self,
+        *,
+        min_replicas: builtins.int | None = ...,
+        max_replicas: builtins.int = ...,
+        max_instances: builtins.int = ...,
+        idle: google.protobuf.duration_pb2.Duration | None = ...,
+        queue: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_min_replicas", b"_min_replicas", "idle", b"idle", "min_replicas", b"min_replicas", "queue", b"queue"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_min_replicas", b"_min_replicas", "idle", b"idle", "max_instances", b"max_instances", "max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "queue", b"queue"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_replicas: typing_extensions.TypeAlias = typing.Literal["min_replicas"]
+    _WhichOneofArgType__min_replicas: typing_extensions.TypeAlias = typing.Literal["_min_replicas", b"_min_replicas"]
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_replicas) -> _WhichOneofReturnType__min_replicas | None: ...
+
+Global___Scaling: typing_extensions.TypeAlias = Scaling
+
+@typing.final
 class PipelineSpec(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -784,6 +832,7 @@ class PipelineSpec(google.protobuf.message.Message):
         DRIFT_FIELD_NUMBER: builtins.int
         BATCHING_FIELD_NUMBER: builtins.int
         INSTANCES_FIELD_NUMBER: builtins.int
+        SCALING_FIELD_NUMBER: builtins.int
         name: builtins.str
         """The model's name in the Open Inference Protocol."""
         instances: builtins.int
@@ -798,6 +847,10 @@ class PipelineSpec(google.protobuf.message.Message):
         def batching(self) -> Global___Batching:
             """Unset: as the deployment has it."""
 
+        @property
+        def scaling(self) -> Global___Scaling:
+            """Unset: as the deployment has it."""
+
         def __init__(
             self,
             *,
@@ -806,10 +859,11 @@ class PipelineSpec(google.protobuf.message.Message):
             drift: headrace.api.scheduling.v1.drift_pb2.DriftSpec | None = ...,
             batching: Global___Batching | None = ...,
             instances: builtins.int = ...,
+            scaling: Global___Scaling | None = ...,
         ) -> None: ...
-        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "rollout", b"rollout"]
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "rollout", b"rollout", "scaling", b"scaling"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "name", b"name", "rollout", b"rollout"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "name", b"name", "rollout", b"rollout", "scaling", b"scaling"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     DATASET_FIELD_NUMBER: builtins.int

@@ -1,0 +1,140 @@
+"""A request goes to a server that has its model, and where none has it, it waits until one does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from tests.support.front import SIGNATURE, Front, ModelServer, front, request, wiring
+from tests.support.waiting import eventually
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from headrace.api.inference.v1 import waking_pb2, waking_pb2_grpc
+from headrace.inference.domain.scaling import Scale
+from headrace.inference.use_cases.ports import Route
+
+MODEL = "m"
+CALLS = 24
+
+
+class Waking(waking_pb2_grpc.WakingServiceServicer):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.group: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def Wake(self, request: waking_pb2.WakeRequest, context: Any) -> waking_pb2.WakeResponse:
+        self.asked.append(request.deployment)
+        try:
+            return waking_pb2.WakeResponse(group=await asyncio.shield(self.group))
+        except LookupError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            raise
+
+
+class Plane:
+    """Three servers, and an Envoy that knows which of them have the model."""
+
+    def __init__(self, front: Front, servers: Sequence[ModelServer], waking: Waking) -> None:
+        self.front = front
+        self.servers = servers
+        self.waking = waking
+
+    async def place(self, scale: Scale) -> None:
+        self.front.control_plane.update({MODEL: Route({3: 100}, SIGNATURE, scale=scale)})
+        await self.front.until_routed(MODEL, {3: 100})
+
+    async def counts(self) -> list[int]:
+        """How many of so many calls each server gets."""
+        before = [len(server.asked) for server in self.servers]
+        async with self.front.channel() as opened:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+            await asyncio.gather(*(stub.ModelInfer(request(MODEL), timeout=30) for _ in range(CALLS)))
+        return [len(server.asked) - count for server, count in zip(self.servers, before, strict=True)]
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
+    async with AsyncExitStack() as stack:
+        servers = [ModelServer() for _ in range(3)]
+        for server in servers:
+            stack.push_async_callback(server.stop)
+            await server.start()
+        waking = Waking()
+        made = await stack.enter_async_context(
+            front(tmp_path, wiring(servers), {MODEL: {3: 100}}, waking=waking)
+        )
+        yield Plane(made, servers, waking)
+
+
+async def test_requests_go_where_the_model_is_and_follow_it(plane: Plane) -> None:
+    # Envoy may have checked no more than one of them yet.
+    await eventually(plane.counts, all)
+    await plane.place(Scale(1, first=1))
+    assert await plane.counts() == [0, CALLS, 0]
+    await plane.place(Scale(2, first=2))
+    first, second, third = await plane.counts()
+    assert second == 0
+    assert min(first, third) > 0
+    await plane.place(Scale(3))
+    assert all(await plane.counts())
+
+
+async def test_questions_about_a_model_go_where_it_is_and_rest_does_too(plane: Plane) -> None:
+    await plane.place(Scale(1, first=2))
+    async with plane.front.channel() as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        for _ in range(6):
+            assert (await stub.ModelReady(service_pb2.ModelReadyRequest(name=MODEL), timeout=30)).ready
+        # Of what nobody deployed any server may say so.
+        await stub.ModelReady(service_pb2.ModelReadyRequest(name="other"), timeout=30)
+    assert [server.questions.count(MODEL) for server in plane.servers] == [0, 0, 6]
+    assert sum(server.questions.count("other") for server in plane.servers) == 1
+    async with httpx.AsyncClient(base_url=f"http://{plane.front.address}") as client:
+        answers = [await client.get(f"/v2/models/{MODEL}/ready") for _ in range(6)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert [server.rest for server in plane.servers] == [0, 0, 6]
+
+
+async def test_a_request_that_finds_its_model_nowhere_waits_until_it_is_somewhere(plane: Plane) -> None:
+    await plane.place(Scale(0))
+    async with plane.front.channel() as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        calls = [
+            asyncio.ensure_future(stub.ModelInfer(request(MODEL, id=str(number)), timeout=60))
+            for number in range(3)
+        ]
+        await eventually(lambda: _length(plane.waking.asked), lambda count: count == 3)
+        assert not any(server.asked for server in plane.servers)
+        plane.waking.group.set_result("2+1")
+        answers = await asyncio.gather(*calls)
+    assert [(answer.id, answer.model_version) for answer in answers] == [("0", "3"), ("1", "3"), ("2", "3")]
+    assert [len(server.asked) for server in plane.servers] == [0, 0, 3]
+    assert set(plane.waking.asked) == {MODEL}
+
+
+async def test_where_it_cannot_be_loaded_the_caller_hears_why(plane: Plane) -> None:
+    await plane.place(Scale(0))
+    plane.waking.group.set_exception(LookupError("no server has room"))
+    async with plane.front.channel() as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.ModelInfer(request(MODEL), timeout=60)
+    assert (raised.value.code(), raised.value.details()) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "no server has room",
+    )
+    async with httpx.AsyncClient(base_url=f"http://{plane.front.address}") as client:
+        answer = await client.post(f"/v2/models/{MODEL}/infer", json={"inputs": []})
+    assert (answer.status_code, answer.json()) == (503, {"error": "no server has room"})
+
+
+async def _length(found: Sequence[object]) -> int:
+    return len(found)

@@ -1,0 +1,185 @@
+"""Deployments on some of several servers, on none while nobody asks, and on more when requests wait."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Collection
+
+import numpy as np
+import tritonclient.grpc.aio as triton
+from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask, post
+from tests.component.inference.test_requests import request, responses, send
+from tests.support.models import slow_classifier
+from tests.support.waiting import eventually
+from tritonclient.grpc import service_pb2
+
+from headrace.api.scheduling.v1 import scheduling_pb2
+from headrace.embedded.parts.process import http_get
+from headrace.rpc.load import load
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def scaling(lowest: int, highest: int = 0, *, idle: int = 300, queue_ms: int = 20) -> scheduling_pb2.Scaling:
+    found = scheduling_pb2.Scaling(min_replicas=lowest, max_replicas=highest)
+    found.idle.FromSeconds(idle)
+    found.queue.FromMilliseconds(queue_ms)
+    return found
+
+
+async def servers_with(plane: Plane, name: str) -> list[int]:
+    """Servers that have the deployment, in their own words; those that do not answer are left out."""
+    found = []
+    for number, server in enumerate(plane.tritons):
+        if not server.running:
+            continue
+        async with triton.InferenceServerClient(f"127.0.0.1:{server.ports.grpc}") as client:
+            index = await client.get_model_repository_index()
+            if any(model.name == name and model.state == "READY" for model in index.models):
+                found.append(number)
+    return found
+
+
+async def until_on(plane: Plane, name: str, servers: Collection[int] | int) -> list[int]:
+    """Wait until the deployment is on these servers, or on so many, and requests go there."""
+
+    def settled(found: list[int]) -> bool:
+        return len(found) == servers if isinstance(servers, int) else set(found) == set(servers)
+
+    return await eventually(lambda: servers_with(plane, name), settled, DEADLINE)
+
+
+async def test_a_deployment_is_on_as_many_servers_as_it_may_be_and_no_request_fails_while_it_moves(
+    make_plane: MakePlane, name: str
+) -> None:
+    plane = await make_plane(tritons=2)
+    await plane.deploy(name, scaling=scaling(1, 1))
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    [home] = await until_on(plane, name, 1)
+    answers = 0
+    async with plane.client() as client:
+
+        async def keep_asking() -> None:
+            nonlocal answers
+            while True:
+                await ask(client, name)
+                answers += 1
+
+        asking = asyncio.create_task(keep_asking())
+        await plane.deploy(name, scaling=scaling(2))
+        await until_on(plane, name, 2)
+        before = answers
+        await eventually(lambda: _value(answers), lambda count: count > before + 20)
+        await plane.deploy(name, scaling=scaling(1, 1))
+        await until_on(plane, name, 1)
+        # Its one server dies, and it is loaded on the other one.
+        assert not asking.done()
+        asking.cancel()
+        [home] = await servers_with(plane, name)
+        plane.tritons[home].kill()
+        await plane.tritons[home].wait()
+        await until_on(plane, name, {1 - home})
+        await eventually(lambda: _answered(client, name), bool, DEADLINE)
+
+
+async def test_what_nobody_asks_for_is_on_no_server_and_the_first_requests_wait(
+    make_plane: MakePlane, name: str
+) -> None:
+    plane = await make_plane()
+    await plane.deploy(name, scaling=scaling(0, idle=5))
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    await until_cold(plane, name)
+    async with plane.client() as client:
+        answers = await asyncio.gather(*(ask(client, name, seconds=60) for _ in range(4)))
+        assert {answer.get_response().model_version for answer in answers} == {"1"}
+        assert await wakes(plane) == 4
+
+        # A version that is promoted meanwhile is loaded, judged and live, and then it is unloaded again.
+        await until_cold(plane, name)
+        await plane.promote(name, 2)
+        await plane.until_live(name, 2)
+        await until_cold(plane, name)
+
+    # Kafka holds requests until it is there.
+    request_id = str(uuid.uuid4())
+    await send(plane, request(name, request_id))
+    [response] = await responses(plane, name, {request_id})
+    assert b'"model_version":"2"' in response.data.replace(b" ", b"")
+
+    # A service that is started anew does not load what nobody asks for, and does when somebody does.
+    await until_cold(plane, name)
+    plane.service.kill()
+    await plane.service.wait()
+    await plane.service.start()
+    await plane.until(name, lambda d: d.ready)
+    assert await servers_with(plane, name) == []
+    tensor = {"name": "features", "shape": [1, 3], "datatype": "FP32", "data": [1, 1, 1]}
+    status, answer = await asyncio.to_thread(post, plane, f"/v2/models/{name}/infer", {"inputs": [tensor]})
+    assert (status, answer["model_version"]) == (200, "2")
+
+
+async def until_cold(plane: Plane, name: str) -> None:
+    await plane.until(name, lambda d: d.replicas == 0 and d.ready)
+    await until_on(plane, name, 0)
+
+
+async def test_where_memory_is_short_who_was_not_asked_for_makes_room(
+    make_plane: MakePlane, name: str
+) -> None:
+    plane = await make_plane(HEADRACE_INFERENCE_TRITON_MEMORY_BYTES=str(100 << 20))
+    first, second = f"{name}-first", f"{name}-second"
+    for deployment in (first, second):
+        await plane.deploy(deployment, scaling=scaling(0, idle=600))
+        await plane.promote(deployment, 1)
+        await plane.until(deployment, lambda d: bool(d.traffic))
+        await until_on(plane, deployment, 1)
+    assert await servers_with(plane, first) == []
+    async with plane.client() as client:
+        assert (await ask(client, first, seconds=60)).get_response().model_version == "1"
+        await until_on(plane, second, 0)
+        assert (await ask(client, second, seconds=60)).get_response().model_version == "1"
+
+
+async def test_where_requests_wait_there_is_another_replica(make_plane: MakePlane, name: str) -> None:
+    plane = await make_plane(tritons=2)
+    await plane.deploy(name, scaling=scaling(1, 2, queue_ms=2))
+    await plane.promote(name, 1, slow_classifier())
+    await plane.until_live(name, 1)
+    await until_on(plane, name, 1)
+    message = service_pb2.ModelInferRequest(model_name=name)
+    message.inputs.add(name="features", datatype="FP32", shape=[1, 3])
+    # So many products of matrices, some tens of milliseconds.
+    message.raw_input_contents.append(np.array([200, 1, 1], np.float32).tobytes())
+    calling = asyncio.create_task(
+        load(plane.address, METHOD, message.SerializeToString(), in_flight=8, seconds=DEADLINE)
+    )
+    await until_on(plane, name, 2)
+    assert (await plane.until(name, lambda d: d.replicas == 2)).ready
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+
+
+async def wakes(plane: Plane) -> int:
+    """How many requests have waited, in the service's metrics."""
+    _, body = await http_get(plane.service.http_port, "/metrics")
+    [line] = [
+        line
+        for line in body.decode().splitlines()
+        if line.startswith("headrace_inference_wake_seconds_count")
+    ]
+    return int(float(line.split()[-1]))
+
+
+async def _answered(client: triton.InferenceServerClient, name: str) -> bool:
+    try:
+        await ask(client, name)
+    except triton.InferenceServerException:
+        return False
+    return True
+
+
+async def _value(number: int) -> int:
+    return number
