@@ -261,6 +261,11 @@ def _split_rows(row: Row) -> str:
     return "/".join(str(item["row_count"]) for item in splits if isinstance(item, dict))
 
 
+def _servers(row: Row) -> str:
+    """Where nothing follows the load, every one."""
+    return "all" if row["scaling"] is None else str(row["replicas"])
+
+
 def _traffic(row: Row) -> str:
     traffic = row["traffic"]
     if not isinstance(traffic, list) or not traffic:
@@ -441,6 +446,7 @@ KINDS = (
             field("model", "model"),
             field("ready", "ready"),
             Column("traffic", _traffic),
+            Column("servers", _servers, right=True),
             field("rollout", "rollout.state"),
             field("address", "address"),
             field("message", "message"),

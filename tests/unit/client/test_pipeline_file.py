@@ -563,3 +563,31 @@ def test_several_complaints_are_each_found_in_the_file() -> None:
     error = InvalidArgument("INVALID_PIPELINE", "wrong", fields=violations)
     explained = pipeline_file.parse(COMPLETE, "p.yaml").explained(error)
     assert [violation.description for violation in explained.fields] == ["p.yaml:3:12: taken", "odd"]
+
+
+def test_how_a_deployment_is_served_and_scaled() -> None:
+    deployment = "  deployment: {name: breast-cancer, "
+    text = COMPLETE.replace(
+        deployment,
+        deployment
+        + "batching: {max_batch_size: 8, max_queue_delay: 2ms, preferred: [4]}, instances: 2, "
+        + "scaling: {min_replicas: 0, max_replicas: 3, max_instances: 4, idle: 1m, queue: 5ms}, ",
+    )
+    spec = pipeline_file.parse(text).request.spec.deployment
+    assert spec.batching == scheduling.Batching(
+        max_batch_size=8, max_queue_delay=to_duration(timedelta(milliseconds=2)), preferred=[4]
+    )
+    assert spec.instances == 2
+    assert spec.scaling == scheduling.Scaling(
+        min_replicas=0,
+        max_replicas=3,
+        max_instances=4,
+        idle=to_duration(timedelta(minutes=1)),
+        queue=to_duration(timedelta(milliseconds=5)),
+    )
+    assert not pipeline_file.parse(COMPLETE).request.spec.deployment.HasField("scaling")
+    # What is not named has the service's default.
+    partly = pipeline_file.parse(text.replace("min_replicas: 0, ", "")).request.spec.deployment.scaling
+    assert not partly.HasField("min_replicas")
+    with pytest.raises(InvalidArgument, match="replicas"):
+        pipeline_file.parse(text.replace("min_replicas: 0", "replicas: 0"))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.errors import InvalidArgument
 from headrace.inference.domain.scaling import (
     AFTER_UP_SECONDS,
@@ -22,6 +23,7 @@ from headrace.inference.domain.scaling import (
     checked,
     next_scale,
 )
+from headrace.inference.messages import scaling_from, scaling_message
 
 MINUTES = timedelta(minutes=1)
 
@@ -175,3 +177,14 @@ def test_bounds_that_cannot_be_kept_are_refused(scaling: Scaling, field: str) ->
     assert raised.value.reason == "INVALID_SCALING"
     assert [violation.field for violation in raised.value.fields] == [field]
     assert checked(Scaling()) == Scaling()
+
+
+def test_bounds_are_told_and_stored_as_they_were_said() -> None:
+    said = scheduling_pb2.Scaling(max_replicas=3)
+    assert scaling_from(said) == Scaling(1, 3)
+    said.min_replicas = 0
+    said.idle.FromSeconds(60)
+    assert scaling_from(said) == Scaling(0, 3, idle=MINUTES)
+    assert scaling_from(scaling_message(Scaling(0, 2, 4, MINUTES, MINUTES))) == Scaling(
+        0, 2, 4, MINUTES, MINUTES
+    )
