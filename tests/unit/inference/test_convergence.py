@@ -269,6 +269,28 @@ def test_a_deployment_may_be_moved_at_any_time_and_is_where_requests_look_for_it
     assert deployment.ready
 
 
+def test_where_requests_go_is_mended_first_and_what_is_judged_does_not_wait_for_a_move() -> None:
+    world = World()
+    world.versions[1] = a_version(1)
+    world.deployment = replace(world.deployment, scale=Scale(1), placed=Scale(1))
+    world.settle(answering=True)
+    world.deployment = replace(world.deployment, scale=Scale(1, first=2))
+    lost = replace(world.situation(), loaded=frozenset(), arriving=frozenset())
+    assert next_action(lost, world.now) == Load((world.versions[1],), DEFAULTS, Scale(1))
+    # Its only server is away: the other one is all that can be mended.
+    away = replace(lost, away=True)
+    assert next_action(away, world.now) == Load((world.versions[1],), DEFAULTS, Scale(1, first=2))
+
+    world.deployment = replace(world.deployment, scale=Scale(1))
+    world.versions[2] = a_version(2)
+    while set(world.deployment.traffic) != {1, 2}:
+        world.step()
+    world.deployment = replace(world.deployment, scale=Scale(1, first=2))
+    assert isinstance(next_action(world.situation(), world.now), Judge)
+    world.settle(answering=True)
+    assert (world.deployment.traffic, world.deployment.placed) == ({2: 100}, Scale(1, first=2))
+
+
 def test_a_version_that_died_is_loaded_anew_and_not_where_an_old_one_can_answer() -> None:
     world = World()
     world.versions[1] = a_version(1)

@@ -24,10 +24,10 @@ DRAIN = timedelta(seconds=2)
 class Situation:
     """A deployment as stored, its model's versions, those tried before, those that Triton has loaded.
 
-    `loaded`: on every server that answers of those that requests go to; `arriving`: of those that it is to be
-    on; `leaving`: on some server that it is to be on no more, nor do requests go there. `anywhere`: on at
-    least one server; `died`: those of them whose process died on one. `refused`: settings with which they did
-    not load.
+    `loaded`: on every server that answers of those that requests go to; `away`: none of those answers.
+    `arriving`: on every one that answers of those that it is to be on; `leaving`: on some server that it is
+    to be on no more, nor do requests go there. `anywhere`: on at least one server; `died`: those of them
+    whose process died on one. `refused`: settings with which they did not load.
     """
 
     deployment: Deployment
@@ -39,6 +39,7 @@ class Situation:
     refused: Serving | None = None
     arriving: frozenset[int] | None = None
     leaving: bool = False
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,10 @@ def next_action(situation: Situation, now: datetime) -> Action | None:
         # Loaded anew it would hide how it failed, until the next step.
         return GiveUp(rollout)
     wanted = wanted_versions(deployment.traffic, rollout) & set(situation.versions)
+    if not (deployment.cold or situation.away or wanted <= situation.loaded):
+        # First of all where requests go, with settings that are known to work: a version is not to fail for
+        # new ones.
+        return _load(situation, wanted, deployment.served)
     if (action := _placing(situation, wanted)) is not None:
         return action
     if deployment.cold:
@@ -159,7 +164,16 @@ def _placing(situation: Situation, wanted: frozenset[int] | set[int]) -> Load | 
         if deployment.placed.replicas:
             return Place(scale)
         return Record(frozenset()) if deployment.loaded else None
-    if (scale.replicas, scale.first) == (deployment.placed.replicas, deployment.placed.first):
+    placed, rollout = deployment.placed, deployment.rollout
+    if (scale.replicas, scale.first) == (placed.replicas, placed.first):
+        return None
+    if (
+        rollout is not None
+        and rollout.state is RolloutState.PROGRESSING
+        and not situation.away
+        and placed.replicas
+    ):
+        # Who is judged is not kept waiting for servers to load it.
         return None
     arriving = situation.loaded if situation.arriving is None else situation.arriving
     if not wanted <= arriving:
@@ -182,9 +196,6 @@ def _tidying(
 def _loading(situation: Situation, wanted: frozenset[int] | set[int]) -> Load | Record | None:
     """What brings the wanted versions to answer, and then all of them to be served as the settings say."""
     deployment, loaded = situation.deployment, situation.loaded
-    if not wanted <= loaded:
-        # With settings that are known to work: a version is not to fail for new ones.
-        return _load(situation, wanted, deployment.served)
     if loaded != deployment.loaded:
         return Record(loaded)
     serving = deployment.wanted_serving

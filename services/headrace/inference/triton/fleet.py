@@ -84,13 +84,17 @@ class TritonFleet:
         return len(self._servers)
 
     async def loaded(self) -> dict[str, Loaded]:
-        """Ready versions of every deployment that any knows. Raises Unavailable where no server answers."""
+        """Ready versions of every deployment; none of one that no server knows.
+
+        Raises Unavailable where no server answers.
+        """
 
         async def look(server: Server) -> tuple[Versions, Versions]:
             return await server.loaded(), server.died()
 
         answers = await self._of_each(look)
-        found = {}
+        none = Loaded(tuple(None if answer is None else NONE for answer in answers))
+        found: dict[str, Loaded] = defaultdict(lambda: none)
         for name in set().union(*(answer[0] for answer in answers if answer is not None)):
             found[name] = Loaded(
                 tuple(None if answer is None else answer[0].get(name, NONE) for answer in answers),

@@ -211,6 +211,10 @@ class Loaded:
         found = [has for number, has in enumerate(self.servers) if number in servers and has is not None]
         return frozenset.intersection(*found) if found else frozenset()
 
+    def away(self, servers: Collection[int]) -> bool:
+        """Whether none of these servers answers."""
+        return all(has is None for number, has in enumerate(self.servers) if number in servers)
+
     def outside(self, servers: Collection[int]) -> bool:
         """Whether a server has any that is none of these."""
         return any(has for number, has in enumerate(self.servers) if number not in servers)
@@ -229,7 +233,10 @@ class ModelServer(Protocol):
         """How many servers."""
 
     async def loaded(self) -> dict[str, Loaded]:
-        """Ready versions of every deployment that any knows. Raises Unavailable where no server answers."""
+        """Ready versions of every deployment; none of one that no server knows.
+
+        Raises Unavailable where no server answers.
+        """
 
     async def load(
         self, deployment: str, versions: Sequence[ServedVersion], serving: Serving, servers: Collection[int]

@@ -123,7 +123,7 @@ class Reconciler:
             if ready is None:
                 await self._note(deployment, reason, loaded=frozenset())
                 continue
-            found = ready.get(deployment.name, Loaded())
+            found = ready[deployment.name]
             placed = deployment.placed.servers(self._server.count)
             arriving = deployment.scale.servers(self._server.count)
             situation = Situation(
@@ -136,6 +136,7 @@ class Reconciler:
                 self._refused.get(deployment.name),
                 found.on(arriving),
                 found.outside(placed | arriving),
+                found.away(placed),
             )
             action = next_action(situation, self._clock())
             if action is not None:
