@@ -1,5 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Both set up what they need, once.
 #   make demo [BROKER=embedded|kafka]    from events to predictions on real data
+#   make drift [BROKER=embedded|kafka]   real data that shifts: noticed, learnt from, rolled out, recovered
 #   make test [BROKER=embedded|kafka]    all tests; with kafka, those that need a broker, on Apache Kafka
 #   make test-kills [COUNT=20]           the tests that kill processes at their worst moments, so often each
 #   make test-chaos [EVENTS=1000000] [FAULTS=100]   ingestion while its processes are killed and paused at random
@@ -23,7 +24,7 @@ SERVICES := ingestion scheduling training registry inference
 # What benchmarks compare with, each in an environment of its own.
 PEERS := kserve mlserver bentoml rayserve
 
-.PHONY: help setup demo test test-kills test-chaos fuzz lint format protos lock up down clean
+.PHONY: help setup demo drift test test-kills test-chaos fuzz lint format protos lock up down clean
 
 help:
 	@sed -n '1,/^\.DEFAULT_GOAL/ s/^# \{0,1\}//p' Makefile
@@ -45,7 +46,10 @@ $(UV):
 # --- using it ----------------------------------------------------------------------------------------------------
 
 demo: setup
-	@$(BIN)/python examples/demo --broker $(BROKER)
+	@$(BIN)/python -m examples.demo --broker $(BROKER)
+
+drift: setup
+	@$(BIN)/python -m examples.drift --broker $(BROKER)
 
 up: setup
 	@$(BIN)/headrace up --broker $(BROKER)

@@ -7,30 +7,26 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-import jobs
-import rollouts
 from aiokafka import AIOKafkaConsumer
-from opentelemetry import trace
-from predictions import predict
-from rich.text import Text
-from samples import (
-    DATASET,
+from examples.demo.broken import break_five, with_true_radius
+from examples.shared import jobs, rollouts
+from examples.shared.predictions import predict
+from examples.shared.samples import (
     FEEDBACK_TOPIC,
     SAMPLES_TOPIC,
-    break_five,
     feedback_records,
     load,
     publish,
     sample_record,
-    with_true_radius,
 )
-from stages import Stages, console
-from traffic import users
-from waiting import DEADLINE_SECONDS, until, within
+from examples.shared.stages import Stages, console
+from examples.shared.traffic import users
+from examples.shared.waiting import DEADLINE_SECONDS, until, within
+from opentelemetry import trace
+from rich.text import Text
 
 from headrace.api.inference.v1 import inference_pb2 as inference
 from headrace.api.ingestion.v1 import ingestion_pb2 as ingestion
-from headrace.api.registry.v1 import registry_pb2 as registry
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
 from headrace.cli import waterfall
 from headrace.cli.plain import plain
@@ -40,6 +36,8 @@ from headrace.messaging.topics import REJECTED_SAMPLES
 from headrace.telemetry import tracing
 
 PIPELINE = Path(__file__).parents[1] / "breast-cancer" / "pipeline.yaml"
+DATASET = "breast-cancer"
+HELD_BACK = 100
 STORED = 464
 REJECTED = 5
 MIN_ACCURACY = 0.93
@@ -86,8 +84,8 @@ async def apply_pipeline(client: HeadraceClient, stages: Stages) -> None:
 async def send_samples(client: HeadraceClient, stages: Stages, traceparent: str) -> None:
     """Publish with an ordinary producer, and see what became of the events."""
     with stages.stage("Publish samples as CloudEvents with an ordinary Kafka producer"):
-        learned_from, _ = load()
-        records = break_five([sample_record(sample, traceparent) for sample in learned_from])
+        learned_from = load()[HELD_BACK:]
+        records = break_five([sample_record(DATASET, sample, traceparent) for sample in learned_from])
         await publish(client.kafka_bootstrap, SAMPLES_TOPIC, records)
         console.print(f"   {len(records)} events on {SAMPLES_TOPIC}, {REJECTED} of them broken")
 
@@ -139,32 +137,11 @@ async def train(client: HeadraceClient, stages: Stages) -> int:
         async def listed() -> list[scheduling.Job]:
             return list((await client.scheduling.ListJobs(request)).jobs)
 
-        job = await succeeded(client, stages, (await until(listed, bool, "a training job"))[0].id)
+        job = await jobs.succeeded(client, stages, (await until(listed, bool, "a training job"))[0].id)
 
     with stages.stage("The registry records the version with its lineage and judges its gates"):
-        version = await client.registry.GetModelVersion(
-            registry.GetModelVersionRequest(model=DATASET, version=job.model_version)
-        )
-        lineage = version.lineage
-        console.print(
-            f"   {version.model} version {version.version} from dataset version "
-            f"{lineage.dataset_version.version}, job {lineage.job}, recipe {lineage.recipe}"
-        )
-        for result in version.gate_results:
-            stages.check(f"gate: {result.message}", holds=result.passed)
-        stages.check("the version is promoted", holds=version.state == registry.MODEL_VERSION_STATE_PROMOTED)
+        await jobs.promoted(client, stages, job)
     return job.dataset_version
-
-
-async def succeeded(client: HeadraceClient, stages: Stages, job_id: str) -> scheduling.Job:
-    """Follow a job; the story cannot go on without its model version."""
-    console.print(f"   job {job_id}")
-    job = await jobs.follow(client, job_id)
-    console.print(f"   {plain(job)['state']} on node {job.node}: {job.message}")
-    if job.state != scheduling.JOB_STATE_SUCCEEDED:
-        raise RuntimeError(f"job {job.id}: {job.message}")
-    stages.check("the job succeeded", holds=True)
-    return job
 
 
 async def roll_out(client: HeadraceClient, stages: Stages) -> None:
@@ -177,7 +154,7 @@ async def roll_out(client: HeadraceClient, stages: Stages) -> None:
 async def use(client: HeadraceClient, stages: Stages, traceparent: str) -> None:
     """Predict with a stock client, and send the true labels back."""
     with stages.stage("A stock tritonclient predicts the 100 held-back samples through Envoy"):
-        _, held_back = load()
+        held_back = load()[:HELD_BACK]
         address = client.targets.address("inference_protocol")
         outcome = await asyncio.to_thread(predict, address, DATASET, held_back, traceparent)
         console.print(
@@ -212,7 +189,7 @@ async def train_again(client: HeadraceClient, stages: Stages, dataset_version: i
     request = scheduling.SubmitJobRequest(
         pipeline=DATASET, dataset_version=dataset_version, request_id=str(uuid.uuid4())
     )
-    return await succeeded(client, stages, (await client.scheduling.SubmitJob(request)).id)
+    return await jobs.succeeded(client, stages, (await client.scheduling.SubmitJob(request)).id)
 
 
 async def bring_second_version(client: HeadraceClient, stages: Stages, dataset_version: int) -> None:
@@ -238,7 +215,7 @@ async def bring_bad_version(client: HeadraceClient, stages: Stages, dataset_vers
 
     before, bad = job.model_version - 1, job.model_version
     with stages.stage("It gets 10 % of live calls, is judged by their labels, and sent back"):
-        _, samples = load()
+        samples = load()[:HELD_BACK]
         address = client.targets.address("inference_protocol")
         async with users(address, client.kafka_bootstrap, DATASET, samples) as seen:
             course = await rollouts.follow(client, DATASET, bad)

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from tritonclient.grpc import service_pb2
 
+from headrace.cli.events import PAYLOADS
 from headrace.inference.settings import Settings as InferenceSettings
 from headrace.ingestion.settings import Settings
 from headrace.messaging import topics
@@ -82,6 +83,12 @@ def test_a_payload_is_a_message_that_exists(topic: Topic) -> None:
             continue
         assert name in event_messages()
         assert name.startswith(f"headrace.events.{topic.owner}.v1.")
+
+
+@each_topic
+def test_operators_read_every_payload_by_command(topic: Topic) -> None:
+    if topic.name != topics.DEAD_LETTERS and "application/protobuf" in topic.content_types:
+        assert set(topic.payload) <= set(PAYLOADS.values())
 
 
 def test_every_event_message_has_a_topic() -> None:

@@ -16,7 +16,7 @@ from tests.support.processes import running_in
 from headrace.embedded.stack_file import holder
 
 ROOT = Path(__file__).parents[2]
-DEMO = [sys.executable, str(ROOT / "examples" / "demo")]
+DEMO = [sys.executable, "-m", "examples.demo"]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -60,6 +60,8 @@ PAYLOADS = {
     "headrace.scheduling.job-changed.v1": "headrace.events.scheduling.v1.JobChanged",
     "headrace.training.run-changed.v1": "headrace.events.training.v1.RunChanged",
     "headrace.inference.deployment-changed.v1": "headrace.events.inference.v1.DeploymentChanged",
+    "headrace.inference.drift-detected.v1": "headrace.events.inference.v1.DriftDetected",
+    "headrace.inference.drift-ended.v1": "headrace.events.inference.v1.DriftEnded",
     "headrace.inference.feedback.v1": "headrace.events.inference.v1.Feedback",
     "headrace.inference.request-failed.v1": "headrace.events.inference.v1.RequestFailed",
     "headrace.inference.request.v1": "inference.ModelInferRequest",

@@ -1,4 +1,4 @@
-"""Stages of the demo: each with a heading, its time, and what was checked in it."""
+"""Stages of a story: each with a heading, its time, and what was checked in it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ console = Console(highlight=False)
 
 @dataclass
 class Stages:
-    """Collects times and checks; the demo succeeds only if every check did."""
+    """Collects times and checks; a story succeeds only if every check did."""
 
     times: list[tuple[str, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    # The stage that an error ended.
+    broken: str = ""
     started: float = field(default_factory=time.monotonic)
 
     @contextmanager
@@ -27,7 +29,11 @@ class Stages:
         """Print the heading, run the block, note its time."""
         console.print(Text(f"\n{len(self.times) + 1}. {name}", "bold cyan"))
         began = time.monotonic()
-        yield
+        try:
+            yield
+        except Exception:
+            self.broken = self.broken or name
+            raise
         self.times.append((name, time.monotonic() - began))
 
     def check(self, claim: str, *, holds: bool) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tritonclient.grpc as triton
-from samples import Sample
+from examples.shared.samples import Sample
 
 
 @dataclass(frozen=True)

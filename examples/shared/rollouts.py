@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages import console
-from waiting import DEADLINE_SECONDS, within
+from examples.shared.stages import console
+from examples.shared.waiting import DEADLINE_SECONDS, within
 
 from headrace.api.inference.v1 import inference_pb2 as inference
 from headrace.cli.plain import plain
