@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2
 
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.embedded.parts.process import http_get
+from headrace.inference.use_cases.responses import ANSWERED
 from headrace.rpc.load import load
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -106,7 +107,8 @@ async def test_what_nobody_asks_for_is_on_no_server_and_the_first_requests_wait(
     # Kafka holds requests until it is there.
     request_id = str(uuid.uuid4())
     await send(plane, request(name, request_id))
-    [response] = await responses(plane, name, {request_id})
+    # The service of other tests, which reads the topic too, knows no such deployment and says so.
+    [response] = await responses(plane, name, {request_id}, (ANSWERED,))
     assert b'"model_version":"2"' in response.data.replace(b" ", b"")
 
     # A service that is started anew does not load what nobody asks for, and does when somebody does.

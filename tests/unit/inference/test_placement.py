@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +14,7 @@ from headrace.inference.domain.placement import (
     PROCESS_BYTES,
     Placed,
     Tenant,
+    fits_now,
     memory_of,
     place,
 )
@@ -81,6 +84,13 @@ def test_no_server_gets_more_than_fits(
         for server in found.scale.servers(3):
             used = sum(other.memory for other in left if server in other.scale.servers(3))
             assert used + memory <= 100
+
+
+def test_what_is_to_go_takes_room_until_it_has_gone() -> None:
+    going = Tenant("going", Scale(0), 60, there=frozenset({1}))
+    assert fits_now({0}, 60, [going], 100)
+    assert not fits_now({1}, 60, [going], 100)
+    assert fits_now({1}, 60, [replace(going, there=frozenset())], 100)
 
 
 def test_memory_is_that_of_each_process_and_its_file() -> None:

@@ -20,12 +20,16 @@ FILE_FACTOR: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A deployment as servers feel it: bytes on each of them; seconds of work a second, over all of them."""
+    """A deployment as servers feel it: bytes on each of them; seconds of work a second, over all of them.
+
+    `scale`: where it is to be; `there`: servers that have anything of it now.
+    """
 
     name: str
     scale: Scale
     memory: int
     busy: float = 0.0
+    there: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,11 @@ def place(
             evicted = (o.name for o in others if o.name in candidates and o.scale.servers(servers) & chosen)
             return Placed(best, tuple(evicted))
     return None
+
+
+def fits_now(chosen: Collection[int], memory: int, others: Sequence[Tenant], budget: int) -> bool:
+    """Whether these servers have room beside all that is there, also what is to go."""
+    return all(sum(other.memory for other in others if at in other.there) + memory <= budget for at in chosen)
 
 
 def _fits(

@@ -13,7 +13,7 @@ from typing import Final
 
 from headrace.errors import NotFound, one_line
 from headrace.inference.domain.deployments import Deployment, ServedVersion
-from headrace.inference.domain.placement import MIB, Tenant, memory_of, place
+from headrace.inference.domain.placement import MIB, Tenant, fits_now, memory_of, place
 from headrace.inference.domain.rollouts import wanted_versions
 from headrace.inference.domain.scaling import (
     ALL_SERVERS,
@@ -26,7 +26,7 @@ from headrace.inference.domain.scaling import (
     next_scale,
 )
 from headrace.inference.use_cases import metrics
-from headrace.inference.use_cases.ports import ModelServer, UnitOfWork, WorkDone
+from headrace.inference.use_cases.ports import Loaded, ModelServer, UnitOfWork, WorkDone
 
 logger = logging.getLogger(__name__)
 
@@ -95,18 +95,26 @@ class Scaler:
         if not scaled:
             return
         done = await self._server.work_done()
+        # Where memory does not matter, what is still there does not.
+        loaded = await self._server.loaded() if self._memory else {}
         for deployment in deployments:
             self._see(deployment, done)
         tenants = {
-            deployment.name: self._tenant(deployment, versions.get(deployment.model, []))
+            deployment.name: self._tenant(
+                deployment, versions.get(deployment.model, []), loaded.get(deployment.name, Loaded())
+            )
             for deployment in deployments
         }
         changes: dict[str, Scale] = {}
         self._without_room.clear()
         for deployment in scaled:
             wanted = self._wanted(deployment, len(done.up))
-            evicted = self._place(deployment, wanted, tenants, deployments, done)
-            for name, scale in evicted.items():
+            tenants[deployment.name] = replace(
+                tenants[deployment.name],
+                memory=_memory(deployment, wanted, versions.get(deployment.model, [])),
+            )
+            moved = self._place(deployment, wanted, tenants, deployments, done)
+            for name, scale in moved.items():
                 changes[name] = scale
                 tenants[name] = replace(tenants[name], scale=scale)
         for name, scale in changes.items():
@@ -184,8 +192,13 @@ class Scaler:
         if found is None:
             self._without_room[deployment.name] = tenants[deployment.name].memory
             return {}
-        away = {name: replace(tenants[name].scale, replicas=0) for name in found.evicted}
-        return {**away, deployment.name: found.scale}
+        if found.evicted:
+            # It comes when they have gone: a server is not to hold both.
+            return {name: replace(tenants[name].scale, replicas=0) for name in found.evicted}
+        chosen, memory = found.scale.servers(count), tenants[deployment.name].memory
+        if self._memory and not fits_now(chosen, memory, others, self._memory):
+            return {}
+        return {deployment.name: found.scale}
 
     def _evictable(self, wanted: str, deployments: list[Deployment]) -> list[str]:
         """Who may be unloaded to make room: asked longest ago, first."""
@@ -200,18 +213,15 @@ class Scaler:
         ]
         return sorted(found, key=lambda name: self._seen[name].asked)
 
-    def _tenant(self, deployment: Deployment, versions: list[ServedVersion]) -> Tenant:
-        wanted = wanted_versions(deployment.traffic, deployment.rollout)
+    def _tenant(self, deployment: Deployment, versions: list[ServedVersion], loaded: Loaded) -> Tenant:
         samples = self._seen[deployment.name].samples
         seconds = samples[-1].time - samples[0].time
         return Tenant(
             deployment.name,
             deployment.scale,
-            memory_of(
-                [version for version in versions if version.version in wanted],
-                deployment.wanted_serving.instances,
-            ),
+            _memory(deployment, deployment.scale, versions),
             (samples[-1].busy - samples[0].busy) / seconds if seconds else 0.0,
+            frozenset(number for number, has in enumerate(loaded.servers) if has),
         )
 
     async def _tell(self, name: str, memory: int) -> None:
@@ -238,3 +248,12 @@ class Scaler:
             scale.first,
             f"{scale.instances} instances" if scale.instances else "instances as set",
         )
+
+
+def _memory(deployment: Deployment, scale: Scale, versions: list[ServedVersion]) -> int:
+    """Bytes on one server, of all versions that are to be there."""
+    wanted = wanted_versions(deployment.traffic, deployment.rollout)
+    return memory_of(
+        [version for version in versions if version.version in wanted],
+        scale.instances or deployment.serving.instances,
+    )
