@@ -35,6 +35,8 @@ from class_names import ClassNames
 # Where the batch before took so long, callers are asked whether they still wait: so long their requests did.
 # Each question goes to Triton and back, and takes some 40 microseconds.
 PATIENCE_SECONDS = 0.05
+# For loading and trial together: a little later the inference service gives up, without a reason to tell.
+LOAD_SECONDS = 270.0
 
 QUEUE_LENGTH = 20_000
 REPORT_SECONDS = 10.0
@@ -56,14 +58,17 @@ SPAN_BATCH = 512
 SPAN_SECONDS = 0.5
 TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
-# numpy's names to the Open Inference Protocol's.
+# numpy's types to the Open Inference Protocol's.
 DATATYPES = {
-    "bool": "BOOL",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-    **{f"int{bits}": f"INT{bits}" for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": f"UINT{bits}" for bits in (8, 16, 32, 64)},
+    np.dtype(name): word
+    for name, word in {
+        "bool": "BOOL",
+        "float16": "FP16",
+        "float32": "FP32",
+        "float64": "FP64",
+        **{f"int{bits}": f"INT{bits}" for bits in (8, 16, 32, 64)},
+        **{f"uint{bits}": f"UINT{bits}" for bits in (8, 16, 32, 64)},
+    }.items()
 }
 BYTES = "BYTES"
 
@@ -73,13 +78,17 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load the model and try it; raising here makes Triton refuse the version."""
+        until = time.monotonic() + LOAD_SECONDS
         confinement.confine()
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
         version = json.loads((folder / "version.json").read_bytes())
         self._classes = ClassNames(**version["classes"])
         self._inputs = [entry["name"] for entry in config["input"]]
-        self._promised = [entry["name"] for entry in config["output"]]
+        self._promised = {
+            entry["name"]: entry["data_type"].removeprefix("TYPE_").replace("STRING", BYTES)
+            for entry in config["output"]
+        }
         # Shapes of one row as the client sees them: a model's vector output is a column there.
         self._outputs = {
             entry["name"]: [int(size) for size in entry["dims"]]
@@ -87,9 +96,13 @@ class TritonPythonModel:
             if entry["name"] not in version["classes"]["added"]
         }
         self._model = model_files.load(
-            version["format"], folder / version["file"], self._inputs, list(self._outputs)
+            version["format"], folder / version["file"], self._inputs, list(self._outputs), until
         )
-        self._try(config)
+        try:
+            self._try(config, lambda: time.monotonic() < until)
+        except BaseException:
+            self._model.close()
+            raise
         # How long the batch before took: so long at most the next one waited here.
         self._seconds = 0.0
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
@@ -113,6 +126,7 @@ class TritonPythonModel:
     def finalize(self):
         """Send what is still in the log."""
         self._log.close()
+        self._model.close()
 
     def _infer(self, requests):
         """Responses from one run of the model."""
@@ -128,13 +142,15 @@ class TritonPythonModel:
             for index, name in enumerate(self._inputs)
         }
         try:
-            answers = self._answer(joined, sum(counts))
+            answers = self._answer(
+                joined, sum(counts), lambda: not all(request.is_cancelled() for request in requests)
+            )
         except Exception as error:
             # Raised, and not answered as errors: Triton counts those as successes, and rollouts are judged by
             # its counts. (It also crashes where two responses share one error.)
             words = str(error) or type(error).__name__
-            if confinement.exhausted():
-                pb_utils.Logger.log_error(f"a model ends, for its memory is used up: {words}")
+            if isinstance(error, model_files.Ended) or confinement.exhausted():
+                pb_utils.Logger.log_error(f"a model ends, to be loaded anew: {words}")
                 self._log.close()
                 os._exit(1)
             raise pb_utils.TritonModelException(f"the model failed: {words}") from None
@@ -156,9 +172,9 @@ class TritonPythonModel:
         self._log.put(callers, joined, answers, arrived, time.perf_counter() - started)
         return responses
 
-    def _answer(self, inputs, rows):
-        """The model's outputs by name, in the shapes that clients are promised."""
-        found = self._model(inputs)
+    def _answer(self, inputs, rows, wanted):
+        """The model's outputs by name, in the types and shapes that clients are promised."""
+        found = self._model(inputs, wanted)
         answers = {
             name: np.ascontiguousarray(found[name].reshape((rows, *shape)))
             for name, shape in self._outputs.items()
@@ -167,9 +183,13 @@ class TritonPythonModel:
         missing = [name for name in self._promised if name not in answers]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}, which its deployment's newest version answers")
+        for name, promised in self._promised.items():
+            given = DATATYPES.get(answers[name].dtype, BYTES)
+            if given != promised:
+                raise ValueError(f"output {name} is {given}, and the signature says {promised}")
         return {name: answers[name] for name in self._promised}
 
-    def _try(self, config):
+    def _try(self, config, wanted):
         """Answer zeros and empty texts: a version that cannot must not get a caller's.
 
         One row, and two: a program that was made for a fixed number of rows fails as soon as requests meet.
@@ -180,12 +200,7 @@ class TritonPythonModel:
                 kind = np.dtype(pb_utils.triton_string_to_numpy(entry["data_type"]))
                 shape = (rows, *(max(1, int(size)) for size in entry["dims"]))
                 batch[entry["name"]] = np.full(shape, b"" if kind.hasobject else 0, kind)
-            answers = self._answer(batch, rows)
-            for (name, answer), entry in zip(answers.items(), config["output"], strict=True):
-                promised = entry["data_type"].removeprefix("TYPE_").replace("STRING", BYTES)
-                given = DATATYPES.get(answer.dtype.name, BYTES)
-                if given != promised:
-                    raise ValueError(f"output {name} is {given}, and the signature says {promised}")
+            self._answer(batch, rows, wanted)
 
 
 class PredictionLog:
@@ -417,7 +432,7 @@ def _given_up():
 
 
 def _tensor(name, value):
-    datatype = DATATYPES.get(value.dtype.name, BYTES)
+    datatype = DATATYPES.get(value.dtype, BYTES)
     logged = {"name": name, "datatype": datatype, "shape": list(value.shape)}
     if value.size > MAX_LOGGED_ELEMENTS:
         return logged

@@ -1,9 +1,10 @@
 """Model files of each format as functions of arrays.
 
-Each takes arrays by the names of the signature's inputs, and answers arrays by the names of its outputs. On a
-GPU where there is one that the format's library can use.
+Each takes arrays by the names of the signature's inputs, and what says whether somebody still wants the
+answer: arrays by the names of its outputs. On a GPU where there is one that the format's library can use.
 """
 
+import math
 import os
 import sys
 import zipfile
@@ -12,13 +13,27 @@ from functools import partial
 import numpy as np
 
 
-def load(form, path, inputs, outputs):
-    """A model file, loaded. `inputs` and `outputs`: the signature's names, in order. Raises what is wrong."""
-    return _LOADERS[form](path, inputs, outputs)
+def load(form, path, inputs, outputs, until=math.inf):
+    """A model file, loaded. `inputs` and `outputs`: the signature's names, in order. Raises what is wrong.
+
+    `until`, of the monotonic clock: when whoever waits for it gives up.
+    """
+    return _LOADERS[form](path, inputs, outputs, until)
 
 
-class _Onnx:
-    def __init__(self, path, _inputs, outputs):
+class Ended(Exception):  # noqa: N818 - what happened
+    """What answers has ended, or hung and was ended: only loading the version anew brings it back."""
+
+
+class _Model:
+    """A format whose models run in this process."""
+
+    def close(self):
+        """End what it has started: nothing."""
+
+
+class _Onnx(_Model):
+    def __init__(self, path, _inputs, outputs, _until):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -31,15 +46,15 @@ class _Onnx:
         self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         self._outputs = outputs
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, _wanted=None):
         taken = {name: _decoded(value) if value.dtype == object else value for name, value in inputs.items()}
         return dict(zip(self._outputs, self._session.run(self._outputs, taken), strict=True))
 
 
-class _Torch:
+class _Torch(_Model):
     """A program of PyTorch's. Inputs go by position; outputs come by position, or in a dictionary by name."""
 
-    def __init__(self, read, path, inputs, outputs):
+    def __init__(self, read, path, inputs, outputs, _until):
         # Before PyTorch is imported, which takes seconds.
         if not zipfile.is_zipfile(path):
             raise ValueError("its file is no archive, as torch.jit.save and torch.export.save write")
@@ -51,7 +66,7 @@ class _Torch:
         self._outputs = outputs
         self._program = read(self._torch, path, self._device)
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, _wanted=None):
         with self._torch.inference_mode():
             answers = self._program(*(self._tensor(name, inputs[name]) for name in self._inputs))
         if isinstance(answers, dict):
@@ -76,6 +91,12 @@ def _script(torch, path, device):
     return torch.jit.load(path, map_location=device).eval()
 
 
+def _package(path, inputs, outputs, until):
+    from python_package import Package
+
+    return Package(path, inputs, outputs, until)
+
+
 def _exported(torch, path, device):
     program = torch.export.load(path)
     if device.type != "cpu":
@@ -90,6 +111,7 @@ _LOADERS = {
     "ONNX": _Onnx,
     "TORCHSCRIPT": partial(_Torch, _script),
     "TORCH_EXPORT": partial(_Torch, _exported),
+    "PYTHON": _package,
 }
 
 

@@ -12,6 +12,7 @@ class ModelFormat(enum.StrEnum):
     ONNX = "ONNX"
     TORCHSCRIPT = "TORCHSCRIPT"
     TORCH_EXPORT = "TORCH_EXPORT"
+    PYTHON = "PYTHON"
 
     @property
     def file(self) -> str:
@@ -23,4 +24,5 @@ _FILES: Final = {
     ModelFormat.ONNX: "model.onnx",
     ModelFormat.TORCHSCRIPT: "model.pt",
     ModelFormat.TORCH_EXPORT: "model.pt2",
+    ModelFormat.PYTHON: "model.zip",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,10 +32,20 @@ def register(app: typer.Typer) -> None:
 
 def import_file(
     file: Annotated[
-        Path, typer.Argument(help="The model's file: .onnx, .pt (TorchScript) or .pt2 (torch.export).")
+        Path,
+        typer.Argument(
+            help="The model's file: .onnx, .pt (TorchScript) or .pt2 (torch.export); or a Python package's "
+            "folder."
+        ),
     ],
     name: Annotated[str, typer.Option(help="The model that it is a version of; made where there is none.")],
-    signature: Annotated[Path, typer.Option(help="A YAML file that says what the model takes and gives.")],
+    signature: Annotated[
+        Path | None,
+        typer.Option(
+            help="A YAML file that says what the model takes and gives; of a folder its signature.yaml "
+            "where left out."
+        ),
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", help=f"{', '.join(_FORMATS)}; by the file's ending where left out.")
     ] = "",
@@ -45,16 +56,25 @@ def import_file(
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
-    """Register a model's file as the next version of a model, which its gates judge."""
+    """Register a model's file, or a Python package, as the next version of a model, which its gates judge."""
     from headrace.api.registry.v1 import registry_pb2 as registry
     from headrace.cli.plain import plain
     from headrace.client.model_import import format_of, import_model
+    from headrace.client.python_package import SIGNATURE, packed
     from headrace.client.signature_file import read_signature
 
     async def command(client: HeadraceClient) -> bool:
         chosen = _format_named(form) if form else format_of(file)
+        if file.is_dir() and chosen is not ModelFormat.PYTHON:
+            raise InvalidArgument(
+                "UNKNOWN_MODEL_FORMAT", f"{file} is a folder, which only a Python package is"
+            )
         measured = dict(map(_metric, metric or ()))
-        version = await import_model(client, name, file, chosen, read_signature(signature), measured)
+        if signature is None and not file.is_dir():
+            raise InvalidArgument("SIGNATURE_MISSING", "--signature says what the model takes and gives")
+        said = read_signature(signature or file / SIGNATURE)
+        with packed(file) if file.is_dir() else nullcontext(file) as packed_file:
+            version = await import_model(client, name, packed_file, chosen, said, measured)
         promoted = version.state == registry.MODEL_VERSION_STATE_PROMOTED
         if output is not Format.TABLE:
             show_document(plain(version), output)

@@ -24,7 +24,12 @@ _ID_DIGITS: Final = 32
 
 
 def format_of(file: Path) -> ModelFormat:
-    """The format that a file's ending says. Raises InvalidArgument UNKNOWN_MODEL_FORMAT."""
+    """The format that a file's ending says, or that it is a folder.
+
+    Raises InvalidArgument UNKNOWN_MODEL_FORMAT.
+    """
+    if file.is_dir():
+        return ModelFormat.PYTHON
     for form in ModelFormat:
         if file.suffix == Path(form.file).suffix:
             return form

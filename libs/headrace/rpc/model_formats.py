@@ -13,6 +13,7 @@ _FORMATS: Final[dict[api.ModelFormat.ValueType, ModelFormat]] = {
     api.MODEL_FORMAT_ONNX: ModelFormat.ONNX,
     api.MODEL_FORMAT_TORCHSCRIPT: ModelFormat.TORCHSCRIPT,
     api.MODEL_FORMAT_TORCH_EXPORT: ModelFormat.TORCH_EXPORT,
+    api.MODEL_FORMAT_PYTHON: ModelFormat.PYTHON,
 }
 _NUMBERS: Final = {form: number for number, form in _FORMATS.items()}
 

@@ -127,6 +127,8 @@ class Triton(Part):
             "HEADRACE_TRACES_URL": self._trace_url,
             # That of training: what it exports, this loads.
             "HEADRACE_TORCH_PATH": sysconfig.get_path("purelib"),
+            # What models that are Python packages are unpacked and built into.
+            "HEADRACE_PACKAGES_PATH": str(self.folder / "packages"),
             "HEADRACE_MODEL_MEMORY_BYTES": str(self._model_memory_bytes),
         }
 

@@ -58,6 +58,8 @@ class _ModelFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """model.pt, as torch.jit.save writes it."""
     MODEL_FORMAT_TORCH_EXPORT: _ModelFormat.ValueType  # 3
     """model.pt2, as torch.export.save writes it. The number of rows must be a dynamic dimension."""
+    MODEL_FORMAT_PYTHON: _ModelFormat.ValueType  # 4
+    """model.zip, as `headrace model import` packs a Python package and what it needs (docs/model-formats.md)."""
 
 class ModelFormat(_ModelFormat, metaclass=_ModelFormatEnumTypeWrapper):
     """What a version's model file is; each format has one name for it, which says how it is loaded."""
@@ -70,6 +72,8 @@ MODEL_FORMAT_TORCHSCRIPT: ModelFormat.ValueType  # 2
 """model.pt, as torch.jit.save writes it."""
 MODEL_FORMAT_TORCH_EXPORT: ModelFormat.ValueType  # 3
 """model.pt2, as torch.export.save writes it. The number of rows must be a dynamic dimension."""
+MODEL_FORMAT_PYTHON: ModelFormat.ValueType  # 4
+"""model.zip, as `headrace model import` packs a Python package and what it needs (docs/model-formats.md)."""
 Global___ModelFormat: typing_extensions.TypeAlias = ModelFormat
 
 @typing.final
