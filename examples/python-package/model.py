@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,5 +17,7 @@ class Model:
 
     def __call__(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A number for each text, above 0 for praise."""
-        sums = [sum(self._weights.get(word, 0.0) for word in text.split()) for text in arrays["texts"]]
+        sums = [
+            sum(self._weights.get(word, 0.0) for word in re.findall(r"\w+", text)) for text in arrays["texts"]
+        ]
         return {"sums": np.array(sums, np.float32)}

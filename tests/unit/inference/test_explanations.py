@@ -73,12 +73,14 @@ def test_what_are_no_rows_of_the_model_is_refused(numbers: list[float], texts: l
         version(NUMBERS, outputs=(LABEL,)),
         version(),
         version(NUMBERS, form=ModelFormat.TORCHSCRIPT),
+        version(NUMBERS, form=ModelFormat.PYTHON),
     ],
 )
 def test_a_model_of_another_kind_is_refused(unknown: ServedVersion) -> None:
     with pytest.raises(FailedPrecondition) as caught:
         ExplainedModel.of(unknown)
     assert caught.value.reason == "NOT_EXPLAINABLE"
+    assert f"which is {unknown.format}, cannot be explained" in str(caught.value)
 
 
 def test_a_predictions_inputs_are_read_from_the_log() -> None:

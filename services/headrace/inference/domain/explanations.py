@@ -208,6 +208,7 @@ def _logged_values(inputs: Mapping[str, object], name: str) -> list[str]:
 def _not_explainable(version: ServedVersion) -> FailedPrecondition:
     return FailedPrecondition(
         "NOT_EXPLAINABLE",
-        f"{version.model} version {version.version} cannot be explained: that takes an ONNX model with "
-        "one input of FP32 [-1,n], one of BYTES [-1,n], or both, and an output of numbers",
+        f"{version.model} version {version.version}, which is {version.format}, cannot be explained: that "
+        "takes an ONNX model with one input of FP32 [-1,n], one of BYTES [-1,n], or both, and an output of "
+        "numbers",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -16,6 +18,8 @@ CALL_SECONDS = 5.0
 # A model's own process is started, and imports what it needs: PyTorch takes minutes on a busy machine.
 LOAD_SECONDS = 300.0
 NANOSECONDS = 1e9
+
+_REFUSED = re.compile(r"version \d+ is at UNAVAILABLE state: (.+)")
 
 
 class TritonServer:
@@ -125,6 +129,10 @@ class TritonServer:
 
     async def _reason(self, deployment: str, details: str) -> str:
         """Why a version did not load, in the words of whatever refused it; the first line of them."""
+        told = _REFUSED.search(details)
+        if told:
+            # The index has the reasons of versions before it, too.
+            return told[1]
         try:
             index = await self._stub.RepositoryIndex(
                 service_pb2.RepositoryIndexRequest(), timeout=CALL_SECONDS
