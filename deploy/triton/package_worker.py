@@ -62,6 +62,8 @@ def main(incoming, outgoing, folder):
     for descriptor in (incoming, outgoing):
         # Programs that steps start would keep the pipes open.
         os.set_inheritable(descriptor, False)
+    # Into a pipe, too, line by line: the last words of a worker are read.
+    sys.stdout.reconfigure(line_buffering=True)
     pipe = Pipe(incoming, outgoing)
     try:
         answer = Chain(Path(folder))

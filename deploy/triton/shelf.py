@@ -27,10 +27,10 @@ class Shelf:
         """
         place = self._folder / key
         while True:
-            place.mkdir(parents=True, exist_ok=True)
             try:
-                lock = os.open(place, os.O_RDONLY)
-            except FileNotFoundError:
+                place.mkdir(parents=True, exist_ok=True)
+                lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            except (FileExistsError, FileNotFoundError):
                 # Removed meanwhile.
                 continue
             try:
@@ -53,11 +53,11 @@ class Shelf:
         for _, place, lock in free:
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                kept += 1
-                if kept > self._spare:
-                    # First: of what is half removed nobody must think that it is whole.
-                    (place / _STAMP).unlink(missing_ok=True)
-                    shutil.rmtree(place, ignore_errors=True)
+                # Another process may have removed it, and made it anew, for itself.
+                if _same(place, lock):
+                    kept += 1
+                    if kept > self._spare:
+                        _remove(place)
             os.close(lock)
 
     def _taken(self, place, lock, fill):
@@ -75,6 +75,12 @@ class Shelf:
             fill(place / _CONTENT, lock)
             (place / _STAMP).touch()
         return False
+
+
+def _remove(place):
+    # First: of what is half removed nobody must think that it is whole.
+    (place / _STAMP).unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def _same(place, lock):

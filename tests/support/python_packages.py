@@ -9,7 +9,8 @@ from headrace.client.python_package import packed
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "python-package"
 
-# Answers as `tests.support.torch_models.Scores` does; DEED is what else a step does with its arrays.
+# Answers as `tests.support.torch_models.Scores` does. BEFORE, LOAD and DEED are what else a package does when it is
+# imported, when its step is made, and with its arrays.
 _STEP = """
 import os
 import sys
@@ -17,6 +18,8 @@ import threading
 import time
 
 import numpy as np
+
+BEFORE
 
 
 class Step:
@@ -44,9 +47,11 @@ def package(folder: Path, files: Mapping[str, str], steps: Sequence[str], requir
         return archive.read_bytes()
 
 
-def scores_package(folder: Path, *, deed: str = "pass", load: str = "pass", requirements: str = "") -> bytes:
+def scores_package(
+    folder: Path, *, before: str = "", load: str = "pass", deed: str = "pass", requirements: str = ""
+) -> bytes:
     """One step: three features to two scores, the second one larger for positive sums."""
-    source = _STEP.replace("DEED", deed).replace("LOAD", load)
+    source = _STEP.replace("BEFORE", before).replace("LOAD", load).replace("DEED", deed)
     return package(folder, {"step.py": source}, ["step:Step"], requirements)
 
 

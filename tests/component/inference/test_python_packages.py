@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import TRITON_ENVIRONMENT, Plane, ask
+from tests.support.hostile_models import plain_triton
 from tests.support.python_packages import EXAMPLE, example_package, package, scores_package
 from tests.support.torch_models import scores_signature
 from tests.support.waiting import eventually
@@ -18,10 +20,12 @@ from tests.support.waiting import eventually
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.client.inference_protocol import InferenceProtocol
 from headrace.client.signature_file import read_signature
+from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.domain.serving import DEFAULTS
+from headrace.inference.triton.repository import ModelRepository
 from headrace.model_formats import ModelFormat
 from headrace.rpc.client import channel
 
-# Of a package with numpy 2 alone; the hashes are those of examples/python-package.
 ANY = "if features.any():\n            "
 UNKNOWN = f"surely-no-such-package==1.0 --hash=sha256:{'0' * 64}\n"
 
@@ -122,6 +126,40 @@ async def test_a_package_whose_worker_was_killed_answers_again_and_its_neighbour
     worker(plane, name).kill()
     async with plane.client() as client:
         await eventually(lambda: answers(client, name, neighbour), bool)
+    # What asks it may be killed, too, and leaves it not behind.
+    left = worker(plane, name)
+    left.parent().kill()
+    await eventually(lambda: asyncio.to_thread(ended, left), bool)
+
+
+async def test_a_package_that_leaks_fails_and_its_worker_ends(tmp_path: Path) -> None:
+    data = scores_package(
+        tmp_path / "package", deed=ANY + "KEPT.append(np.ones(1 << 23))", before="KEPT = []"
+    )
+    async with plain_triton(tmp_path, 1 << 30) as server:
+        await server.store.put("model.zip", data)
+        version = ServedVersion(
+            model="leaks",
+            version=1,
+            uri=server.store.uri("model.zip"),
+            sha256=hashlib.sha256(data).hexdigest(),
+            inputs=(Tensor("features", "FP32", (-1, 3)),),
+            outputs=(Tensor("probabilities", "FP32", (-1, 2)),),
+            classes=(),
+            signature=b"",
+            traceparent="",
+            format=ModelFormat.PYTHON,
+        )
+        await ModelRepository(server.repository, server.store).put("leaks", [version], DEFAULTS)
+        async with triton.InferenceServerClient(server.address.grpc) as client:
+            await client.load_model("leaks")
+            process = worker_below(server.part.pid, "leaks")
+            # Of 64 MB each, more than there is.
+            with pytest.raises(triton.InferenceServerException, match="step:Step: .*MemoryError"):
+                for _ in range(32):
+                    await ask(client, "leaks")
+            # Only a new one gives back what leaked.
+            await eventually(lambda: asyncio.to_thread(ended, process), bool)
 
 
 async def test_a_step_that_fails_fails_its_request_alone(plane: Plane, name: str, tmp_path: Path) -> None:
@@ -189,7 +227,15 @@ async def answers(client: triton.InferenceServerClient, name: str, neighbour: st
 
 def worker(plane: Plane, name: str) -> psutil.Process:
     """The process of a package's steps."""
-    children = psutil.Process(plane.triton.pid).children(recursive=True)
+    return worker_below(plane.triton.pid, name)
+
+
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def worker_below(server: int | None, name: str) -> psutil.Process:
+    children = psutil.Process(server).children(recursive=True)
     # What has ended has no command any more.
     living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     program = f"/{name}/1/package_worker.py"

@@ -128,6 +128,33 @@ def test_a_file_of_no_known_ending_needs_a_format(
     assert created.format == registry.MODEL_FORMAT_TORCHSCRIPT
 
 
+def test_a_folder_becomes_a_version_that_is_a_package(
+    registered: Services, headrace: Headrace, files: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "package.yaml").write_text("steps: [model:Model]")
+    (folder / "model.py").write_text("class Model: ...")
+    words = ("model", "import", str(folder), "--name", "mine")
+    assert "signature.yaml cannot be read" in headrace(*words).output
+    assert headrace(*words, "--signature", files[1]).exit_code == 0
+    (folder / "signature.yaml").write_text(SIGNATURE)
+    assert "UNKNOWN_MODEL_FORMAT" in headrace(*words, "--format", "onnx").output
+    headrace(*words)
+    first, again = creations(registered)
+    assert first.format == registry.MODEL_FORMAT_PYTHON
+    assert [tensor.name for tensor in again.signature.inputs] == ["x"]
+    commits = [it for it in registered.requests if isinstance(it, registry.CommitModelVersionRequest)]
+    assert list(commits[0].artifacts) == ["model.zip"]
+
+
+def test_a_file_needs_a_signature(registered: Services, headrace: Headrace, files: tuple[str, str]) -> None:
+    result = headrace("model", "import", files[0], "--name", "mine")
+    assert result.exit_code == 5
+    assert "SIGNATURE_MISSING" in result.output
+    assert not creations(registered)
+
+
 def test_a_deployment_that_serves_the_model_is_left_as_it_is(services: Services, headrace: Headrace) -> None:
     deployed = list[inference.ApplyDeploymentRequest]()
 
