@@ -9,7 +9,7 @@ from headrace.client.python_package import packed
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "python-package"
 
-# Answers as `tests.support.torch_models.Scores` does. BEFORE, LOAD and DEED are what else a package does when it is
+# Answers as `tests.support.torch_models.Scores` does. BEFORE, LOAD and DEED are what else it does when it is
 # imported, when its step is made, and with its arrays.
 _STEP = """
 import os

@@ -134,7 +134,7 @@ async def test_a_package_whose_worker_was_killed_answers_again_and_its_neighbour
 
 async def test_a_package_that_leaks_fails_and_its_worker_ends(tmp_path: Path) -> None:
     data = scores_package(
-        tmp_path / "package", deed=ANY + "KEPT.append(np.ones(1 << 23))", before="KEPT = []"
+        tmp_path / "package", deed=ANY + "KEPT.append(np.empty(1 << 23))", before="KEPT = []"
     )
     async with plain_triton(tmp_path, 1 << 30) as server:
         await server.store.put("model.zip", data)
@@ -154,12 +154,16 @@ async def test_a_package_that_leaks_fails_and_its_worker_ends(tmp_path: Path) ->
         async with triton.InferenceServerClient(server.address.grpc) as client:
             await client.load_model("leaks")
             process = worker_below(server.part.pid, "leaks")
-            # Of 64 MB each, more than there is.
-            with pytest.raises(triton.InferenceServerException, match="step:Step: .*MemoryError"):
-                for _ in range(32):
-                    await ask(client, "leaks")
+            with pytest.raises(triton.InferenceServerException, match=r"step:Step: .*MemoryError"):
+                await leak(client)
             # Only a new one gives back what leaked.
             await eventually(lambda: asyncio.to_thread(ended, process), bool)
+
+
+async def leak(client: triton.InferenceServerClient) -> None:
+    """More calls than there is memory for, of 64 MB each."""
+    for _ in range(32):
+        await ask(client, "leaks")
 
 
 async def test_a_step_that_fails_fails_its_request_alone(plane: Plane, name: str, tmp_path: Path) -> None:
