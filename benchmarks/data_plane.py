@@ -29,8 +29,10 @@ from headrace.events.registry.v1 import events_pb2
 from headrace.messaging.events import protobuf_event
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import MODEL_VERSIONS
+from headrace.model_formats import ModelFormat
 from headrace.objects import ObjectStore
 from headrace.rpc.client import channel
+from headrace.rpc.model_formats import to_model_format
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 IN_FLIGHT: Final = 64
@@ -176,14 +178,16 @@ async def trace_sink(traced: bool) -> AsyncIterator[tuple[str, str]]:
         await server.stop(None)
 
 
-async def deploy(plane: Plane, served: Served) -> None:
-    """Promote the model, and wait until it is live."""
+async def deploy(plane: Plane, served: Served, *, model: str = MODEL, package: bytes | None = None) -> None:
+    """Promote the model, or a package that holds it, and wait until it is live."""
+    form = ModelFormat.ONNX if package is None else ModelFormat.PYTHON
+    data = served.onnx if package is None else package
     async with channel(plane.service) as opened:
         stub = inference_pb2_grpc.InferenceServiceStub(opened)
-        await stub.ApplyDeployment(inference_pb2.ApplyDeploymentRequest(name=MODEL, model=MODEL))
-        await promote(plane, 1, served.onnx, served.signature)
+        await stub.ApplyDeployment(inference_pb2.ApplyDeploymentRequest(name=model, model=model))
+        await promote(plane, 1, data, served.signature, model=model, form=form)
         async with asyncio.timeout(60):
-            watch = stub.WatchDeployment(inference_pb2.WatchDeploymentRequest(name=MODEL))
+            watch = stub.WatchDeployment(inference_pb2.WatchDeploymentRequest(name=model))
             async for deployment in watch:
                 if deployment.ready:
                     break
@@ -200,32 +204,39 @@ async def described(stub: inference_pb2_grpc.InferenceServiceAsyncStub) -> infer
 
 
 async def promote(
-    plane: Plane, number: int, data: bytes, signature: registry_pb2.Signature = ROWS.signature
+    plane: Plane,
+    number: int,
+    data: bytes,
+    signature: registry_pb2.Signature = ROWS.signature,
+    *,
+    model: str = MODEL,
+    form: ModelFormat = ModelFormat.ONNX,
 ) -> None:
     """Tell of a promoted version, as the registry does."""
-    path = f"models/{MODEL}/{number}/model.onnx"
+    path = f"models/{model}/{number}/{form.file}"
     await plane.store.put(path, data)
     version = registry_pb2.ModelVersion(
-        model=MODEL,
+        model=model,
         version=number,
         artifacts=[
             registry_pb2.Artifact(
-                path="model.onnx",
+                path=form.file,
                 size=len(data),
                 sha256=hashlib.sha256(data).hexdigest(),
                 uri=plane.store.uri(path),
             )
         ],
         signature=signature,
+        format=to_model_format(form),
     )
     event = protobuf_event(
         events_pb2.ModelVersionPromoted(model_version=version),
         type="headrace.registry.model-version-promoted.v1",
         source="headrace/registry",
-        subject=MODEL,
+        subject=model,
         id=str(uuid.uuid4()),
         time=datetime.now(UTC),
         traceparent="",
     )
     async with Producer(plane.bootstrap, client_id="benchmark", idempotence=False) as producer:
-        await producer.publish(MODEL_VERSIONS, MODEL, event)
+        await producer.publish(MODEL_VERSIONS, model, event)

@@ -149,8 +149,10 @@ class TritonPythonModel:
             # Raised, and not answered as errors: Triton counts those as successes, and rollouts are judged by
             # its counts. (It also crashes where two responses share one error.)
             words = str(error) or type(error).__name__
-            if isinstance(error, model_files.Ended) or confinement.exhausted():
-                pb_utils.Logger.log_error(f"a model ends, to be loaded anew: {words}")
+            ended = isinstance(error, model_files.Ended)
+            if ended or confinement.exhausted():
+                why = "as its package did" if ended else "for its memory is used up"
+                pb_utils.Logger.log_error(f"a model ends, {why}: {words}")
                 self._log.close()
                 os._exit(1)
             raise pb_utils.TritonModelException(f"the model failed: {words}") from None

@@ -85,7 +85,7 @@ def main(incoming, outgoing, folder):
             answers, failure = {}, _words(error)
         pipe.send({"failure": failure} if failure else {}, answers)
         if failure and confinement.exhausted():
-            sys.exit("it has used up its memory")
+            sys.exit("its memory is used up")
 
 
 def _made(name, folder):

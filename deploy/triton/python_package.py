@@ -27,6 +27,7 @@ from shelf import Shelf
 
 # Where packages are unpacked and their environments are.
 FOLDER_VARIABLE = "HEADRACE_PACKAGES_PATH"
+MANIFEST = "headrace.json"
 REQUIREMENTS = "requirements.txt"
 # A version that comes back finds its environment; uv's cache keeps the downloads of others.
 SPARE = 4
@@ -73,6 +74,11 @@ class Package:
             document, answers = self._pipe.receive(self._patience(wanted))
         except Closed:
             raise self._ended() from None
+        except Ended:
+            raise
+        except Exception as error:
+            # No memory for an answer, or what is none: whatever comes next would be half of something.
+            raise Ended(f"its process is not understood any more: {error!r}") from error
         if "failure" in document:
             raise ValueError(document["failure"])
         for name in self._outputs:
@@ -102,6 +108,8 @@ class Package:
         with path.open("rb") as archive:
             digest = hashlib.file_digest(archive, "sha256").hexdigest()
         folder = self._take(Path(root, "sources"), digest, partial(_unpack, path))
+        if not (folder / MANIFEST).exists():
+            raise ValueError(f"its archive has no {MANIFEST}, which `headrace model import` writes into it")
         requirements = folder / REQUIREMENTS
         environment = self._take(
             Path(root, "environments"), _environment_key(requirements), partial(_build, requirements, until)

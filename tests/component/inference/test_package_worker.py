@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -133,6 +134,13 @@ def test_a_worker_that_ends_is_said_with_its_last_words(load: Load, python_packa
         answer(ROWS, wanted)
 
 
+def test_what_is_no_message_ends_the_conversation(load: Load, python_package: ModuleType) -> None:
+    body = "os.write(int(sys.argv[2]), bytes([5, 0, 0, 0]) + b'words'); return {'answer': features}"
+    answer = load({"step.py": step(body, "import sys")})
+    with pytest.raises(python_package.Ended, match="its process is not understood any more"):
+        answer(ROWS, wanted)
+
+
 def test_one_that_hangs_is_given_up_a_while_after_its_callers_have_gone(
     load: Load, python_package: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +176,13 @@ def test_a_package_that_is_no_archive_is_said(python_package: ModuleType, tmp_pa
     path.write_bytes(b"no archive")
     with pytest.raises(ValueError, match="its file is no archive of a package"):
         python_package.Package(path, ["x"], ["y"], time.monotonic() + 60)
+
+
+def test_an_archive_that_no_import_has_made_is_said(python_package: ModuleType, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        archive.writestr("model.py", "")
+    with pytest.raises(ValueError, match=r"its archive has no headrace\.json"):
+        python_package.Package(tmp_path / "model.zip", ["x"], ["y"], time.monotonic() + 60)
 
 
 def test_an_environment_that_is_not_built_in_time_is_said(load: Load) -> None:
