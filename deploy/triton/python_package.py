@@ -107,13 +107,12 @@ class Package:
             raise ValueError(f"{FOLDER_VARIABLE} does not tell Triton in which folder to unpack packages")
         with path.open("rb") as archive:
             digest = hashlib.file_digest(archive, "sha256").hexdigest()
-        folder = self._take(Path(root, "sources"), digest, partial(_unpack, path))
+        folder = self._take(Path(root, "sources"), digest, path, partial(_unpack, path))
         if not (folder / MANIFEST).exists():
             raise ValueError(f"its archive has no {MANIFEST}, which `headrace model import` writes into it")
         requirements = folder / REQUIREMENTS
-        environment = self._take(
-            Path(root, "environments"), _environment_key(requirements), partial(_build, requirements, until)
-        )
+        key = _environment_key(requirements)
+        environment = self._take(Path(root, "environments"), key, path, partial(_build, requirements, until))
         self._run(environment, folder, f"{path.parent.parent.name} {path.parent.name}")
         try:
             document, _ = self._pipe.receive(self._patience(lambda: time.monotonic() < until))
@@ -122,9 +121,10 @@ class Package:
         if "failure" in document:
             raise ValueError(document["failure"])
 
-    def _take(self, root, key, fill):
+    def _take(self, root, key, path, fill):
         shelf = Shelf(root, spare=SPARE)
-        folder, lock = shelf.take(key, fill)
+        # The archive lies in the model repository while its version is served, also while Triton restarts.
+        folder, lock = shelf.take(key, path.resolve(), fill)
         self._locks.append(lock)
         shelf.tidy()
         return folder

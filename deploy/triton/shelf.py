@@ -9,21 +9,23 @@ from pathlib import Path
 _CONTENT = "content"
 # Written last: what was cut off while it was made is made anew.
 _STAMP = "filled"
+# A path in each line, of what needs it.
+_OWNERS = "owners"
 
 
 class Shelf:
     """Folders below one, for all processes of this machine; whoever uses one of them holds a lock on it."""
 
     def __init__(self, folder, *, spare):
-        """`spare`: so many that nobody holds are kept, those that were used last."""
+        """`spare`: so many that nobody needs are kept, those that were used last."""
         self._folder = Path(folder)
         self._spare = spare
 
-    def take(self, key, fill):
+    def take(self, key, owner, fill):
         """(folder, lock) of a key, made by `fill(folder, lock)` where it is not there: one process does.
 
-        It stays until the lock, a descriptor, is closed here and in every program that was given it. Raises
-        what `fill` raises.
+        It stays until the lock, a descriptor, is closed here and in every program that was given it, and then
+        as long as there is something at the path `owner`. Raises what `fill` raises.
         """
         place = self._folder / key
         while True:
@@ -35,6 +37,7 @@ class Shelf:
                 continue
             try:
                 if self._taken(place, lock, fill):
+                    _note(place, owner)
                     return place / _CONTENT, lock
             except BaseException:
                 os.close(lock)
@@ -42,7 +45,7 @@ class Shelf:
             os.close(lock)
 
     def tidy(self):
-        """Remove what nobody holds, but for the spare ones."""
+        """Remove what nobody holds or needs, but for the spare ones."""
         free = []
         for place in self._folder.iterdir():
             with suppress(FileNotFoundError):
@@ -54,7 +57,7 @@ class Shelf:
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Another process may have removed it, and made it anew, for itself.
-                if _same(place, lock):
+                if _same(place, lock) and not _needed(place):
                     kept += 1
                     if kept > self._spare:
                         _remove(place)
@@ -75,6 +78,24 @@ class Shelf:
             fill(place / _CONTENT, lock)
             (place / _STAMP).touch()
         return False
+
+
+def _note(place, owner):
+    if str(owner) not in _owners(place):
+        # One write: others may note themselves at the same time.
+        with (place / _OWNERS).open("a", encoding="utf-8") as owners:
+            owners.write(f"{owner}\n")
+
+
+def _needed(place):
+    return any(Path(owner).exists() for owner in _owners(place))
+
+
+def _owners(place):
+    try:
+        return (place / _OWNERS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _remove(place):

@@ -37,7 +37,7 @@ def load(python_package: ModuleType, tmp_path: Path) -> Iterator[Load]:
     """Loads a package of these files, in which `step.py` is the only step."""
     loaded = []
 
-    def made(files: dict[str, str], seconds: float = 60.0, outputs: tuple[str, ...] = ("answer",)) -> Any:
+    def made(files: dict[str, str], *, seconds: float = 60.0, outputs: tuple[str, ...] = ("answer",)) -> Any:
         folder = tmp_path / "deployment" / str(len(loaded) + 1)
         data = package(tmp_path / f"source-{len(loaded)}", files, ["step:Step"])
         folder.mkdir(parents=True)
@@ -169,6 +169,13 @@ def test_equal_requirements_share_an_environment(load: Load, tmp_path: Path) -> 
         load({"step.py": step(f"return {{'answer': features + {number}}}")})
     assert len(list((tmp_path / "packages" / "environments").iterdir())) == 1
     assert len(list((tmp_path / "packages" / "sources").iterdir())) == 2
+
+
+def test_what_was_built_once_is_loaded_without_uv(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"step.py": step("return {'answer': features}")}
+    load(files).close()
+    monkeypatch.setenv("PATH", "")
+    assert load(files)(ROWS, wanted)["answer"].tolist() == [[1, 2], [3, 4]]
 
 
 def test_a_package_that_is_no_archive_is_said(python_package: ModuleType, tmp_path: Path) -> None:

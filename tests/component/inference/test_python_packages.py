@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ async def test_what_does_not_serve_never_replaces_what_does(plane: Plane, name: 
     broken = [
         ({"load": "import surely_no_such_module"}, "step:Step: ModuleNotFoundError: No module named"),
         ({"requirements": UNKNOWN}, "its environment cannot be built: No solution found"),
+        ({"requirements": other_contents()}, "its environment cannot be built: Failed to"),
         ({"load": "raise RuntimeError('no weights')"}, "step:Step: RuntimeError: no weights"),
         ({"load": "print('bye', flush=True); os._exit(3)"}, "ended with exit code 3; its last words: bye"),
         ({"load": "os.kill(os.getpid(), 11)"}, "ended with SIGSEGV"),
@@ -212,6 +214,14 @@ async def test_a_package_that_prints_for_ever_answers_and_fills_no_log(
     said = await asyncio.to_thread(plane.triton.log.read_text)
     assert 0 < said.count(f"{name} 1: words without end") < 10_000
     worker(plane, name).kill()
+
+
+def other_contents() -> str:
+    """A requirement of the example's, with the hash of something else."""
+    locked = (EXAMPLE / "requirements.txt").read_text()
+    version = re.search(r"^wcwidth==\S+", locked, re.MULTILINE)
+    assert version is not None
+    return f"{version[0]} --hash=sha256:{'0' * 64}\n"
 
 
 async def deploy_scores(plane: Plane, name: str, data: bytes) -> None:
