@@ -155,6 +155,16 @@ def test_one_that_hangs_is_given_up_a_while_after_its_callers_have_gone(
         answer(ROWS, lambda: False)
 
 
+def test_one_that_does_not_come_up_is_given_up(
+    load: Load, python_package: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its environment is there; what hangs is the module.
+    load({"step.py": step("return {}")})
+    monkeypatch.setattr(python_package, "GRACE_SECONDS", 0.3)
+    with pytest.raises(python_package.Ended, match="its process hung, and was ended"):
+        load({"step.py": step("return {}", "time.sleep(3600)")}, seconds=0.5)
+
+
 def test_what_a_worker_started_ends_with_it(load: Load) -> None:
     body = "child = subprocess.Popen(['sleep', '3600']); return {'answer': features[:, 0] * 0 + child.pid}"
     answer = load({"step.py": step(body, "import subprocess")})
