@@ -98,11 +98,13 @@ async def test_calls_go_past_a_server_that_is_gone_and_none_fails(make_front: Fr
     assert left.asked
 
 
-@pytest.mark.parametrize("refusal", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND])
+@pytest.mark.parametrize(
+    "refusal", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.CANCELLED]
+)
 async def test_a_call_that_a_server_did_not_begin_is_answered_by_another(
     make_front: Fronts, refusal: grpc.StatusCode
 ) -> None:
-    """A version that is not ready yet, or a model of which the server has not heard since it started."""
+    """A version that is not ready yet, a model that the server has not heard of, a server that stops."""
     made, [without, has] = await make_front(2)
     without.refusal = refusal
     async with made.channel() as opened:
