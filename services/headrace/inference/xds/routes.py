@@ -157,7 +157,7 @@ def _to(cluster: str) -> Document:
         **_DEADLINE,
         "retry_policy": {
             # What Triton answers before it begins: UNAVAILABLE, in REST 503, of a version that is not ready,
-            # and NOT_FOUND, 404, of a model that it has not heard of since it started; and of what it gives up
+            # and NOT_FOUND, 404, of a model that it has not heard of since it started. And what it gives up
             # while it stops, CANCELLED. A request whose server died may have been computed: to do so again
             # changes nothing, but a line in the prediction log.
             "retry_on": "connect-failure,refused-stream,reset,cancelled,unavailable,retriable-headers,"
