@@ -487,6 +487,20 @@ def test_the_version_is_told(headrace: Headrace) -> None:
     assert headrace("--version").stdout.strip() == version("headrace")
 
 
+def test_deployments_say_on_how_many_servers_they_are(services: Services, headrace: Headrace) -> None:
+    scaling = scheduling.Scaling(min_replicas=0)
+    services.answers["ListDeployments"] = lambda _: inference.ListDeploymentsResponse(
+        deployments=[
+            inference.Deployment(name="always", replicas=64),
+            inference.Deployment(name="cold", scaling=scaling, ready=True),
+            inference.Deployment(name="some", scaling=scaling, replicas=2),
+        ]
+    )
+    heading, *rows = headrace("get", "deployments").stdout.splitlines()
+    ends_at = heading.index("servers") + len("servers")
+    assert [row[:ends_at].split()[-1] for row in rows] == ["all", "0", "2"]
+
+
 def test_kinds_complete_in_a_shell() -> None:
     assert _kinds("mod") == ["models", "model-versions"]
 
