@@ -26,11 +26,13 @@ local SHARD_HEADER = "x-headrace-shard"
 local SERVICE = "/inference.GRPCInferenceService/"
 local INFER = SERVICE .. "ModelInfer"
 local STREAM = SERVICE .. "ModelStreamInfer"
+local INDEX = "/v2/repository/index"
 -- Their requests begin with the model's name and version, as ModelInfer's do.
 local MODEL_METHODS = {ModelReady = true, ModelMetadata = true, ModelConfig = true}
 
 -- Longer than HEADRACE_INFERENCE_WAKE_SECONDS may be, after which the inference service says what is wrong.
 local WAKE_MILLISECONDS = 310000
+local LIST_MILLISECONDS = 10000
 
 -- Triton's JSON parser calls itself for each level, and ends the whole server where its stack does: somewhere above
 -- 100,000. What is shorter than this cannot be nested so deep, and is not looked at.
@@ -152,30 +154,30 @@ local function varint(number)
   return table.concat(bytes)
 end
 
--- Has a model loaded that is loaded nowhere, and waits for it: its servers as `route.group` has them, or nil and why not.
-local function woken(handle, model)
-  local length = varint(#model)
-  local message = "\10" .. length .. model
+-- Asks the inference service, with a message that holds `message` alone: the first text of its answer, or nil and why not.
+local function ask_service(handle, method, message, milliseconds)
   local headers, body = handle:httpCall("streams", {
     [":method"] = "POST",
-    [":path"] = "/headrace.api.inference.v1.WakingService/Wake",
+    [":path"] = "/headrace.api.inference.v1.StampService/" .. method,
     [":authority"] = "headrace",
     ["te"] = "trailers",
     ["content-type"] = "application/grpc",
-  }, string.char(0, 0, 0, 0, #message) .. message, WAKE_MILLISECONDS)
+  }, string.char(0, 0, 0, math.floor(#message / 256), #message % 256) .. message, milliseconds)
   local status = headers["grpc-status"]
   if headers[":status"] ~= "200" or (status ~= nil and status ~= "0") then
-    return nil, headers["grpc-message"] or ("model " .. model .. " is loaded nowhere, and nobody loads it now; try again later")
+    return nil, headers["grpc-message"] or "the inference service does not answer; try again later"
   end
-  -- One frame with one text, or none: WakeResponse.
-  return string.sub(body, 8), nil
+  -- Behind the frame's five bytes a text's tag, its length in groups of seven bits, and the text; nothing where it is empty.
+  local at = 7
+  while string.byte(body, at) and string.byte(body, at) >= 128 do at = at + 1 end
+  return string.sub(body, at + 1), nil
 end
 
 -- Sends a request to the servers that have its model.
 local function go(handle, route, model)
   local group, problem = route.group, nil
   if route.cold then
-    group, problem = woken(handle, model)
+    group, problem = ask_service(handle, "Wake", "\10" .. varint(#model) .. model, WAKE_MILLISECONDS)
     if group == nil then return problem end
   end
   if group ~= nil and group ~= "" then handle:streamInfo():dynamicMetadata():set("envoy.lb", "group", group) end
@@ -395,6 +397,16 @@ local function stamp_rest(handle, path)
   if problem ~= nil then return refuse_rest(handle, 503, problem) end
 end
 
+-- The protocol's index: of a server it would be what that one has.
+local function list_models(handle)
+  local body = handle:body()
+  local text = body and body:length() > 0 and body:getBytes(0, math.min(body:length(), SHORT_JSON_BYTES)) or ""
+  local ready = string.find(text, '"ready"%s*:%s*true')
+  local listed, problem = ask_service(handle, "ListModels", ready and "\8\1" or "", LIST_MILLISECONDS)
+  if listed == nil then return refuse_rest(handle, 503, problem) end
+  handle:respond({[":status"] = "200", ["content-type"] = "application/json"}, listed)
+end
+
 function envoy_on_request(handle)
   local path = handle:headers():get(":path")
   handle:headers():replace(SHARD_HEADER, "server")
@@ -405,7 +417,11 @@ function envoy_on_request(handle)
   elseif string.sub(path, 1, #SERVICE) == SERVICE then
     -- A stream's requests come back one by one.
     if path ~= STREAM then stamp_question(handle, string.sub(path, #SERVICE + 1)) end
-  elseif not refused(handle) then
+  elseif refused(handle) then
+    return
+  elseif path == INDEX and handle:headers():get(":method") == "POST" then
+    list_models(handle)
+  else
     local health = string.match(path, "^/v2/health/(%l+)")
     if health ~= nil then handle:streamInfo():dynamicMetadata():set("headrace", "health", health) end
   end

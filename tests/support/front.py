@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import tritonclient.grpc.aio as triton
@@ -15,11 +15,13 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from headrace.api.inference.v1 import waking_pb2_grpc
+from headrace.api.inference.v1 import stamp_pb2_grpc
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
+from headrace.inference.stamp_grpc_api import StampServicer
 from headrace.inference.streams import Streams, channel_to_envoy
 from headrace.inference.use_cases.ports import Route
+from headrace.inference.use_cases.wake import WakeDeployment
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 
@@ -104,11 +106,6 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    async def RepositoryIndex(
-        self, request: service_pb2.RepositoryIndexRequest, context: object
-    ) -> service_pb2.RepositoryIndexResponse:
-        return service_pb2.RepositoryIndexResponse()
-
 
 @dataclass
 class Front:
@@ -150,15 +147,21 @@ async def front(
     wiring: Wiring,
     routes: Mapping[str, Mapping[int, int]],
     *,
-    waking: waking_pb2_grpc.WakingServiceServicer | None = None,
+    stamp: stamp_pb2_grpc.StampServiceServicer | None = None,
     **limits: int,
 ) -> AsyncIterator[Front]:
     """Envoy with these weights, of models that take three numbers, and with these limits of its own."""
     control_plane = ControlPlane(wiring)
     control_plane.update({name: Route(weights, SIGNATURE) for name, weights in routes.items()})
+    if stamp is None:
+        # Nothing is loaded nowhere.
+        wake = cast("WakeDeployment", None)
+        stamp = StampServicer(wake, control_plane, servers=len(wiring.triton))
     async with (
         channel_to_envoy(wiring.listen) as opened,
-        serve_xds("127.0.0.1:0", control_plane, streams=Streams(opened), waking=waking) as xds_port,
+        serve_xds(
+            "127.0.0.1:0", control_plane, streams=Streams(opened, control_plane), stamp=stamp
+        ) as xds_port,
     ):
         envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds_port, **limits)
         try:

@@ -30,6 +30,7 @@ from headrace.inference.profile_calls import profile_client
 from headrace.inference.request_consumer import PublishedResponses, RequestConsumer
 from headrace.inference.requests_grpc_api import RequestServicer
 from headrace.inference.settings import Settings
+from headrace.inference.stamp_grpc_api import StampServicer
 from headrace.inference.storage.drift import PostgresDrift
 from headrace.inference.storage.requests import PostgresRequests
 from headrace.inference.storage.tuning_lock import PostgresTuningLock
@@ -53,7 +54,6 @@ from headrace.inference.use_cases.scale import Scaler
 from headrace.inference.use_cases.tune import StaleCopies, TuneDeployment
 from headrace.inference.use_cases.wake import WakeDeployment
 from headrace.inference.use_cases.watch_drift import ReportDrift, WatchDrift
-from headrace.inference.waking_grpc_api import WakingServicer
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
@@ -133,8 +133,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         serve_xds(
             settings.xds_address,
             control_plane,
-            streams=Streams(envoy),
-            waking=WakingServicer(wake, servers=len(settings.triton_servers)),
+            streams=Streams(envoy, control_plane),
+            stamp=StampServicer(wake, control_plane, servers=len(settings.triton_servers)),
             max_request_bytes=settings.max_request_bytes,
         )
     )

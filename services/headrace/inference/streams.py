@@ -14,7 +14,9 @@ from typing import Final
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from headrace.inference.model_index import index_entries
 from headrace.inference.xds.routes import CLIENT_HEADER
+from headrace.inference.xds.server import ControlPlane
 
 Context = grpc.aio.ServicerContext[service_pb2.ModelInferRequest, service_pb2.ModelStreamInferResponse]
 
@@ -48,10 +50,18 @@ _Asked = tuple[str, grpc.aio.UnaryUnaryCall[service_pb2.ModelInferRequest, servi
 
 
 class Streams(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The servicer; Envoy sends it this one method."""
+    """The servicer; of the protocol's methods Envoy sends it these, and all others to Triton."""
 
-    def __init__(self, envoy: grpc.aio.Channel) -> None:
+    def __init__(self, envoy: grpc.aio.Channel, control_plane: ControlPlane) -> None:
         self._infer = service_pb2_grpc.GRPCInferenceServiceStub(envoy).ModelInfer
+        self._control_plane = control_plane
+
+    async def RepositoryIndex(  # noqa: N802 - the protocol's name
+        self, request: service_pb2.RepositoryIndexRequest, context: object
+    ) -> service_pb2.RepositoryIndexResponse:
+        """The models that may be asked, whatever server has them."""
+        entries = index_entries(self._control_plane.routes, ready=request.ready)
+        return service_pb2.RepositoryIndexResponse(models=[entry.document() for entry in entries])
 
     async def ModelStreamInfer(  # noqa: N802 - the protocol's name
         self,

@@ -15,7 +15,7 @@ from tests.support.front import SIGNATURE, Front, ModelServer, front, request, w
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from headrace.api.inference.v1 import waking_pb2, waking_pb2_grpc
+from headrace.api.inference.v1 import stamp_pb2, stamp_pb2_grpc
 from headrace.inference.domain.scaling import Scale
 from headrace.inference.use_cases.ports import Route
 
@@ -23,17 +23,17 @@ MODEL = "m"
 CALLS = 24
 
 
-class Waking(waking_pb2_grpc.WakingServiceServicer):
+class Waking(stamp_pb2_grpc.StampServiceServicer):
     """Answers when it is told to."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.group: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def Wake(self, request: waking_pb2.WakeRequest, context: Any) -> waking_pb2.WakeResponse:
+    async def Wake(self, request: stamp_pb2.WakeRequest, context: Any) -> stamp_pb2.WakeResponse:
         self.asked.append(request.deployment)
         try:
-            return waking_pb2.WakeResponse(group=await asyncio.shield(self.group))
+            return stamp_pb2.WakeResponse(group=await asyncio.shield(self.group))
         except LookupError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
@@ -69,7 +69,7 @@ async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
             await server.start()
         waking = Waking()
         made = await stack.enter_async_context(
-            front(tmp_path, wiring(servers), {MODEL: {3: 100}}, waking=waking)
+            front(tmp_path, wiring(servers), {MODEL: {3: 100}}, stamp=waking)
         )
         yield Plane(made, servers, waking)
 
@@ -101,6 +101,38 @@ async def test_questions_about_a_model_go_where_it_is_and_rest_does_too(plane: P
         answers = [await client.get(f"/v2/models/{MODEL}/ready") for _ in range(6)]
     assert {answer.status_code for answer in answers} == {200}
     assert [server.rest for server in plane.servers] == [0, 0, 6]
+
+
+async def test_the_index_lists_what_may_be_asked_whatever_server_has_it(tmp_path: Path) -> None:
+    servers = [ModelServer() for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            stack.push_async_callback(server.stop)
+            await server.start()
+        made = await stack.enter_async_context(front(tmp_path, wiring(servers), {}))
+        made.control_plane.update(
+            {
+                "one": Route({3: 90, 10: 10}, SIGNATURE, scale=Scale(1, first=1)),
+                "cold": Route({1: 100}, SIGNATURE, scale=Scale(0)),
+            }
+        )
+        cold = ("cold", "1", "UNAVAILABLE", "loaded when it is asked")
+        one = [("one", "3", "READY", ""), ("one", "10", "READY", "")]
+        opened = await stack.enter_async_context(made.channel())
+        rest = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://{made.address}"))
+        for ready, wanted in ((False, [cold, *one]), (True, one)):
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+            listed = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=ready), timeout=30)
+            assert [(m.name, m.version, m.state, m.reason) for m in listed.models] == wanted
+            answer = await rest.post("/v2/repository/index", json={"ready": ready})
+            assert answer.headers["content-type"] == "application/json"
+            found = [(m["name"], m["version"], m["state"], m.get("reason", "")) for m in answer.json()]
+            assert found == wanted
+        # Of many models the list is long.
+        made.control_plane.update(
+            {f"model-{number:04}": Route({1: 100}, SIGNATURE) for number in range(1000)}
+        )
+        assert len((await rest.post("/v2/repository/index")).json()) == 1000
 
 
 async def test_a_request_that_finds_its_model_nowhere_waits_until_it_is_somewhere(plane: Plane) -> None:

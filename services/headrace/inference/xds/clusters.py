@@ -23,7 +23,7 @@ _SUBSETS: Final[Document] = {
         "list_as_any": True,
     }
 }
-# The inference service, which serves streams beside discovery; deploy/envoy/bootstrap.yaml says where.
+# The inference service, which answers streams, and the stamp, beside discovery: deploy/envoy/bootstrap.yaml.
 STREAMS: Final = "streams"
 
 # The default of 1,024 would refuse requests that Triton's own queue takes.

@@ -32,7 +32,6 @@ PUBLIC_METHODS: Final = (
     "ServerLive",
     "ServerReady",
     "ServerMetadata",
-    "RepositoryIndex",
     *MODEL_METHODS,
 )
 
@@ -43,7 +42,8 @@ _NOT_FOUND: Final = "5"
 # The caller's deadline is the only one; a request without one may take as long as its model does.
 _DEADLINE: Final = {"timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}}
 
-PUBLIC_SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index")
+# What is listed for REST the stamp answers.
+PUBLIC_SERVER_PATHS: Final = ("/v2", "/v2/health/live", "/v2/health/ready")
 PUBLIC_PATHS: Final = "/v2/models/[^/]+(/versions/[^/]+)?(/infer|/ready|/config)?"
 
 
@@ -90,6 +90,7 @@ def server_routes() -> Document:
         [
             *({"match": {"path": SERVICE + method}, "route": _to(TRITON_GRPC)} for method in PUBLIC_METHODS),
             _stream(),
+            {"match": {"path": SERVICE + "RepositoryIndex"}, "route": {"cluster": STREAMS, **_DEADLINE}},
             # PERMISSION_DENIED in gRPC.
             _refused({"prefix": SERVICE}, 403, "for operators only"),
             *({"match": {"path": path}, "route": _to(TRITON_HTTP)} for path in PUBLIC_SERVER_PATHS),

@@ -16,7 +16,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from tritonclient.grpc import service_pb2_grpc
 
-from headrace.api.inference.v1 import waking_pb2_grpc
+from headrace.api.inference.v1 import stamp_pb2_grpc
 from headrace.inference.domain.scaling import Scale
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import Route
@@ -222,6 +222,11 @@ class ControlPlane:
         route = self._routes.get(deployment)
         return 1 if route is None else route.most_rows
 
+    @property
+    def routes(self) -> Mapping[str, Route]:
+        """How requests are routed, by deployment."""
+        return self._routes
+
     def scale(self, deployment: str) -> Scale | None:
         """Where requests find a deployment; None where none has that name."""
         route = self._routes.get(deployment)
@@ -302,12 +307,13 @@ async def serve_xds(
     control_plane: ControlPlane,
     *,
     streams: service_pb2_grpc.GRPCInferenceServiceServicer | None = None,
-    waking: waking_pb2_grpc.WakingServiceServicer | None = None,
+    stamp: stamp_pb2_grpc.StampServiceServicer | None = None,
     max_request_bytes: int = MAX_MESSAGE_BYTES,
 ) -> AsyncIterator[int]:
     """Serve discovery at host:port; yields the port.
 
-    Beside it `streams`, whose requests may be so large, and `waking`. Raises OSError where it cannot be
+    Beside it `streams`, whose requests may be so large, and `stamp`, what its version
+    stamp asks. Raises OSError where it cannot be
     bound.
     """
     server = grpc.aio.server(
@@ -322,8 +328,8 @@ async def serve_xds(
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryServicer(control_plane), server)
     if streams is not None:
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(streams, server)
-    if waking is not None:
-        waking_pb2_grpc.add_WakingServiceServicer_to_server(waking, server)
+    if stamp is not None:
+        stamp_pb2_grpc.add_StampServiceServicer_to_server(stamp, server)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
