@@ -2,8 +2,8 @@
 
 Triton's Python backend runs one process of this for each instance of a model version. The inference service
 copies it and its neighbours beside the model's file, says in `version.json` what that is, and names the
-deployment and the topic in the model's configuration. It runs in Triton's own environment (numpy 1,
-onnxruntime, confluent-kafka) and imports nothing of Headrace.
+deployment and the topic in the model's configuration. It runs in Triton's own environment
+(deploy/triton/runtime.in) and imports nothing of Headrace.
 
 Neither log nor spans hold a request back: both are built and sent on other threads, and where those fall
 behind they are dropped; lost predictions are counted in Triton's log.
@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 import confinement
 import model_files
 import numpy as np
+import orjson
 import triton_python_backend_utils as pb_utils
 from class_names import ClassNames
 
@@ -263,6 +264,7 @@ class PredictionLog:
             if batch is None:
                 break
             callers, inputs, outputs, arrived, seconds = batch
+            when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
             first = 0
             for prediction_id, parameters, rows in callers:
                 part = slice(first, first + rows)
@@ -278,6 +280,7 @@ class PredictionLog:
                         _traceparent(given),
                         {name: tensor[part] for name, tensor in inputs.items()},
                         {name: tensor[part] for name, tensor in outputs.items()},
+                        when,
                         arrived,
                         seconds,
                     )
@@ -309,8 +312,7 @@ class PredictionLog:
             f"{dropped} predictions of {self._deployment} were not logged: is the broker slow?"
         )
 
-    def _event(self, prediction_id, subject, mirror, traceparent, inputs, outputs, arrived, seconds):
-        when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
+    def _event(self, prediction_id, subject, mirror, traceparent, inputs, outputs, when, arrived, seconds):
         event_id = str(uuid.uuid4())
         # No database takes the character U+0000.
         prediction_id = _cut(prediction_id.replace("\0", "?"), MAX_ID_BYTES) or event_id
@@ -342,7 +344,7 @@ class PredictionLog:
         own = self._spans.add(traceparent, f"infer {self._deployment}", arrived, seconds, attributes)
         if own:
             headers["traceparent"] = own
-        return self._deployment.encode(), json.dumps(payload).encode(), headers
+        return self._deployment.encode(), orjson.dumps(payload), headers
 
 
 class Spans:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import asyncpg
+import orjson
 from pydantic import TypeAdapter
 
 from headrace.api.registry.v1 import registry_pb2
@@ -196,27 +197,26 @@ class Repository:
 
     async def put_predictions(self, predictions: Sequence[LoggedPrediction]) -> None:
         """Store predictions; those that are there already are left alone."""
-        await self._connection.executemany(
-            QUERIES["put_prediction"],
-            [
-                (
-                    p.event_id,
-                    p.prediction_id,
-                    p.deployment,
-                    p.version,
-                    p.time,
-                    p.seconds,
-                    p.inputs,
-                    p.outputs,
-                    p.answer,
-                    p.traceparent,
-                    p.subject,
-                    p.shadow,
-                    p.mirror_id,
-                )
-                for p in predictions
-            ],
-        )
+        rows = [
+            (
+                p.event_id,
+                p.prediction_id,
+                p.deployment,
+                p.version,
+                p.time,
+                p.seconds,
+                orjson.dumps(p.inputs).decode(),
+                orjson.dumps(p.outputs).decode(),
+                p.answer,
+                p.traceparent,
+                p.subject,
+                p.shadow,
+                p.mirror_id,
+            )
+            for p in predictions
+        ]
+        if rows:
+            await self._connection.execute(QUERIES["put_predictions"], *map(list, zip(*rows, strict=True)))
 
     async def erase_predictions(self, erasure: str, dataset: str, subject: str, time: datetime) -> int:
         """Remove a subject's predictions and requests, and remember that.
