@@ -314,8 +314,22 @@ def shared_parts(
 
 
 @pytest.fixture
-async def plane(shared_parts: Parts) -> AsyncIterator[Plane]:
-    async with shared_parts.plane() as plane:
+def working_parts(shared_parts: Parts, background: Background) -> Parts:
+    """A test that has ended the shared Triton has failed; those after it are not to."""
+
+    async def mend() -> None:
+        [server] = shared_parts.tritons
+        if await server.problem():
+            await server.stop()
+            await server.start()
+
+    background.runner.run(mend())
+    return shared_parts
+
+
+@pytest.fixture
+async def plane(working_parts: Parts) -> AsyncIterator[Plane]:
+    async with working_parts.plane() as plane:
         yield plane
 
 

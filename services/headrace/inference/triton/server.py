@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
 
 import grpc
@@ -17,6 +19,9 @@ from headrace.inference.use_cases.ports import LoadError
 CALL_SECONDS = 5.0
 # A model's own process is started, and imports what it needs: PyTorch takes minutes on a busy machine.
 LOAD_SECONDS = 300.0
+# Of a load that failed Triton takes down in threads of its own what it had begun; a load of the same model at
+# that moment has ended the whole server (2.51, in TritonModelInstance's destructor).
+AFTER_FAILURE_SECONDS = 3.0
 NANOSECONDS = 1e9
 
 _REFUSED = re.compile(r"version \d+ is at UNAVAILABLE state: (.+)")
@@ -29,6 +34,8 @@ class TritonServer:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self._liveness = Liveness(self._stub)
         self._died: dict[str, frozenset[int]] = {}
+        # When a load of a deployment failed last.
+        self._failed: dict[str, float] = {}
 
     async def loaded(self) -> dict[str, frozenset[int]]:
         """Ready versions of every deployment it knows, without those that died. Raises Unavailable."""
@@ -89,6 +96,16 @@ class TritonServer:
         Triton loads the new state beside the old one and swaps: versions in both answer without a gap, and
         where it fails the old state stays. Raises LoadError, Unavailable.
         """
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(self._failed.pop(deployment, -math.inf) + AFTER_FAILURE_SECONDS - now())
+        try:
+            await self._load(deployment)
+        except LoadError:
+            self._failed[deployment] = now()
+            raise
+        self._liveness.loaded_anew(deployment)
+
+    async def _load(self, deployment: str) -> None:
         request = service_pb2.RepositoryModelLoadRequest(model_name=deployment)
         try:
             await self._stub.RepositoryModelLoad(request, timeout=LOAD_SECONDS)
@@ -100,7 +117,6 @@ class TritonServer:
             if error.code() is grpc.StatusCode.UNAVAILABLE and f"'{deployment}'" not in details:
                 raise _unavailable(error) from error
             raise LoadError(await self._reason(deployment, details)) from error
-        self._liveness.loaded_anew(deployment)
 
     async def unload(self, deployment: str) -> None:
         """Stop answering for a deployment. Raises Unavailable."""
