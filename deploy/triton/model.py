@@ -45,6 +45,9 @@ REPORT_SECONDS = 10.0
 MAX_ID_BYTES = 256
 # Whoever is named by a longer text could not be erased.
 MAX_SUBJECT_LENGTH = 4096
+MAX_SEGMENT_BYTES = 64
+# A segment that is none, so that whoever looks at quality sees that requests are wrong.
+NO_SEGMENT = "?"
 # A request of the control plane's own, to see whether this process lives.
 TRIAL = "headrace_trial"
 # Parameters that are no JSON: such a request is answered and not logged, for nobody knows whose it is.
@@ -276,7 +279,7 @@ class PredictionLog:
                     key, value, headers = self._event(
                         prediction_id,
                         _subject(given),
-                        _mirror(given, self._version),
+                        {"segment": _segment(given), **_mirror(given, self._version)},
                         _traceparent(given),
                         {name: tensor[part] for name, tensor in inputs.items()},
                         {name: tensor[part] for name, tensor in outputs.items()},
@@ -312,7 +315,7 @@ class PredictionLog:
             f"{dropped} predictions of {self._deployment} were not logged: is the broker slow?"
         )
 
-    def _event(self, prediction_id, subject, mirror, traceparent, inputs, outputs, when, arrived, seconds):
+    def _event(self, prediction_id, subject, said, traceparent, inputs, outputs, when, arrived, seconds):
         event_id = str(uuid.uuid4())
         # No database takes the character U+0000.
         prediction_id = _cut(prediction_id.replace("\0", "?"), MAX_ID_BYTES) or event_id
@@ -325,7 +328,7 @@ class PredictionLog:
             "inputs": [_tensor(name, value) for name, value in inputs.items()],
             "outputs": [_tensor(name, value) for name, value in outputs.items()],
             "subject": subject,
-            **mirror,
+            **said,
         }
         headers = {
             "ce_specversion": "1.0",
@@ -493,6 +496,15 @@ def _subject(parameters):
     if not isinstance(found, str) or len(found) > MAX_SUBJECT_LENGTH or "\0" in found:
         raise ValueError(f"its subject is no text of at most {MAX_SUBJECT_LENGTH} characters without U+0000")
     return found
+
+
+def _segment(parameters):
+    """What kind of request it is; empty where it names none."""
+    found = parameters.get("segment", "")
+    # Cut to its beginning, it would count with others that begin so.
+    if not isinstance(found, str) or not (found.isprintable() and len(found) <= MAX_SEGMENT_BYTES):
+        return NO_SEGMENT
+    return found if len(found.encode(errors="replace")) <= MAX_SEGMENT_BYTES else NO_SEGMENT
 
 
 def _mirror(parameters, version):

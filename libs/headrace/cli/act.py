@@ -144,6 +144,10 @@ def predict(
     subject: Annotated[
         str, typer.Option(help="Whose data the rows are, by the dataset's key, so that it can be erased.")
     ] = "",
+    segment: Annotated[
+        str,
+        typer.Option(help="What kind of request it is, such as ward=3; `headrace quality` tells them apart."),
+    ] = "",
     output: OutputOption = Format.TABLE,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
@@ -154,7 +158,7 @@ def predict(
             features = json.loads(rows)
         except ValueError as error:
             raise InvalidArgument("INVALID_DATA", f"--data-json is not JSON: {error}") from error
-        answer = await client.predict(deployment, features, version=version, subject=subject)
+        answer = await client.predict(deployment, features, version=version, subject=subject, segment=segment)
         if output is not Format.TABLE:
             show_document(
                 {

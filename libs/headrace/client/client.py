@@ -31,6 +31,7 @@ from headrace.api.training.v1 import training_pb2_grpc
 from headrace.client.targets import VARIABLES, Targets
 from headrace.errors import InvalidArgument, Unavailable
 from headrace.rpc.client import channel
+from headrace.rpc.convert import to_timestamp
 from headrace.rpc.paging import pages
 from headrace.telemetry.tracing import current_traceparent, new_traceparent
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 SAMPLE_TYPE: Final = "headrace.ingestion.sample.v1"
 FEEDBACK_TYPE: Final = "headrace.inference.feedback.v1"
+# As many as one call may have.
+LABELS_AT_ONCE: Final = 1000
 SOURCE: Final = "headrace/client"
 # Samples in flight at once; the broker's acknowledgement is awaited for each such batch.
 BATCH: Final = 5000
@@ -278,6 +281,36 @@ class HeadraceClient:
         await self.publish(topics.FEEDBACK, events)
         return len(events)
 
+    async def submit_feedback(
+        self, deployment: str, labels: Mapping[str, SupportsFloat | str], *, time: datetime | None = None
+    ) -> int:
+        """Store true labels, by prediction id, without Kafka; of how many the prediction is in the log.
+
+        The others wait for theirs. Labels are as for `feed_back`, and known since `time`, else now: of a
+        prediction's labels the newest stands. Up to a thousand at once are stored together, or none of them.
+        Raises InvalidArgument INVALID_FEEDBACK, NotFound DEPLOYMENT_NOT_FOUND.
+        """
+        known = to_timestamp(time or datetime.now(UTC))
+        messages = [
+            inference_pb2.TrueLabel(prediction_id=prediction_id, text=label, time=known)
+            if isinstance(label, str)
+            else inference_pb2.TrueLabel(
+                prediction_id=prediction_id, number=_number(prediction_id, label), time=known
+            )
+            for prediction_id, label in labels.items()
+        ]
+        return await self.submit_labels(deployment, messages)
+
+    async def submit_labels(self, deployment: str, labels: Sequence[inference_pb2.TrueLabel]) -> int:
+        """The same of labels that say their own times."""
+        joined = 0
+        for first in range(0, len(labels), LABELS_AT_ONCE):
+            request = inference_pb2.SubmitFeedbackRequest(
+                deployment=deployment, labels=labels[first : first + LABELS_AT_ONCE]
+            )
+            joined += (await self.inference.SubmitFeedback(request)).joined_count
+        return joined
+
     async def predict(
         self,
         deployment: str,
@@ -286,13 +319,15 @@ class HeadraceClient:
         version: str = "",
         prediction_id: str = "",
         subject: str = "",
+        segment: str = "",
     ) -> Prediction:
         """Ask a deployment about rows of raw features, in the order of its dataset's schema.
 
         A missing number is None or NaN, a missing text None or empty. An empty `version` leaves the choice to
         the rollout. `subject` says whose data the rows are, by the dataset's key: `headrace dataset erase`
-        then reaches what is logged of them. Raises NotFound for an unknown deployment or version,
-        InvalidArgument for rows that are not the model's.
+        then reaches what is logged of them. `segment` says what kind of request it is, such as "ward=3", in
+        at most 64 bytes: `headrace quality` shows how good answers are in each. Raises NotFound for an
+        unknown deployment or version, InvalidArgument for rows that are not the model's, or INVALID_SEGMENT.
         """
         return await self._protocol.infer(
             deployment,
@@ -300,6 +335,7 @@ class HeadraceClient:
             version=version,
             prediction_id=prediction_id or str(uuid.uuid4()),
             subject=subject,
+            segment=segment,
         )
 
     async def explain(
@@ -346,6 +382,7 @@ class HeadraceClient:
         source: str = SOURCE,
         version: str = "",
         subject: str = "",
+        segment: str = "",
         priority: Priority = "normal",
         deadline: timedelta | None = None,
         retries: int | None = None,
@@ -356,13 +393,15 @@ class HeadraceClient:
             request = await client.submit("breast-cancer", rows, deadline=timedelta(seconds=30))
             prediction = await request.answer()
 
-        Rows, `version` and `subject` are as for `predict`. `source` with `request_id` is what makes a request
-        the same: submitted again, it gets the answer that is stored. `deadline` is how long it may take;
-        `retries` bounds how often a failing model is asked again, and by `priority` requests wait for one
-        that is busy. Requests of one `order` are answered in the order in which they were submitted.
+        Rows, `version`, `subject` and `segment` are as for `predict`. `source` with `request_id` is what
+        makes a request the same: submitted again, it gets the answer that is stored. `deadline` is how long
+        it may take; `retries` bounds how often a failing model is asked again, and by `priority` requests
+        wait for one that is busy. Requests of one `order` are answered in the order in which they were
+        submitted.
 
-        Raises InvalidArgument INVALID_FEATURES, INVALID_NAME or OVERSIZE_EVENT, NotFound TOPIC_NOT_FOUND,
-        Unavailable BROKER_UNAVAILABLE or STORE_UNAVAILABLE. What is wrong for the model its answer tells.
+        Raises InvalidArgument INVALID_FEATURES, INVALID_SEGMENT, INVALID_NAME or OVERSIZE_EVENT,
+        NotFound TOPIC_NOT_FOUND, Unavailable BROKER_UNAVAILABLE or STORE_UNAVAILABLE. What is wrong for the
+        model its answer tells.
         """
         return await self._requests.submit(
             deployment,
@@ -371,6 +410,7 @@ class HeadraceClient:
             source=source,
             version=version,
             subject=subject,
+            segment=segment,
             priority=priority,
             deadline=deadline,
             retries=retries,

@@ -16,6 +16,7 @@ from headrace.errors import FieldViolation, InvalidArgument
 
 NUMBERS: Final = "features"
 TEXTS: Final = "texts"
+MAX_SEGMENT_BYTES: Final = 64
 _WANTED: Final = 'rows of numbers and texts: [[1.0, 2.0, "red"], [3.0, null, "blue"]]'
 
 # One row of features: None is a missing number; a missing text is the empty one.
@@ -46,10 +47,16 @@ class InferenceProtocol:
         version: str,
         prediction_id: str,
         subject: str,
+        segment: str = "",
     ) -> Prediction:
         """Ask for one batch; the errors are those of `HeadraceClient.predict`."""
         request = infer_request(
-            deployment, features, version=version, prediction_id=prediction_id, subject=subject
+            deployment,
+            features,
+            version=version,
+            prediction_id=prediction_id,
+            subject=subject,
+            segment=segment,
         )
         return prediction_from(await self._stub.ModelInfer(request), prediction_id)
 
@@ -61,12 +68,22 @@ def infer_request(
     version: str,
     prediction_id: str,
     subject: str,
+    segment: str = "",
 ) -> service_pb2.ModelInferRequest:
-    """A request for one batch. Raises InvalidArgument INVALID_FEATURES."""
+    """A request for one batch. Raises InvalidArgument INVALID_FEATURES, INVALID_SEGMENT."""
     numbers, texts = columns(features)
     request = service_pb2.ModelInferRequest(model_name=deployment, model_version=version, id=prediction_id)
     if subject:
         request.parameters["subject"].string_param = subject
+    if segment:
+        if len(segment.encode(errors="replace")) > MAX_SEGMENT_BYTES or not segment.isprintable():
+            description = f"must be a text of at most {MAX_SEGMENT_BYTES} bytes without control characters"
+            raise InvalidArgument(
+                "INVALID_SEGMENT",
+                f"the segment {description}",
+                fields=[FieldViolation("segment", description)],
+            )
+        request.parameters["segment"].string_param = segment
     if numbers is not None:
         request.inputs.add(name=NUMBERS, datatype="FP32", shape=numbers.shape)
         request.raw_input_contents.append(numbers.tobytes())

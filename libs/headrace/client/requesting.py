@@ -128,6 +128,7 @@ class Requests:
         source: str,
         version: str,
         subject: str,
+        segment: str,
         priority: Priority,
         deadline: timedelta | None,
         retries: int | None,
@@ -141,7 +142,12 @@ class Requests:
                     "INVALID_NAME", f"{what} must be a text of at most {_MAX_NAME_BYTES} bytes without U+0000"
                 )
         message = infer_request(
-            deployment, features, version=version, prediction_id=request_id, subject=subject
+            deployment,
+            features,
+            version=version,
+            prediction_id=request_id,
+            subject=subject,
+            segment=segment,
         )
         event = Event(
             id=request_id,

@@ -46,11 +46,13 @@ from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
 from headrace.inference.use_cases.explain import Explain
 from headrace.inference.use_cases.manage_requests import ForgetRequests, ManageRequests
+from headrace.inference.use_cases.measure_quality import MeasureQuality
 from headrace.inference.use_cases.production import MAX_BATCH, Production
 from headrace.inference.use_cases.reconcile import Reconciler
 from headrace.inference.use_cases.responses import ResponseWriter
 from headrace.inference.use_cases.route import Router
 from headrace.inference.use_cases.scale import Scaler
+from headrace.inference.use_cases.submit_feedback import SubmitFeedback
 from headrace.inference.use_cases.tune import StaleCopies, TuneDeployment
 from headrace.inference.use_cases.wake import WakeDeployment
 from headrace.inference.use_cases.watch_drift import ReportDrift, WatchDrift
@@ -191,6 +193,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         ErasePredictions(work, utc_now),
         control_plane,
         explain,
+        MeasureQuality(work),
+        SubmitFeedback(work, utc_now),
         address=address,
         changed=changed,
     )

@@ -9,10 +9,12 @@ from opentelemetry import trace
 from headrace.errors import InvalidArgument, NotFound
 from headrace.events.inference.v1 import events_pb2 as inference_events
 from headrace.events.registry.v1 import events_pb2 as registry_events
+from headrace.inference.domain.quality import label_fault
 from headrace.inference.messages import served_version_from
-from headrace.inference.prediction_events import check_ids, parse_prediction
+from headrace.inference.prediction_events import parse_prediction
 from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.inference.use_cases.production import Production
+from headrace.inference.use_cases.submit_feedback import INVALID_FEEDBACK
 from headrace.messaging.consumer import PermanentFailure
 from headrace.messaging.events import Event, MalformedPayload, parse
 from headrace.telemetry import names
@@ -71,13 +73,11 @@ def _prediction(event: Event) -> LoggedPrediction:
 def _label(event: Event) -> TrueLabel:
     try:
         message = parse(event, inference_events.Feedback)
-        check_ids(message.deployment, message.prediction_id)
     except MalformedPayload as error:
         raise PermanentFailure("MALFORMED_PAYLOAD", str(error)) from error
     kind = message.WhichOneof("label")
-    if not message.deployment or not message.prediction_id or kind is None:
-        raise PermanentFailure(
-            "INVALID_FEEDBACK", "feedback names a deployment, a prediction_id and a number or text"
-        )
-    label = message.number if kind == "number" else message.text
+    label = None if kind is None else message.number if kind == "number" else message.text
+    if fault := label_fault(message.deployment, message.prediction_id, label):
+        raise PermanentFailure(INVALID_FEEDBACK, " ".join(fault))
+    assert label is not None
     return TrueLabel(message.deployment, message.prediction_id, label, event.time)

@@ -20,10 +20,13 @@ from headrace.inference.messages import (
     scaling_from,
     serving_change_from,
 )
+from headrace.inference.quality_messages import given_label, quality_message
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions
 from headrace.inference.use_cases.explain import Explain
+from headrace.inference.use_cases.measure_quality import MeasureQuality
 from headrace.inference.use_cases.ports import DataPlane
+from headrace.inference.use_cases.submit_feedback import SubmitFeedback
 from headrace.rpc import paging
 
 WATCH_SECONDS = 0.2
@@ -38,6 +41,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         erase_predictions: ErasePredictions,
         data_plane: DataPlane,
         explain: Explain,
+        measure_quality: MeasureQuality,
+        submit_feedback: SubmitFeedback,
         *,
         address: str,
         changed: Callable[[], None],
@@ -46,6 +51,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._erase_predictions = erase_predictions
         self._data_plane = data_plane
         self._explain = explain
+        self._measure_quality = measure_quality
+        self._submit_feedback = submit_feedback
         self._address = address
         self._changed = changed
 
@@ -154,22 +161,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def GetQuality(self, request: api.GetQualityRequest, context: Any) -> api.Quality:
         """Live quality from feedback."""
-        found = await self._deployments.quality(request.deployment)
-        return api.Quality(
-            deployment=request.deployment,
-            prediction_count=found.predictions,
-            feedback_count=found.feedback,
-            metrics=found.metrics,
-            versions=[
-                api.Quality.PerVersion(
-                    version=version.version,
-                    prediction_count=version.predictions,
-                    feedback_count=version.feedback,
-                    metrics=version.metrics,
-                )
-                for version in found.versions
-            ],
+        found = await self._measure_quality(
+            request.deployment,
+            version=request.version,
+            max_segments=request.max_segments,
+            min_labels=request.min_labels,
         )
+        return quality_message(request.deployment, found)
+
+    async def SubmitFeedback(
+        self, request: api.SubmitFeedbackRequest, context: Any
+    ) -> api.SubmitFeedbackResponse:
+        """True labels of predictions."""
+        joined = await self._submit_feedback(request.deployment, list(map(given_label, request.labels)))
+        return api.SubmitFeedbackResponse(label_count=len(request.labels), joined_count=joined)
 
     def _message(self, known: tuple[Deployment, list[ServedVersion]]) -> api.Deployment:
         deployment, versions = known

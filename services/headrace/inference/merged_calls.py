@@ -32,7 +32,8 @@ MERGED_PARAMETER: Final = "headrace_requests"
 
 # Bytes of tensors; of larger ones the copying costs as much as the call.
 _SMALL_BYTES: Final = 16 << 10
-_SUBJECT: Final = "subject"
+# Parameters of text that go along for each request; others are the model's.
+_LOGGED: Final = ("subject", "segment")
 _LENGTH_BYTES: Final = 4
 
 _Shape = tuple[str, str, tuple[int, ...]]
@@ -181,7 +182,10 @@ def _kind(message: service_pb2.ModelInferRequest) -> _Kind | None:
         or message.outputs
         or not message.inputs
         or len(message.raw_input_contents) != len(message.inputs)
-        or any(name != _SUBJECT for name in message.parameters)
+        or any(
+            name not in _LOGGED or value.WhichOneof("parameter_choice") != "string_param"
+            for name, value in message.parameters.items()
+        )
     ):
         return None
     shapes: list[_Shape] = []
@@ -227,9 +231,7 @@ def _merged(part: Sequence[_Waiting]) -> bytes:
 
 def _parameters(one: _Waiting) -> dict[str, str]:
     """What Triton would have forwarded to the model of one alone."""
-    parameters = {}
-    if _SUBJECT in one.message.parameters:
-        parameters[_SUBJECT] = one.message.parameters[_SUBJECT].string_param
+    parameters = {name: value.string_param for name, value in one.message.parameters.items()}
     if one.traceparent:
         parameters["traceparent"] = one.traceparent
     return parameters

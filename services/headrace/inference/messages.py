@@ -195,6 +195,7 @@ def prediction_message(prediction: LoggedPrediction) -> api.Prediction:
         label_json="" if prediction.label is None else json.dumps(prediction.label),
         traceparent=prediction.traceparent,
         shadow=prediction.shadow,
+        segment=prediction.segment,
     )
 
 

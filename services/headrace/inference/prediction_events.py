@@ -14,12 +14,11 @@ import orjson
 
 from headrace.events.inference.v1 import events_pb2
 from headrace.inference.domain.deployments import ANSWER
+from headrace.inference.domain.quality import MAX_ID_BYTES, MAX_SEGMENT_BYTES
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.messaging.events import JSON, Event, MalformedPayload, parse
 from headrace.rpc.convert import from_timestamp
 
-# What an index of PostgreSQL certainly takes.
-MAX_ID_BYTES = 256
 # Whoever is named by a longer text could not be erased.
 MAX_SUBJECT_LENGTH = 4096
 _RUNTIME = "headrace/triton"
@@ -34,17 +33,21 @@ def parse_prediction(event: Event) -> LoggedPrediction:
     if _NUL in event.data:
         raise MalformedPayload("text with the character U+0000 cannot be stored")
     prediction = _parsed(event)
-    check_ids(prediction.deployment, prediction.prediction_id)
+    _check_lengths(prediction)
     if len(prediction.subject) > MAX_SUBJECT_LENGTH:
         raise MalformedPayload(f"subject is longer than {MAX_SUBJECT_LENGTH} characters")
     return prediction
 
 
-def check_ids(deployment: str, prediction_id: str) -> None:
-    """Raises MalformedPayload for names that are too long to be found again."""
-    for what, text in (("deployment", deployment), ("prediction_id", prediction_id)):
-        if len(text.encode()) > MAX_ID_BYTES:
-            raise MalformedPayload(f"{what} is longer than {MAX_ID_BYTES} bytes")
+def _check_lengths(prediction: LoggedPrediction) -> None:
+    """Raises MalformedPayload for texts that are too long to be found again, or to be told apart."""
+    for what, text, limit in (
+        ("deployment", prediction.deployment, MAX_ID_BYTES),
+        ("prediction_id", prediction.prediction_id, MAX_ID_BYTES),
+        ("segment", prediction.segment, MAX_SEGMENT_BYTES),
+    ):
+        if len(text.encode()) > limit:
+            raise MalformedPayload(f"{what} is longer than {limit} bytes")
 
 
 def _parsed(event: Event) -> LoggedPrediction:
@@ -69,6 +72,7 @@ def _parsed(event: Event) -> LoggedPrediction:
         subject=message.subject,
         shadow=message.shadow,
         mirror_id=message.mirror_id,
+        segment=message.segment,
     )
 
 
@@ -89,6 +93,7 @@ def _read(event: Event) -> LoggedPrediction:
         subject=_text(document.get("subject", "")),
         shadow=document.get("shadow") is True,
         mirror_id=_text(document.get("mirror_id", "")),
+        segment=_text(document.get("segment", "")),
     )
 
 

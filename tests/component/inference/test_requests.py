@@ -48,14 +48,16 @@ def request(
     columns: int = 3,
     value: float = 1.0,
     subject: str = "",
+    segment: str = "",
     **extensions: str,
 ) -> Event:
     data = [value] * columns
     document: dict[str, object] = {
         "inputs": [{"name": "features", "shape": [1, columns], "datatype": "FP32", "data": data}]
     }
-    if subject:
-        document["parameters"] = {"subject": subject}
+    named = {"subject": subject, "segment": segment}
+    if parameters := {parameter: text for parameter, text in named.items() if text}:
+        document["parameters"] = parameters
     return Event(
         id=request_id,
         source="tests",

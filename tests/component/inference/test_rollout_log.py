@@ -13,7 +13,7 @@ from headrace.inference.domain.rollouts import Plan
 from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.storage.repository import Repository
-from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
+from headrace.inference.use_cases.ports import Counted, Group, LoggedPrediction, TrueLabel
 from headrace.postgres import connect, transaction
 from headrace.postgres.migrations import migrate
 
@@ -40,6 +40,7 @@ class Log:
         mirror_id: str = "",
         shadow: bool = False,
         deployment: str = NAME,
+        segment: str = "",
     ) -> None:
         number = next(self._numbers)
         prediction = LoggedPrediction(
@@ -55,6 +56,7 @@ class Log:
             traceparent="",
             shadow=shadow,
             mirror_id=mirror_id,
+            segment=segment,
         )
         await self.rows.put_predictions([prediction])
 
@@ -115,7 +117,7 @@ async def test_of_a_predictions_labels_the_newest_one_stands_in_whatever_order_t
     other = TrueLabel(NAME, "a", 2.0, BEGAN + SECOND)
     for labels in ([new, old], [other], [old, new]):
         await log.rows.put_feedback(labels)
-        assert await log.rows.answer_counts(NAME) == {1: [Met(1.0, 1.0, 1)]}
+        assert await log.rows.answer_counts(NAME, 0, [""]) == {Group(1, ""): [Met(1.0, 1.0, 1)]}
 
 
 async def test_a_shadows_answers_are_compared_with_those_to_the_same_requests(log: Log) -> None:
@@ -155,11 +157,48 @@ async def test_what_a_shadow_answered_counts_for_no_live_quality(log: Log) -> No
     await log.predicted(1, 1.0, prediction_id="a")
     await log.predicted(2, 0.0, prediction_id="a", shadow=True)
     await log.rows.put_feedback([TrueLabel(NAME, "a", 1.0, BEGAN)])
-    assert await log.rows.prediction_counts(NAME) == {1: 2}
-    assert await log.rows.answer_counts(NAME) == {1: [Met(1.0, 1.0, 1)]}
+    assert await log.rows.prediction_counts(NAME, 0, 50) == Counted({Group(1, ""): 2}, 0)
+    assert await log.rows.answer_counts(NAME, 0, [""]) == {Group(1, ""): [Met(1.0, 1.0, 1)]}
     # What it is judged by has it.
     since = {1: BEGAN, 2: BEGAN}
     assert (await log.rows.answer_counts_since(NAME, since))[2] == [Met(0.0, 1.0, 1)]
+
+
+async def test_the_largest_segments_are_counted_and_the_rest_is_one(log: Log) -> None:
+    for version, segment in (
+        *((1, "a"),) * 2,
+        *((2, "a"),) * 2,
+        *((1, "b"),) * 3,
+        (1, "c"),
+        (2, "d"),
+        (2, "e"),
+        *((1, ""),) * 2,
+    ):
+        await log.predicted(version, 1.0, prediction_id=segment, segment=segment)
+    await log.predicted(1, 1.0, segment="f", shadow=True)
+    await log.predicted(1, 1.0, segment="g", deployment="another")
+    counted = await log.rows.prediction_counts(NAME, 0, 2)
+    assert counted.segments == 5
+    assert counted.predictions == {
+        Group(1, ""): 2,
+        Group(1, "a"): 2,
+        Group(2, "a"): 2,
+        Group(1, "b"): 3,
+        Group(1, None): 1,
+        Group(2, None): 2,
+    }
+    of_one = await log.rows.prediction_counts(NAME, 2, 2)
+    assert of_one == Counted({Group(2, "a"): 2, Group(2, "d"): 1, Group(2, None): 1}, 3)
+    await log.rows.put_feedback([TrueLabel(NAME, name, 1.0, BEGAN) for name in ("b", "c", "d", "e")])
+    assert await log.rows.answer_counts(NAME, 0, ["", "a", "b"]) == {
+        Group(1, "b"): [Met(1.0, 1.0, 3)],
+        Group(1, None): [Met(1.0, 1.0, 1)],
+        Group(2, None): [Met(1.0, 1.0, 2)],
+    }
+    assert await log.rows.answer_counts(NAME, 2, ["d"]) == {
+        Group(2, "d"): [Met(1.0, 1.0, 1)],
+        Group(2, None): [Met(1.0, 1.0, 1)],
+    }
 
 
 async def test_a_plan_is_stored_whole(log: Log) -> None:

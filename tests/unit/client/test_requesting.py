@@ -88,6 +88,7 @@ async def submitted(requests: Requests, **changes: object) -> requesting.Submitt
         "source": "tests",
         "version": "",
         "subject": "",
+        "segment": "",
         "priority": "normal",
         "deadline": None,
         "retries": None,
@@ -125,6 +126,7 @@ async def test_a_request_says_what_it_asks_for_in_its_attributes(setup: Setup) -
             requests,
             request_id="r2",
             subject="c-1",
+            segment="ward=3",
             version="3",
             priority="high",
             deadline=timedelta(seconds=1.5),
@@ -145,6 +147,7 @@ async def test_a_request_says_what_it_asks_for_in_its_attributes(setup: Setup) -
     message = service_pb2.ModelInferRequest.FromString(full.data)
     assert (message.model_name, message.model_version, message.id) == ("live", "3", "r2")
     assert message.parameters["subject"].string_param == "c-1"
+    assert message.parameters["segment"].string_param == "ward=3"
 
 
 async def test_an_answer_comes_to_whoever_waits_for_it(setup: Setup) -> None:

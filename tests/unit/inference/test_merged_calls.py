@@ -51,7 +51,12 @@ class Plane:
 
 
 def request(
-    name: str, *rows: Sequence[float], deployment: str = "live", subject: str = "", version: str = ""
+    name: str,
+    *rows: Sequence[float],
+    deployment: str = "live",
+    subject: str = "",
+    version: str = "",
+    segment: str | int | None = None,
 ) -> bytes:
     values = np.array(rows, "<f4")
     message = service_pb2.ModelInferRequest(model_name=deployment, id=name, model_version=version)
@@ -59,6 +64,10 @@ def request(
     message.raw_input_contents.append(values.tobytes())
     if subject:
         message.parameters["subject"].string_param = subject
+    if isinstance(segment, str):
+        message.parameters["segment"].string_param = segment
+    elif segment is not None:
+        message.parameters["segment"].int64_param = segment
     return bytes(message.SerializeToString())
 
 
@@ -106,13 +115,21 @@ async def test_each_has_the_texts_of_its_own_rows() -> None:
 
 async def test_the_log_is_told_what_each_was() -> None:
     plane = Plane()
-    await asked(plane, request("a", [1, 2], subject="c-1"), request("b", [3, 4], [5, 6]))
+    await asked(plane, request("a", [1, 2], subject="c-1", segment="ward=3"), request("b", [3, 4], [5, 6]))
     (merged,) = plane.asked
     told = json.loads(merged.parameters[MERGED_PARAMETER].string_param)
     assert [(name, rows, json.loads(own)) for name, rows, own in told] == [
-        ("a", 1, {"subject": "c-1"}),
+        ("a", 1, {"subject": "c-1", "segment": "ward=3"}),
         ("b", 2, {}),
     ]
+
+
+async def test_a_segment_that_is_no_text_is_told_as_it_is_by_a_call_of_its_own() -> None:
+    plane = Plane()
+    await asked(plane, request("a", [1, 2], segment=3), request("b", [3, 4]), request("c", [3, 4]))
+    assert sorted(message.inputs[0].shape[0] for message in plane.asked) == [1, 2]
+    alone = next(message for message in plane.asked if message.id == "a")
+    assert alone.parameters["segment"].int64_param == 3
 
 
 @pytest.mark.parametrize(("most_rows", "deployments"), [(4, 64), (32, 4)])

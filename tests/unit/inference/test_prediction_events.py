@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from headrace.inference.prediction_events import MAX_ID_BYTES, MAX_SUBJECT_LENGTH, parse_prediction
+from headrace.inference.domain.quality import MAX_ID_BYTES, MAX_SEGMENT_BYTES
+from headrace.inference.prediction_events import MAX_SUBJECT_LENGTH, parse_prediction
 from headrace.messaging.events import Event, MalformedPayload
 
 
@@ -36,6 +37,15 @@ def test_an_id_that_no_index_takes_is_refused(source: str) -> None:
     assert parse_prediction(an_event("x" * MAX_ID_BYTES, source)).answer == 1
     with pytest.raises(MalformedPayload, match="prediction_id is longer than 256 bytes"):
         parse_prediction(an_event("ü" * MAX_ID_BYTES, source))
+
+
+@pytest.mark.parametrize("source", ["headrace/triton", "somebody"])
+def test_a_segment_is_a_short_text(source: str) -> None:
+    assert parse_prediction(an_event("p", source)).segment == ""
+    longest = "ü" * (MAX_SEGMENT_BYTES // 2)
+    assert parse_prediction(an_event("p", source, segment=longest)).segment == longest
+    with pytest.raises(MalformedPayload, match="segment is longer than 64 bytes"):
+        parse_prediction(an_event("p", source, segment=longest + "x"))
 
 
 @pytest.mark.parametrize("source", ["headrace/triton", "somebody"])

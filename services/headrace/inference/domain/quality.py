@@ -6,6 +6,13 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+from headrace.inference.domain.gaps import Measure
+
+MAX_ID_BYTES: Final = 256
+"""What an index of PostgreSQL certainly takes: predictions are found by their ids."""
+MAX_SEGMENT_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +61,33 @@ def whole_numbers(classes: Sequence[str]) -> tuple[int, ...] | None:
     return tuple(map(int, values)) if all(isinstance(value, int) for value in values) else None
 
 
+def is_binary(cells: Iterable[Cell]) -> bool:
+    """Whether all answers and labels are 0 or 1: then 1 is what is looked for."""
+    return all({cell.answer, cell.label} <= {0.0, 1.0} for cell in cells)
+
+
+def shares(cells: Sequence[Cell], *, binary: bool) -> dict[str, Measure]:
+    """Accuracy, and of two classes recall and precision of 1; each with how many it is a share of."""
+    total = sum(cell.count for cell in cells)
+    if not total:
+        return {}
+    right = sum(cell.count for cell in cells if cell.answer == cell.label)
+    found = {"accuracy": Measure(right / total, total)}
+    if binary:
+        positive = sum(cell.count for cell in cells if cell.label == 1)
+        claimed = sum(cell.count for cell in cells if cell.answer == 1)
+        both = sum(cell.count for cell in cells if cell.label == 1 and cell.answer == 1)
+        if positive:
+            found["recall"] = Measure(both / positive, positive)
+        if claimed:
+            found["precision"] = Measure(both / claimed, claimed)
+    return found
+
+
 def classification(cells: Iterable[Cell]) -> dict[str, float]:
     """Accuracy, and where the labels are 0 and 1, recall and precision of 1. Nothing where nothing came."""
     counted = list(cells)
-    total = sum(cell.count for cell in counted)
-    if not total:
-        return {}
-    right = sum(cell.count for cell in counted if cell.answer == cell.label)
-    metrics = {"accuracy": right / total}
-    if {cell.label for cell in counted} | {cell.answer for cell in counted} <= {0.0, 1.0}:
-        positive = sum(cell.count for cell in counted if cell.label == 1)
-        claimed = sum(cell.count for cell in counted if cell.answer == 1)
-        found = sum(cell.count for cell in counted if cell.label == 1 and cell.answer == 1)
-        if positive:
-            metrics["recall"] = found / positive
-        if claimed:
-            metrics["precision"] = found / claimed
-    return metrics
+    return {name: share.value for name, share in shares(counted, binary=is_binary(counted)).items()}
 
 
 def regression(cells: Iterable[Cell]) -> dict[str, float]:
@@ -88,3 +105,29 @@ def regression(cells: Iterable[Cell]) -> dict[str, float]:
 def metrics(cells: Sequence[Cell], *, classes: bool) -> dict[str, float]:
     """The metrics of a kind of model."""
     return classification(cells) if classes else regression(cells)
+
+
+def measures(cells: Sequence[Cell], *, classes: bool, binary: bool) -> dict[str, Measure]:
+    """Those metrics of which is known how sure they are."""
+    if classes:
+        return shares(cells, binary=binary)
+    counted = [cell for cell in cells if math.isfinite(cell.answer)]
+    total = sum(cell.count for cell in counted)
+    errors = regression(counted)
+    if total < 2 or not all(map(math.isfinite, errors.values())):
+        return {}
+    mean = errors["mae"]
+    squares = sum(cell.count * (abs(cell.answer - cell.label) - mean) ** 2 for cell in counted)
+    return {"mae": Measure(mean, total, squares / (total - 1))}
+
+
+def label_fault(deployment: str, prediction_id: str, label: float | str | None) -> tuple[str, str] | None:
+    """What is wrong with a true label, however it came: the field, and a sentence; None where nothing is."""
+    for field, text in (("deployment", deployment), ("prediction_id", prediction_id)):
+        if not text or "\0" in text or len(text.encode()) > MAX_ID_BYTES:
+            return field, f"must be a text of 1 to {MAX_ID_BYTES} bytes without U+0000"
+    if label is None:
+        return "label", "must be a number or a text"
+    if isinstance(label, str):
+        return ("text", "must have no character U+0000") if "\0" in label else None
+    return None if math.isfinite(label) else ("number", "must be finite")

@@ -92,16 +92,16 @@ SELECT * FROM rollouts WHERE deployment = $1 AND (create_time, id) < ($2, $3) OR
 -- looked up now: later the deployment's name may be another model's.
 -- name: put_predictions
 INSERT INTO predictions (event_id, prediction_id, deployment, version, time, seconds, inputs, outputs, answer,
-                         traceparent, subject, shadow, mirror_id, dataset)
+                         traceparent, subject, shadow, mirror_id, segment, dataset)
 SELECT p.event_id, p.prediction_id, p.deployment, p.version, p.time, p.seconds, p.inputs::jsonb, p.outputs::jsonb, p.answer,
-       p.traceparent, p.subject, p.shadow, p.mirror_id, CASE WHEN p.subject = '' THEN '' ELSE coalesce(
+       p.traceparent, p.subject, p.shadow, p.mirror_id, p.segment, CASE WHEN p.subject = '' THEN '' ELSE coalesce(
     (SELECT v.dataset FROM deployments d JOIN served_versions v USING (model)
      WHERE d.name = p.deployment AND v.version = p.version), '')
     END
 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::float8[], $7::text[], $8::text[], $9::float8[],
-            $10::text[], $11::text[], $12::boolean[], $13::text[])
+            $10::text[], $11::text[], $12::boolean[], $13::text[], $14::text[])
     AS p(event_id, prediction_id, deployment, version, time, seconds, inputs, outputs, answer,
-         traceparent, subject, shadow, mirror_id)
+         traceparent, subject, shadow, mirror_id, segment)
 ON CONFLICT (event_id) DO NOTHING;
 
 -- name: lock_predictions
@@ -157,14 +157,31 @@ WHERE p.deployment = $1 AND (p.time, p.event_id) < ($2, $3) ORDER BY p.time DESC
 SELECT p.*, f.label FROM predictions p LEFT JOIN feedback f USING (deployment, prediction_id)
 WHERE p.deployment = $1 AND p.prediction_id = $2 AND NOT p.shadow ORDER BY p.time DESC, p.event_id DESC LIMIT 1;
 
+-- name: count_logged
+SELECT count(DISTINCT prediction_id) FROM predictions
+WHERE deployment = $1 AND prediction_id = ANY($2::text[]) AND NOT shadow;
+
+-- Null: of the segments that are not among the largest.
 -- name: count_predictions
-SELECT version, count(*) AS predictions FROM predictions WHERE deployment = $1 AND NOT shadow GROUP BY version;
+WITH counted AS (
+    SELECT version, segment, count(*) AS predictions FROM predictions
+    WHERE deployment = $1 AND NOT shadow AND ($2::bigint = 0 OR version = $2)
+    GROUP BY version, segment
+), ranked AS (
+    SELECT segment, row_number() OVER (ORDER BY sum(predictions) DESC, segment) AS place
+    FROM counted WHERE segment <> '' GROUP BY segment
+)
+SELECT version, CASE WHEN segment = '' OR place <= $3::int THEN segment END AS segment,
+    sum(predictions)::bigint AS predictions, (SELECT count(*) FROM ranked) AS segments
+FROM counted LEFT JOIN ranked USING (segment)
+GROUP BY 1, 2;
 
 -- name: count_answers
-SELECT p.version, p.answer, f.label, count(*) AS count
+SELECT p.version, CASE WHEN p.segment = ANY($3::text[]) THEN p.segment END AS segment, p.answer, f.label,
+    count(*) AS count
 FROM predictions p JOIN feedback f USING (deployment, prediction_id)
-WHERE p.deployment = $1 AND NOT p.shadow AND p.answer IS NOT NULL
-GROUP BY p.version, p.answer, f.label;
+WHERE p.deployment = $1 AND NOT p.shadow AND p.answer IS NOT NULL AND ($2::bigint = 0 OR p.version = $2)
+GROUP BY 1, 2, 3, 4;
 
 -- What a step is judged by: of each version, what it answered since that moment.
 -- name: count_latencies

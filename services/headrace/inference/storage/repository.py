@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -22,7 +22,7 @@ from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.serving import Serving
 from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.storage.serving_column import serving_column, serving_from
-from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
+from headrace.inference.use_cases.ports import Counted, Group, LoggedPrediction, TrueLabel
 from headrace.model_formats import ModelFormat
 from headrace.postgres import Connection
 from headrace.postgres.queries import load_queries
@@ -212,6 +212,7 @@ class Repository:
                 p.subject,
                 p.shadow,
                 p.mirror_id,
+                p.segment,
             )
             for p in predictions
         ]
@@ -265,14 +266,32 @@ class Repository:
             )
         return _prediction(row)
 
-    async def prediction_counts(self, deployment: str) -> dict[int, int]:
-        """Predictions of each version."""
-        rows = await self._connection.fetch(QUERIES["count_predictions"], deployment)
-        return {row["version"]: row["predictions"] for row in rows}
+    async def count_logged(self, deployment: str, prediction_ids: Collection[str]) -> int:
+        """How many of these predictions are in the log."""
+        count: int = await self._connection.fetchval(
+            QUERIES["count_logged"], deployment, list(prediction_ids)
+        )
+        return count
 
-    async def answer_counts(self, deployment: str) -> dict[int, list[Met]]:
-        """How often each version's answers met which true labels."""
-        return _met(await self._connection.fetch(QUERIES["count_answers"], deployment))
+    async def prediction_counts(self, deployment: str, version: int, largest: int) -> Counted:
+        """Predictions of each version (or of one that is not 0) and each of the largest segments."""
+        rows = await self._connection.fetch(QUERIES["count_predictions"], deployment, version, largest)
+        return Counted(
+            {Group(row["version"], row["segment"]): row["predictions"] for row in rows},
+            rows[0]["segments"] if rows else 0,
+        )
+
+    async def answer_counts(
+        self, deployment: str, version: int, segments: Collection[str]
+    ) -> dict[Group, list[Met]]:
+        """How often the answers of each version and each of these segments met which true labels."""
+        counts: dict[Group, list[Met]] = {}
+        for row in await self._connection.fetch(
+            QUERIES["count_answers"], deployment, version, list(segments)
+        ):
+            group = Group(row["version"], row["segment"])
+            counts.setdefault(group, []).append(Met(row["answer"], row["label"], row["count"]))
+        return counts
 
     async def latency_counts(
         self, deployment: str, since: Mapping[int, datetime]
@@ -394,6 +413,7 @@ def _prediction(row: asyncpg.Record) -> LoggedPrediction:
         label=row["label"],
         shadow=row["shadow"],
         mirror_id=row["mirror_id"],
+        segment=row["segment"],
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from headrace.errors import FailedPrecondition
-from headrace.inference.domain import quality
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.rollouts import Plan, Rollout, aborted, promoted, weights
@@ -19,26 +18,6 @@ from headrace.runtime.clock import Clock
 
 FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-
-
-@dataclass(frozen=True, slots=True)
-class VersionQuality:
-    """One version's predictions, feedback and metrics."""
-
-    version: int
-    predictions: int
-    feedback: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """A deployment's live quality, over all versions and each."""
-
-    predictions: int
-    feedback: int
-    metrics: dict[str, float]
-    versions: tuple[VersionQuality, ...]
 
 
 class Deployments:
@@ -167,34 +146,6 @@ class Deployments:
         async with self._work() as work:
             await work.rows.deployment(name)
             return await work.rows.predictions(name, before or FAR_FUTURE, before_id or LAST_ID, limit)
-
-    async def quality(self, name: str) -> Quality:
-        """Live quality from the feedback that has arrived. Raises NotFound."""
-        async with self._work() as work:
-            deployment = await work.rows.deployment(name)
-            versions = await work.rows.served_versions(deployment.model)
-            predictions = await work.rows.prediction_counts(name)
-            counts = await work.rows.answer_counts(name)
-        classes = {version.version: version.classes for version in versions}
-        answers = {
-            version: quality.in_answers_terms(met, classes.get(version, ()))
-            for version, met in counts.items()
-        }
-        everything = [cell for cells in answers.values() for cell in cells]
-        return Quality(
-            predictions=sum(predictions.values()),
-            feedback=sum(cell.count for cell in everything),
-            metrics=quality.metrics(everything, classes=any(classes.values())),
-            versions=tuple(
-                VersionQuality(
-                    version=version,
-                    predictions=count,
-                    feedback=sum(cell.count for cell in answers.get(version, [])),
-                    metrics=quality.metrics(answers.get(version, []), classes=bool(classes.get(version))),
-                )
-                for version, count in sorted(predictions.items())
-            ),
-        )
 
 
 def _of_other_model(known: Deployment, model: str) -> FailedPrecondition:

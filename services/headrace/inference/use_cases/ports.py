@@ -36,7 +36,8 @@ class LoggedPrediction:
 
     `subject`: whose data the request was about, empty where it named nobody; stored and never read back.
     `shadow`: nobody got this answer, it was asked for to be compared. `mirror_id`: the same in both entries
-    of a request that two versions were asked, else empty.
+    of a request that two versions were asked, else empty. `segment`: what kind of request it was, empty where
+    it named none.
     """
 
     event_id: str
@@ -53,6 +54,23 @@ class LoggedPrediction:
     subject: str = ""
     shadow: bool = False
     mirror_id: str = ""
+    segment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One version's predictions of one segment; None: of all segments that are not among the largest."""
+
+    version: int
+    segment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Predictions of each group, and how many segments there are."""
+
+    predictions: Mapping[Group, int]
+    segments: int
 
 
 class Rows(Protocol):
@@ -147,11 +165,16 @@ class Rows(Protocol):
     async def prediction(self, deployment: str, prediction_id: str) -> LoggedPrediction:
         """The newest prediction of that id. Raises NotFound."""
 
-    async def prediction_counts(self, deployment: str) -> dict[int, int]:
-        """Predictions of each version."""
+    async def count_logged(self, deployment: str, prediction_ids: Collection[str]) -> int:
+        """How many of these predictions are in the log."""
 
-    async def answer_counts(self, deployment: str) -> dict[int, list[Met]]:
-        """How often each version's answers met which true labels."""
+    async def prediction_counts(self, deployment: str, version: int, largest: int) -> Counted:
+        """Predictions of each version (or of one that is not 0) and each of the largest segments."""
+
+    async def answer_counts(
+        self, deployment: str, version: int, segments: Collection[str]
+    ) -> dict[Group, list[Met]]:
+        """How often the answers of each version and each of these segments met which true labels."""
 
     async def latency_counts(
         self, deployment: str, since: Mapping[int, datetime]

@@ -487,6 +487,27 @@ class Quality(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     @typing.final
+    class Interval(google.protobuf.message.Message):
+        """Where the true value lies with 95 % confidence, if what has a label is like what has none. Of shares Wilson's
+        interval, of mae the mean's by the central limit.
+        """
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        LOW_FIELD_NUMBER: builtins.int
+        HIGH_FIELD_NUMBER: builtins.int
+        low: builtins.float
+        high: builtins.float
+        def __init__(
+            self,
+            *,
+            low: builtins.float = ...,
+            high: builtins.float = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["high", b"high", "low", b"low"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
     class PerVersion(google.protobuf.message.Message):
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -507,16 +528,41 @@ class Quality(google.protobuf.message.Message):
             _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
             def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
+        @typing.final
+        class IntervalsEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            @property
+            def value(self) -> Global___Quality.Interval: ...
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: Global___Quality.Interval | None = ...,
+            ) -> None: ...
+            _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["value", b"value"]
+            def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+            _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
         VERSION_FIELD_NUMBER: builtins.int
         PREDICTION_COUNT_FIELD_NUMBER: builtins.int
         FEEDBACK_COUNT_FIELD_NUMBER: builtins.int
         METRICS_FIELD_NUMBER: builtins.int
+        INTERVALS_FIELD_NUMBER: builtins.int
         version: builtins.int
         prediction_count: builtins.int
         feedback_count: builtins.int
         @property
         def metrics(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
             """By name: accuracy, recall, precision for classes; mse, mae for numbers."""
+
+        @property
+        def intervals(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Quality.Interval]:
+            """Of each metric but mse."""
 
         def __init__(
             self,
@@ -525,8 +571,132 @@ class Quality(google.protobuf.message.Message):
             prediction_count: builtins.int = ...,
             feedback_count: builtins.int = ...,
             metrics: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+            intervals: collections.abc.Mapping[builtins.str, Global___Quality.Interval] | None = ...,
         ) -> None: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["feedback_count", b"feedback_count", "metrics", b"metrics", "prediction_count", b"prediction_count", "version", b"version"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["feedback_count", b"feedback_count", "intervals", b"intervals", "metrics", b"metrics", "prediction_count", b"prediction_count", "version", b"version"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class PerSegment(google.protobuf.message.Message):
+        """Requests of one kind, as they said by their parameter "segment"."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        @typing.final
+        class MetricsEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.float
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.float = ...,
+            ) -> None: ...
+            _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+        @typing.final
+        class IntervalsEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            @property
+            def value(self) -> Global___Quality.Interval: ...
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: Global___Quality.Interval | None = ...,
+            ) -> None: ...
+            _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["value", b"value"]
+            def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+            _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+        SEGMENT_FIELD_NUMBER: builtins.int
+        OTHER_FIELD_NUMBER: builtins.int
+        PREDICTION_COUNT_FIELD_NUMBER: builtins.int
+        FEEDBACK_COUNT_FIELD_NUMBER: builtins.int
+        METRICS_FIELD_NUMBER: builtins.int
+        INTERVALS_FIELD_NUMBER: builtins.int
+        VERSIONS_FIELD_NUMBER: builtins.int
+        segment: builtins.str
+        """Empty: of requests that named none. "?": of requests whose parameter was no text, too long, or none to be shown."""
+        other: builtins.bool
+        """All segments that are not among the largest, together; `segment` is empty then."""
+        prediction_count: builtins.int
+        feedback_count: builtins.int
+        @property
+        def metrics(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
+        @property
+        def intervals(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Quality.Interval]: ...
+        @property
+        def versions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Quality.PerVersion]:
+            """Of this segment."""
+
+        def __init__(
+            self,
+            *,
+            segment: builtins.str = ...,
+            other: builtins.bool = ...,
+            prediction_count: builtins.int = ...,
+            feedback_count: builtins.int = ...,
+            metrics: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+            intervals: collections.abc.Mapping[builtins.str, Global___Quality.Interval] | None = ...,
+            versions: collections.abc.Iterable[Global___Quality.PerVersion] | None = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["feedback_count", b"feedback_count", "intervals", b"intervals", "metrics", b"metrics", "other", b"other", "prediction_count", b"prediction_count", "segment", b"segment", "versions", b"versions"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    @typing.final
+    class Gap(google.protobuf.message.Message):
+        """How far apart two segments are in one metric."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        METRIC_FIELD_NUMBER: builtins.int
+        BEST_FIELD_NUMBER: builtins.int
+        WORST_FIELD_NUMBER: builtins.int
+        BEST_VALUE_FIELD_NUMBER: builtins.int
+        WORST_VALUE_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        LOW_FIELD_NUMBER: builtins.int
+        HIGH_FIELD_NUMBER: builtins.int
+        CERTAIN_FIELD_NUMBER: builtins.int
+        metric: builtins.str
+        """accuracy, recall, precision or mae."""
+        best: builtins.str
+        worst: builtins.str
+        best_value: builtins.float
+        worst_value: builtins.float
+        value: builtins.float
+        """How much better the best is, from 0. The true difference lies from low to high with 95 % confidence, for all
+        pairs of segments that were compared together.
+        """
+        low: builtins.float
+        high: builtins.float
+        certain: builtins.bool
+        """It is above 0, and not by chance."""
+        def __init__(
+            self,
+            *,
+            metric: builtins.str = ...,
+            best: builtins.str = ...,
+            worst: builtins.str = ...,
+            best_value: builtins.float = ...,
+            worst_value: builtins.float = ...,
+            value: builtins.float = ...,
+            low: builtins.float = ...,
+            high: builtins.float = ...,
+            certain: builtins.bool = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["best", b"best", "best_value", b"best_value", "certain", b"certain", "high", b"high", "low", b"low", "metric", b"metric", "value", b"value", "worst", b"worst", "worst_value", b"worst_value"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     @typing.final
@@ -546,19 +716,60 @@ class Quality(google.protobuf.message.Message):
         _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
+    @typing.final
+    class IntervalsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___Quality.Interval: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___Quality.Interval | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["value", b"value"]
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
     DEPLOYMENT_FIELD_NUMBER: builtins.int
     PREDICTION_COUNT_FIELD_NUMBER: builtins.int
     FEEDBACK_COUNT_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
     VERSIONS_FIELD_NUMBER: builtins.int
+    INTERVALS_FIELD_NUMBER: builtins.int
+    SEGMENTS_FIELD_NUMBER: builtins.int
+    SEGMENT_COUNT_FIELD_NUMBER: builtins.int
+    GAPS_FIELD_NUMBER: builtins.int
+    MIN_LABELS_FIELD_NUMBER: builtins.int
     deployment: builtins.str
     prediction_count: builtins.int
     feedback_count: builtins.int
     """Predictions with a true label."""
+    segment_count: builtins.int
+    """How many there are, those in "other" included."""
+    min_labels: builtins.int
+    """What was enough, as asked for."""
     @property
     def metrics(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
     @property
     def versions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Quality.PerVersion]: ...
+    @property
+    def intervals(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Quality.Interval]: ...
+    @property
+    def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Quality.PerSegment]:
+        """The largest first, what the others come to last. Empty where no request named one."""
+
+    @property
+    def gaps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Quality.Gap]:
+        """One for each metric that at least two of the segments shown have enough labels for: of the pairs that differ for certain
+        the one that differs most at least, else the best and the worst. Requests that named none are no segment here.
+        """
+
     def __init__(
         self,
         *,
@@ -567,11 +778,53 @@ class Quality(google.protobuf.message.Message):
         feedback_count: builtins.int = ...,
         metrics: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         versions: collections.abc.Iterable[Global___Quality.PerVersion] | None = ...,
+        intervals: collections.abc.Mapping[builtins.str, Global___Quality.Interval] | None = ...,
+        segments: collections.abc.Iterable[Global___Quality.PerSegment] | None = ...,
+        segment_count: builtins.int = ...,
+        gaps: collections.abc.Iterable[Global___Quality.Gap] | None = ...,
+        min_labels: builtins.int = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "feedback_count", b"feedback_count", "metrics", b"metrics", "prediction_count", b"prediction_count", "versions", b"versions"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "feedback_count", b"feedback_count", "gaps", b"gaps", "intervals", b"intervals", "metrics", b"metrics", "min_labels", b"min_labels", "prediction_count", b"prediction_count", "segment_count", b"segment_count", "segments", b"segments", "versions", b"versions"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Quality: typing_extensions.TypeAlias = Quality
+
+@typing.final
+class TrueLabel(google.protobuf.message.Message):
+    """What a prediction should have been."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PREDICTION_ID_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    prediction_id: builtins.str
+    """The request's id in the Open Inference Protocol, at most 256 bytes."""
+    number: builtins.float
+    """Finite."""
+    text: builtins.str
+    @property
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When that was known; unset: now."""
+
+    def __init__(
+        self,
+        *,
+        prediction_id: builtins.str = ...,
+        number: builtins.float = ...,
+        text: builtins.str = ...,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["label", b"label", "number", b"number", "text", b"text", "time", b"time"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["label", b"label", "number", b"number", "prediction_id", b"prediction_id", "text", b"text", "time", b"time"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_label: typing_extensions.TypeAlias = typing.Literal["number", "text"]
+    _WhichOneofArgType_label: typing_extensions.TypeAlias = typing.Literal["label", b"label"]
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_label) -> _WhichOneofReturnType_label | None: ...
+
+Global___TrueLabel: typing_extensions.TypeAlias = TrueLabel
 
 @typing.final
 class Prediction(google.protobuf.message.Message):
@@ -587,6 +840,7 @@ class Prediction(google.protobuf.message.Message):
     LABEL_JSON_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
     SHADOW_FIELD_NUMBER: builtins.int
+    SEGMENT_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The request's id in the Open Inference Protocol."""
     deployment: builtins.str
@@ -601,6 +855,8 @@ class Prediction(google.protobuf.message.Message):
     traceparent: builtins.str
     shadow: builtins.bool
     """Nobody got this answer: a shadow gave it, to be compared with the one of the same id."""
+    segment: builtins.str
+    """The request's parameter "segment"; empty where it named none."""
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(
@@ -616,10 +872,11 @@ class Prediction(google.protobuf.message.Message):
         label_json: builtins.str = ...,
         traceparent: builtins.str = ...,
         shadow: builtins.bool = ...,
+        segment: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["time", b"time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "id", b"id", "inputs_json", b"inputs_json", "label_json", b"label_json", "outputs_json", b"outputs_json", "seconds", b"seconds", "shadow", b"shadow", "time", b"time", "traceparent", b"traceparent", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "id", b"id", "inputs_json", b"inputs_json", "label_json", b"label_json", "outputs_json", b"outputs_json", "seconds", b"seconds", "segment", b"segment", "shadow", b"shadow", "time", b"time", "traceparent", b"traceparent", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction
@@ -1077,16 +1334,68 @@ class GetQualityRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DEPLOYMENT_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    MAX_SEGMENTS_FIELD_NUMBER: builtins.int
+    MIN_LABELS_FIELD_NUMBER: builtins.int
     deployment: builtins.str
+    version: builtins.int
+    """Of this version's answers alone; 0: of all."""
+    max_segments: builtins.int
+    """How many segments are answered one by one, the largest; the rest is "other". 0: 50."""
+    min_labels: builtins.int
+    """Labels that a segment must have to be compared with others. 0: 30."""
     def __init__(
         self,
         *,
         deployment: builtins.str = ...,
+        version: builtins.int = ...,
+        max_segments: builtins.int = ...,
+        min_labels: builtins.int = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "max_segments", b"max_segments", "min_labels", b"min_labels", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___GetQualityRequest: typing_extensions.TypeAlias = GetQualityRequest
+
+@typing.final
+class SubmitFeedbackRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    deployment: builtins.str
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TrueLabel]: ...
+    def __init__(
+        self,
+        *,
+        deployment: builtins.str = ...,
+        labels: collections.abc.Iterable[Global___TrueLabel] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "labels", b"labels"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SubmitFeedbackRequest: typing_extensions.TypeAlias = SubmitFeedbackRequest
+
+@typing.final
+class SubmitFeedbackResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABEL_COUNT_FIELD_NUMBER: builtins.int
+    JOINED_COUNT_FIELD_NUMBER: builtins.int
+    label_count: builtins.int
+    joined_count: builtins.int
+    """Of predictions that are in the log; the other labels wait for theirs."""
+    def __init__(
+        self,
+        *,
+        label_count: builtins.int = ...,
+        joined_count: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["joined_count", b"joined_count", "label_count", b"label_count"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SubmitFeedbackResponse: typing_extensions.TypeAlias = SubmitFeedbackResponse
 
 @typing.final
 class ListPredictionsRequest(google.protobuf.message.Message):

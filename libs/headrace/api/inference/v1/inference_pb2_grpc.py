@@ -90,6 +90,11 @@ class InferenceServiceStub(object):
                 request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.GetQualityRequest.SerializeToString,
                 response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Quality.FromString,
                 _registered_method=True)
+        self.SubmitFeedback = channel.unary_unary(
+                '/headrace.api.inference.v1.InferenceService/SubmitFeedback',
+                request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.SubmitFeedbackRequest.SerializeToString,
+                response_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.SubmitFeedbackResponse.FromString,
+                _registered_method=True)
         self.ListPredictions = channel.unary_unary(
                 '/headrace.api.inference.v1.InferenceService/ListPredictions',
                 request_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListPredictionsRequest.SerializeToString,
@@ -191,7 +196,18 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetQuality(self, request, context):
-        """Quality of live answers, from the feedback that has arrived.
+        """Quality of live answers, from the feedback that has arrived: of all, of each version, and of each segment of requests.
+        Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitFeedback(self, request, context):
+        """True labels of predictions, by the rules of the topic headrace.inference.feedback.v1: a label may come before its
+        prediction is in the log, or long after; of a prediction's labels the newest stands, of two of one moment the first.
+        Answered when all of them are stored; where one is wrong, none is. Idempotent where labels say their time.
+        Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FEEDBACK, which names each label at fault.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -293,6 +309,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetQuality,
                     request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.GetQualityRequest.FromString,
                     response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Quality.SerializeToString,
+            ),
+            'SubmitFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitFeedback,
+                    request_deserializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.SubmitFeedbackRequest.FromString,
+                    response_serializer=headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.SubmitFeedbackResponse.SerializeToString,
             ),
             'ListPredictions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPredictions,
@@ -608,6 +629,33 @@ class InferenceService(object):
             '/headrace.api.inference.v1.InferenceService/GetQuality',
             headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.GetQualityRequest.SerializeToString,
             headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.Quality.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.api.inference.v1.InferenceService/SubmitFeedback',
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.SubmitFeedbackRequest.SerializeToString,
+            headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2.SubmitFeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,7 +61,15 @@ class InferenceServiceStub:
     ListRollouts: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListRolloutsRequest, headrace.api.inference.v1.inference_pb2.ListRolloutsResponse]
     """Newest first."""
     GetQuality: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.GetQualityRequest, headrace.api.inference.v1.inference_pb2.Quality]
-    """Quality of live answers, from the feedback that has arrived."""
+    """Quality of live answers, from the feedback that has arrived: of all, of each version, and of each segment of requests.
+    Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    """
+    SubmitFeedback: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.SubmitFeedbackRequest, headrace.api.inference.v1.inference_pb2.SubmitFeedbackResponse]
+    """True labels of predictions, by the rules of the topic headrace.inference.feedback.v1: a label may come before its
+    prediction is in the log, or long after; of a prediction's labels the newest stands, of two of one moment the first.
+    Answered when all of them are stored; where one is wrong, none is. Idempotent where labels say their time.
+    Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FEEDBACK, which names each label at fault.
+    """
     ListPredictions: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListPredictionsRequest, headrace.api.inference.v1.inference_pb2.ListPredictionsResponse]
     """Newest first."""
     ErasePredictions: grpc.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ErasePredictionsRequest, headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse]
@@ -128,7 +136,15 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     ListRollouts: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListRolloutsRequest, headrace.api.inference.v1.inference_pb2.ListRolloutsResponse]  # type: ignore[assignment]
     """Newest first."""
     GetQuality: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.GetQualityRequest, headrace.api.inference.v1.inference_pb2.Quality]  # type: ignore[assignment]
-    """Quality of live answers, from the feedback that has arrived."""
+    """Quality of live answers, from the feedback that has arrived: of all, of each version, and of each segment of requests.
+    Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+    """
+    SubmitFeedback: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.SubmitFeedbackRequest, headrace.api.inference.v1.inference_pb2.SubmitFeedbackResponse]  # type: ignore[assignment]
+    """True labels of predictions, by the rules of the topic headrace.inference.feedback.v1: a label may come before its
+    prediction is in the log, or long after; of a prediction's labels the newest stands, of two of one moment the first.
+    Answered when all of them are stored; where one is wrong, none is. Idempotent where labels say their time.
+    Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FEEDBACK, which names each label at fault.
+    """
     ListPredictions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ListPredictionsRequest, headrace.api.inference.v1.inference_pb2.ListPredictionsResponse]  # type: ignore[assignment]
     """Newest first."""
     ErasePredictions: grpc.aio.UnaryUnaryMultiCallable[headrace.api.inference.v1.inference_pb2.ErasePredictionsRequest, headrace.api.inference.v1.inference_pb2.ErasePredictionsResponse]  # type: ignore[assignment]
@@ -258,7 +274,21 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         request: headrace.api.inference.v1.inference_pb2.GetQualityRequest,
         context: _ServicerContext,
     ) -> typing.Union[headrace.api.inference.v1.inference_pb2.Quality, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.Quality]]:
-        """Quality of live answers, from the feedback that has arrived."""
+        """Quality of live answers, from the feedback that has arrived: of all, of each version, and of each segment of requests.
+        Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND.
+        """
+
+    @abc.abstractmethod
+    def SubmitFeedback(
+        self,
+        request: headrace.api.inference.v1.inference_pb2.SubmitFeedbackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[headrace.api.inference.v1.inference_pb2.SubmitFeedbackResponse, collections.abc.Awaitable[headrace.api.inference.v1.inference_pb2.SubmitFeedbackResponse]]:
+        """True labels of predictions, by the rules of the topic headrace.inference.feedback.v1: a label may come before its
+        prediction is in the log, or long after; of a prediction's labels the newest stands, of two of one moment the first.
+        Answered when all of them are stored; where one is wrong, none is. Idempotent where labels say their time.
+        Errors: NOT_FOUND/DEPLOYMENT_NOT_FOUND; INVALID_ARGUMENT/INVALID_FEEDBACK, which names each label at fault.
+        """
 
     @abc.abstractmethod
     def ListPredictions(

@@ -62,6 +62,7 @@ class Prediction(google.protobuf.message.Message):
     SUBJECT_FIELD_NUMBER: builtins.int
     SHADOW_FIELD_NUMBER: builtins.int
     MIRROR_ID_FIELD_NUMBER: builtins.int
+    SEGMENT_FIELD_NUMBER: builtins.int
     prediction_id: builtins.str
     """The request's id in the Open Inference Protocol."""
     deployment: builtins.str
@@ -74,6 +75,10 @@ class Prediction(google.protobuf.message.Message):
     """Nobody got this answer: it was asked for to be compared with the live version's."""
     mirror_id: builtins.str
     """The same in both events of a request that two versions were asked; empty in others."""
+    segment: builtins.str
+    """What kind of request it was: its parameter "segment", at most 64 bytes; empty where it named none, "?" where what it
+    named is none.
+    """
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
@@ -93,10 +98,11 @@ class Prediction(google.protobuf.message.Message):
         subject: builtins.str = ...,
         shadow: builtins.bool = ...,
         mirror_id: builtins.str = ...,
+        segment: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["time", b"time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "inputs", b"inputs", "mirror_id", b"mirror_id", "outputs", b"outputs", "prediction_id", b"prediction_id", "seconds", b"seconds", "shadow", b"shadow", "subject", b"subject", "time", b"time", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "inputs", b"inputs", "mirror_id", b"mirror_id", "outputs", b"outputs", "prediction_id", b"prediction_id", "seconds", b"seconds", "segment", b"segment", "shadow", b"shadow", "subject", b"subject", "time", b"time", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Prediction: typing_extensions.TypeAlias = Prediction
