@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from headrace.inference.domain.quality import Cell, Met, in_answers_terms, metrics
+from headrace.inference.domain.quality import Cell, Met, in_answers_terms, label_fault, measures, metrics
 
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=50)
 
@@ -66,3 +67,48 @@ def test_text_says_nothing_of_a_number() -> None:
 @pytest.mark.parametrize("classes", [True, False])
 def test_without_feedback_nothing_is_claimed(classes: bool) -> None:
     assert metrics([], classes=classes) == {}
+
+
+@given(pairs)
+def test_measures_are_the_metrics_with_how_many_labels_each_is_of(pairs: list[tuple[int, int]]) -> None:
+    cells = [Cell(answer, label, pairs.count((answer, label))) for answer, label in set(pairs)]
+    found = measures(cells, classes=True, binary=True)
+    assert {name: one.value for name, one in found.items()} == metrics(cells, classes=True)
+    assert found["accuracy"].count == len(pairs)
+    assert "recall" not in measures(cells, classes=True, binary=False)
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=2, max_size=50))
+def test_a_mean_error_has_the_variance_of_the_errors(pairs: list[tuple[int, int]]) -> None:
+    cells = [Cell(answer, label, pairs.count((answer, label))) for answer, label in set(pairs)]
+    errors = [abs(answer - label) for answer, label in pairs]
+    found = measures(cells, classes=False, binary=False)["mae"]
+    assert (found.value, found.count) == (pytest.approx(statistics.mean(errors)), len(pairs))
+    assert found.variance == pytest.approx(statistics.variance(errors))
+
+
+@pytest.mark.parametrize(
+    ("deployment", "prediction_id", "label", "field"),
+    [
+        ("", "p", 1.0, "deployment"),
+        ("d" * 257, "p", 1.0, "deployment"),
+        ("d", "", 1.0, "prediction_id"),
+        ("d", "ü" * 129, 1.0, "prediction_id"),
+        ("d", "a\0b", 1.0, "prediction_id"),
+        ("d", "p", None, "label"),
+        ("d", "p", math.nan, "number"),
+        ("d", "p", -math.inf, "number"),
+        ("d", "p", "a\0b", "text"),
+    ],
+)
+def test_a_label_that_is_wrong_says_where(
+    deployment: str, prediction_id: str, label: float | str | None, field: str
+) -> None:
+    fault = label_fault(deployment, prediction_id, label)
+    assert fault is not None
+    assert fault[0] == field
+
+
+@pytest.mark.parametrize("label", [0.0, "", "benign"])
+def test_a_label_is_a_number_or_a_text(label: float | str) -> None:
+    assert label_fault("d" * 256, "ü" * 128, label) is None

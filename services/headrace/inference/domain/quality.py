@@ -96,9 +96,11 @@ def regression(cells: Iterable[Cell]) -> dict[str, float]:
     total = sum(cell.count for cell in counted)
     if not total:
         return {}
+    errors = [(abs(cell.answer - cell.label), cell.count) for cell in counted]
     return {
-        "mse": sum(cell.count * (cell.answer - cell.label) ** 2 for cell in counted) / total,
-        "mae": sum(cell.count * abs(cell.answer - cell.label) for cell in counted) / total,
+        # Multiplied: what is too large for a float is infinite then, where a power of it raises.
+        "mse": sum(count * error * error for error, count in errors) / total,
+        "mae": sum(count * error for error, count in errors) / total,
     }
 
 
