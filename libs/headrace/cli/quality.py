@@ -109,7 +109,7 @@ def _show(found: api.Quality, by: By | None) -> None:
 
 
 def _name(one: api.Quality.PerSegment, rest: int) -> str:
-    return f"other ({rest:,} segments)" if one.other else printable(one.segment) or UNNAMED
+    return f"other ({rest:,} more)" if one.other else printable(one.segment) or UNNAMED
 
 
 def _row(name: str, one: api.Quality.PerVersion | api.Quality.PerSegment) -> dict[str, Plain]:
@@ -119,7 +119,7 @@ def _row(name: str, one: api.Quality.PerVersion | api.Quality.PerSegment) -> dic
         "name": name,
         "predictions": f"{one.prediction_count:,}",
         "labels": f"{one.feedback_count:,}",
-        "within": f"{within.low:.3g} - {within.high:.3g}" if within else "-",
+        "within": f"{_number(within.low)}-{_number(within.high)}" if within else "-",
         **{metric: _number(one.metrics[metric]) for metric in one.metrics},
     }
 
@@ -138,14 +138,12 @@ def _columns(heading: str, metrics: Sequence[str]) -> list[Column]:
 
 
 def _gap(gap: api.Quality.Gap) -> Text:
-    best, worst = (
-        f"{printable(name)} {_number(value)}"
-        for name, value in ((gap.best, gap.best_value), (gap.worst, gap.worst_value))
+    said = (
+        f"{gap.metric}: {printable(gap.worst)} {_number(gap.worst_value)} is worse than "
+        f"{printable(gap.best)} {_number(gap.best_value)} by {_number(gap.value)} "
+        f"(95 %: {_number(gap.low)} to {_number(gap.high)})"
     )
-    within = f"{_number(gap.value)} (95 %: {_number(gap.low)} to {_number(gap.high)})"
-    if gap.certain:
-        return Text(f"{gap.metric} differs by {within}: {worst}, {best}", "bold red")
-    return Text(f"{gap.metric} differs by {within}, which may be chance: {worst}, {best}")
+    return Text(said, "bold red") if gap.certain else Text(f"{said}, which may be chance")
 
 
 def _number(value: float) -> str:
@@ -176,8 +174,8 @@ def feedback(
         joined = await client.submit_labels(deployment, given)
         waiting = len(given) - joined
         if output is Format.TABLE:
-            rest = f"; {waiting} of none that is there yet" if waiting else ""
-            console.print(f"{len(given)} labels stored: {joined} of predictions in the log{rest}")
+            rest = f"; the other {waiting} for predictions that are not there yet" if waiting else ""
+            console.print(f"{len(given)} labels stored, {joined} for predictions in the log{rest}")
         else:
             show_document({"stored": len(given), "joined": joined}, output)
 

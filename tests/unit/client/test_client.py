@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.client import HeadraceClient, Targets
 from headrace.client.inference_protocol import InferenceProtocol
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -201,9 +203,57 @@ async def test_predictions_speak_the_inference_protocol() -> None:
             assert answer.outputs["sign"].tolist() == ["plus", "minus"]
             assert (await client.predict("sums", [[1, 2]], version="2")).version == "2"
             assert (await client.predict("sums", [[1, 2]], subject="p1")).prediction_id
-            assert model.parameters == [{}, {}, {"subject": "p1"}]
+            await client.predict("sums", [[1, 2]], segment="ward=3")
+            assert model.parameters == [{}, {}, {"subject": "p1"}, {"segment": "ward=3"}]
             with pytest.raises(NotFound):
                 await client.predict("other", [[1, 2]])
+
+
+@pytest.mark.parametrize("segment", ["x" * 65, "ü" * 33, "a\nb", "\ud800"])
+async def test_a_segment_that_would_not_be_told_apart_is_refused(segment: str) -> None:
+    async with channel("127.0.0.1:1") as nowhere:
+        with pytest.raises(InvalidArgument, match="at most 64 bytes") as caught:
+            await InferenceProtocol(nowhere).infer(
+                "d", [[1]], version="", prediction_id="p", subject="", segment=segment
+            )
+    assert caught.value.reason == "INVALID_SEGMENT"
+
+
+class LabelTaker(inference_pb2_grpc.InferenceServiceServicer):
+    """Keeps labels; half of them are of predictions in the log."""
+
+    def __init__(self) -> None:
+        self.labels: list[inference_pb2.TrueLabel] = []
+
+    async def SubmitFeedback(self, request: Any, _context: Any) -> Any:
+        self.labels += request.labels
+        return inference_pb2.SubmitFeedbackResponse(
+            label_count=len(request.labels), joined_count=len(request.labels) // 2
+        )
+
+
+async def test_feedback_may_go_by_rpc_and_says_when_it_was_known() -> None:
+    taker = LabelTaker()
+    binding = ServiceBinding(
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+        taker,
+        "headrace.api.inference.v1.InferenceService",
+    )
+    known = datetime(2026, 1, 2, tzinfo=UTC)
+    async with (
+        serve("127.0.0.1:0", [binding], health=Health()) as server,
+        HeadraceClient(Targets({"inference": f"127.0.0.1:{server.port}"})) as client,
+    ):
+        assert await client.submit_feedback("d", {"p1": np.int64(1), "p2": "benign"}, time=known) == 1
+        assert await client.submit_feedback("d", {f"q{number}": 1 for number in range(1500)}) == 750
+        with pytest.raises(InvalidArgument, match="the label of p1 must be"):
+            await client.submit_feedback("d", {"p1": float("nan")})
+    first, second = taker.labels[:2]
+    assert (first.prediction_id, first.number, first.time.ToDatetime(UTC)) == ("p1", 1, known)
+    assert (second.prediction_id, second.text) == ("p2", "benign")
+    # All of one call are of one moment, so that it may be repeated.
+    assert len({label.time.ToNanoseconds() for label in taker.labels[2:]}) == 1
+    assert len(taker.labels) == 1502
 
 
 class AskedModel(service_pb2_grpc.GRPCInferenceServiceServicer):
