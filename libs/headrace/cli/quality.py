@@ -174,8 +174,8 @@ def feedback(
         joined = await client.submit_labels(deployment, given)
         waiting = len(given) - joined
         if output is Format.TABLE:
-            rest = f"; the other {waiting} for predictions that are not there yet" if waiting else ""
-            console.print(f"{len(given)} labels stored, {joined} for predictions in the log{rest}")
+            rest = f", {waiting} waiting for predictions that are not in the log yet" if waiting else ""
+            console.print(f"{len(given)} labels stored: {joined} joined{rest}")
         else:
             show_document({"stored": len(given), "joined": joined}, output)
 

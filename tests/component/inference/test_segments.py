@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,8 +12,10 @@ from tests.component.inference.conftest import Plane, ask, post
 from tests.component.inference.test_data_plane import send_feedback
 from tests.component.inference.test_requests import request, send
 from tests.support.waiting import eventually
+from typer.testing import CliRunner
 
 from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.cli.main import app
 from headrace.errors import InvalidArgument, NotFound
 from headrace.rpc.convert import to_timestamp
 
@@ -130,6 +133,31 @@ async def test_a_segment_that_is_answered_worse_is_seen_until_its_data_is_erased
     assert (await plane.stub.ErasePredictions(request)).prediction_count == len(bad)
     left = await quality(plane, name)
     assert {one.segment: one.feedback_count for one in left.segments} == {"ward=1": 40, "ward=3": 5}
+
+
+async def test_commands_ask_label_and_show_quality(plane: Plane, name: str) -> None:
+    await deploy(plane, name)
+    env = {
+        "HEADRACE_INFERENCE_PROTOCOL_TARGET": plane.address,
+        "HEADRACE_INFERENCE_TARGET": plane.service.target,
+    }
+
+    async def headrace(*words: str) -> str:
+        result = await asyncio.to_thread(CliRunner().invoke, app, words, env=env)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    asked = json.loads(
+        await headrace("predict", name, "-d", "[[1, 1, 1]]", "--segment", "ward=9", "-o", "json")
+    )
+    await plane.until_logged(name, {asked["id"]})
+    assert await headrace("feedback", name, f"{asked['id']}={ANSWER}", "soon=1") == (
+        "2 labels stored: 1 joined, 1 waiting for predictions that are not in the log yet\n"
+    )
+    shown = (await headrace("quality", name, "--by", "segment")).splitlines()
+    assert shown[0] == f"{name}  1 predictions, 1 with a true label"
+    assert shown[2].split() == ["ward=9", "1", "1", "1.000", "0.207-1.000"]
+    assert shown[3] == "no gap: fewer than two segments have 30 labels"
 
 
 async def test_feedback_by_rpc_may_come_first_again_and_in_any_order(plane: Plane, name: str) -> None:

@@ -162,9 +162,8 @@ def test_labels_are_numbers_or_texts_and_may_come_from_a_file(
     )
     result = headrace("feedback", "live", "p1=1", "ward=3/p2=0.5", "p3=benign", 'p4="1"', "-f", str(file))
     assert result.exit_code == 0, result.output
-    stored, rest = result.stdout.rstrip("\n").split("; ")
-    assert stored == "6 labels stored, 4 for predictions in the log"
-    assert rest == "the other 2 for predictions that are not there yet"
+    told = "6 labels stored: 4 joined, 2 waiting for predictions that are not in the log yet\n"
+    assert result.stdout == told
     dated = api.TrueLabel(prediction_id="p5", number=2)
     dated.time.FromJsonString("2026-01-02T03:04:05Z")
     assert services.requests == [
