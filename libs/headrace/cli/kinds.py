@@ -196,6 +196,8 @@ async def _deployments(client: HeadraceClient, _scope: str) -> list[Row]:
 async def _deployment(client: HeadraceClient, name: str) -> Row:
     deployment = await client.inference.GetDeployment(inference.GetDeploymentRequest(name=name))
     quality = await client.inference.GetQuality(inference.GetQualityRequest(deployment=name))
+    # They may be many: `headrace quality` shows them.
+    quality.ClearField("segments")
     return {**plain(deployment), "quality": plain(quality)}
 
 

@@ -20,7 +20,7 @@ from headrace.inference.messages import (
     scaling_from,
     serving_change_from,
 )
-from headrace.inference.quality_messages import given_label, quality_message
+from headrace.inference.quality_messages import given_labels, quality_message
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions
 from headrace.inference.use_cases.explain import Explain
@@ -173,7 +173,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: api.SubmitFeedbackRequest, context: Any
     ) -> api.SubmitFeedbackResponse:
         """True labels of predictions."""
-        joined = await self._submit_feedback(request.deployment, list(map(given_label, request.labels)))
+        joined = await self._submit_feedback(request.deployment, given_labels(request.labels))
         return api.SubmitFeedbackResponse(label_count=len(request.labels), joined_count=joined)
 
     def _message(self, known: tuple[Deployment, list[ServedVersion]]) -> api.Deployment:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from headrace.api.inference.v1 import inference_pb2 as api
+from headrace.errors import FieldViolation, InvalidArgument
 from headrace.inference.domain.gaps import Gap, Interval
 from headrace.inference.use_cases.measure_quality import Quality, SegmentQuality, Standing
-from headrace.inference.use_cases.submit_feedback import GivenLabel
+from headrace.inference.use_cases.submit_feedback import INVALID_FEEDBACK, GivenLabel
 from headrace.rpc.convert import from_timestamp
 
 
-def given_label(message: api.TrueLabel) -> GivenLabel:
-    """A label as its sender gave it."""
-    kind = message.WhichOneof("label")
-    label = None if kind is None else message.number if kind == "number" else message.text
-    return message.prediction_id, label, from_timestamp(message.time) if message.HasField("time") else None
+def given_labels(messages: Iterable[api.TrueLabel]) -> list[GivenLabel]:
+    """Labels as their sender gave them. Raises InvalidArgument/INVALID_FEEDBACK for a time that is none."""
+    given: list[GivenLabel] = []
+    for place, message in enumerate(messages):
+        kind = message.WhichOneof("label")
+        label = None if kind is None else message.number if kind == "number" else message.text
+        try:
+            time = from_timestamp(message.time) if message.HasField("time") else None
+        except (ValueError, OverflowError) as error:
+            fault = FieldViolation(f"labels[{place}].time", "must be a time from the year 1 to 9999")
+            raise InvalidArgument(
+                INVALID_FEEDBACK, f"{fault.field} {fault.description}", fields=[fault]
+            ) from error
+        given.append((message.prediction_id, label, time))
+    return given
 
 
 def quality_message(deployment: str, quality: Quality) -> api.Quality:

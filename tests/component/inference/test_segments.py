@@ -212,6 +212,11 @@ async def test_feedback_that_is_wrong_is_told_where_and_none_of_it_is_stored(pla
         "labels[4].prediction_id",
         "labels[5].text",
     ]
+    timeless = api.TrueLabel(prediction_id="mine", number=1)
+    timeless.time.seconds = 1 << 62
+    with pytest.raises(InvalidArgument, match=r"labels\[1\].time must be") as raised:
+        await submit(plane, name, good, timeless)
+    assert raised.value.reason == "INVALID_FEEDBACK"
     with pytest.raises(InvalidArgument):
         await submit(plane, name)
     with pytest.raises(InvalidArgument):

@@ -143,6 +143,18 @@ def test_programs_get_all_of_it(services: Services, headrace: Headrace) -> None:
     assert document["segments"][0]["intervals"]["accuracy"]["low"] == 0.51
 
 
+def test_a_deployment_is_described_with_its_gaps_and_not_with_every_segment(
+    services: Services, headrace: Headrace
+) -> None:
+    services.answers["GetDeployment"] = lambda _: api.Deployment(name="live")
+    services.answers["GetQuality"] = lambda _: some_quality(
+        a_segment("ward=1", 1, 1, 1.0), gaps=[a_gap(certain=True)]
+    )
+    described = json.loads(headrace("describe", "deployment", "live", "-o", "json").stdout)["quality"]
+    assert [gap["worst"] for gap in described["gaps"]] == ["ward=3"]
+    assert described["segments"] == []
+
+
 def test_a_deployment_that_there_is_not(services: Services, headrace: Headrace) -> None:
     def refuse(_: object) -> api.Quality:
         raise NotFound("DEPLOYMENT_NOT_FOUND", "there is no deployment 'x'")
