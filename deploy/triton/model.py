@@ -1,9 +1,9 @@
 """What answers requests inside Triton: a model, the prediction log, and the request's span.
 
 Triton's Python backend runs one process of this for each instance of a model version. The inference service
-copies it and its neighbours beside the model's file, says in `version.json` what that is, and names the
-deployment and the topic in the model's configuration. It runs in Triton's own environment
-(deploy/triton/runtime.in) and imports nothing of Headrace.
+copies it and its neighbours beside the model's file, says in `version.json` what that is, and names in the
+model's configuration the deployment, the topic, and which requests are logged. It runs in Triton's own
+environment (deploy/triton/runtime.in) and imports nothing of Headrace.
 
 Neither log nor spans hold a request back: both are built and sent on other threads, and where those fall
 behind they are dropped; lost predictions are counted in Triton's log.
@@ -32,6 +32,7 @@ import numpy as np
 import orjson
 import triton_python_backend_utils as pb_utils
 from class_names import ClassNames
+from sampling import MIRROR_ID, Sampling, is_traced
 
 # Where the batch before took so long, callers are asked whether they still wait: so long their requests did.
 # Each question goes to Triton and back, and takes some 40 microseconds.
@@ -112,7 +113,12 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         spans = Spans(os.environ.get("HEADRACE_TRACES_URL", ""))
         self._log = PredictionLog(
-            args["model_name"], int(args["model_version"]), parameters["prediction_topic"], spans
+            args["model_name"],
+            int(args["model_version"]),
+            parameters["prediction_topic"],
+            spans,
+            Sampling(float(parameters["log_share"])),
+            _table_attributes(parameters),
         )
 
     def execute(self, requests):
@@ -212,11 +218,14 @@ class TritonPythonModel:
 class PredictionLog:
     """Prediction events and spans, made by a thread of its own."""
 
-    def __init__(self, deployment, version, topic, spans):
+    def __init__(self, deployment, version, topic, spans, sampling, attributes):
+        """`attributes`: of each event, beside those that all have."""
         self._deployment = deployment
         self._version = version
         self._topic = topic
         self._spans = spans
+        self._sampling = sampling
+        self._attributes = attributes
         self._batches = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._queued = 0
@@ -227,14 +236,17 @@ class PredictionLog:
 
     def put(self, callers, inputs, outputs, arrived, seconds):
         """Queue a batch: (id, parameters, rows) of each request, and tensors. Never waits, never raises."""
+        taken = [self._sampling.takes(*caller[:2]) for caller in callers]
+        if not any(taken) and not (self._spans.on and any(is_traced(caller[1]) for caller in callers)):
+            return
         with self._lock:
             fits = self._queued + len(callers) <= QUEUE_LENGTH
             if fits:
                 self._queued += len(callers)
         if fits:
-            self._batches.put((callers, inputs, outputs, arrived, seconds))
+            self._batches.put((callers, taken, inputs, outputs, arrived, seconds))
         else:
-            self._drop(len(callers))
+            self._drop(sum(taken))
 
     def close(self):
         """Send what is queued, within a few seconds."""
@@ -266,15 +278,20 @@ class PredictionLog:
                 continue
             if batch is None:
                 break
-            callers, inputs, outputs, arrived, seconds = batch
+            callers, taken, inputs, outputs, arrived, seconds = batch
             when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
             first = 0
-            for prediction_id, parameters, rows in callers:
+            for (prediction_id, parameters, rows), is_logged in zip(callers, taken, strict=True):
                 part = slice(first, first + rows)
                 first += rows
                 try:
+                    if not is_logged and not is_traced(parameters):
+                        continue
                     given = json.loads(parameters) if parameters else {}
                     if TRIAL in given:
+                        continue
+                    if not is_logged:
+                        self._span(_traceparent(given), prediction_id, arrived, seconds)
                         continue
                     key, value, headers = self._event(
                         prediction_id,
@@ -338,16 +355,21 @@ class PredictionLog:
             "ce_subject": self._deployment,
             "ce_time": when,
             "content-type": "application/json",
+            **self._attributes,
         }
+        own = self._span(traceparent, prediction_id, arrived, seconds)
+        if own:
+            headers["traceparent"] = own
+        return self._deployment.encode(), orjson.dumps(payload), headers
+
+    def _span(self, traceparent, prediction_id, arrived, seconds):
+        """The request's span, where its trace is recorded; answers what is to be passed on."""
         attributes = {
             "headrace.deployment": self._deployment,
             "headrace.model_version": self._version,
             "headrace.prediction_id": prediction_id,
         }
-        own = self._spans.add(traceparent, f"infer {self._deployment}", arrived, seconds, attributes)
-        if own:
-            headers["traceparent"] = own
-        return self._deployment.encode(), orjson.dumps(payload), headers
+        return self._spans.add(traceparent, f"infer {self._deployment}", arrived, seconds, attributes)
 
 
 class Spans:
@@ -355,6 +377,7 @@ class Spans:
 
     def __init__(self, url):
         self._url = urlsplit(url)
+        self.on = bool(self._url.netloc)
         self._queue = queue.Queue(SPAN_QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         if url:
@@ -366,7 +389,7 @@ class Spans:
         if parts is None:
             return ""
         trace_id, parent_id, flags = parts.groups()
-        if not self._url.netloc or not int(flags, 16) & 1:
+        if not self.on or not int(flags, 16) & 1:
             return traceparent
         span_id = secrets.token_hex(8)
         span = {
@@ -479,6 +502,13 @@ def _callers(request_id, parameters, rows):
     return [(request_id, parameters, rows)]
 
 
+def _table_attributes(parameters):
+    """What an event says of the dataset whose rows it becomes; nothing where there is none."""
+    if not parameters["log_dataset"]:
+        return {}
+    return {"ce_logdataset": parameters["log_dataset"], "ce_model": parameters["model"]}
+
+
 def _cut(text, limit):
     """The text's beginning that fits into so many bytes."""
     return text.encode(errors="replace")[:limit].decode(errors="ignore")
@@ -509,7 +539,7 @@ def _segment(parameters):
 
 def _mirror(parameters, version):
     """What the log says of a request that a shadow was asked, too, by Envoy's headers; nothing of others."""
-    mirror_id = parameters.get("x-headrace-mirror-id", "")
+    mirror_id = parameters.get(MIRROR_ID, "")
     if not mirror_id or not isinstance(mirror_id, str):
         return {}
     shadow = parameters.get("x-headrace-shadow-version", "") == str(version)

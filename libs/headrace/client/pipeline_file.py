@@ -45,6 +45,7 @@ spec:
     batching: {max_batch_size: 64, max_queue_delay: 2ms, preferred: [8, 16]}   # `headrace tune` finds them
     instances: 1
     scaling: {min_replicas: 0, max_replicas: 2, max_instances: 4, idle: 5m, queue: 20ms}
+    log: {share: 1.0, dataset: breast-cancer-predictions}   # the default: all requests, and no dataset
     drift: {requests: 500, every: 1m, windows: 2, min_psi: 0.2, confidence: 0.99}     # the defaults
   retrain:
     on: [dataset_version]
@@ -452,7 +453,7 @@ def _gate(document: Document, place: Place) -> scheduling.Gate:
 
 
 def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.DeploymentSpec:
-    names = ("name", "rollout", "batching", "instances", "scaling", "drift")
+    names = ("name", "rollout", "batching", "instances", "scaling", "log", "drift")
     entries = document.mapping(place, names, ("name",))
     deployment = scheduling.PipelineSpec.DeploymentSpec(name=document.text(entries.get("name")))
     if "batching" in entries:
@@ -462,6 +463,8 @@ def _deployment(document: Document, place: Place) -> scheduling.PipelineSpec.Dep
         document.fail(entries["instances"], "must be at least 1")
     if "scaling" in entries:
         deployment.scaling.CopyFrom(_scaling(document, entries["scaling"]))
+    if "log" in entries:
+        deployment.log.CopyFrom(_prediction_log(document, entries["log"]))
     if (rollout := rollout_spec(document, entries.get("rollout"))) is not None:
         deployment.rollout.CopyFrom(rollout)
     if "drift" in entries:
@@ -492,6 +495,14 @@ def _scaling(document: Document, place: Place) -> scheduling.Scaling:
     if "queue" in entries:
         scaling.queue.CopyFrom(to_duration(document.duration(entries["queue"])))
     return scaling
+
+
+def _prediction_log(document: Document, place: Place) -> scheduling.PredictionLogSpec:
+    entries = document.mapping(place, ("share", "dataset"))
+    log = scheduling.PredictionLogSpec(dataset=document.text(entries.get("dataset")))
+    if "share" in entries:
+        log.share = document.number(entries["share"])
+    return log
 
 
 def _retrain(document: Document, place: Place | None, spec: scheduling.PipelineSpec) -> None:

@@ -64,7 +64,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             request.model,
             plan_from(request.rollout),
             rules_from(request.drift),
-            serving_change_from(batching, request.instances),
+            serving_change_from(
+                batching, request.instances, request.log if request.HasField("log") else None
+            ),
             scaling_from(request.scaling) if request.HasField("scaling") else None,
         )
         self._changed()

@@ -21,7 +21,7 @@ from headrace.inference.domain.scaling import (
     MAX_REPLICAS,
     Scaling,
 )
-from headrace.inference.domain.serving import DEFAULT_BATCH_SIZE, Serving, ServingChange
+from headrace.inference.domain.serving import DEFAULT_BATCH_SIZE, LogRules, Serving, ServingChange
 from headrace.inference.domain.trials import Audience, Shadow
 from headrace.inference.drift_messages import drift_spec
 from headrace.inference.use_cases.ports import LoggedPrediction
@@ -61,16 +61,31 @@ def plan_message(plan: Plan) -> scheduling_pb2.RolloutSpec:
     return message
 
 
-def serving_change_from(batching: scheduling_pb2.Batching | None, instances: int) -> ServingChange:
-    """What is said of a deployment's settings: of batches nothing where there is no message."""
+def serving_change_from(
+    batching: scheduling_pb2.Batching | None,
+    instances: int,
+    log: scheduling_pb2.PredictionLogSpec | None = None,
+) -> ServingChange:
+    """What is said of a deployment's settings: of batches and the log nothing where there is no message."""
+    rules = None if log is None else log_rules_from(log)
     if batching is None:
-        return ServingChange(instances=instances or None)
+        return ServingChange(instances=instances or None, log=rules)
     wanted = Serving(
         max_batch_size=batching.max_batch_size or DEFAULT_BATCH_SIZE,
         max_queue_delay=from_duration(batching.max_queue_delay),
         preferred=tuple(batching.preferred),
     )
-    return ServingChange(wanted, instances or None)
+    return ServingChange(wanted, instances or None, rules)
+
+
+def log_rules_from(message: scheduling_pb2.PredictionLogSpec) -> LogRules:
+    """Which requests are logged."""
+    return LogRules(message.share if message.HasField("share") else 1.0, message.dataset)
+
+
+def log_message(rules: LogRules) -> scheduling_pb2.PredictionLogSpec:
+    """Which requests are logged, defaults included."""
+    return scheduling_pb2.PredictionLogSpec(share=rules.share, dataset=rules.dataset)
 
 
 def batching_message(serving: Serving) -> scheduling_pb2.Batching:
@@ -150,6 +165,7 @@ def deployment_message(
         scaling=None if deployment.scaling == EVERYWHERE else scaling_message(deployment.scaling),
         # Of servers that there are none beyond, all.
         replicas=deployment.placed.replicas,
+        log=log_message(deployment.serving.log),
     )
 
 

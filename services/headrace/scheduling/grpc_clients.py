@@ -77,6 +77,7 @@ class GrpcPeers:
                     batching=deployment.batching if deployment.HasField("batching") else None,
                     instances=deployment.instances,
                     scaling=deployment.scaling if deployment.HasField("scaling") else None,
+                    log=deployment.log if deployment.HasField("log") else None,
                 )
             )
 
@@ -156,5 +157,5 @@ _OF_DATASET: Final = ("schema", "cut", "rejects", "quality", "retention", "sourc
 _DATASET_PATHS: Final = _prefixed({**dict.fromkeys(_OF_DATASET, "spec.dataset."), "split": "spec.training."})
 _MODEL_PATHS: Final = _prefixed({"gates": "spec."})
 _DEPLOYMENT_PATHS: Final = _prefixed(
-    dict.fromkeys(("name", "rollout", "batching", "instances", "scaling", "drift"), "spec.deployment.")
+    dict.fromkeys(("name", "rollout", "batching", "instances", "scaling", "log", "drift"), "spec.deployment.")
 )

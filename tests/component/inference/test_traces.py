@@ -13,6 +13,8 @@ from tests.support.otlp import CollectedSpan, Collector, collecting
 from tests.support.otlp_http import collecting_http
 from tests.support.waiting import eventually
 
+from headrace.api.scheduling.v1 import scheduling_pb2
+
 pytestmark = pytest.mark.broker
 
 PROCESS = "process headrace.inference.predictions.v1"
@@ -99,3 +101,14 @@ async def test_a_collector_that_is_away_loses_no_prediction(make_plane: MakePlan
     for number in range(20):
         await predict(plane, name, f"request-{number}", f"00-{uuid.uuid4().hex}-{'c' * 16}-01")
     await plane.until_logged(name, {f"request-{number}" for number in range(20)})
+
+
+async def test_a_call_that_is_not_logged_is_traced(traced: Plane, collector: Collector, name: str) -> None:
+    await traced.deploy(name, log=scheduling_pb2.PredictionLogSpec(share=0))
+    await traced.promote(name, 1)
+    await traced.until_live(name, 1)
+    called = uuid.uuid4().hex
+    await predict(traced, name, "unlogged", f"00-{called}-{'c' * 16}-01")
+    infer = f"infer {name}"
+    spans = await spans_of(collector, called, "ingress", infer)
+    assert spans[infer].parent_id == spans["ingress"].span_id

@@ -571,7 +571,8 @@ def test_how_a_deployment_is_served_and_scaled() -> None:
         deployment,
         deployment
         + "batching: {max_batch_size: 8, max_queue_delay: 2ms, preferred: [4]}, instances: 2, "
-        + "scaling: {min_replicas: 0, max_replicas: 3, max_instances: 4, idle: 1m, queue: 5ms}, ",
+        + "scaling: {min_replicas: 0, max_replicas: 3, max_instances: 4, idle: 1m, queue: 5ms}, "
+        + "log: {share: 0.1, dataset: asked}, ",
     )
     spec = pipeline_file.parse(text).request.spec.deployment
     assert spec.batching == scheduling.Batching(
@@ -585,9 +586,13 @@ def test_how_a_deployment_is_served_and_scaled() -> None:
         idle=to_duration(timedelta(minutes=1)),
         queue=to_duration(timedelta(milliseconds=5)),
     )
+    assert spec.log == scheduling.PredictionLogSpec(share=0.1, dataset="asked")
     assert not pipeline_file.parse(COMPLETE).request.spec.deployment.HasField("scaling")
+    assert not pipeline_file.parse(COMPLETE).request.spec.deployment.HasField("log")
     # What is not named has the service's default.
     partly = pipeline_file.parse(text.replace("min_replicas: 0, ", "")).request.spec.deployment.scaling
     assert not partly.HasField("min_replicas")
+    into = pipeline_file.parse(text.replace("share: 0.1, ", "")).request.spec.deployment.log
+    assert not into.HasField("share")
     with pytest.raises(InvalidArgument, match="replicas"):
         pipeline_file.parse(text.replace("min_replicas: 0", "replicas: 0"))

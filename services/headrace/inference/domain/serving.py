@@ -1,4 +1,4 @@
-"""How Triton runs a deployment's versions: how requests become batches, and how many of them run at once."""
+"""How Triton runs a deployment's versions: how requests become batches, how many run at once, what is logged."""
 
 from __future__ import annotations
 
@@ -20,19 +20,39 @@ MAX_INSTANCES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
+class LogRules:
+    """Which requests are logged, and where that goes beside the topic.
+
+    `share`: of the requests, decided by a hash of each one's id. `dataset`: whose rows they become; "": none.
+    """
+
+    share: float = 1.0
+    dataset: str = ""
+
+    def text(self) -> str:
+        """In a few words, the same for equal rules."""
+        return f"{self.share!r} to {self.dataset}" if self.dataset else repr(self.share)
+
+
+LOG_ALL: Final = LogRules()
+"""Every request, and no dataset: what holds where nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
     """Settings of a deployment, the same for all of its versions.
 
     `max_batch_size`: rows that run at once, and so the most that one request may have. `max_queue_delay`: how
     long a request waits at most for others to share its batch; without it a batch is what has come while the
     one before ran. `preferred`: sizes that run without waiting any longer. `instances`: processes of each
-    version.
+    version. `log`: what each of them tells of the requests that it answered.
     """
 
     max_batch_size: int = DEFAULT_BATCH_SIZE
     max_queue_delay: timedelta = timedelta()
     preferred: tuple[int, ...] = ()
     instances: int = 1
+    log: LogRules = LOG_ALL
 
     @property
     def queue_microseconds(self) -> int:
@@ -42,9 +62,11 @@ class Serving:
     def text(self) -> str:
         """On one line, the same for equal settings."""
         preferred = f", preferred {','.join(map(str, self.preferred))}" if self.preferred else ""
+        # Nothing where nothing was said: so it was before there was such a setting, and stays loaded.
+        log = "" if self.log == LOG_ALL else f", log {self.log.text()}"
         return (
             f"batches up to {self.max_batch_size}, delay {self.queue_microseconds / 1000:g} ms{preferred}, "
-            f"{self.instances} {'instance' if self.instances == 1 else 'instances'}"
+            f"{self.instances} {'instance' if self.instances == 1 else 'instances'}{log}"
         )
 
 
@@ -55,16 +77,21 @@ DEFAULTS: Final = Serving()
 class ServingChange:
     """What an operator says of a deployment's settings; None leaves them as they are.
 
-    Batches are changed whole: of `batching` everything counts but its instances.
+    Batches are changed whole: of `batching` everything counts but its instances and its log.
     """
 
     batching: Serving | None = None
     instances: int | None = None
+    log: LogRules | None = None
 
     def of(self, serving: Serving) -> Serving:
         """The settings, so changed."""
         batching = serving if self.batching is None else self.batching
-        return replace(batching, instances=self.instances or serving.instances)
+        return replace(
+            batching,
+            instances=self.instances or serving.instances,
+            log=serving.log if self.log is None else self.log,
+        )
 
 
 UNCHANGED: Final = ServingChange()
@@ -98,3 +125,5 @@ def _violations(serving: Serving) -> Iterator[FieldViolation]:
         )
     if not 1 <= serving.instances <= MAX_INSTANCES:
         yield FieldViolation("instances", f"must be from 1 to {MAX_INSTANCES}")
+    if not 0.0 <= serving.log.share <= 1.0:
+        yield FieldViolation("log.share", "must be from 0 to 1")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from headrace.inference.domain.serving import DEFAULTS, Serving
+from headrace.inference.domain.serving import DEFAULTS, LOG_ALL, LogRules, Serving
 
 
 class _Column(BaseModel):
@@ -16,6 +16,7 @@ class _Column(BaseModel):
     max_queue_microseconds: int = DEFAULTS.queue_microseconds
     preferred: tuple[int, ...] = DEFAULTS.preferred
     instances: int = DEFAULTS.instances
+    log: LogRules = Field(default=LOG_ALL)
 
 
 def serving_column(serving: Serving) -> dict[str, object]:
@@ -25,6 +26,7 @@ def serving_column(serving: Serving) -> dict[str, object]:
         max_queue_microseconds=serving.queue_microseconds,
         preferred=serving.preferred,
         instances=serving.instances,
+        log=serving.log,
     ).model_dump()
 
 
@@ -36,4 +38,5 @@ def serving_from(column: object) -> Serving:
         timedelta(microseconds=stored.max_queue_microseconds),
         stored.preferred,
         stored.instances,
+        stored.log,
     )

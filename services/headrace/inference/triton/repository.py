@@ -138,6 +138,9 @@ def model_configuration(
             f"instance_group {{ kind: KIND_CPU count: {serving.instances} }}",
             f"version_policy {{ specific {{ versions: [{numbers}] }} }}",
             f'parameters {{ key: "prediction_topic" value {{ string_value: "{prediction_topic}" }} }}',
+            f'parameters {{ key: "log_share" value {{ string_value: "{serving.log.share!r}" }} }}',
+            f'parameters {{ key: "log_dataset" value {{ string_value: "{serving.log.dataset}" }} }}',
+            f'parameters {{ key: "model" value {{ string_value: "{newest.model}" }} }}',
             f'parameters {{ key: "{SERVING}" value {{ string_value: "{serving.text()}" }} }}',
             "",
         ]

@@ -68,11 +68,15 @@ class Deployments:
         return await self.get(name)
 
     async def serve(self, name: str, serving: Serving) -> None:
-        """Serve a deployment so from now on. Raises NotFound, InvalidArgument/INVALID_SERVING."""
+        """Serve a deployment so from now on, and log as before.
+
+        Raises NotFound, InvalidArgument/INVALID_SERVING.
+        """
         async with self._work() as work:
             await work.rows.deployment(name)
-            await work.rows.deployment(name, lock=True)
-            await work.rows.change_serving(name, checked(serving), self._clock())
+            known = await work.rows.deployment(name, lock=True)
+            wanted = checked(replace(serving, log=known.serving.log))
+            await work.rows.change_serving(name, wanted, self._clock())
             await work.changed(name)
 
     async def get(self, name: str) -> tuple[Deployment, list[ServedVersion]]:

@@ -416,6 +416,7 @@ class Deployment(google.protobuf.message.Message):
     INSTANCES_FIELD_NUMBER: builtins.int
     SCALING_FIELD_NUMBER: builtins.int
     REPLICAS_FIELD_NUMBER: builtins.int
+    LOG_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The model's name in the Open Inference Protocol."""
     model: builtins.str
@@ -455,6 +456,8 @@ class Deployment(google.protobuf.message.Message):
     def scaling(self) -> headrace.api.scheduling.v1.scheduling_pb2.Scaling:
         """Unset: it is on every server."""
 
+    @property
+    def log(self) -> headrace.api.scheduling.v1.scheduling_pb2.PredictionLogSpec: ...
     def __init__(
         self,
         *,
@@ -474,10 +477,11 @@ class Deployment(google.protobuf.message.Message):
         instances: builtins.int = ...,
         scaling: headrace.api.scheduling.v1.scheduling_pb2.Scaling | None = ...,
         replicas: builtins.int = ...,
+        log: headrace.api.scheduling.v1.scheduling_pb2.PredictionLogSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "scaling", b"scaling", "signature", b"signature", "update_time", b"update_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "log", b"log", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "scaling", b"scaling", "signature", b"signature", "update_time", b"update_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "instances", b"instances", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "replicas", b"replicas", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "scaling", b"scaling", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["address", b"address", "batching", b"batching", "create_time", b"create_time", "drift_spec", b"drift_spec", "instances", b"instances", "log", b"log", "message", b"message", "model", b"model", "name", b"name", "ready", b"ready", "replicas", b"replicas", "rollout", b"rollout", "rollout_spec", b"rollout_spec", "scaling", b"scaling", "signature", b"signature", "traffic", b"traffic", "update_time", b"update_time"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Deployment: typing_extensions.TypeAlias = Deployment
@@ -1090,6 +1094,7 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
     BATCHING_FIELD_NUMBER: builtins.int
     INSTANCES_FIELD_NUMBER: builtins.int
     SCALING_FIELD_NUMBER: builtins.int
+    LOG_FIELD_NUMBER: builtins.int
     name: builtins.str
     model: builtins.str
     instances: builtins.int
@@ -1108,6 +1113,10 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
     def scaling(self) -> headrace.api.scheduling.v1.scheduling_pb2.Scaling:
         """Unset: as it is; of a new deployment every server, always."""
 
+    @property
+    def log(self) -> headrace.api.scheduling.v1.scheduling_pb2.PredictionLogSpec:
+        """Unset: as it is; of a new deployment all requests, and no dataset. A live deployment is loaded anew, as for `batching`."""
+
     def __init__(
         self,
         *,
@@ -1118,10 +1127,11 @@ class ApplyDeploymentRequest(google.protobuf.message.Message):
         batching: headrace.api.scheduling.v1.scheduling_pb2.Batching | None = ...,
         instances: builtins.int = ...,
         scaling: headrace.api.scheduling.v1.scheduling_pb2.Scaling | None = ...,
+        log: headrace.api.scheduling.v1.scheduling_pb2.PredictionLogSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "rollout", b"rollout", "scaling", b"scaling"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "log", b"log", "rollout", b"rollout", "scaling", b"scaling"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "model", b"model", "name", b"name", "rollout", b"rollout", "scaling", b"scaling"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "log", b"log", "model", b"model", "name", b"name", "rollout", b"rollout", "scaling", b"scaling"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ApplyDeploymentRequest: typing_extensions.TypeAlias = ApplyDeploymentRequest

@@ -773,6 +773,34 @@ class Scaling(google.protobuf.message.Message):
 Global___Scaling: typing_extensions.TypeAlias = Scaling
 
 @typing.final
+class PredictionLogSpec(google.protobuf.message.Message):
+    """Which requests are in the prediction log, and where it goes beside the topic. A field that is unset has its default."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: builtins.int
+    DATASET_FIELD_NUMBER: builtins.int
+    share: builtins.float
+    """Of the requests, decided by a hash of each one's id; 0: none. Unset: 1, all."""
+    dataset: builtins.str
+    """The dataset whose rows they become, one for each row of a request; it is made where there is none. Empty: none."""
+    def __init__(
+        self,
+        *,
+        share: builtins.float | None = ...,
+        dataset: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_share", b"_share", "share", b"share"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_share", b"_share", "dataset", b"dataset", "share", b"share"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__share: typing_extensions.TypeAlias = typing.Literal["share"]
+    _WhichOneofArgType__share: typing_extensions.TypeAlias = typing.Literal["_share", b"_share"]
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+
+Global___PredictionLogSpec: typing_extensions.TypeAlias = PredictionLogSpec
+
+@typing.final
 class PipelineSpec(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -833,6 +861,7 @@ class PipelineSpec(google.protobuf.message.Message):
         BATCHING_FIELD_NUMBER: builtins.int
         INSTANCES_FIELD_NUMBER: builtins.int
         SCALING_FIELD_NUMBER: builtins.int
+        LOG_FIELD_NUMBER: builtins.int
         name: builtins.str
         """The model's name in the Open Inference Protocol."""
         instances: builtins.int
@@ -851,6 +880,10 @@ class PipelineSpec(google.protobuf.message.Message):
         def scaling(self) -> Global___Scaling:
             """Unset: as the deployment has it."""
 
+        @property
+        def log(self) -> Global___PredictionLogSpec:
+            """Unset: as the deployment has it."""
+
         def __init__(
             self,
             *,
@@ -860,10 +893,11 @@ class PipelineSpec(google.protobuf.message.Message):
             batching: Global___Batching | None = ...,
             instances: builtins.int = ...,
             scaling: Global___Scaling | None = ...,
+            log: Global___PredictionLogSpec | None = ...,
         ) -> None: ...
-        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "rollout", b"rollout", "scaling", b"scaling"]
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "log", b"log", "rollout", b"rollout", "scaling", b"scaling"]
         def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "name", b"name", "rollout", b"rollout", "scaling", b"scaling"]
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["batching", b"batching", "drift", b"drift", "instances", b"instances", "log", b"log", "name", b"name", "rollout", b"rollout", "scaling", b"scaling"]
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     DATASET_FIELD_NUMBER: builtins.int
