@@ -285,30 +285,12 @@ class PredictionLog:
                 part = slice(first, first + rows)
                 first += rows
                 try:
-                    if not is_logged and not is_traced(parameters):
-                        continue
-                    given = json.loads(parameters) if parameters else {}
-                    if TRIAL in given:
-                        continue
-                    if not is_logged:
-                        self._span(_traceparent(given), prediction_id, arrived, seconds)
-                        continue
-                    key, value, headers = self._event(
-                        prediction_id,
-                        _subject(given),
-                        {"segment": _segment(given), **_mirror(given, self._version)},
-                        _traceparent(given),
-                        {name: tensor[part] for name, tensor in inputs.items()},
-                        {name: tensor[part] for name, tensor in outputs.items()},
-                        when,
-                        arrived,
-                        seconds,
-                    )
-                    # A copy that is measured has none, and is to cost as much up to here.
-                    if self._topic:
-                        producer.produce(
-                            self._topic, value, key, headers=headers, on_delivery=self._delivered
+                    if is_logged:
+                        self._log(
+                            producer, prediction_id, parameters, part, inputs, outputs, when, arrived, seconds
                         )
+                    elif is_traced(parameters):
+                        self._trace(prediction_id, parameters, arrived, seconds)
                 except BufferError:
                     self._drop(1)
                 except Exception as error:  # whatever it is, the next prediction is logged
@@ -317,6 +299,33 @@ class PredictionLog:
                 self._queued -= len(callers)
             producer.poll(0)
         self._drop(producer.flush(4))
+
+    def _log(self, producer, prediction_id, parameters, part, inputs, outputs, when, arrived, seconds):
+        """Send what was asked in these rows of a batch, and answered."""
+        given = json.loads(parameters) if parameters else {}
+        if TRIAL in given:
+            return
+        key, value, headers = self._event(
+            prediction_id,
+            _subject(given),
+            {"segment": _segment(given), **_mirror(given, self._version)},
+            _traceparent(given),
+            {name: tensor[part] for name, tensor in inputs.items()},
+            {name: tensor[part] for name, tensor in outputs.items()},
+            when,
+            arrived,
+            seconds,
+        )
+        # A copy that is measured has none, and is to cost as much up to here.
+        if self._topic:
+            producer.produce(self._topic, value, key, headers=headers, on_delivery=self._delivered)
+
+    def _trace(self, prediction_id, parameters, arrived, seconds):
+        """Of a request that is not logged: its span alone."""
+        given = json.loads(parameters)
+        if TRIAL not in given:
+            prediction_id = _cut(prediction_id, MAX_ID_BYTES)
+            self._span(_traceparent(given), prediction_id, arrived, seconds)
 
     def _delivered(self, error, _message):
         if error is not None:

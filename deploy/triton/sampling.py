@@ -1,8 +1,8 @@
 """Which requests are logged, where a deployment logs a share of them.
 
 Decided by a hash of a request's id, so that a request that comes again, and both answers of one that two
-versions were asked, are logged or not alike, in every process. What has no id of its own is decided by the one
-that it shares with its copy, or else by chance.
+versions were asked, are logged or not alike, in every process. What has no id of its own is decided by the
+one that it shares with its copy, or else by chance.
 """
 
 import hashlib

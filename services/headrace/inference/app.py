@@ -24,6 +24,7 @@ from headrace.inference.forgetter import Forgetter
 from headrace.inference.grpc_api import InferenceServicer
 from headrace.inference.inference_forms import InferenceForms
 from headrace.inference.load.process import LoadProcesses
+from headrace.inference.log_tables import log_tables
 from headrace.inference.merged_calls import MergedCalls
 from headrace.inference.payloads import StoredPayloads
 from headrace.inference.profile_calls import profile_client
@@ -36,6 +37,7 @@ from headrace.inference.storage.requests import PostgresRequests
 from headrace.inference.storage.tuning_lock import PostgresTuningLock
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.streams import Streams, channel_to_envoy
+from headrace.inference.table_consumer import PublishedRows, TableConsumer
 from headrace.inference.training_profiles import training_profiles
 from headrace.inference.triton.copies import tuning_copies
 from headrace.inference.triton.fleet import triton_fleet
@@ -45,6 +47,7 @@ from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
 from headrace.inference.use_cases.explain import Explain
+from headrace.inference.use_cases.log_table import LogTable
 from headrace.inference.use_cases.manage_requests import ForgetRequests, ManageRequests
 from headrace.inference.use_cases.measure_quality import MeasureQuality
 from headrace.inference.use_cases.production import MAX_BATCH, Production
@@ -177,7 +180,8 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     watch = WatchDrift(work, drift, profiles, utc_now, new_id)
     runner.spawn(lead(pool, "headrace.inference.drift", watch.run), "watch for drift")
 
-    deployments = Deployments(work, utc_now)
+    tables = await runner.enter(log_tables(settings.ingestion_target))
+    deployments = Deployments(work, utc_now, tables)
     explainers = await runner.enter(explainer_pool(store, settings))
     runner.spawn(explainers.close_idle, "closer of idle explainers")
     explain = Explain(
@@ -228,18 +232,21 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     request_consumer = RequestConsumer(
         answer, utc_now, reply_topics=settings.reply_topics, retries=settings.request_retries
     )
+    table = TableConsumer(LogTable(work, tables, PublishedRows(producer)))
     handlers = (
-        (MODEL_VERSIONS, consumers.model_versions, None, 64),
-        (PREDICTIONS, consumers.predictions, consumers.predictions_together, MAX_BATCH),
-        (FEEDBACK, consumers.feedback, consumers.feedback_together, MAX_BATCH),
-        (INFERENCE_REQUESTS, request_consumer.requests, None, settings.requests_in_flight),
+        ("", MODEL_VERSIONS, consumers.model_versions, None, 64),
+        ("", PREDICTIONS, consumers.predictions, consumers.predictions_together, MAX_BATCH),
+        (".tables", PREDICTIONS, table.prediction, table.predictions_together, MAX_BATCH),
+        ("", FEEDBACK, consumers.feedback, consumers.feedback_together, MAX_BATCH),
+        ("", INFERENCE_REQUESTS, request_consumer.requests, None, settings.requests_in_flight),
     )
-    # A group for each topic: a burst of predictions must not hold up a promotion. A broker may let each group
-    # wait for seconds before it begins.
+    # A group for each topic, and of predictions for each thing that is done with them: a burst of them must
+    # not hold up a promotion, nor an ingestion service that is away the log. A broker may let each group wait
+    # for seconds before it begins.
     opened = await runner.enter_at_once(
         Consumer(
             platform.kafka_bootstrap,
-            group=f"{settings.consumer_group}.{topic}",
+            group=f"{settings.consumer_group}.{topic}{purpose}",
             topics=[topic],
             handler=handler,
             dead_letters=producer,
@@ -251,7 +258,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             together=together,
             wait_ms=SHORT_WAIT_MS if topic == INFERENCE_REQUESTS else WAIT_MS,
         )
-        for topic, handler, together, in_flight in handlers
+        for purpose, topic, handler, together, in_flight in handlers
     )
-    for consumer, (topic, *_) in zip(opened, handlers, strict=True):
-        runner.spawn(consumer.run, f"consumer of {topic}")
+    for consumer, (purpose, topic, *_) in zip(opened, handlers, strict=True):
+        runner.spawn(consumer.run, f"consumer of {topic}{purpose}")

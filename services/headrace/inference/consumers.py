@@ -46,13 +46,13 @@ class Consumers:
 
     async def predictions(self, event: Event) -> None:
         """`inference.predictions`: the log."""
-        prediction = _prediction(event)
+        prediction = prediction_from(event)
         trace.get_current_span().set_attribute(names.PREDICTION_ID, prediction.prediction_id)
         await self._production.predicted(prediction)
 
     async def predictions_together(self, events: Sequence[Event]) -> None:
         """The same of several at once."""
-        await self._production.predicted_together(list(map(_prediction, events)))
+        await self._production.predicted_together(list(map(prediction_from, events)))
 
     async def feedback(self, event: Event) -> None:
         """`inference.feedback`: true labels."""
@@ -63,7 +63,8 @@ class Consumers:
         await self._production.labelled_together(list(map(_label, events)))
 
 
-def _prediction(event: Event) -> LoggedPrediction:
+def prediction_from(event: Event) -> LoggedPrediction:
+    """Read a prediction. Raises PermanentFailure."""
     try:
         return parse_prediction(event)
     except MalformedPayload as error:

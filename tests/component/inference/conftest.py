@@ -24,6 +24,7 @@ from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.inference.v1 import inference_pb2_grpc
+from headrace.api.ingestion.v1 import ingestion_pb2
 from headrace.api.registry.v1 import registry_pb2
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.embedded.parts import free_port
@@ -87,8 +88,9 @@ class Plane:
         traceparent: str = "",
         signature: registry_pb2.Signature | None = None,
         form: ModelFormat = ModelFormat.ONNX,
+        dataset: str = "",
     ) -> None:
-        """Tell of a promoted version, as the registry does."""
+        """Tell of a promoted version, trained on that dataset, as the registry does."""
         data = classifier(0.5 if version % 2 else 3.0) if model is None else model
         path = f"models/{name}/{version}/{form.file}"
         await self.store.put(path, data)
@@ -105,6 +107,9 @@ class Plane:
             signature=classifier_signature() if signature is None else signature,
             format=to_model_format(form),
             traceparent=traceparent,
+            lineage=registry_pb2.Lineage(
+                dataset_version=ingestion_pb2.DatasetVersion(dataset=dataset, version=1) if dataset else None
+            ),
         )
         event = protobuf_event(
             events_pb2.ModelVersionPromoted(model_version=promoted),

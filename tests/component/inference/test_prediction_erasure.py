@@ -93,9 +93,16 @@ class Log:
         await eventually(self.versions, lambda found: len(found) == len(datasets))
 
     async def predicted(
-        self, name: str, subject: str, *, version: int = 1, deployment: str = "", time: datetime = BEFORE
+        self,
+        name: str,
+        subject: str,
+        *,
+        version: int = 1,
+        deployment: str = "",
+        time: datetime = BEFORE,
+        table: str = "",
     ) -> None:
-        """Publish a prediction as Triton's runtime does."""
+        """Publish a prediction as Triton's runtime does, one that becomes a row of `table` where that is said."""
         payload = {
             "prediction_id": name,
             "deployment": deployment or self.deployment,
@@ -106,9 +113,10 @@ class Log:
             "outputs": [{"name": "label", "datatype": "INT64", "shape": [1, 1], "numbers": [1]}],
             "subject": subject,
         }
-        await self._publish(
-            PREDICTIONS, self.deployment, self._event("prediction", "headrace/triton", payload)
-        )
+        event = self._event("prediction", "headrace/triton", payload)
+        if table:
+            event = replace(event, extensions={"logdataset": table, "model": self.deployment})
+        await self._publish(PREDICTIONS, self.deployment, event)
 
     async def asked(self, name: str, subject: str, *, time: datetime = BEFORE) -> None:
         """Send a request over Kafka whose deadline has passed."""

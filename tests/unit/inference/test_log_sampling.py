@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from types import ModuleType
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.triton_code import triton_module
 
-SAMPLED = '{"traceparent":"00-%s-%s-01"}' % ("a" * 32, "b" * 16)
+SAMPLED = json.dumps({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def test_one_id_is_decided_alike_and_a_larger_share_has_all_of_a_smaller_one(
 def test_both_answers_of_a_request_without_an_id_are_decided_alike(sampling: ModuleType) -> None:
     half = sampling.Sampling(0.5)
     for number in range(100):
-        mirrored = '{"x-headrace-mirror-id": "%d"}' % number
-        copy = '{"x-headrace-shadow-version": "2", "x-headrace-mirror-id": "%d"}' % number
+        mirrored = json.dumps({"x-headrace-mirror-id": str(number)})
+        copy = json.dumps({"x-headrace-shadow-version": "2", "x-headrace-mirror-id": str(number)})
         assert half.takes("", mirrored) == half.takes("", copy) == half.takes(str(number), "")
 
 

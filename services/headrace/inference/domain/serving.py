@@ -1,4 +1,4 @@
-"""How Triton runs a deployment's versions: how requests become batches, how many run at once, what is logged."""
+"""How Triton runs a deployment's versions: how requests become batches, how many run at once, and the log."""
 
 from __future__ import annotations
 

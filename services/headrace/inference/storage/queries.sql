@@ -140,6 +140,13 @@ WITH erased AS (
 )
 DELETE FROM feedback f USING erased e WHERE (f.deployment, f.prediction_id) = (e.deployment, e.prediction_id);
 
+-- name: erased_from_tables
+SELECT p.event_id FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) AS p (event_id, dataset, subject, time)
+WHERE EXISTS (
+    SELECT FROM erasures e WHERE e.dataset = p.dataset AND p.time <= e.erase_time
+        AND e.digest = sha256(convert_to(e.id || p.subject, 'UTF8'))
+);
+
 -- name: forget_erasures
 DELETE FROM erasures WHERE erase_time < $1 RETURNING id;
 

@@ -238,6 +238,14 @@ class Repository:
         """Remove those of the predictions that were made before their subject was erased."""
         await self._connection.execute(QUERIES["erase_late_predictions"], event_ids)
 
+    async def erased_from_tables(
+        self, predictions: Sequence[tuple[str, str, str, datetime]]
+    ) -> frozenset[str]:
+        """Of (event id, dataset, subject, time) the ids of what was made before that subject was erased there."""
+        columns = zip(*predictions, strict=True)
+        rows = await self._connection.fetch(QUERIES["erased_from_tables"], *map(list, columns))
+        return frozenset(row["event_id"] for row in rows)
+
     async def forget_erasures(self, before: datetime) -> int:
         """Forget erasures from before that moment; how many there were."""
         return len(await self._connection.fetch(QUERIES["forget_erasures"], before))

@@ -14,6 +14,7 @@ from headrace.inference.domain.scaling import EVERYWHERE, NOWHERE, Scaling
 from headrace.inference.domain.scaling import checked as checked_scaling
 from headrace.inference.domain.serving import UNCHANGED, Serving, ServingChange, checked
 from headrace.inference.use_cases.ports import LoggedPrediction, UnitOfWork
+from headrace.inference.use_cases.table_ports import LogTables
 from headrace.runtime.clock import Clock
 
 FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)
@@ -23,9 +24,10 @@ LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 class Deployments:
     """Everything that users change or read; `rollouts.Reconciler` makes it so."""
 
-    def __init__(self, work: UnitOfWork, clock: Clock) -> None:
+    def __init__(self, work: UnitOfWork, clock: Clock, tables: LogTables) -> None:
         self._work = work
         self._clock = clock
+        self._tables = tables
 
     async def apply(
         self,
@@ -40,9 +42,12 @@ class Deployments:
 
         `scaling`: None leaves it as it is. Raises InvalidArgument/INVALID_SERVING for settings that Triton
         cannot take, InvalidArgument/INVALID_SCALING for bounds that cannot be kept. Raises
-        FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two models'
+        FailedPrecondition/LOG_DATASET_TAKEN for predictions that are to go to a dataset which holds something
+        else, and Unavailable where ingestion cannot say that. Raises FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two models'
         versions have the same numbers, and what is loaded and rolled out is known by number.
         """
+        if serving.log is not None and serving.log.dataset:
+            await self._tables.check(serving.log.dataset)
         now = self._clock()
         async with self._work() as work:
             known = await work.rows.create_or_lock_deployment(name, model, plan, now)

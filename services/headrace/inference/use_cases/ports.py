@@ -151,6 +151,11 @@ class Rows(Protocol):
     async def erase_late(self, event_ids: Sequence[str]) -> None:
         """Remove those of the predictions that were made before their subject was erased."""
 
+    async def erased_from_tables(
+        self, predictions: Sequence[tuple[str, str, str, datetime]]
+    ) -> frozenset[str]:
+        """Of (event id, dataset, subject, time) the ids of what was made before that subject was erased there."""
+
     async def forget_erasures(self, before: datetime) -> int:
         """Forget erasures from before that moment; how many there were."""
 

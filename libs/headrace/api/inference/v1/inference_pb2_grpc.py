@@ -123,6 +123,8 @@ class InferenceServiceServicer(object):
         Errors: INVALID_ARGUMENT/INVALID_DRIFT for bounds that no window could be judged by.
         Errors: INVALID_ARGUMENT/INVALID_SERVING for batches or instances that Triton cannot take.
         Errors: INVALID_ARGUMENT/INVALID_SCALING for bounds that cannot be kept.
+        Errors: FAILED_PRECONDITION/LOG_DATASET_TAKEN where `log` names a dataset that holds something else than predictions;
+        FAILED_PRECONDITION/INGESTION_NOT_NAMED where it names one, and the service knows of no ingestion service.
         Errors: FAILED_PRECONDITION/DEPLOYMENT_OF_OTHER_MODEL where the name serves another model, also for the
         seconds that its deletion takes; delete it first, or choose another name.
         """
