@@ -102,7 +102,7 @@ class Log:
         time: datetime = BEFORE,
         table: str = "",
     ) -> None:
-        """Publish a prediction as Triton's runtime does, one that becomes a row of `table` where that is said."""
+        """Publish a prediction as Triton's runtime does, one that becomes a row of `table` if named."""
         payload = {
             "prediction_id": name,
             "deployment": deployment or self.deployment,

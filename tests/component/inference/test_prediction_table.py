@@ -122,7 +122,8 @@ async def test_each_row_that_is_asked_becomes_one_of_the_dataset(
     assert (one["deployment"], one["model"], one["model_version"]) == (name, name, 1)
     # 1.0 is more than the training data may have: what was asked is what is stored.
     assert (one["a"], one["b"], one["answer"]) == (1.0, 1.0, 0.0)
-    assert isinstance(one["seconds"], float) and 0 < one["seconds"] < 10
+    assert isinstance(one["seconds"], float)
+    assert 0 < one["seconds"] < 10
     assert one["answer_probabilities_0"] == pytest.approx(1 / (1 + np.exp(-1.5)), abs=1e-5)
     age = datetime.now(UTC) - one["_event_time"]  # type: ignore[operator]
     assert timedelta() < age < timedelta(minutes=2)

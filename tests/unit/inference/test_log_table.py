@@ -7,20 +7,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
+from headrace.errors import FailedPrecondition, NotFound
 from headrace.inference.domain.deployments import ServedVersion, Tensor
 from headrace.inference.domain.log_table import OWN, Kind, columns_of, fitting
-from headrace.inference.log_tables import fields_of, schema_with
+from headrace.inference.log_tables import GrpcLogTables, NoLogTables, fields_of, schema_with
 from headrace.inference.use_cases.log_table import rows_of
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.inference.use_cases.table_ports import TabledPrediction
 from headrace.ingestion.domain.schema import check_schema
-from headrace.ingestion.translation import schema_from
+from headrace.ingestion.translation import schema_from_message
+
+if TYPE_CHECKING:
+    from headrace.api.ingestion.v1.ingestion_pb2_grpc import IngestionServiceAsyncStub
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 LABEL = Tensor("label", "INT64", (-1,))
@@ -74,7 +79,10 @@ def test_the_answer_is_the_label_or_else_the_first_that_is_one_value() -> None:
     assert names(version(outputs=(vector,))) == ["answer_scores_0", "answer_scores_1"]
 
 
-@given(st.lists(st.text(max_size=70), unique=True, max_size=8), st.lists(st.sampled_from(OWN), unique=True))
+@given(
+    st.lists(st.text(min_size=1, max_size=70), unique=True, max_size=8),
+    st.lists(st.sampled_from(OWN), unique=True),
+)
 def test_each_column_has_a_name_of_its_own_that_a_dataset_takes(
     some: list[str], taken: Sequence[str]
 ) -> None:
@@ -82,7 +90,7 @@ def test_each_column_has_a_name_of_its_own_that_a_dataset_takes(
     features = [name for name in dict.fromkeys(features) if not name.endswith("]")]
     served = version(Tensor("features", "FP32", (-1, len(features))), features=features)
     schema = schema_with(None, columns_of(served), {})
-    check_schema(schema_from(schema))
+    check_schema(schema_from_message(schema))
     assert len(schema.features) == len(features)
 
 
@@ -110,7 +118,7 @@ def test_a_dataset_grows_by_what_a_later_version_takes_and_keeps_what_it_has() -
 def test_a_dataset_of_no_columns_has_one_feature_all_the_same() -> None:
     schema = schema_with(None, columns_of(version(Tensor("pixels", "UINT8", (-1, 99)))), {})
     assert [field.name for field in schema.features] == ["seconds"]
-    check_schema(schema_from(schema))
+    check_schema(schema_from_message(schema))
 
 
 def test_what_is_personal_is_treated_as_in_the_training_data_and_rules_do_not_bound_what_is_asked() -> None:
@@ -200,3 +208,73 @@ def test_what_was_not_logged_or_is_no_number_is_null(data: object) -> None:
     [row] = rows_of(logged(inputs={"features": {"shape": [1, 2], "data": data}}), columns_of(PAIR))
     found = json.loads(row.data)
     assert (found["a"], found["b"], found["answer"]) == (None, None, 1.0)
+
+
+class PlayedIngestion:
+    """Keeps what is applied, and does what happens meanwhile before the first time."""
+
+    def __init__(self, *datasets: api.Dataset) -> None:
+        self.datasets = {dataset.name: dataset for dataset in datasets}
+        self.meanwhile: api.Dataset | None = None
+
+    async def GetDataset(self, request: api.GetDatasetRequest) -> api.Dataset:
+        if request.name not in self.datasets:
+            raise NotFound("DATASET_NOT_FOUND", request.name)
+        return self.datasets[request.name]
+
+    async def ApplyDataset(self, request: api.ApplyDatasetRequest) -> api.Dataset:
+        if self.meanwhile is not None:
+            self.datasets[request.name], self.meanwhile = self.meanwhile, None
+        known = self.datasets.get(request.name)
+        if known is not None and not fields_of(known.schema).keys() <= fields_of(request.schema).keys():
+            raise FailedPrecondition("INCOMPATIBLE_SCHEMA", "it lacks a field")
+        applied = api.Dataset(name=request.name, schema=request.schema, cut=request.cut)
+        self.datasets[request.name] = applied
+        return applied
+
+    def tables(self) -> GrpcLogTables:
+        return GrpcLogTables(cast("IngestionServiceAsyncStub", self))
+
+
+ONE = version(Tensor("features", "FP32", (-1, 1)), features=("a",))
+TRAINED = replace(ONE, dataset="training")
+
+
+async def test_of_two_who_declare_at_once_both_get_what_they_need() -> None:
+    ingestion = PlayedIngestion()
+    schema = schema_with(None, columns_of(PAIR), {})
+    ingestion.meanwhile = api.Dataset(name="t", schema=schema, cut=api.Cut(rows=5))
+    other = version(Tensor("features", "FP32", (-1, 1)), features=("c",))
+    assert [column.name for column in await ingestion.tables().columns("t", other)] == ["c", "answer"]
+    assert {"a", "b", "c"} <= fields_of(ingestion.datasets["t"].schema).keys()
+    # What its owner said of it.
+    assert ingestion.datasets["t"].cut.rows == 5
+
+
+async def test_what_is_personal_is_not_sent_to_a_column_that_has_it_in_clear() -> None:
+    personal = api.Field(name="a", role=api.FIELD_ROLE_PERSONAL, treatment=api.FIELD_TREATMENT_ENCRYPT)
+    training = api.Dataset(name="training", schema=api.Schema(key="id", attributes=[personal]))
+    ingestion = PlayedIngestion(training)
+    assert [column.name for column in await ingestion.tables().columns("covered", TRAINED)] == ["a", "answer"]
+    await ingestion.tables().columns("clear", ONE)
+    assert [column.name for column in await ingestion.tables().columns("clear", TRAINED)] == ["answer"]
+
+
+async def test_without_the_training_datas_fields_nothing_is_declared() -> None:
+    ingestion = PlayedIngestion()
+    with pytest.raises(NotFound):
+        await ingestion.tables().columns("t", TRAINED)
+    assert ingestion.datasets == {}
+
+
+async def test_a_dataset_that_holds_something_else_is_left_alone() -> None:
+    samples = api.Dataset(name="t", schema=api.Schema(key="subject", features=[api.Field(name="a")]))
+    ingestion = PlayedIngestion(samples)
+    for asked in (ingestion.tables().check("t"), ingestion.tables().columns("t", ONE)):
+        with pytest.raises(FailedPrecondition) as refused:
+            await asked
+        assert refused.value.reason == "LOG_DATASET_TAKEN"
+    assert ingestion.datasets == {"t": samples}
+    with pytest.raises(FailedPrecondition) as unnamed:
+        await NoLogTables().columns("t", ONE)
+    assert unnamed.value.reason == "INGESTION_NOT_NAMED"

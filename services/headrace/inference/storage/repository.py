@@ -241,7 +241,7 @@ class Repository:
     async def erased_from_tables(
         self, predictions: Sequence[tuple[str, str, str, datetime]]
     ) -> frozenset[str]:
-        """Of (event id, dataset, subject, time) the ids of what was made before that subject was erased there."""
+        """Of (event id, dataset, subject, time) ids of what is from before the subject was erased there."""
         columns = zip(*predictions, strict=True)
         rows = await self._connection.fetch(QUERIES["erased_from_tables"], *map(list, columns))
         return frozenset(row["event_id"] for row in rows)

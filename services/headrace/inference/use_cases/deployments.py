@@ -43,7 +43,8 @@ class Deployments:
         `scaling`: None leaves it as it is. Raises InvalidArgument/INVALID_SERVING for settings that Triton
         cannot take, InvalidArgument/INVALID_SCALING for bounds that cannot be kept. Raises
         FailedPrecondition/LOG_DATASET_TAKEN for predictions that are to go to a dataset which holds something
-        else, and Unavailable where ingestion cannot say that. Raises FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two models'
+        else, and Unavailable where ingestion cannot say that. Raises
+        FailedPrecondition/DEPLOYMENT_OF_OTHER_MODEL for a name that serves another model: the two models'
         versions have the same numbers, and what is loaded and rolled out is known by number.
         """
         if serving.log is not None and serving.log.dataset:

@@ -154,7 +154,7 @@ class Rows(Protocol):
     async def erased_from_tables(
         self, predictions: Sequence[tuple[str, str, str, datetime]]
     ) -> frozenset[str]:
-        """Of (event id, dataset, subject, time) the ids of what was made before that subject was erased there."""
+        """Of (event id, dataset, subject, time) ids of what is from before the subject was erased there."""
 
     async def forget_erasures(self, before: datetime) -> int:
         """Forget erasures from before that moment; how many there were."""
