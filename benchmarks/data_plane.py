@@ -18,6 +18,7 @@ from setting import Service
 
 from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.api.registry.v1 import registry_pb2
+from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
 from headrace.embedded.parts.kafka import ApacheKafka
@@ -47,6 +48,7 @@ class Plane:
     direct: str
     envoy: str
     service: str
+    ingestion: str
     bootstrap: str
     store: ObjectStore
     broker: ApacheKafka | Tansu
@@ -65,8 +67,12 @@ async def running(
     tritons: int = 1,
     envoys: int = 1,
     broker_name: str = "embedded",
+    ingestion: bool = False,
 ) -> AsyncIterator[Plane]:
-    """Broker, PostgreSQL, Tritons, Envoys on one port, and the inference service with the model live."""
+    """Broker, PostgreSQL, Tritons, Envoys on one port, and the inference service with the model live.
+
+    With `ingestion` that service, too, for predictions that become rows.
+    """
     logs = folder / "logs"
     database = Postgres(folder / "postgres", logs, free_port(), durable=False)
     async with AsyncExitStack() as stack:
@@ -87,16 +93,23 @@ async def running(
             )
             for number in range(tritons)
         ]
+        platform = {
+            "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
+            "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka"),
+            "HEADRACE_POSTGRES_DSN": database.dsn,
+            "HEADRACE_STORE_URI": f"file://{folder / 'store'}",
+            "HEADRACE_OTLP_ENDPOINT": otlp,
+        }
+        rows = Service(
+            "ingestion", folder / "rows", logs, {**platform, "HEADRACE_INGESTION_INFERENCE_TARGET": ""}
+        )
         service = Service(
             "inference",
             folder / "service",
             logs,
             {
-                "HEADRACE_KAFKA_BOOTSTRAP": broker.bootstrap,
-                "HEADRACE_KAFKA_IDEMPOTENCE": str(broker_name == "kafka"),
-                "HEADRACE_POSTGRES_DSN": database.dsn,
-                "HEADRACE_STORE_URI": f"file://{folder / 'store'}",
-                "HEADRACE_OTLP_ENDPOINT": otlp,
+                **platform,
+                "HEADRACE_INFERENCE_INGESTION_TARGET": f"127.0.0.1:{rows.grpc_port}",
                 "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{xds}",
                 "HEADRACE_INFERENCE_TRITON_GRPC": ",".join(
                     f"127.0.0.1:{server.ports.grpc}" for server in servers
@@ -113,7 +126,7 @@ async def running(
             for number in range(envoys)
         ]
         # Without its control plane an Envoy cannot serve, and its deadline would pass.
-        for parts in ([*servers, service], fronts):
+        for parts in ([*servers, service], fronts, [rows] if ingestion else []):
             for part in parts:
                 stack.push_async_callback(part.stop)
             await asyncio.gather(*(part.start() for part in parts))
@@ -122,6 +135,7 @@ async def running(
             direct=f"127.0.0.1:{servers[0].ports.grpc}",
             envoy=f"127.0.0.1:{listen}",
             service=f"127.0.0.1:{service.grpc_port}",
+            ingestion=f"127.0.0.1:{rows.grpc_port}",
             bootstrap=broker.bootstrap,
             store=ObjectStore.from_uri(f"file://{folder / 'store'}"),
             broker=broker,
@@ -178,13 +192,20 @@ async def trace_sink(traced: bool) -> AsyncIterator[tuple[str, str]]:
         await server.stop(None)
 
 
-async def deploy(plane: Plane, served: Served, *, model: str = MODEL, package: bytes | None = None) -> None:
+async def deploy(
+    plane: Plane,
+    served: Served,
+    *,
+    model: str = MODEL,
+    package: bytes | None = None,
+    log: scheduling_pb2.PredictionLogSpec | None = None,
+) -> None:
     """Promote the model, or a package that holds it, and wait until it is live."""
     form = ModelFormat.ONNX if package is None else ModelFormat.PYTHON
     data = served.onnx if package is None else package
     async with channel(plane.service) as opened:
         stub = inference_pb2_grpc.InferenceServiceStub(opened)
-        await stub.ApplyDeployment(inference_pb2.ApplyDeploymentRequest(name=model, model=model))
+        await stub.ApplyDeployment(inference_pb2.ApplyDeploymentRequest(name=model, model=model, log=log))
         await promote(plane, 1, data, served.signature, model=model, form=form)
         async with asyncio.timeout(60):
             watch = stub.WatchDeployment(inference_pb2.WatchDeploymentRequest(name=model))
