@@ -2,8 +2,8 @@
 
     python benchmarks/prediction_log.py [--rounds 5] [--seconds 4] [--json FILE] [--table] [--stored-later]
 
-Deployments of one 30-64-2 MLP in ONNX, one row of float32 in a request, gRPC through Envoy, 64 calls in flight.
-They differ in what is logged: nothing, a tenth, everything; with --table also everything as rows of a dataset,
+Deployments of one 30-64-2 MLP in ONNX, one row of float32 in a request, gRPC through Envoy, 64 in flight.
+They differ in what is logged: nothing, a tenth, all; with --table also all as rows of a dataset,
 by an ingestion service on the same machine. Each round calls each of them; before it calls the next one it
 waits until what was logged has been stored. Figures are medians of the rounds.
 
