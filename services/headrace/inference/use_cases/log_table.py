@@ -6,6 +6,7 @@ send them again; ingestion leaves out what it has stored.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 
@@ -30,6 +31,8 @@ class LogTable:
         self._send = send
         # Versions never change, and what a dataset takes it goes on taking.
         self._columns: dict[tuple[str, str, int], Sequence[Column]] = {}
+        # Of many that come at once, one asks.
+        self._asking = asyncio.Lock()
 
     async def __call__(self, predictions: Sequence[TabledPrediction]) -> None:
         """Send the rows of all of them or, where that fails, perhaps some; whoever repeats it doubles none.
@@ -52,11 +55,12 @@ class LogTable:
 
     async def _columns_of(self, entry: TabledPrediction) -> Sequence[Column]:
         key = (entry.dataset, entry.model, entry.prediction.version)
-        known = self._columns.get(key)
-        if known is None:
-            version = await self._version(entry.model, entry.prediction.version)
-            known = self._columns[key] = await self._tables.columns(entry.dataset, version)
-        return known
+        if key not in self._columns:
+            async with self._asking:
+                if key not in self._columns:
+                    version = await self._version(entry.model, entry.prediction.version)
+                    self._columns[key] = await self._tables.columns(entry.dataset, version)
+        return self._columns[key]
 
     async def _version(self, model: str, number: int) -> ServedVersion:
         async with self._work() as work:
