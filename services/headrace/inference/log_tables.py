@@ -31,6 +31,7 @@ _ATTRIBUTES: Final = (
     ("model_version", api.FIELD_TYPE_INT64, "the version that answered"),
     ("row", api.FIELD_TYPE_INT64, "the row's place in its request"),
     ("trace_id", api.FIELD_TYPE_STRING, "of the caller's W3C trace context"),
+    ("segment", api.FIELD_TYPE_STRING, "the kind of request, as its caller says"),
     ("shadow", api.FIELD_TYPE_BOOL, "nobody got this answer: it was asked for to be compared"),
 )
 _SECONDS: Final = api.Field(
@@ -131,13 +132,15 @@ def schema_with(
         answer = next((column for column in columns if column.name == ANSWER_COLUMN), None)
         kind = _TYPES[Kind.NUMBER if answer is None else answer.kind]
         schema.label.CopyFrom(api.Field(name=ANSWER_COLUMN, type=kind, nullable=True))
-        schema.attributes.extend(
-            api.Field(name=name, type=of_type, nullable=True, description=said, role=api.FIELD_ROLE_IGNORED)
-            for name, of_type, said in _ATTRIBUTES
-        )
     else:
         schema.CopyFrom(known)
     there = fields_of(schema)
+    # Also those that an earlier release did not have.
+    schema.attributes.extend(
+        api.Field(name=name, type=of_type, nullable=True, description=said, role=api.FIELD_ROLE_IGNORED)
+        for name, of_type, said in _ATTRIBUTES
+        if name not in there
+    )
     for column in columns:
         if column.name in there:
             continue
@@ -177,7 +180,7 @@ def fields_of(schema: api.Schema) -> dict[str, api.Field]:
 
 def _is_log(schema: api.Schema) -> bool:
     attributes = {field.name for field in schema.attributes}
-    return schema.key == KEY and {name for name, *_ in _ATTRIBUTES} <= attributes
+    return schema.key == KEY and schema.label.name == ANSWER_COLUMN and PREDICTION_ID in attributes
 
 
 def _is_personal(field: api.Field | None) -> bool:

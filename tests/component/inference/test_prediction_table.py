@@ -103,7 +103,7 @@ async def test_each_row_that_is_asked_becomes_one_of_the_dataset(
             client,
             name,
             request_id="one",
-            parameters={"subject": "patient-7"},
+            parameters={"subject": "patient-7", "segment": "ward-3"},
             headers={"traceparent": f"00-{TRACE}-{'c' * 16}-01"},
         )
         tensor = triton.InferInput("features", [2, 3], "FP32")
@@ -119,6 +119,7 @@ async def test_each_row_that_is_asked_becomes_one_of_the_dataset(
 
     one = next(row for row in rows if row["prediction_id"] == "one")
     assert (one["subject"], one["trace_id"], one["shadow"]) == ("patient-7", TRACE, False)
+    assert one["segment"] == "ward-3"
     assert (one["deployment"], one["model"], one["model_version"]) == (name, name, 1)
     # 1.0 is more than the training data may have: what was asked is what is stored.
     assert (one["a"], one["b"], one["answer"]) == (1.0, 1.0, 0.0)

@@ -183,6 +183,7 @@ def test_a_row_has_what_was_asked_and_answered_and_an_id_that_stays() -> None:
         "row": 0,
         "seconds": 0.5,
         "trace_id": "a" * 32,
+        "segment": None,
         "shadow": False,
         "a": 1.0,
         # JSON has no such number.

@@ -44,6 +44,7 @@ OWN: Final = (
     "row",
     "seconds",
     "trace_id",
+    "segment",
     "shadow",
     ANSWER_COLUMN,
 )

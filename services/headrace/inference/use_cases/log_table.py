@@ -110,6 +110,7 @@ def rows_of(entry: TabledPrediction, columns: Sequence[Column]) -> list[TableRow
                     "row": row,
                     "seconds": prediction.seconds,
                     "trace_id": parts[1] if len(parts) == _TRACEPARENT_PARTS else None,
+                    "segment": prediction.segment or None,
                     "shadow": prediction.shadow,
                     **{name: found[row] for name, found in values.items()},
                 }
