@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.api.scheduling.v1 import scheduling_pb2
@@ -110,6 +110,7 @@ def test_bounds_are_kept_whatever_the_load(
 
 
 @given(st.floats(0, 300), st.floats(0.001, 0.03))
+@example(20.0, 0.029296875)
 def test_under_a_steady_load_it_comes_to_rest(rate: float, work: float) -> None:
     world = Load(Scaling(1, 4, 3))
     world.run(600, rate, work)

@@ -190,11 +190,24 @@ def _has_room(
     left = _less(scale, floor)
     if now.time - begin.time < DOWN_SECONDS or left.replicas < lowest:
         return False
-    processes = left.replicas * max(1, left.instances or floor)
+    now_have, would_have = (one.replicas * max(1, one.instances or floor) for one in (scale, left))
     return all(
-        _waited(part) < scaling.queue.total_seconds() / 2 and part.busy / part.time / processes < DOWN_BUSY
+        part.busy / part.time / would_have < DOWN_BUSY
+        and _waited(part) * _growth(part.busy / part.time, now_have, would_have)
+        < scaling.queue.total_seconds() / 2
         for part in _parts(samples, begin)
     )
+
+
+def _growth(busy: float, now: int, then: int) -> float:
+    """By how much longer requests wait for fewer processes, none of which is always busy.
+
+    A queue's mean wait goes by rho / (1 - rho), rho being the share of time that its process works.
+    """
+    if not busy:
+        return 1.0
+    rho_now, rho_then = busy / now, busy / then
+    return (rho_then / (1 - rho_then)) / (rho_now / (1 - rho_now))
 
 
 def _parts(samples: Sequence[Sample], begin: Sample) -> Iterator[Sample]:
