@@ -1,14 +1,14 @@
-"""What the demo shows of a job and of a rollout, from services that answer what a test says."""
+"""What examples show of a job and of a rollout, from services that answer what a test says."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from examples.shared import jobs, rollouts
 
 from headrace.api.inference.v1 import inference_pb2 as inference
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
@@ -36,14 +36,14 @@ class Scheduling:
 
 async def test_a_job_is_followed_to_its_end() -> None:
     client: Any = SimpleNamespace(scheduling=Scheduling(scheduling.JOB_STATE_SUCCEEDED))
-    job = await import_module("jobs").follow(client, JOB)
+    job = await jobs.follow(client, JOB)
     assert job.state == scheduling.JOB_STATE_SUCCEEDED
 
 
 async def test_a_job_that_fits_nowhere_fails_with_the_reason() -> None:
     client: Any = SimpleNamespace(scheduling=Scheduling(scheduling.JOB_STATE_QUEUED))
     with pytest.raises(TimeoutError, match=r"job .* to end: it needs 64 cores, and the largest node has 2"):
-        await import_module("jobs").follow(client, JOB, seconds=0.01)
+        await jobs.follow(client, JOB, seconds=0.01)
 
 
 def deployment(
@@ -67,7 +67,7 @@ async def followed(changes: Sequence[inference.Deployment]) -> Any:
             yield change
 
     client: Any = SimpleNamespace(inference=SimpleNamespace(WatchDeployment=watch))
-    return await import_module("rollouts").follow(client, "d", version=2)
+    return await rollouts.follow(client, "d", version=2)
 
 
 async def test_a_rollout_is_shown_step_by_step(capsys: pytest.CaptureFixture[str]) -> None:
