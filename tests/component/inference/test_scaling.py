@@ -159,7 +159,7 @@ async def test_where_requests_wait_there_is_another_replica(make_plane: MakePlan
         load(plane.address, METHOD, message.SerializeToString(), in_flight=8, seconds=DEADLINE)
     )
     await until_on(plane, name, 2)
-    assert (await plane.until(name, lambda d: d.replicas == 2)).ready
+    await plane.until(name, lambda d: d.replicas == 2 and d.ready)
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
 
