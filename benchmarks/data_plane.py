@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,7 @@ from headrace.messaging.topics import MODEL_VERSIONS
 from headrace.model_formats import ModelFormat
 from headrace.objects import ObjectStore
 from headrace.rpc.client import channel
+from headrace.rpc.load import Outcome, load
 from headrace.rpc.model_formats import to_model_format
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
@@ -261,3 +262,56 @@ async def promote(
     )
     async with Producer(plane.bootstrap, client_id="benchmark", idempotence=False) as producer:
         await producer.publish(MODEL_VERSIONS, model, event)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What one of the sides that are compared is asked, and where."""
+
+    address: str
+    request: bytes
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+async def in_turns(sides: Mapping[str, Compared], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Each side in turns, with many calls in flight and with one: figures by "SIDE.FIGURE", of each round."""
+    found: dict[str, list[float]] = {}
+
+    async def call(side: str, in_flight: int) -> Outcome:
+        compared = sides[side]
+        outcome = await load(
+            compared.address,
+            METHOD,
+            compared.request,
+            in_flight=in_flight,
+            seconds=seconds,
+            connections=min(2, in_flight),
+            metadata=dict(compared.metadata),
+        )
+        if outcome.failed:
+            raise SystemExit(f"{outcome.failed} calls of {side} failed")
+        return outcome
+
+    for side in sides:
+        await call(side, IN_FLIGHT)
+    for _ in range(rounds):
+        for side in sides:
+            many, one = await call(side, IN_FLIGHT), await call(side, 1)
+            for name, value in {
+                "requests_per_second": many.rate,
+                "p50_ms": many.percentile(0.5),
+                "p99_ms": many.percentile(0.99),
+                "one_in_flight_p50_ms": one.percentile(0.5),
+                "one_in_flight_p99_ms": one.percentile(0.99),
+            }.items():
+                found.setdefault(f"{side}.{name}", []).append(value)
+    return found
+
+
+def print_figures(medians: Mapping[str, float], titles: Mapping[str, str]) -> None:
+    """A table of `in_turns`' figures; titles by side."""
+    print(f"{'':12} {'req/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'1: p50':>8} {'1: p99':>8}")
+    for side, title in titles.items():
+        row = [medians[f"{side}.{name}"] for name in ("requests_per_second", "p50_ms", "p99_ms")]
+        one = [medians[f"{side}.one_in_flight_{name}_ms"] for name in ("p50", "p99")]
+        print(f"{title:12} {row[0]:9.0f} {row[1]:8.2f} {row[2]:8.2f} {one[0]:8.2f} {one[1]:8.2f}")

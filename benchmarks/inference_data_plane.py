@@ -20,49 +20,11 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from data_plane import IN_FLIGHT, METHOD, Plane, running
+from data_plane import Compared, in_turns, print_figures, running
 from served import IMAGES, ROWS
 from setting import machine
 
-from headrace.rpc.load import Outcome, load
-
 BAR_RATE, BAR_P50 = 0.6, 1.6
-
-
-async def measure(
-    plane: Plane, request: bytes, rounds: int, seconds: float, metadata: dict[str, str]
-) -> dict[str, list[float]]:
-    """Both sides in turns."""
-    found: dict[str, list[float]] = {}
-
-    async def call(side: str, in_flight: int) -> Outcome:
-        outcome = await load(
-            plane.direct if side == "direct" else plane.envoy,
-            METHOD,
-            request,
-            in_flight=in_flight,
-            seconds=seconds,
-            connections=min(2, in_flight),
-            metadata=metadata,
-        )
-        if outcome.failed:
-            raise SystemExit(f"{outcome.failed} calls of {side} failed")
-        return outcome
-
-    await call("direct", IN_FLIGHT)
-    await call("envoy", IN_FLIGHT)
-    for _ in range(rounds):
-        for side in ("direct", "envoy"):
-            many, one = await call(side, IN_FLIGHT), await call(side, 1)
-            for name, value in {
-                "requests_per_second": many.rate,
-                "p50_ms": many.percentile(0.5),
-                "p99_ms": many.percentile(0.99),
-                "one_in_flight_p50_ms": one.percentile(0.5),
-                "one_in_flight_p99_ms": one.percentile(0.99),
-            }.items():
-                found.setdefault(f"{side}.{name}", []).append(value)
-    return found
 
 
 def main() -> None:
@@ -84,7 +46,11 @@ def main() -> None:
     async def run() -> dict[str, list[float]]:
         with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
             async with running(Path(folder), traced=arguments.traced, served=served) as plane:
-                return await measure(plane, served.request, arguments.rounds, arguments.seconds, metadata)
+                sides = {
+                    "direct": Compared(plane.direct, served.request, metadata),
+                    "envoy": Compared(plane.envoy, served.request, metadata),
+                }
+                return await in_turns(sides, arguments.rounds, arguments.seconds)
 
     rounds = asyncio.run(run())
     medians = {name: statistics.median(values) for name, values in rounds.items()}
@@ -92,11 +58,7 @@ def main() -> None:
         "rate": medians["envoy.requests_per_second"] / medians["direct.requests_per_second"],
         "p50": medians["envoy.one_in_flight_p50_ms"] / medians["direct.one_in_flight_p50_ms"],
     }
-    print(f"{'':12} {'req/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'1: p50':>8} {'1: p99':>8}")
-    for side in ("direct", "envoy"):
-        row = [medians[f"{side}.{name}"] for name in ("requests_per_second", "p50_ms", "p99_ms")]
-        one = [medians[f"{side}.one_in_flight_{name}_ms"] for name in ("p50", "p99")]
-        print(f"{side:12} {row[0]:9.0f} {row[1]:8.2f} {row[2]:8.2f} {one[0]:8.2f} {one[1]:8.2f}")
+    print_figures(medians, {"direct": "direct", "envoy": "envoy"})
     print(f"requests/s, envoy : direct     {ratios['rate']:.2f} (bar: at least {BAR_RATE})")
     print(f"p50 of one, envoy : direct     {ratios['p50']:.2f} (bar: at most {BAR_P50})")
     if arguments.json:

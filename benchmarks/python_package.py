@@ -17,13 +17,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from data_plane import IN_FLIGHT, METHOD, Plane, deploy, running
+from data_plane import Compared, Plane, deploy, in_turns, print_figures, running
 from served import IMAGES, MODEL, ROWS, Served
 from setting import machine
 from tritonclient.grpc import service_pb2
 
 from headrace.client.python_package import packed
-from headrace.rpc.load import Outcome, load
 
 PACKAGED = "packaged"
 
@@ -40,37 +39,11 @@ async def measure(plane: Plane, request: bytes, rounds: int, seconds: float) -> 
     """Both in turns."""
     other = service_pb2.ModelInferRequest.FromString(request)
     other.model_name = PACKAGED
-    requests = {MODEL: request, PACKAGED: bytes(other.SerializeToString())}
-    found: dict[str, list[float]] = {}
-
-    async def call(model: str, in_flight: int) -> Outcome:
-        outcome = await load(
-            plane.envoy,
-            METHOD,
-            requests[model],
-            in_flight=in_flight,
-            seconds=seconds,
-            connections=min(2, in_flight),
-            metadata={},
-        )
-        if outcome.failed:
-            raise SystemExit(f"{outcome.failed} calls of {model} failed")
-        return outcome
-
-    for model in requests:
-        await call(model, IN_FLIGHT)
-    for _ in range(rounds):
-        for model in requests:
-            many, one = await call(model, IN_FLIGHT), await call(model, 1)
-            for name, value in {
-                "requests_per_second": many.rate,
-                "p50_ms": many.percentile(0.5),
-                "p99_ms": many.percentile(0.99),
-                "one_in_flight_p50_ms": one.percentile(0.5),
-                "one_in_flight_p99_ms": one.percentile(0.99),
-            }.items():
-                found.setdefault(f"{model}.{name}", []).append(value)
-    return found
+    sides = {
+        MODEL: Compared(plane.envoy, request),
+        PACKAGED: Compared(plane.envoy, bytes(other.SerializeToString())),
+    }
+    return await in_turns(sides, rounds, seconds)
 
 
 def main() -> None:
@@ -94,11 +67,7 @@ def main() -> None:
 
     rounds = asyncio.run(run())
     medians = {name: statistics.median(values) for name, values in rounds.items()}
-    print(f"{'':12} {'req/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'1: p50':>8} {'1: p99':>8}")
-    for model, title in ((MODEL, "onnx"), (PACKAGED, "package")):
-        row = [medians[f"{model}.{name}"] for name in ("requests_per_second", "p50_ms", "p99_ms")]
-        one = [medians[f"{model}.one_in_flight_{name}_ms"] for name in ("p50", "p99")]
-        print(f"{title:12} {row[0]:9.0f} {row[1]:8.2f} {row[2]:8.2f} {one[0]:8.2f} {one[1]:8.2f}")
+    print_figures(medians, {MODEL: "onnx", PACKAGED: "package"})
     rate = medians[f"{PACKAGED}.requests_per_second"] / medians[f"{MODEL}.requests_per_second"]
     hop = medians[f"{PACKAGED}.one_in_flight_p50_ms"] - medians[f"{MODEL}.one_in_flight_p50_ms"]
     print(f"requests/s, package : onnx     {rate:.2f}")
