@@ -134,6 +134,12 @@ class Internal(HeadraceError):  # noqa: N818
     kind = ErrorKind.INTERNAL
 
 
+def invalid_fields(reason: str, violations: Sequence[FieldViolation]) -> InvalidArgument:
+    """An error that says of each field what is wrong with it."""
+    message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+    return InvalidArgument(reason, message, fields=violations)
+
+
 def one_line(error: BaseException) -> str:
     """An error's type and text on one line, as logs and health checks show it.
 

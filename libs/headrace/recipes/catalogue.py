@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from headrace.errors import FieldViolation, HeadraceError, InvalidArgument
+from headrace.errors import FieldViolation, HeadraceError, InvalidArgument, invalid_fields
 from headrace.recipes.mlp import MlpParameters
 
 UNKNOWN_RECIPE: Final = "UNKNOWN_RECIPE"
@@ -87,8 +87,7 @@ def _explained(spec: RecipeSpec, error: ValidationError) -> HeadraceError:
     problems = error.errors(include_url=False)
     fields = [FieldViolation(_path(problem), _sentence(spec, problem)) for problem in problems]
     unknown = any(problem["type"] == "extra_forbidden" for problem in problems)
-    message = "; ".join(f"{field.field}: {field.description}" for field in fields)
-    return InvalidArgument(UNKNOWN_PARAMETER if unknown else INVALID_PARAMETER, message, fields=fields)
+    return invalid_fields(UNKNOWN_PARAMETER if unknown else INVALID_PARAMETER, fields)
 
 
 def _path(problem: ErrorDetails) -> str:

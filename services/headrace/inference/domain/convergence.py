@@ -37,7 +37,7 @@ class Situation:
     anywhere: frozenset[int]
     died: frozenset[int] = frozenset()
     refused: Serving | None = None
-    arriving: frozenset[int] | None = None
+    arriving: frozenset[int] = frozenset()
     leaving: bool = False
     away: bool = False
 
@@ -175,8 +175,7 @@ def _placing(situation: Situation, wanted: frozenset[int] | set[int]) -> Load | 
     ):
         # Who is judged is not kept waiting for servers to load it.
         return None
-    arriving = situation.loaded if situation.arriving is None else situation.arriving
-    if not wanted <= arriving:
+    if not wanted <= situation.arriving:
         return _load(situation, wanted, deployment.served, scale)
     return Place(scale)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-from headrace.errors import FieldViolation, InvalidArgument
+from headrace.errors import FieldViolation, invalid_fields
 from headrace.inference.domain.serving import MAX_INSTANCES
 
 MAX_REPLICAS: Final = 64
@@ -45,11 +45,6 @@ class Scaling:
     max_instances: int = 0
     idle: timedelta = DEFAULT_IDLE
     queue: timedelta = DEFAULT_QUEUE
-
-    @property
-    def is_fixed(self) -> bool:
-        """Nothing follows the load."""
-        return self.min_replicas == self.max_replicas and not self.max_instances
 
 
 EVERYWHERE: Final = Scaling(min_replicas=MAX_REPLICAS)
@@ -92,10 +87,8 @@ class Sample:
 
 def checked(scaling: Scaling) -> Scaling:
     """The bounds, if they can be kept. Raises InvalidArgument/INVALID_SCALING by fields."""
-    violations = list(_violations(scaling))
-    if violations:
-        message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise InvalidArgument("INVALID_SCALING", message, fields=violations)
+    if violations := list(_violations(scaling)):
+        raise invalid_fields("INVALID_SCALING", violations)
     return scaling
 
 

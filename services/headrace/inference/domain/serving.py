@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-from headrace.errors import FieldViolation, InvalidArgument
+from headrace.errors import FieldViolation, invalid_fields
 
 DEFAULT_BATCH_SIZE: Final = 64
 MAX_BATCH_SIZE: Final = 4096
@@ -104,10 +104,8 @@ def largest_batch(row_values: int) -> int:
 
 def checked(serving: Serving) -> Serving:
     """The settings, if Triton can take them. Raises InvalidArgument/INVALID_SERVING by fields."""
-    violations = list(_violations(serving))
-    if violations:
-        message = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise InvalidArgument("INVALID_SERVING", message, fields=violations)
+    if violations := list(_violations(serving)):
+        raise invalid_fields("INVALID_SERVING", violations)
     return serving
 
 

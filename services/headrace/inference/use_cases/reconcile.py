@@ -130,13 +130,13 @@ class Reconciler:
                 deployment,
                 {version.version: version for version in versions.get(deployment.model, [])},
                 tried.get(deployment.name, frozenset()),
-                found.on(placed),
-                found.anywhere,
-                found.died,
-                self._refused.get(deployment.name),
-                found.on(arriving),
-                found.outside(placed | arriving),
-                found.away(placed),
+                loaded=found.on(placed),
+                anywhere=found.anywhere,
+                died=found.died,
+                refused=self._refused.get(deployment.name),
+                arriving=found.on(arriving),
+                leaving=found.outside(placed | arriving),
+                away=found.away(placed),
             )
             action = next_action(situation, self._clock())
             if action is not None:

@@ -20,7 +20,6 @@ from headrace.inference.domain.scaling import (
     DOWN_SECONDS,
     EVERYWHERE,
     MAX_REPLICAS,
-    UP_SECONDS,
     Sample,
     Scale,
     next_scale,
@@ -139,7 +138,7 @@ class Scaler:
         if seen.samples and sample.requests > seen.samples[-1].requests:
             seen.asked = now
         seen.samples.append(sample)
-        while len(seen.samples) > 2 and seen.samples[1].time <= now - max(UP_SECONDS, DOWN_SECONDS):
+        while len(seen.samples) > 2 and seen.samples[1].time <= now - DOWN_SECONDS:
             seen.samples.popleft()
 
     def _wanted(self, deployment: Deployment, up: int) -> Scale:
