@@ -66,7 +66,7 @@ async def answered(
             triton_fleet([address], ModelRepository(repository, store)) as control,
             triton.InferenceServerClient(address) as client,
         ):
-            await control.load("served", [served], DEFAULTS)
+            await control.load("served", [served], DEFAULTS, {0})
             requests = [_input("features", "FP32", features)]
             if texts is not None:
                 requests.append(_input("texts", "BYTES", texts))

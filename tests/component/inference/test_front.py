@@ -74,7 +74,8 @@ async def test_a_deadline_and_giving_up_reach_the_server(make_front: Fronts) -> 
     made, [server] = await make_front()
     async with made.channel() as opened:
         await infer(opened)
-        assert 0 < (server.seconds_left[0] or 0) <= SECONDS
+        # gRPC sends what is left in three digits, rounded up.
+        assert 0 < (server.seconds_left[0] or 0) <= SECONDS * 1.01
         server.held = asyncio.Event()
         call = asyncio.create_task(infer(opened))
         await eventually(lambda: _count(server), lambda count: count == 2)

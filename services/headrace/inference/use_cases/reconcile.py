@@ -107,6 +107,8 @@ class Reconciler:
 
     async def reconcile(self) -> None:
         """Look at every deployment once, and begin what those need that are not busy."""
+        # What is read from here on may be older than what ends in the meantime.
+        busy = frozenset(self._busy)
         try:
             ready: Mapping[str, Loaded] | None = await self._server.loaded()
         except Unavailable as error:
@@ -118,7 +120,7 @@ class Reconciler:
             tried = await work.rows.all_rolled_out()
         metrics.DEPLOYMENTS.set(len(deployments))
         for deployment in deployments:
-            if deployment.name in self._busy:
+            if deployment.name in busy:
                 continue
             if ready is None:
                 await self._note(deployment, reason, loaded=frozenset())
