@@ -15,9 +15,22 @@
 -- of a field wins, so the version (field 2) and, where the caller gave none, an id (field 3) are appended and nothing
 -- is rewritten. A request that names a version is left alone. REST: the version goes into the path, and an id stays
 -- the caller's affair.
+--
+-- A gRPC request is read whole, for its model stands in the message and decides where it goes. One whose caller names the
+-- model in a header, too, goes on while it arrives: only its first and its last bytes are changed (docs/adr/0050).
 
 -- Predictions are found by their ids, and no index takes a text of any length.
 local MAX_ID_BYTES = 256
+
+-- As in headrace.client.inference_protocol.
+local MODEL_HEADER = "headrace-model"
+-- Name, version and id stand before all else in what the protocol's clients write, and take less.
+local HEAD_BYTES = 1024
+-- No message. Whatever is wrong with a request that has already been sent on, the server is sent this instead, and its answer is
+-- changed into what is wrong.
+local NO_MESSAGE = "\0\0\0\0\1\7"
+-- A message that ends early is filled up to its length; one that lacks more than this waits until its caller gives up.
+local MAX_FILLED_BYTES = 1048576
 
 -- As in headrace.inference.xds.routes.
 local SHARDS = 64
@@ -199,6 +212,9 @@ local function unknown_model(model)
   return "no model " .. model .. " is deployed"
 end
 
+local NOT_ONE_MESSAGE = "the request is not one whole message"
+local OTHER_MODEL = "the header " .. MODEL_HEADER .. " names another model than the request"
+
 -- Reads a buffer in windows, so that a large tensor is skipped and never copied into Lua.
 local function reader(body, size)
   local window, first, last = "", 0, 0
@@ -233,16 +249,23 @@ local function reader(body, size)
   return self
 end
 
--- The top-level strings model_name, model_version and id; nil where the bytes are no Protobuf.
-local function scan(body, size)
+-- The top-level strings model_name, model_version and id; nil where the bytes are no Protobuf. Of a `head` those that stand before
+-- all other fields.
+local function scan(body, size, head)
   local found = {"", "", ""}
   local read = reader(body, size)
   while read.at < size do
     local key = read.varint()
     if key == nil then return nil end
     local field, wire = math.floor(key / 8), key % 8
+    if head and field > 3 then break end
     if wire == 2 then
       local length = read.varint()
+      if head and length ~= nil and field == 3 and length > MAX_ID_BYTES then
+        -- It may go on behind the head.
+        found[3] = string.rep("?", MAX_ID_BYTES + 1)
+        break
+      end
       if length == nil or read.at + length > size then return nil end
       if field <= 3 then
         found[field] = read.text(length)
@@ -263,54 +286,185 @@ local function scan(body, size)
   return found[1], found[2], found[3]
 end
 
-local function stamp_grpc(handle)
+-- The bytes before a message: that it is not compressed, and its length.
+local function frame(length)
+  return string.char(0, math.floor(length / 16777216) % 256, math.floor(length / 65536) % 256,
+    math.floor(length / 256) % 256, length % 256)
+end
+
+local function framed_length(prefix)
+  local a, b, c, d = string.byte(prefix, 2, 5)
+  return ((a * 256 + b) * 256 + c) * 256 + d
+end
+
+local function text_field(number, text)
+  return string.char(number * 8 + 2) .. varint(#text) .. text
+end
+
+-- What is wrong with a message whose first bytes are these: a status of gRPC and words, or nil.
+local function wrong_prefix(prefix)
+  if #prefix < 5 then return 3, "the request is empty" end
+  if string.byte(prefix, 1) ~= 0 then
+    return 12, "compressed requests are not supported; send them uncompressed"
+  end
+  return nil
+end
+
+-- The same for what the message says of itself.
+local function wrong_request(model, id)
+  if model == nil then return 3, "the request is not a ModelInferRequest" end
+  if model == "" then return 3, "model_name is missing" end
+  if #id > MAX_ID_BYTES then return 3, "the id is longer than " .. MAX_ID_BYTES .. " bytes" end
+  return nil
+end
+
+local function wrong_version(model, version, route)
+  if version == "" or route.weights[version] ~= nil then return nil end
+  if string.find(version, "[^%w]") or #version > 20 then version = "of that name" end
+  return 5, unknown_version(model, version, route.weights)
+end
+
+-- The routes of the model that a request names; else a status and words.
+local function find_for_grpc(handle, model)
+  if #model > 128 or string.find(model, "[^%w._-]") then return nil, 5, "no model of that name is deployed" end
+  local route = find(handle, model)
+  if route == nil then return nil, 5, unknown_model(model) end
+  handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
+  return route
+end
+
+local function no_version(model)
+  return 14, "model " .. model .. " has no version with traffic"
+end
+
+-- `named`: the model that a header names, or nil.
+local function stamp_whole(handle, named)
   local body = handle:body()
   local size = body and body:length() or 0
-  if size < 5 then return refuse_grpc(handle, 3, "the request is empty") end
-  local prefix = body:getBytes(0, 5)
-  if string.byte(prefix, 1) ~= 0 then
-    return refuse_grpc(handle, 12, "compressed requests are not supported; send them uncompressed")
-  end
-  local a, b, c, d = string.byte(prefix, 2, 5)
-  if ((a * 256 + b) * 256 + c) * 256 + d ~= size - 5 then
-    return refuse_grpc(handle, 3, "the request is not one whole message")
-  end
+  local prefix = size > 0 and body:getBytes(0, math.min(5, size)) or ""
+  local status, problem = wrong_prefix(prefix)
+  if status ~= nil then return refuse_grpc(handle, status, problem) end
+  if framed_length(prefix) ~= size - 5 then return refuse_grpc(handle, 3, NOT_ONE_MESSAGE) end
   local model, version, id = scan(body, size)
-  if model == nil then return refuse_grpc(handle, 3, "the request is not a ModelInferRequest") end
-  if model == "" then return refuse_grpc(handle, 3, "model_name is missing") end
-  if #id > MAX_ID_BYTES then
-    return refuse_grpc(handle, 3, "the id is longer than " .. MAX_ID_BYTES .. " bytes")
-  end
-  if #model > 128 or string.find(model, "[^%w._-]") then
-    return refuse_grpc(handle, 5, "no model of that name is deployed")
-  end
-  local route = find(handle, model)
-  if route == nil then return refuse_grpc(handle, 5, unknown_model(model)) end
-  handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
+  status, problem = wrong_request(model, id)
+  if status ~= nil then return refuse_grpc(handle, status, problem) end
+  if named ~= nil and named ~= model then return refuse_grpc(handle, 3, OTHER_MODEL) end
+  local route
+  route, status, problem = find_for_grpc(handle, model)
+  if route == nil then return refuse_grpc(handle, status, problem) end
+  status, problem = wrong_version(model, version, route)
+  if status ~= nil then return refuse_grpc(handle, status, problem) end
 
   local appended = ""
   if version == "" then
     local chosen = pick(handle, route)
-    if chosen == nil then return refuse_grpc(handle, 14, "model " .. model .. " has no version with traffic") end
+    if chosen == nil then return refuse_grpc(handle, no_version(model)) end
     mirror(handle, route, "triton-grpc-mirror")
-    appended = "\18" .. varint(#chosen) .. chosen
-  elseif route.weights[version] == nil then
-    if string.find(version, "[^%w]") or #version > 20 then version = "of that name" end
-    return refuse_grpc(handle, 5, unknown_version(model, version, route.weights))
+    appended = text_field(2, chosen)
   end
-  if id == "" then
-    local made = new_id()
-    appended = appended .. "\26" .. varint(#made) .. made
-  end
+  if id == "" then appended = appended .. text_field(3, new_id()) end
   if appended ~= "" then
-    local length = size - 5 + #appended
-    body:setBytes(
-      string.char(0, math.floor(length / 16777216) % 256, math.floor(length / 65536) % 256,
-        math.floor(length / 256) % 256, length % 256) .. body:getBytes(5, size - 5) .. appended)
+    body:setBytes(frame(size - 5 + #appended) .. body:getBytes(5, size - 5) .. appended)
   end
   -- Last: whoever waits there has no hold of the body any more.
-  local problem = go(handle, route, model)
+  problem = go(handle, route, model)
   if problem ~= nil then return refuse_grpc(handle, 14, problem) end
+end
+
+-- A text that is read as a buffer is.
+local Text = {}
+Text.__index = Text
+function Text:getBytes(first, length) return string.sub(self.text, first + 1, first + length) end
+
+-- What is to be appended to a message that begins so, and its length without that; else nil, a status and words.
+local function stamp_head(head, route, model, chosen)
+  local status, problem = wrong_prefix(head)
+  if status ~= nil then return nil, status, problem end
+  local length = framed_length(head)
+  if length + 5 > MAX_REQUEST_BYTES then
+    return nil, 8, "the request is larger than " .. MAX_REQUEST_BYTES .. " bytes"
+  end
+  if #head > length + 5 then return nil, 3, NOT_ONE_MESSAGE end
+  local named, version, id = scan(setmetatable({text = head}, Text), #head, true)
+  status, problem = wrong_request(named, id)
+  if status ~= nil then return nil, status, problem end
+  if named ~= model then return nil, 3, OTHER_MODEL end
+  status, problem = wrong_version(model, version, route)
+  if status ~= nil then return nil, status, problem end
+  -- All three: whatever else the message says of them further on, this is what the server reads last.
+  return text_field(1, model) .. text_field(2, version ~= "" and version or chosen)
+    .. text_field(3, id ~= "" and id or new_id()), length
+end
+
+-- Notes what is wrong with a request that has been sent on, for its answer.
+local function note_wrong(handle, status, problem)
+  local noted = handle:streamInfo():dynamicMetadata()
+  noted:set("headrace", "wrong_status", tostring(status))
+  noted:set("headrace", "wrong", problem)
+end
+
+-- Changes a message while it passes.
+local function stamp_passing(handle, route, model, chosen)
+  local head, seen, total, appended, ended, last = "", 0, nil, nil, false, nil
+  for chunk in handle:bodyChunks() do
+    last = chunk
+    local size = chunk:length()
+    seen = seen + size
+    if ended then
+      if size > 0 then chunk:setBytes("") end
+    elseif appended ~= nil then
+      if seen == total then
+        ended = true
+        chunk:setBytes(chunk:getBytes(0, size) .. appended)
+      elseif seen > total then
+        ended = true
+        note_wrong(handle, 3, NOT_ONE_MESSAGE)
+        chunk:setBytes(chunk:getBytes(0, size - seen + total) .. string.rep("\7", #appended))
+      end
+    else
+      head = head .. chunk:getBytes(0, size)
+      if #head < HEAD_BYTES and (#head < 5 or #head < framed_length(head) + 5) then
+        chunk:setBytes("")
+      else
+        local length, problem
+        appended, length, problem = stamp_head(head, route, model, chosen)
+        if appended == nil then
+          ended = true
+          note_wrong(handle, length, problem)
+          chunk:setBytes(NO_MESSAGE)
+        else
+          total = length + 5
+          ended = seen == total
+          chunk:setBytes(frame(length + #appended) .. string.sub(head, 6) .. (ended and appended or ""))
+        end
+        head = nil
+      end
+    end
+  end
+  if ended then return end
+  -- Without a body nothing has been sent on.
+  if last == nil then return refuse_grpc(handle, wrong_prefix("")) end
+  note_wrong(handle, 3, NOT_ONE_MESSAGE)
+  -- The server would wait for the rest of its message, and answer nothing.
+  if total == nil then
+    last:setBytes(NO_MESSAGE)
+  elseif total - seen <= MAX_FILLED_BYTES then
+    last:setBytes(last:getBytes(0, last:length()) .. string.rep("\7", total - seen + #appended))
+  end
+end
+
+local function stamp_grpc(handle)
+  local model = handle:headers():get(MODEL_HEADER)
+  if model == nil or model == "" then return stamp_whole(handle, nil) end
+  local route, status, problem = find_for_grpc(handle, model)
+  if route == nil then return refuse_grpc(handle, status, problem) end
+  -- Whether a request is one to be shadowed, it says itself, by naming no version.
+  if route.trial and route.trial.mirrored then return stamp_whole(handle, model) end
+  local chosen = pick(handle, route)
+  if chosen == nil then return refuse_grpc(handle, no_version(model)) end
+  problem = go(handle, route, model)
+  if problem ~= nil then return refuse_grpc(handle, 14, problem) end
+  stamp_passing(handle, route, model, chosen)
 end
 
 -- What is asked of a model beside inference goes to a server that has it; of one that there is not, anywhere.
@@ -436,6 +590,11 @@ local function tell_health(handle)
   handle:headers():replace("content-type", "application/json")
 end
 
+local function noted_wrong(handle)
+  local noted = handle:streamInfo():dynamicMetadata():get("headrace")
+  return noted and noted.wrong and noted
+end
+
 local function called_model(handle)
   local noted = handle:streamInfo():dynamicMetadata():get("headrace")
   return noted and noted.model and known(handle, noted.model)
@@ -478,6 +637,12 @@ end
 function envoy_on_response(handle)
   local headers = handle:headers()
   local status = headers:get("grpc-status")
+  local wrong = status ~= nil and status ~= "0" and noted_wrong(handle)
+  if wrong then
+    headers:replace("grpc-status", wrong.wrong_status)
+    headers:replace("grpc-message", wrong.wrong)
+    return
+  end
   -- gRPC's own words, whose status says that the server failed.
   if status == "13" and headers:get("grpc-message") == "Unable to parse request" then
     status = "3"

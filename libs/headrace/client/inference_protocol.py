@@ -14,6 +14,9 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, 
 
 from headrace.errors import FieldViolation, InvalidArgument
 
+# Which model a request is for: with it, the version stamp (deploy/envoy/version_stamp.lua) does not wait for the
+# whole request.
+MODEL_HEADER: Final = "headrace-model"
 NUMBERS: Final = "features"
 TEXTS: Final = "texts"
 MAX_SEGMENT_BYTES: Final = 64
@@ -58,7 +61,8 @@ class InferenceProtocol:
             subject=subject,
             segment=segment,
         )
-        return prediction_from(await self._stub.ModelInfer(request), prediction_id)
+        response = await self._stub.ModelInfer(request, metadata=((MODEL_HEADER, deployment),))
+        return prediction_from(response, prediction_id)
 
 
 def infer_request(

@@ -7,6 +7,7 @@ So the weights of its own moment pick its version, and limits, retries and error
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from headrace.client.inference_protocol import MODEL_HEADER
 from headrace.inference.model_index import index_entries
 from headrace.inference.xds.routes import CLIENT_HEADER
 from headrace.inference.xds.server import ControlPlane
@@ -31,6 +33,8 @@ _PASSED_ON: Final = {
     CLIENT_HEADER: "x-forwarded-for",
 }
 
+_NAME: Final = re.compile(r"[\w.-]+", re.ASCII)
+
 _OPTIONS: Final = (
     # Envoy limits what may be asked, and Triton answers what it answers.
     ("grpc.max_send_message_length", -1),
@@ -47,6 +51,11 @@ def channel_to_envoy(target: str) -> AbstractAsyncContextManager[grpc.aio.Channe
 
 # A request's id and its call.
 _Asked = tuple[str, grpc.aio.UnaryUnaryCall[service_pb2.ModelInferRequest, service_pb2.ModelInferResponse]]
+
+
+def _named(model: str) -> list[tuple[str, str]]:
+    """The header that names the model; none for what no header can hold, which Envoy refuses by the message."""
+    return [(MODEL_HEADER, model)] if _NAME.fullmatch(model) else []
 
 
 class Streams(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -80,7 +89,11 @@ class Streams(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
             try:
                 async for request in requests:
                     await room.acquire()
-                    call = self._infer(request, timeout=context.time_remaining(), metadata=metadata)
+                    call = self._infer(
+                        request,
+                        timeout=context.time_remaining(),
+                        metadata=[*metadata, *_named(request.model_name)],
+                    )
                     asked.put_nowait((request.id, call))
             finally:
                 asked.put_nowait(None)

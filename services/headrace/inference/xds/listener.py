@@ -56,9 +56,7 @@ def listener(wiring: Wiring) -> Document:
                 "name": LUA,
                 "typed_config": {
                     "@type": f"{EXTENSION}.filters.http.lua.v3.Lua",
-                    "default_source_code": {
-                        "inline_string": deploy_path("envoy/version_stamp.lua").read_text()
-                    },
+                    "default_source_code": {"inline_string": _stamp(wiring.max_request_bytes)},
                 },
             },
             *rate_limits(wiring.client_rate, wiring.model_rate),
@@ -93,6 +91,12 @@ def listener(wiring: Wiring) -> Document:
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
     }
+
+
+def _stamp(max_request_bytes: int) -> str:
+    """The version stamp, told what a request may have."""
+    script = deploy_path("envoy/version_stamp.lua").read_text()
+    return f"local MAX_REQUEST_BYTES = {max_request_bytes}\n{script}"
 
 
 def _unpacking() -> Document:
