@@ -14,7 +14,9 @@ parameter. Triton's own OpenTelemetry mode is not used: under concurrent request
 """
 
 import http.client
+import itertools
 import json
+import math
 import os
 import queue
 import re
@@ -225,7 +227,21 @@ class PredictionLog:
         self._topic = topic
         self._spans = spans
         self._sampling = sampling
-        self._attributes = attributes
+        # Of each event of this process: what all have, and the beginning of its id.
+        self._headers = [
+            (name, value.encode())
+            for name, value in {
+                "ce_specversion": "1.0",
+                "ce_source": "headrace/triton",
+                "ce_type": "headrace.inference.prediction.v1",
+                "ce_subject": deployment,
+                "content-type": "application/json",
+                **attributes,
+            }.items()
+        ]
+        self._key = deployment.encode()
+        self._id = str(uuid.uuid4())
+        self._ids = itertools.count(1)
         self._batches = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._queued = 0
@@ -266,6 +282,8 @@ class PredictionLog:
                 "linger.ms": 20,
                 "message.max.bytes": 16 << 20,
                 "queue.buffering.max.messages": QUEUE_LENGTH,
+                "on_delivery": self._delivered,
+                "delivery.report.only.error": True,
                 # librdkafka's own words about a broker that is away would fill Triton's log.
                 "log_level": 2,
             }
@@ -280,6 +298,10 @@ class PredictionLog:
                 break
             callers, taken, inputs, outputs, arrived, seconds = batch
             when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
+            asked, answered = (
+                [LoggedTensor(name, tensor) for name, tensor in tensors.items()]
+                for tensors in (inputs, outputs)
+            )
             first = 0
             for (prediction_id, parameters, rows), is_logged in zip(callers, taken, strict=True):
                 part = slice(first, first + rows)
@@ -287,7 +309,7 @@ class PredictionLog:
                 try:
                     if is_logged:
                         self._log(
-                            producer, prediction_id, parameters, part, inputs, outputs, when, arrived, seconds
+                            producer, prediction_id, parameters, part, asked, answered, when, arrived, seconds
                         )
                     elif is_traced(parameters):
                         self._trace(prediction_id, parameters, arrived, seconds)
@@ -300,25 +322,33 @@ class PredictionLog:
             producer.poll(0)
         self._drop(producer.flush(4))
 
-    def _log(self, producer, prediction_id, parameters, part, inputs, outputs, when, arrived, seconds):
+    def _log(self, producer, prediction_id, parameters, part, asked, answered, when, arrived, seconds):
         """Send what was asked in these rows of a batch, and answered."""
         given = json.loads(parameters) if parameters else {}
         if TRIAL in given:
             return
-        key, value, headers = self._event(
-            prediction_id,
-            _subject(given),
-            {"segment": _segment(given), **_mirror(given, self._version)},
-            _traceparent(given),
-            {name: tensor[part] for name, tensor in inputs.items()},
-            {name: tensor[part] for name, tensor in outputs.items()},
-            when,
-            arrived,
-            seconds,
-        )
+        event_id = f"{self._id}-{next(self._ids)}"
+        # No database takes the character U+0000.
+        prediction_id = _cut(prediction_id.replace("\0", "?"), MAX_ID_BYTES) or event_id
+        payload = {
+            "prediction_id": prediction_id,
+            "deployment": self._deployment,
+            "version": self._version,
+            "time": when,
+            "seconds": seconds,
+            "inputs": [tensor.rows(part) for tensor in asked],
+            "outputs": [tensor.rows(part) for tensor in answered],
+            "subject": _subject(given),
+            "segment": _segment(given),
+            **_mirror(given, self._version),
+        }
+        value = orjson.dumps(payload)
+        headers = [*self._headers, ("ce_id", event_id.encode()), ("ce_time", when.encode())]
+        if own := self._span(_traceparent(given), prediction_id, arrived, seconds):
+            headers.append(("traceparent", own.encode()))
         # A copy that is measured has none, and is to cost as much up to here.
         if self._topic:
-            producer.produce(self._topic, value, key, headers=headers, on_delivery=self._delivered)
+            producer.produce(self._topic, value, self._key, headers=headers)
 
     def _trace(self, prediction_id, parameters, arrived, seconds):
         """Of a request that is not logged: its span alone."""
@@ -341,36 +371,6 @@ class PredictionLog:
             f"{dropped} predictions of {self._deployment} were not logged: is the broker slow?"
         )
 
-    def _event(self, prediction_id, subject, said, traceparent, inputs, outputs, when, arrived, seconds):
-        event_id = str(uuid.uuid4())
-        # No database takes the character U+0000.
-        prediction_id = _cut(prediction_id.replace("\0", "?"), MAX_ID_BYTES) or event_id
-        payload = {
-            "prediction_id": prediction_id,
-            "deployment": self._deployment,
-            "version": self._version,
-            "time": when,
-            "seconds": seconds,
-            "inputs": [_tensor(name, value) for name, value in inputs.items()],
-            "outputs": [_tensor(name, value) for name, value in outputs.items()],
-            "subject": subject,
-            **said,
-        }
-        headers = {
-            "ce_specversion": "1.0",
-            "ce_id": event_id,
-            "ce_source": "headrace/triton",
-            "ce_type": "headrace.inference.prediction.v1",
-            "ce_subject": self._deployment,
-            "ce_time": when,
-            "content-type": "application/json",
-            **self._attributes,
-        }
-        own = self._span(traceparent, prediction_id, arrived, seconds)
-        if own:
-            headers["traceparent"] = own
-        return self._deployment.encode(), orjson.dumps(payload), headers
-
     def _span(self, traceparent, prediction_id, arrived, seconds):
         """The request's span, where its trace is recorded; answers what is to be passed on."""
         attributes = {
@@ -379,6 +379,45 @@ class PredictionLog:
             "headrace.prediction_id": prediction_id,
         }
         return self._spans.add(traceparent, f"infer {self._deployment}", arrived, seconds, attributes)
+
+
+class LoggedTensor:
+    """A batch's tensor, of which the log has each request's rows.
+
+    Made into Python's values once for all of them: what numpy takes for a call is more than one request's.
+    """
+
+    def __init__(self, name, tensor):
+        self._tensor = tensor
+        self._name = name
+        self._datatype = DATATYPES.get(tensor.dtype, BYTES)
+        self._shape = tensor.shape[1:]
+        self._elements = math.prod(self._shape)
+        self._values = None
+
+    def rows(self, part):
+        """As the event has them; without values where they are too many."""
+        rows = part.stop - part.start
+        logged = {"name": self._name, "datatype": self._datatype, "shape": [rows, *self._shape]}
+        if rows * self._elements <= MAX_LOGGED_ELEMENTS:
+            if self._values is None:
+                self._values = self._converted()
+            values = self._values[part.start * self._elements : part.stop * self._elements]
+            logged["strings" if self._datatype == BYTES else "numbers"] = values
+        return logged
+
+    def _converted(self):
+        flat = self._tensor.ravel()
+        if self._datatype == BYTES:
+            return [item.decode(errors="replace").replace("\0", "?") for item in flat]
+        values = flat.astype(np.float64).tolist()
+        if np.isfinite(flat).all():
+            return values
+        # JSON has no NaN and no infinity; Protobuf's JSON writes them as strings.
+        return [
+            item if math.isfinite(item) else str(item).replace("inf", "Infinity").replace("nan", "NaN")
+            for item in values
+        ]
 
 
 class Spans:
@@ -468,25 +507,6 @@ def _given_up():
     """What nobody waits for any more. Each has its own: Triton crashes where two responses share an error."""
     error = pb_utils.TritonError("nobody waits for it any more", pb_utils.TritonError.CANCELLED)
     return pb_utils.InferenceResponse(error=error)
-
-
-def _tensor(name, value):
-    datatype = DATATYPES.get(value.dtype, BYTES)
-    logged = {"name": name, "datatype": datatype, "shape": list(value.shape)}
-    if value.size > MAX_LOGGED_ELEMENTS:
-        return logged
-    flat = value.ravel()
-    if value.dtype == object:
-        logged["strings"] = [item.decode(errors="replace").replace("\0", "?") for item in flat]
-    elif np.isfinite(flat).all():
-        logged["numbers"] = flat.astype(np.float64).tolist()
-    else:
-        # JSON has no NaN and no infinity; Protobuf's JSON writes them as strings.
-        logged["numbers"] = [
-            item if np.isfinite(item) else str(item).replace("inf", "Infinity").replace("nan", "NaN")
-            for item in flat.astype(np.float64).tolist()
-        ]
-    return logged
 
 
 def _text_of(said, otherwise):

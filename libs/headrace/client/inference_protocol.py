@@ -14,8 +14,8 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, 
 
 from headrace.errors import FieldViolation, InvalidArgument
 
-# Which model a request is for: with it, the version stamp (deploy/envoy/version_stamp.lua) does not wait for the
-# whole request.
+# Which model a request is for: then the version stamp (deploy/envoy/version_stamp.lua) does not wait for the whole
+# of it.
 MODEL_HEADER: Final = "headrace-model"
 NUMBERS: Final = "features"
 TEXTS: Final = "texts"

@@ -64,6 +64,7 @@ class Event:
 _OPTIONAL = ("ce_subject", "ce_time")
 _REQUIRED = ("ce_specversion", "ce_id", "ce_source", "ce_type")
 _KNOWN = frozenset((*_REQUIRED, *_OPTIONAL))
+_NO_EXTENSION = _KNOWN | {"ce_datacontenttype", "content-type", "traceparent", "tracestate"}
 
 
 def encode(event: Event) -> tuple[Headers, bytes]:
@@ -115,9 +116,9 @@ def decode(headers: Iterable[tuple[str, bytes]], value: bytes | None, *, receive
         traceparent=texts.get("traceparent", ""),
         tracestate=texts.get("tracestate", ""),
         extensions={
-            name.removeprefix("ce_"): text
-            for name, text in texts.items()
-            if name.startswith("ce_") and name not in _KNOWN and name != "ce_datacontenttype"
+            name.removeprefix("ce_"): texts[name]
+            for name in texts.keys() - _NO_EXTENSION
+            if name.startswith("ce_")
         },
     )
 
@@ -147,13 +148,10 @@ def in_binary_mode(
 
 def _texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
     """Headers by their names in lower case; of several the last one counts."""
-    texts: dict[str, str] = {}
-    for name, raw in headers:
-        try:
-            texts[name.lower()] = (raw or b"").decode()
-        except UnicodeDecodeError as error:
-            raise InvalidCloudEvent(name, "is not UTF-8") from error
-    return texts
+    try:
+        return {(named := name).lower(): (raw or b"").decode() for name, raw in headers}
+    except UnicodeDecodeError as error:
+        raise InvalidCloudEvent(named, "is not UTF-8") from error
 
 
 def is_structured(headers: Iterable[tuple[str, bytes]]) -> bool:

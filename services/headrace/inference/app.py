@@ -47,7 +47,7 @@ from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
 from headrace.inference.use_cases.explain import Explain
-from headrace.inference.use_cases.log_table import LogTable
+from headrace.inference.use_cases.log_table import LogTable, until_named
 from headrace.inference.use_cases.manage_requests import ForgetRequests, ManageRequests
 from headrace.inference.use_cases.measure_quality import MeasureQuality
 from headrace.inference.use_cases.production import MAX_BATCH, Production
@@ -62,7 +62,7 @@ from headrace.inference.use_cases.watch_drift import ReportDrift, WatchDrift
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
-from headrace.messaging.consumer import Consumer
+from headrace.messaging.consumer import Consumer, Handler, HandlerOfMany
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import (
     FEEDBACK,
@@ -233,18 +233,11 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         answer, utc_now, reply_topics=settings.reply_topics, retries=settings.request_retries
     )
     table = TableConsumer(LogTable(work, tables, PublishedRows(producer)))
-    handlers = (
-        ("", MODEL_VERSIONS, consumers.model_versions, None, 64),
-        ("", PREDICTIONS, consumers.predictions, consumers.predictions_together, MAX_BATCH),
-        (".tables", PREDICTIONS, table.prediction, table.predictions_together, MAX_BATCH),
-        ("", FEEDBACK, consumers.feedback, consumers.feedback_together, MAX_BATCH),
-        ("", INFERENCE_REQUESTS, request_consumer.requests, None, settings.requests_in_flight),
-    )
-    # A group for each topic, and of predictions for each thing that is done with them: a burst of them must
-    # not hold up a promotion, nor an ingestion service that is away the log. A broker may let each group wait
-    # for seconds before it begins.
-    opened = await runner.enter_at_once(
-        Consumer(
+
+    def consumer_of(
+        topic: str, handler: Handler, together: HandlerOfMany | None, in_flight: int, *, purpose: str = ""
+    ) -> Consumer:
+        return Consumer(
             platform.kafka_bootstrap,
             group=f"{settings.consumer_group}.{topic}{purpose}",
             topics=[topic],
@@ -258,7 +251,24 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             together=together,
             wait_ms=SHORT_WAIT_MS if topic == INFERENCE_REQUESTS else WAIT_MS,
         )
-        for purpose, topic, handler, together, in_flight in handlers
+
+    async def consume_for_tables() -> None:
+        # Not before: reading all predictions a second time costs half as much as storing them.
+        await until_named(work)
+        together = table.predictions_together
+        consumer = consumer_of(PREDICTIONS, table.prediction, together, MAX_BATCH, purpose=".tables")
+        runner.spawn((await runner.enter(consumer)).run, f"consumer of {PREDICTIONS}.tables")
+
+    # A group for each topic, and of predictions for each thing that is done with them: a burst of them must
+    # not hold up a promotion, nor an ingestion service that is away the log. A broker may let each group wait
+    # for seconds before it begins.
+    handlers = (
+        (MODEL_VERSIONS, consumers.model_versions, None, 64),
+        (PREDICTIONS, consumers.predictions, consumers.predictions_together, MAX_BATCH),
+        (FEEDBACK, consumers.feedback, consumers.feedback_together, MAX_BATCH),
+        (INFERENCE_REQUESTS, request_consumer.requests, None, settings.requests_in_flight),
     )
-    for consumer, (purpose, topic, *_) in zip(opened, handlers, strict=True):
-        runner.spawn(consumer.run, f"consumer of {topic}{purpose}")
+    opened = await runner.enter_at_once(consumer_of(*handler) for handler in handlers)
+    for consumer, (topic, *_) in zip(opened, handlers, strict=True):
+        runner.spawn(consumer.run, f"consumer of {topic}")
+    runner.spawn(consume_for_tables, "consumer of predictions for tables")

@@ -7,7 +7,7 @@ which says what is wrong with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
 import orjson
@@ -120,6 +120,6 @@ def _answer(outputs: Tensors) -> float | None:
     """The answer to a request for one row, as a number; None for several rows, or none that is a number."""
     for name in sorted(outputs, key=lambda name: name != ANSWER):
         data = outputs[name]["data"]
-        if isinstance(data, Sequence) and len(data) == 1 and isinstance(data[0], int | float):
+        if isinstance(data, list) and len(data) == 1 and isinstance(data[0], int | float):
             return float(data[0])
     return None

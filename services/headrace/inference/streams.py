@@ -54,7 +54,7 @@ _Asked = tuple[str, grpc.aio.UnaryUnaryCall[service_pb2.ModelInferRequest, servi
 
 
 def _named(model: str) -> list[tuple[str, str]]:
-    """The header that names the model; none for what no header can hold, which Envoy refuses by the message."""
+    """The header that names the model; none for what no header can hold: Envoy refuses it by the message."""
     return [(MODEL_HEADER, model)] if _NAME.fullmatch(model) else []
 
 

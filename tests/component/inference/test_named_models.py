@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 
 import grpc
 import pytest
@@ -11,12 +12,11 @@ import pytest_asyncio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.frames import call_in_frames
-from tests.support.front import SIGNATURE, Front, ModelServer, front, request, wiring
+from tests.support.front import Front, ModelServer, front, request, wiring
 from tritonclient.grpc import service_pb2
 
 from headrace.client.inference_protocol import MODEL_HEADER
 from headrace.inference.domain.trials import Trial
-from headrace.inference.use_cases.ports import Route
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -52,7 +52,7 @@ async def call(
 ) -> tuple[grpc.StatusCode, str, service_pb2.ModelInferResponse]:
     """Send these bytes, cut at these places."""
     places = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts), *range(0, len(data), 1 << 14)})
-    frames = [data[first:end] for first, end in zip(places, places[1:], strict=False)]
+    frames = [data[first:end] for first, end in pairwise(places)]
     if cuts and not data:
         frames = [b""]
     code, words, answer = await call_in_frames(made.address, INFER, frames, {MODEL_HEADER: model})
@@ -82,9 +82,7 @@ async def test_whatever_the_pieces_the_server_gets_the_request_with_its_version_
     assert got == asked
 
 
-async def test_what_a_request_says_again_behind_its_tensors_is_not_what_the_server_reads(
-    made: Front, server: ModelServer
-) -> None:
+async def test_what_a_request_says_again_behind_its_tensors_is_not_what_the_server_reads(made: Front) -> None:
     again = service_pb2.ModelInferRequest(model_name=OTHER, model_version="4", id="other")
     first = request(MODEL, model_version="3", id="mine").SerializeToString()
     code, words, answer = await call(made, framed(first + again.SerializeToString()))

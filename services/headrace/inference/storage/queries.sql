@@ -24,7 +24,13 @@ WHERE name = $1;
 UPDATE deployments SET drift = $2 WHERE name = $1;
 
 -- name: change_serving
+WITH named AS (
+    INSERT INTO log_table_named SELECT true WHERE $2::jsonb->'log'->>'dataset' <> '' ON CONFLICT DO NOTHING
+)
 UPDATE deployments SET serving = $2, message = '', update_time = $3 WHERE name = $1;
+
+-- name: has_log_table
+SELECT EXISTS (SELECT FROM log_table_named);
 
 -- name: record_served
 UPDATE deployments SET served = $2, message = '' WHERE name = $1 AND served <> $2;

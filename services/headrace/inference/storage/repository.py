@@ -98,6 +98,11 @@ class Repository:
         """Serve differently from now on."""
         await self._connection.execute(QUERIES["change_serving"], name, serving_column(serving), now)
 
+    async def has_log_table(self) -> bool:
+        """Whether any deployment's predictions ever became rows of a dataset."""
+        named: bool = await self._connection.fetchval(QUERIES["has_log_table"])
+        return named
+
     async def record_served(self, name: str, serving: Serving) -> None:
         """What is loaded is served so."""
         await self._connection.execute(QUERIES["record_served"], name, serving_column(serving))

@@ -7,6 +7,7 @@ send them again; ingestion leaves out what it has stored.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +21,21 @@ from headrace.inference.use_cases.table_ports import LogTables, TabledPrediction
 from headrace.runtime.faults import fault_point
 
 _TRACEPARENT_PARTS = 4
+PASS_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+async def until_named(work: UnitOfWork) -> None:
+    """Return when some deployment has named a dataset for its predictions, now or ever."""
+    while True:
+        try:
+            async with work() as opened:
+                if await opened.rows.has_log_table():
+                    return
+        except Exception as error:  # whatever it is, the next pass is the repair
+            logger.warning("whether predictions become rows is not known yet: %r", error)
+        await asyncio.sleep(PASS_SECONDS)
 
 
 class LogTable:

@@ -97,6 +97,9 @@ class Rows(Protocol):
     async def change_serving(self, name: str, serving: Serving, now: datetime) -> None:
         """Serve differently from now on."""
 
+    async def has_log_table(self) -> bool:
+        """Whether any deployment's predictions ever became rows of a dataset."""
+
     async def record_served(self, name: str, serving: Serving) -> None:
         """What is loaded is served so."""
 
