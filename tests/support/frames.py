@@ -1,4 +1,4 @@
-"""A gRPC call whose message is sent in frames of the caller's choice, which no gRPC library lets one choose."""
+"""A gRPC call whose message is sent in frames of one's choice, which no gRPC library lets one choose."""
 
 from __future__ import annotations
 

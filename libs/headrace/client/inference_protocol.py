@@ -14,8 +14,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, 
 
 from headrace.errors import FieldViolation, InvalidArgument
 
-# Which model a request is for: then the version stamp (deploy/envoy/version_stamp.lua) does not wait for the whole
-# of it.
+# Which model a request is for: then deploy/envoy/version_stamp.lua does not wait for the whole request.
 MODEL_HEADER: Final = "headrace-model"
 NUMBERS: Final = "features"
 TEXTS: Final = "texts"
