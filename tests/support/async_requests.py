@@ -149,7 +149,8 @@ class Model:
         finally:
             self.under_way -= 1
         response = service_pb2.ModelInferResponse(model_name=read.model_name, model_version="7", id=read.id)
-        return response.SerializeToString()
+        answer: bytes = response.SerializeToString()
+        return answer
 
 
 class Inline:

@@ -56,7 +56,7 @@ async def call_in_frames(
                 for event in connection.receive_data(data):
                     match event:
                         case h2.events.ResponseReceived() | h2.events.TrailersReceived():
-                            headers |= dict(event.headers)
+                            headers |= {str(name): str(value) for name, value in event.headers}
                         case h2.events.DataReceived():
                             received += event.data
                         case h2.events.StreamEnded():

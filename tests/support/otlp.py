@@ -25,7 +25,7 @@ class CollectedSpan:
 
 
 @dataclass
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc] # no types
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     """Takes OTLP over gRPC and keeps every span."""
 
     endpoint: str = ""

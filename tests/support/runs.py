@@ -62,7 +62,9 @@ class Runs:
 
     def streamed(self, job: str, **parameters: JsonValue) -> RunSpec:
         """A run that holds none of the table in memory."""
-        return self.spec(job, **parameters).model_copy(update={"in_memory_bytes": 0})
+        spec = self.spec(job)
+        changes = {"in_memory_bytes": 0, "parameters": {**spec.parameters, **parameters}}
+        return spec.model_copy(update=changes)
 
     def run(self, spec: RunSpec, stopping: Callable[[], bool] = lambda: False) -> Report:
         folder = self.folder / spec.job
@@ -76,7 +78,8 @@ class Runs:
     def answers(self, spec: RunSpec, rows: NDArray[np.float32]) -> Sequence[NDArray[np.generic]]:
         """What the exported model makes of raw rows, output by output, by ONNX's own evaluator."""
         session = ReferenceEvaluator(onnx.load_from_string(self.model(spec)))
-        outputs: Sequence[NDArray[np.generic]] = session.run(None, {"features": rows})
+        outputs = session.run(None, {"features": rows})
+        assert isinstance(outputs, list)
         return outputs
 
     def weights(self, spec: RunSpec) -> list[bytes]:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ one_at_a_time = threading.Lock()
 def serve(environment: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Threads wait here, and not for connections: clients open some in advance."""
     with one_at_a_time:
-        return application(environment, start_response)
+        answer: Iterable[bytes] = application(environment, start_response)
+        return answer
 
 
 if __name__ == "__main__":

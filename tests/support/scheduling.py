@@ -28,6 +28,7 @@ from headrace.api.ingestion.v1 import ingestion_pb2, ingestion_pb2_grpc, quality
 from headrace.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2 as pb
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
+from headrace.api.training.v1 import training_pb2
 from headrace.embedded.parts import free_port
 from headrace.events.ingestion.v1 import events_pb2 as ingestion_events
 from headrace.events.scheduling.v1 import events_pb2 as scheduling_events
@@ -384,7 +385,7 @@ class Scheduling:
         await self.publish(topics.DATASET_VERSIONS, (self.pipeline, event))
 
     async def run_changed(self, **fields: Any) -> None:
-        run = training_events.RunChanged(run=fields)
+        run = training_events.RunChanged(run=training_pb2.Run(**fields))
         event = protobuf_event(
             run,
             type="headrace.training.run-changed.v1",

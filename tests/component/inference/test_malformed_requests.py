@@ -18,6 +18,7 @@ from tests.component.inference.conftest import ask
 from tests.support.front import Front, front, request
 from tests.support.hostile_models import PlainTriton, plain_triton, put_hostile_models
 
+from headrace.client.inference_protocol import MODEL_HEADER
 from headrace.embedded.parts import free_port
 from headrace.inference.xds.wiring import Wiring
 
@@ -37,6 +38,7 @@ CLEAN = {
 ROW = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
 DOCUMENT = json.dumps({"id": "mine", "inputs": [ROW], "outputs": [{"name": "label"}]}).encode()
 MESSAGE = request(MODEL, id="mine").SerializeToString()
+NAMED = ((MODEL_HEADER, MODEL),)
 DEEP = 1_000_000
 
 
@@ -90,8 +92,9 @@ async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Plane
 @given(data=damaged(MESSAGE))
 async def test_bytes_instead_of_a_message_are_answered_cleanly(plane: Plane, data: bytes) -> None:
     pid = plane.triton.part.pid
-    for method in ("ModelInfer", "ModelMetadata"):
-        call = plane.opened.unary_unary(f"/inference.GRPCInferenceService/{method}")(data, timeout=60)
+    for method, metadata in (("ModelInfer", ()), ("ModelInfer", NAMED), ("ModelMetadata", ())):
+        method_of = plane.opened.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        call = method_of(data, timeout=60, metadata=metadata)
         assert await call.code() in CLEAN, await call.details()
     await plane.serves(pid)
 

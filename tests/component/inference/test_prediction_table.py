@@ -20,6 +20,7 @@ from tests.component.inference.test_trials import ROWS
 from tests.support.ingestion import Ingestion, Process, ingestion_on
 from tests.support.waiting import eventually
 
+from headrace.api.inference.v1 import inference_pb2
 from headrace.api.ingestion.v1 import erasure_pb2, erasure_pb2_grpc
 from headrace.api.ingestion.v1 import ingestion_pb2 as api
 from headrace.api.scheduling.v1 import scheduling_pb2 as scheduling
@@ -227,6 +228,26 @@ async def test_predictions_wait_while_ingestion_is_away(
     own.process.target = f"{host}:{port}"
     await own.until_rows(20)
     assert {row["prediction_id"] for row in await own.all_rows()} == waiting
+
+
+async def test_a_deleted_deployments_last_predictions_become_rows_after_a_restart(
+    make_plane: MakePlane, ingestion: Ingestion, name: str
+) -> None:
+    own = await tabled(make_plane, ingestion, name)
+    await own.deploy()
+    stub = own.plane.stub
+    await stub.DeleteDeployment(inference_pb2.DeleteDeploymentRequest(name=name))
+
+    async def deployments() -> set[str]:
+        listed = await stub.ListDeployments(inference_pb2.ListDeploymentsRequest())
+        return {deployment.name for deployment in listed.deployments}
+
+    await eventually(deployments, lambda found: name not in found)
+    await own.plane.service.stop()
+    log = Log(own.plane.service, ingestion.bootstrap, ingestion.dsn, name, "patient-7")
+    await log.predicted("last", "patient-7", table=own.table.dataset)
+    await own.plane.service.start()
+    await own.until_rows(1)
 
 
 @pytest.mark.kill

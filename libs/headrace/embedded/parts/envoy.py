@@ -47,7 +47,7 @@ class Envoy(Part):
 
     async def prepare(self) -> None:
         """Write the bootstrap configuration."""
-        self._bootstrap.write_text(
+        self.bootstrap.write_text(
             Template(deploy_path("envoy/bootstrap.yaml").read_text()).substitute(
                 node=f"embedded-{self.admin_port}",
                 admin_host="127.0.0.1",
@@ -62,7 +62,7 @@ class Envoy(Part):
     def command(self) -> Sequence[str]:
         """Run Envoy."""
         options = {
-            "--config-path": str(self._bootstrap),
+            "--config-path": str(self.bootstrap),
             "--log-level": "warning",
             "--concurrency": "2",
             "--drain-time-s": str(DRAIN_SECONDS),
@@ -111,5 +111,6 @@ class Envoy(Part):
         return int(found[1]) if found else 0
 
     @property
-    def _bootstrap(self) -> Path:
+    def bootstrap(self) -> Path:
+        """The file that its configuration begins with."""
         return self.folder / "bootstrap.yaml"
