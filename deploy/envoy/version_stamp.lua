@@ -8,8 +8,8 @@
 -- So many per cent of the requests are also asked of it, as a shadow that answers nobody; callers with the same value of the
 -- header `sticky` get the same version; those whose `header` has one of the `values` get the new one.
 --
--- Deployments are spread over many route configurations; which one a request goes by, a header says, and it is set
--- here for every request, whatever the caller sent.
+-- Deployments are spread over many route configurations; which one a request goes by, a header says, and its model with it for
+-- when it is answered. It is set here for every request that is sent on, whatever the caller sent.
 --
 -- gRPC: the request's Protobuf is scanned field by field, without parsing what is inside. In Protobuf the last value
 -- of a field wins, so the version (field 2) and, where the caller gave none, an id (field 3) are appended and nothing
@@ -140,10 +140,15 @@ end
 
 -- Makes a request go by its model's routes.
 local function find(handle, model)
-  handle:headers():replace(SHARD_HEADER, shard(model))
+  handle:headers():replace(SHARD_HEADER, shard(model) .. ";" .. model)
   -- Asking for the route's metadata looks for the route; asking for the virtual host does not.
   handle:metadata()
   return known(handle, model)
+end
+
+-- For the limit of requests a second that a model may have.
+local function note_model(handle, model)
+  if MODELS_ARE_LIMITED then handle:streamInfo():dynamicMetadata():set("headrace", "model", model) end
 end
 
 -- Has Envoy copy the request to the version that shadows, by way of mirror_stamp.lua. Of the answers to both the prediction log
@@ -329,7 +334,7 @@ local function find_for_grpc(handle, model)
   if #model > 128 or string.find(model, "[^%w._-]") then return nil, 5, "no model of that name is deployed" end
   local route = find(handle, model)
   if route == nil then return nil, 5, unknown_model(model) end
-  handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
+  note_model(handle, model)
   return route
 end
 
@@ -534,7 +539,7 @@ local function stamp_rest(handle, path)
   if model == nil then return end
   local route = find(handle, model)
   if route == nil then return refuse_rest(handle, 404, unknown_model(model)) end
-  handle:streamInfo():dynamicMetadata():set("headrace", "model", model)
+  note_model(handle, model)
   if refused(handle) then return end
   local version = string.match(rest, "^/versions/([^/?]+)")
   if version ~= nil then
@@ -563,10 +568,9 @@ end
 
 function envoy_on_request(handle)
   local path = handle:headers():get(":path")
+  if path == INFER then return stamp_grpc(handle) end
   handle:headers():replace(SHARD_HEADER, "server")
-  if path == INFER then
-    stamp_grpc(handle)
-  elseif string.sub(path, 1, 11) == "/v2/models/" then
+  if string.sub(path, 1, 11) == "/v2/models/" then
     stamp_rest(handle, path)
   elseif string.sub(path, 1, #SERVICE) == SERVICE then
     -- A stream's requests come back one by one.
@@ -596,8 +600,9 @@ local function noted_wrong(handle)
 end
 
 local function called_model(handle)
-  local noted = handle:streamInfo():dynamicMetadata():get("headrace")
-  return noted and noted.model and known(handle, noted.model)
+  local request = handle:requestHeaders()
+  local model = string.match(request and request:get(SHARD_HEADER) or "", ";(.*)$")
+  return model and known(handle, model)
 end
 
 -- UTF-8 beyond ASCII, as the Unicode Standard's table of well-formed sequences has it.

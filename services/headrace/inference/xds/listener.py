@@ -56,7 +56,7 @@ def listener(wiring: Wiring) -> Document:
                 "name": LUA,
                 "typed_config": {
                     "@type": f"{EXTENSION}.filters.http.lua.v3.Lua",
-                    "default_source_code": {"inline_string": _stamp(wiring.max_request_bytes)},
+                    "default_source_code": {"inline_string": _stamp(wiring)},
                 },
             },
             *rate_limits(wiring.client_rate, wiring.model_rate),
@@ -93,10 +93,13 @@ def listener(wiring: Wiring) -> Document:
     }
 
 
-def _stamp(max_request_bytes: int) -> str:
-    """The version stamp, told what a request may have."""
+def _stamp(wiring: Wiring) -> str:
+    """The version stamp, told what it has to know of the limits."""
     script = deploy_path("envoy/version_stamp.lua").read_text()
-    return f"local MAX_REQUEST_BYTES = {max_request_bytes}\n{script}"
+    return (
+        f"local MAX_REQUEST_BYTES = {wiring.max_request_bytes}\n"
+        f"local MODELS_ARE_LIMITED = {'true' if wiring.model_rate else 'false'}\n{script}"
+    )
 
 
 def _unpacking() -> Document:

@@ -14,7 +14,7 @@ from headrace.inference.domain.scaling import Scale
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.xds.clusters import STREAMS, TRITON_GRPC, TRITON_HTTP, group_of
 from headrace.inference.xds.documents import EXTENSION, Document
-from headrace.inference.xds.mirrors import MIRROR_POLICIES, trial_document
+from headrace.inference.xds.mirrors import MIRROR_CLUSTER_HEADER, MIRROR_POLICIES, trial_document
 
 SHARDS: Final = 64
 SERVER_ROUTES: Final = "server"
@@ -67,7 +67,7 @@ def scoping() -> Document:
         "name": "open-inference-protocol",
         "scope_key_builder": {
             "fragments": [
-                {"header_value_extractor": {"name": SHARD_HEADER, "element_separator": "", "index": 0}}
+                {"header_value_extractor": {"name": SHARD_HEADER, "element_separator": ";", "index": 0}}
             ]
         },
         "rds_config_source": ads,
@@ -114,11 +114,9 @@ def shard_routes(shard: int, routes: Mapping[str, Route], servers: int) -> Docum
     return _configuration(
         shard_name(shard),
         [
-            *(
-                {"match": {"path": SERVICE + method}, "route": _to(TRITON_GRPC)}
-                for method in ("ModelInfer", *MODEL_METHODS)
-            ),
-            {"match": {"safe_regex": {"regex": PUBLIC_PATHS}}, "route": _to(TRITON_HTTP)},
+            *_mirrored_or_not({"path": SERVICE + "ModelInfer"}, TRITON_GRPC),
+            *({"match": {"path": SERVICE + method}, "route": _to(TRITON_GRPC)} for method in MODEL_METHODS),
+            *_mirrored_or_not({"safe_regex": {"regex": PUBLIC_PATHS}}, TRITON_HTTP),
             _refused({"prefix": "/"}, 403, "for operators only", json=True),
         ],
         {"metadata": {"filter_metadata": {LUA: known}}},
@@ -137,7 +135,6 @@ def _configuration(name: str, routes: list[Document], more: Mapping[str, Any] | 
     return {
         "name": name,
         "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes, **(more or {})}],
-        "request_headers_to_remove": [SHARD_HEADER],
     }
 
 
@@ -151,10 +148,18 @@ def _stream() -> Document:
     }
 
 
+def _mirrored_or_not(match: Document, cluster: str) -> list[Document]:
+    """Two routes: where requests may be copied, Envoy keeps headers and body of each, be it copied or not."""
+    mirrored = {**match, "headers": [{"name": MIRROR_CLUSTER_HEADER, "present_match": True}]}
+    return [
+        {"match": mirrored, "route": {**_to(cluster), "request_mirror_policies": MIRROR_POLICIES}},
+        {"match": match, "route": _to(cluster)},
+    ]
+
+
 def _to(cluster: str) -> Document:
     return {
         "cluster": cluster,
-        "request_mirror_policies": MIRROR_POLICIES,
         **_DEADLINE,
         "retry_policy": {
             # What Triton answers before it begins: UNAVAILABLE, in REST 503, of a version that is not ready,
