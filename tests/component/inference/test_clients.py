@@ -63,3 +63,14 @@ async def test_the_go_client_prints_an_answer(plane: Plane, model: str, tmp_path
     assert "NotFound desc = no model nobody is deployed" in await said(
         "go", program, plane.address, "nobody", "[1]"
     )
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="needs Node and npm")
+async def test_the_node_client_prints_an_answer(plane: Plane, model: str) -> None:
+    told = await said("node", "npm", "ci", "--no-audit", "--no-fund")
+    assert (CLIENTS / "node" / "node_modules").exists(), told
+    out = await said("node", "node", "predict.js", plane.address, model, "[1, 1, 1]")
+    assert re.search(r"^label \[ 1 \]$", out, re.MULTILINE), out
+    assert re.search(r"^version 2 prediction id \S+$", out, re.MULTILINE)
+    refused = await said("node", "node", "predict.js", plane.address, "nobody", "[1]")
+    assert refused == "NOT_FOUND: no model nobody is deployed\n"
