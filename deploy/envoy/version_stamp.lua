@@ -9,7 +9,7 @@
 -- header `sticky` get the same version; those whose `header` has one of the `values` get the new one.
 --
 -- Deployments are spread over many route configurations; which one a request goes by, a header says, and its model with it for
--- when it is answered. It is set here for every request that is sent on, whatever the caller sent.
+-- when it is answered. What callers send of it Envoy takes away.
 --
 -- gRPC: the request's Protobuf is scanned field by field, without parsing what is inside. In Protobuf the last value
 -- of a field wins, so the version (field 2) and, where the caller gave none, an id (field 3) are appended and nothing

@@ -101,9 +101,13 @@ async def test_a_caller_cannot_choose_the_routes(server: ModelServer, tmp_path: 
     async with (
         front(tmp_path, wiring([server]), {MODEL: {3: 100}}) as made,
         httpx.AsyncClient(base_url=f"http://{made.address}") as client,
+        made.channel() as opened,
     ):
-        for shard in ("models-1", "server", "nonsense"):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        for shard in ("models-1", "server", "nonsense", "models-1;other"):
             headers = {"x-headrace-shard": shard}
+            answer = await stub.ModelInfer(request(MODEL), metadata=tuple(headers.items()), timeout=60)
+            assert answer.model_version == "3"
             assert (await client.get("/v2/health/ready", headers=headers)).status_code == 200
             refused = await client.post(f"/v2/repository/models/{MODEL}/unload", headers=headers)
             assert refused.status_code == 403

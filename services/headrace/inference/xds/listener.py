@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from typing import Final
 
+from envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
+    header_mutation_pb2 as _mutation,  # noqa: F401 - registers its messages
+)
+
 from headrace.inference.xds.clusters import TRACES
 from headrace.inference.xds.documents import EXTENSION, Document, duration, socket
-from headrace.inference.xds.mirrors import CALLERS_MAY_NOT_SEND
+from headrace.inference.xds.mirrors import MIRROR_CLUSTER_HEADER, MIRROR_ID_HEADER, SHADOW_VERSION_HEADER
 from headrace.inference.xds.rate_limits import rate_limits
-from headrace.inference.xds.routes import LUA, scoping
+from headrace.inference.xds.routes import LUA, SHARD_HEADER, scoping
 from headrace.inference.xds.wiring import Patience, Wiring
 from headrace.runtime.resources import deploy_path
 
 LISTENER_NAME: Final = "inference"
+
+# The stamp's own headers are taken away from whatever callers send, before anything reads them.
+_STAMPS_OWN: Final = [
+    {
+        "name": "envoy.http.early_header_mutation.header_mutation",
+        "typed_config": {
+            "@type": f"{EXTENSION}.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [
+                {"remove": header}
+                for header in (SHARD_HEADER, MIRROR_CLUSTER_HEADER, SHADOW_VERSION_HEADER, MIRROR_ID_HEADER)
+            ],
+        },
+    }
+]
 
 # What HTTP/2 allows of a window.
 MIN_WINDOW, MAX_WINDOW = 2**16 - 1, 2**31 - 1
@@ -49,7 +67,7 @@ def listener(wiring: Wiring) -> Document:
         "normalize_path": True,
         "merge_slashes": True,
         "path_with_escaped_slashes_action": "REJECT_REQUEST",
-        "early_header_mutation_extensions": CALLERS_MAY_NOT_SEND,
+        "early_header_mutation_extensions": _STAMPS_OWN,
         "http_filters": [
             _unpacking(),
             {

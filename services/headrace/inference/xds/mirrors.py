@@ -13,9 +13,6 @@ from typing import Final
 
 from envoy.extensions.filters.http.lua.v3 import lua_pb2 as _lua  # noqa: F401 - registers its messages
 from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2 as _codec  # noqa: F401
-from envoy.extensions.http.early_header_mutation.header_mutation.v3 import (
-    header_mutation_pb2 as _mutation,  # noqa: F401
-)
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2 as _http  # noqa: F401
 
 from headrace.inference.domain.trials import Trial
@@ -33,20 +30,6 @@ MAX_MIRRORED: Final = 256
 
 # Of a route: a request is copied where the stamp has named a cluster.
 MIRROR_POLICIES: Final = [{"cluster_header": MIRROR_CLUSTER_HEADER}]
-
-# Of the listener: before anything reads them.
-CALLERS_MAY_NOT_SEND: Final = [
-    {
-        "name": "envoy.http.early_header_mutation.header_mutation",
-        "typed_config": {
-            "@type": f"{EXTENSION}.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-            "mutations": [
-                {"remove": header}
-                for header in (MIRROR_CLUSTER_HEADER, SHADOW_VERSION_HEADER, MIRROR_ID_HEADER)
-            ],
-        },
-    }
-]
 
 
 def mirror_cluster(cluster: Document, max_request_bytes: int) -> Document:
