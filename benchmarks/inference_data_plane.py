@@ -55,10 +55,10 @@ class BareEnvoy(Envoy):
         self.bootstrap.write_text(template.substitute(self._ports))
 
 
-async def compared(
-    plane: Plane, folder: Path, request: bytes, metadata: Mapping[str, str], arguments: argparse.Namespace
+async def measure(
+    plane: Plane, folder: Path, request: bytes, metadata: Mapping[str, str], rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Figures of all four sides."""
+    """All four sides in turns."""
     bare = BareEnvoy(folder / "bare", plane.direct)
     await bare.start()
     try:
@@ -68,7 +68,7 @@ async def compared(
             "envoy": Compared(plane.envoy, request, metadata),
             "named": Compared(plane.envoy, request, {**metadata, MODEL_HEADER: MODEL}),
         }
-        return await in_turns(sides, arguments.rounds, arguments.seconds)
+        return await in_turns(sides, rounds, seconds)
     finally:
         await bare.stop()
 
@@ -92,7 +92,9 @@ def main() -> None:
     async def run() -> dict[str, list[float]]:
         with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
             async with running(Path(folder), traced=arguments.traced, served=served) as plane:
-                return await compared(plane, Path(folder), served.request, metadata, arguments)
+                return await measure(
+                    plane, Path(folder), served.request, metadata, arguments.rounds, arguments.seconds
+                )
 
     rounds = asyncio.run(run())
     medians = {name: statistics.median(values) for name, values in rounds.items()}

@@ -107,6 +107,17 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             writer.close()
 
 
+@asynccontextmanager
+async def model_server() -> AsyncIterator[ModelServer]:
+    """One that runs until the block ends."""
+    server = ModelServer()
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
 @dataclass
 class Front:
     """A running Envoy, its control plane, and where both are."""

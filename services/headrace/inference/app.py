@@ -253,7 +253,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         )
 
     async def consume_for_tables() -> None:
-        # Not before: reading all predictions a second time costs half as much as storing them.
+        # Not before: reading all predictions a second time costs a quarter of what storing them does.
         await until_named(work)
         together = table.predictions_together
         consumer = consumer_of(PREDICTIONS, table.prediction, together, MAX_BATCH, purpose=".tables")

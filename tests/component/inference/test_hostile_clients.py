@@ -12,7 +12,7 @@ import grpc
 import httpx
 import pytest
 import pytest_asyncio
-from tests.support.front import Front, ModelServer, front, request, wiring
+from tests.support.front import Front, ModelServer, front, model_server, request, wiring
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -35,10 +35,8 @@ OTHER_FILES = 2_000
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[ModelServer]:
-    started = ModelServer()
-    await started.start()
-    yield started
-    await started.stop()
+    async with model_server() as started:
+        yield started
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import ask
-from tests.support.front import Front, ModelServer, front
+from tests.support.front import Front, front, model_server
 from tests.support.hostile_models import DEEDS, LEAK_BYTES, PlainTriton, plain_triton, put_hostile_models
 from tests.support.waiting import eventually
 
@@ -133,10 +133,8 @@ def _oom_score(process: psutil.Process) -> int:
 async def test_what_a_triton_that_hangs_had_begun_is_answered_by_another(
     plane: Plane, tmp_path: Path
 ) -> None:
-    server = ModelServer()
-    await server.start()
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(server.stop)
+        server = await stack.enter_async_context(model_server())
         hung = plane.front.wiring.triton
         wired = Wiring(f"127.0.0.1:{free_port()}", (*hung, server.address))
         made = await stack.enter_async_context(front(tmp_path, wired, {WELL: {1: 100}}))

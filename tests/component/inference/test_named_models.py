@@ -12,7 +12,7 @@ import pytest_asyncio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.frames import call_in_frames
-from tests.support.front import Front, ModelServer, front, request, wiring
+from tests.support.front import Front, ModelServer, front, model_server, request, wiring
 from tritonclient.grpc import service_pb2
 
 from headrace.client.inference_protocol import MODEL_HEADER
@@ -29,10 +29,8 @@ EXAMPLES = 100
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[ModelServer]:
-    started = ModelServer()
-    await started.start()
-    yield started
-    await started.stop()
+    async with model_server() as started:
+        yield started
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

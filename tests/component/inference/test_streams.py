@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as blocking
-from tests.support.front import SIGNATURE, Front, ModelServer, front, request, wiring
+from tests.support.front import SIGNATURE, Front, ModelServer, front, model_server, request, wiring
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -27,10 +27,8 @@ Stream = grpc.aio.StreamStreamCall[service_pb2.ModelInferRequest, service_pb2.Mo
 
 @pytest.fixture
 async def server() -> AsyncIterator[ModelServer]:
-    started = ModelServer()
-    await started.start()
-    yield started
-    await started.stop()
+    async with model_server() as started:
+        yield started
 
 
 @pytest.fixture

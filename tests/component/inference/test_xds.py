@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
-from tests.support.front import SIGNATURE, ModelServer, front, request, wiring
+from tests.support.front import SIGNATURE, ModelServer, front, model_server, request, wiring
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2_grpc
 
@@ -25,10 +26,8 @@ MODEL = "m"
 
 @pytest.fixture
 async def server() -> AsyncIterator[ModelServer]:
-    started = ModelServer()
-    await started.start()
-    yield started
-    await started.stop()
+    async with model_server() as started:
+        yield started
 
 
 def weights(*versions: int) -> dict[str, Route]:
@@ -44,30 +43,30 @@ async def version_of(address: str, model: str = MODEL) -> str:
 
 @dataclass
 class Calls:
-    """What a client that never stops calling has seen."""
+    """What clients that never stop calling have seen; `answered`: of each of them."""
 
-    answered: int = 0
+    answered: list[int]
     failures: list[str] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def calling(address: str, clients: int = 1) -> AsyncIterator[Calls]:
     """So many clients, each over a connection of its own."""
-    calls = Calls()
+    calls = Calls([0] * clients)
 
-    async def call() -> None:
+    async def call(client: int) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(address, options=options) as opened:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
             while True:
                 try:
                     await stub.ModelInfer(request(MODEL), timeout=10)
-                    calls.answered += 1
+                    calls.answered[client] += 1
                 except grpc.aio.AioRpcError as error:
                     calls.failures.append(f"{error.code()} {error.details()}")
                 await asyncio.sleep(0)
 
-    tasks = [asyncio.create_task(call()) for _ in range(clients)]
+    tasks = [asyncio.create_task(call(client)) for client in range(clients)]
     try:
         yield calls
     finally:
@@ -77,12 +76,13 @@ async def calling(address: str, clients: int = 1) -> AsyncIterator[Calls]:
 
 
 async def until_answered(calls: Calls, more: int) -> None:
-    wanted = calls.answered + more
+    """Wait until each client has so many more answers: one that is still connecting has none."""
+    wanted = [answered + more for answered in calls.answered]
 
-    async def answered() -> int:
+    async def answered() -> list[int]:
         return calls.answered
 
-    await eventually(answered, lambda count: count >= wanted)
+    await eventually(answered, lambda counts: all(map(operator.ge, counts, wanted)))
 
 
 async def test_every_model_is_answered_by_its_own_version(server: ModelServer, tmp_path: Path) -> None:
