@@ -337,6 +337,8 @@ def working_parts(shared_parts: Parts, background: Background) -> Parts:
 async def plane(working_parts: Parts) -> AsyncIterator[Plane]:
     async with working_parts.plane() as plane:
         yield plane
+    for server in working_parts.tritons:
+        assert server.running, server.failed(f"ended with exit code {await server.wait()}").report()
 
 
 MakePlane = Callable[..., Awaitable[Plane]]

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
+from headrace.embedded.parts.process import http_post
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.xds.server import ControlPlane, serve_xds
 
@@ -217,6 +218,21 @@ async def test_a_stopping_envoy_answers_what_is_in_flight(server: ModelServer, t
         server.held.set()
         assert (await call).model_version == "3"
         await stopping
+
+
+async def test_a_draining_envoy_closes_its_sockets_before_it_tells_its_clients(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    """Whoever is told to connect anew must not come to a socket that is about to be closed."""
+    async with (
+        front(tmp_path, wiring([server]), {MODEL: {3: 100}}) as made,
+        calling(made.address, clients=2) as calls,
+    ):
+        await until_answered(calls, 10)
+        await http_post(made.envoy.admin_port, "/drain_listeners")
+        await eventually(lambda: _listeners_stopped(made.envoy), bool)
+        await until_answered(calls, 100)
+        assert calls.failures == []
 
 
 async def _asked(server: ModelServer) -> int:
