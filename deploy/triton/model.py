@@ -21,6 +21,7 @@ import os
 import queue
 import re
 import secrets
+import sys
 import threading
 import time
 import uuid
@@ -164,7 +165,7 @@ class TritonPythonModel:
             ended = isinstance(error, model_files.Ended)
             if ended or confinement.exhausted():
                 why = "as its package did" if ended else "for its memory is used up"
-                pb_utils.Logger.log_error(f"a model ends, {why}: {words}")
+                self._log.say(f"the model ends, {why}: {words}")
                 self._log.close()
                 os._exit(1)
             raise pb_utils.TritonModelException(f"the model failed: {words}") from None
@@ -264,6 +265,15 @@ class PredictionLog:
         else:
             self._drop(sum(taken))
 
+    def say(self, words):
+        """Write a line into Triton's log, where standard error goes.
+
+        Not by Triton's logger: another thread of this process hands its lines over, under a lock in shared
+        memory, and a process that ends while it holds one ends the server.
+        """
+        now = f"{datetime.now(UTC):%m%d %H:%M:%S.%f}"
+        print(f"{now} {self._deployment} {self._version}: {words}", file=sys.stderr, flush=True)
+
     def close(self):
         """Send what is queued, within a few seconds."""
         self._batches.put(None)
@@ -316,7 +326,7 @@ class PredictionLog:
                 except BufferError:
                     self._drop(1)
                 except Exception as error:  # whatever it is, the next prediction is logged
-                    pb_utils.Logger.log_error(f"a prediction of {self._deployment} was not logged: {error!r}")
+                    self.say(f"a prediction was not logged: {error!r}")
             with self._lock:
                 self._queued -= len(callers)
             producer.poll(0)
@@ -367,9 +377,7 @@ class PredictionLog:
             if not self._dropped or time.monotonic() - self._reported < REPORT_SECONDS:
                 return
             dropped, self._dropped, self._reported = self._dropped, 0, time.monotonic()
-        pb_utils.Logger.log_warn(
-            f"{dropped} predictions of {self._deployment} were not logged: is the broker slow?"
-        )
+        self.say(f"{dropped} predictions were not logged: is the broker slow?")
 
     def _span(self, traceparent, prediction_id, arrived, seconds):
         """The request's span, where its trace is recorded; answers what is to be passed on."""
