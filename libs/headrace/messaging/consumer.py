@@ -7,6 +7,8 @@
 - Only a finished prefix of a partition is committed: a crash repeats records and never skips one.
 - When a partition is taken away, its records in work are waited for and committed first. What is not done by
   then is cancelled, so that it does not run beside the partition's next owner.
+- A topic that was deleted and made again is read from its first record: where the old one was read to says
+  nothing of it. What of it was read before that was noticed comes twice.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self, TypeAlias
+from uuid import UUID
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, MessageSizeTooLargeError
@@ -27,6 +30,7 @@ from headrace.messaging import metrics
 from headrace.messaging.client import SESSION_SECONDS, WAIT_MS, consumer_client
 from headrace.messaging.events import Event, InvalidCloudEvent, decode
 from headrace.messaging.producer import Producer
+from headrace.messaging.topic_ids import look_for_partitions, topic_ids
 from headrace.messaging.topics import DEAD_LETTERS
 from headrace.messaging.tracker import PartitionTracker
 from headrace.runtime.outage import is_outage
@@ -122,12 +126,16 @@ class Consumer:
         self._in_flight = 0
         self._progress = asyncio.Event()
         self._committed: dict[TopicPartition, int] = {}
+        self._topic_ids: dict[str, UUID] = {}
+        # Made again, and not yet read from the beginning.
+        self._made_again: set[str] = set()
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> Self:
         self._client.subscribe(self._topics, listener=_Rebalance(self))
         try:
             await self._client.start()
+            await self._look_at_topics()
         except BaseException:
             # A consumer that could not connect still holds a client.
             await self._client.stop()
@@ -166,6 +174,7 @@ class Consumer:
                 # Not polled while behind; heartbeats go on in the background.
                 await self._wait_for_progress()
             if loop.time() >= commit_at:
+                await self._begin_topics_again()
                 await self._commit(list(self._trackers))
                 commit_at = loop.time() + COMMIT_SECONDS
         raise self._failure
@@ -359,6 +368,38 @@ class Consumer:
         except TimeoutError:
             pass
 
+    async def _begin_topics_again(self) -> None:
+        """Read those from their beginning that were made again."""
+        if not await self._look_at_topics():
+            return
+        again = [partition for partition in self._client.assignment() if partition.topic in self._made_again]
+        if not again:
+            if not all(map(self._client.partitions_for_topic, self._made_again)):
+                look_for_partitions(self._client)
+            return
+        for partition in again:
+            self._forget(partition)
+        try:
+            async with asyncio.timeout(COMMIT_DEADLINE_SECONDS):
+                await self._client.seek_to_beginning(*again)
+        except (KafkaError, IllegalStateError, TimeoutError) as error:
+            logger.warning("topics made again are not read yet: %s: %s", type(error).__name__, error)
+            return
+        self._made_again -= {partition.topic for partition in again}
+        logger.warning("made again, and read from the beginning: %s", ", ".join({p.topic for p in again}))
+
+    async def _look_at_topics(self) -> bool:
+        """Note which were made again; whether the broker told."""
+        try:
+            async with asyncio.timeout(COMMIT_DEADLINE_SECONDS):
+                found = await topic_ids(self._client, self._topics)
+        except (KafkaError, TimeoutError) as error:
+            logger.info("the topics' ids are not known: %s: %s", type(error).__name__, error)
+            return False
+        self._made_again |= {name for name, new in found.items() if self._topic_ids.get(name, new) != new}
+        self._topic_ids |= found
+        return True
+
     async def _commit(self, partitions: Iterable[TopicPartition]) -> None:
         offsets = {
             partition: offset
@@ -366,6 +407,14 @@ class Consumer:
             if (tracker := self._trackers.get(partition)) is not None
             and (offset := tracker.committable) is not None
             and self._committed.get(partition) != offset
+        }
+        # An old topic's offset is none of the new one's.
+        if not offsets or not await self._look_at_topics():
+            return
+        offsets = {
+            partition: offset
+            for partition, offset in offsets.items()
+            if partition.topic not in self._made_again
         }
         if not offsets:
             return
@@ -391,8 +440,11 @@ class Consumer:
         await asyncio.gather(*in_work, return_exceptions=True)
         await self._commit(partitions)
         for partition in partitions:
-            self._trackers.pop(partition, None)
-            self._committed.pop(partition, None)
+            self._forget(partition)
+
+    def _forget(self, partition: TopicPartition) -> None:
+        self._trackers.pop(partition, None)
+        self._committed.pop(partition, None)
 
     async def _revoked(self, partitions: Collection[TopicPartition]) -> None:
         await self._drain(partitions, self._revoke_seconds)

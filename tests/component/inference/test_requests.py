@@ -17,6 +17,7 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, parts
 from tests.support.brokers import new_broker
+from tests.support.topics import make_again
 
 from headrace.api.inference.v1 import inference_pb2, requests_pb2_grpc
 from headrace.api.inference.v1 import requests_pb2 as api
@@ -131,6 +132,24 @@ async def test_requests_are_answered_told_what_is_wrong_and_found(plane: Plane, 
         assert [row.id for row in failed.requests] == [wrong]
         replayed = await stub.ReplayRequest(api.ReplayRequestRequest(id=wrong))
         assert (replayed.state, replayed.replays) == (api.REQUEST_STATE_RECEIVED, 1)
+
+
+async def test_requests_are_answered_from_the_first_one_of_a_topic_that_was_made_again(
+    plane: Plane, name: str
+) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    for generation in ("old", "new"):
+        ids = {f"{name}-{generation}-{number}" for number in range(20)}
+        await send(plane, *(request(name, request_id) for request_id in ids))
+        answers = [event for event in await responses(plane, name, ids) if event.type == ANSWERED]
+        # What was read before it was noticed is answered again, with the stored answer.
+        by_id = {event.extensions["requestid"]: event.data for event in answers}
+        assert ids <= set(by_id)
+        assert all(event.data == by_id[event.extensions["requestid"]] for event in answers)
+        if generation == "old":
+            await make_again(plane.bootstrap, load_topics()[INFERENCE_REQUESTS])
 
 
 async def test_requests_that_are_asked_together_have_answers_and_predictions_of_their_own(

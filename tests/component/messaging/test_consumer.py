@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import KafkaConnectionError
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.support.spans import recorded_spans
+from tests.support.topics import make_again
 from tests.support.waiting import eventually
 
 from headrace.embedded.parts.process import free_port
@@ -52,13 +53,15 @@ def event(number: int) -> Event:
     )
 
 
+def of_two_partitions(name: str) -> Topic:
+    template = load_topics()[DEAD_LETTERS].model_dump()
+    return Topic(**{**template, "name": name, "partitions": 2})
+
+
 @pytest.fixture
 async def topic(kafka_bootstrap: str) -> str:
     name = f"tests.{uuid.uuid4().hex}.v1"
-    template = load_topics()[DEAD_LETTERS]
-    await ensure_topics(
-        kafka_bootstrap, [Topic(**{**template.model_dump(), "name": name, "partitions": 2}), template]
-    )
+    await ensure_topics(kafka_bootstrap, [of_two_partitions(name), load_topics()[DEAD_LETTERS]])
     return name
 
 
@@ -281,7 +284,7 @@ async def test_a_services_stop_waits_for_a_handler_longer_than_it_asks_tasks_to_
 async def test_a_commit_that_no_broker_answers_does_not_hold_up_the_stop(
     kafka_bootstrap: str, topic: str, producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.messaging.consumer.COMMIT_DEADLINE_SECONDS", 0.05)
+    monkeypatch.setattr("headrace.messaging.consumer.COMMIT_DEADLINE_SECONDS", 0.5)
     seen: list[int] = []
     tries = 0
 
@@ -514,6 +517,25 @@ async def test_a_log_that_begins_anew_is_read_anew(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert seen == [0, 1, 2, 0, 1, 2, 3]
+
+
+async def test_a_topic_that_was_deleted_and_made_again_is_read_from_its_first_record(
+    kafka_bootstrap: str, topic: str, producer: Producer
+) -> None:
+    seen: list[int] = []
+
+    async def handler(received: Event) -> None:
+        seen.append(int(received.data))
+
+    await producer.publish_all(topic, [("key", event(n)) for n in range(3)])
+    async with consuming(kafka_bootstrap, topic, handler, producer):
+        await until(lambda: len(seen) == 3)
+        await make_again(kafka_bootstrap, of_two_partitions(topic))
+        # More than before: where the consumer stood is in the middle of them.
+        async with Producer(kafka_bootstrap, client_id="tests", idempotence=False) as another:
+            await another.publish_all(topic, [("key", event(n)) for n in range(3, 10)])
+        # What of it had been read before it was noticed comes twice.
+        await until(lambda: seen[-7:] == [3, 4, 5, 6, 7, 8, 9])
 
 
 async def test_a_record_of_any_time_is_handled(kafka_bootstrap: str, topic: str, producer: Producer) -> None:
