@@ -7,8 +7,8 @@
 - Only a finished prefix of a partition is committed: a crash repeats records and never skips one.
 - When a partition is taken away, its records in work are waited for and committed first. What is not done by
   then is cancelled, so that it does not run beside the partition's next owner.
-- A topic that was deleted and made again is read from its first record: where the old one was read to says
-  nothing of it. What of it was read before that was noticed comes twice.
+- A topic that was deleted and made again is read from its first record (docs/adr/0051). What of it was read
+  before that was noticed comes twice.
 """
 
 from __future__ import annotations
