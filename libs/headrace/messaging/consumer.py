@@ -174,8 +174,9 @@ class Consumer:
                 # Not polled while behind; heartbeats go on in the background.
                 await self._wait_for_progress()
             if loop.time() >= commit_at:
-                await self._begin_topics_again()
-                await self._commit(list(self._trackers))
+                if await self._look_at_topics():
+                    await self._begin_topics_again()
+                    await self._commit(list(self._trackers))
                 commit_at = loop.time() + COMMIT_SECONDS
         raise self._failure
 
@@ -370,8 +371,6 @@ class Consumer:
 
     async def _begin_topics_again(self) -> None:
         """Read those from their beginning that were made again."""
-        if not await self._look_at_topics():
-            return
         again = [partition for partition in self._client.assignment() if partition.topic in self._made_again]
         if not again:
             if not all(map(self._client.partitions_for_topic, self._made_again)):
@@ -400,22 +399,20 @@ class Consumer:
         self._topic_ids |= found
         return True
 
-    async def _commit(self, partitions: Iterable[TopicPartition]) -> None:
-        offsets = {
+    def _finished(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Offsets that are to be committed; an old topic's is none of the new one's."""
+        return {
             partition: offset
             for partition in partitions
             if (tracker := self._trackers.get(partition)) is not None
             and (offset := tracker.committable) is not None
             and self._committed.get(partition) != offset
+            and partition.topic not in self._made_again
         }
-        # An old topic's offset is none of the new one's.
-        if not offsets or not await self._look_at_topics():
-            return
-        offsets = {
-            partition: offset
-            for partition, offset in offsets.items()
-            if partition.topic not in self._made_again
-        }
+
+    async def _commit(self, partitions: Iterable[TopicPartition]) -> None:
+        """Commit what is finished; the topics were just looked at."""
+        offsets = self._finished(partitions)
         if not offsets:
             return
         try:
@@ -438,7 +435,9 @@ class Consumer:
         for task in in_work:
             task.cancel()
         await asyncio.gather(*in_work, return_exceptions=True)
-        await self._commit(partitions)
+        # Who has nothing to commit does not wait for the broker.
+        if self._finished(partitions) and await self._look_at_topics():
+            await self._commit(partitions)
         for partition in partitions:
             self._forget(partition)
 

@@ -216,9 +216,7 @@ async def _closed(reader: asyncio.StreamReader) -> None:
 
 
 async def _connections(made: Front) -> int:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{made.envoy.admin_port}") as client:
-        stats = await client.get("/stats", params={"filter": "^http.inference.downstream_cx_active$"})
-    return int(stats.text.rpartition(": ")[2])
+    return await made.envoy.count("http.inference.downstream_cx_active")
 
 
 async def test_more_than_fits_into_memory_is_refused_and_served_again_when_it_is_gone(

@@ -240,9 +240,7 @@ async def _asked(server: ModelServer) -> int:
 
 
 async def _listeners_stopped(envoy: Envoy) -> int:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{envoy.admin_port}") as client:
-        stats = await client.get("/stats", params={"filter": "listener_manager.listener_stopped"})
-    return int(stats.text.rpartition(": ")[2])
+    return await envoy.count("listener_manager.listener_stopped")
 
 
 async def test_a_refused_configuration_is_told_and_the_last_one_serves(

@@ -92,9 +92,9 @@ class Envoy(Part):
         # In this order: the kernel resets connections that wait in a socket's queue when it is closed, and
         # whoever is told to connect anew while it is open may come to it again, where several Envoys share a
         # port. The first is answered before the workers have stopped.
-        listeners = await self._count("listener_manager.total_listeners_active")
+        listeners = await self.count("listener_manager.total_listeners_active")
         await http_post(self.admin_port, "/drain_listeners")
-        while await self._count("listener_manager.listener_stopped") < listeners:  # noqa: ASYNC110 - nothing tells
+        while await self.count("listener_manager.listener_stopped") < listeners:  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(POLL_SECONDS)
         await http_post(self.admin_port, "/healthcheck/fail")
         while True:
@@ -107,10 +107,10 @@ class Envoy(Part):
     async def _active(self, what: str) -> int:
         """Connections ("cx") or requests ("rq") of clients, now."""
         # The listener's `stat_prefix`, as in headrace.inference.xds.listener.
-        return await self._count(f"http.inference.downstream_{what}_active")
+        return await self.count(f"http.inference.downstream_{what}_active")
 
-    async def _count(self, name: str) -> int:
-        """One of Envoy's own statistics."""
+    async def count(self, name: str) -> int:
+        """One of Envoy's own statistics, now."""
         _, body = await http_get(self.admin_port, f"/stats?filter={name}")
         # Of what there was not yet it counts nothing.
         found = re.search(rf"^{re.escape(name)}: (\d+)", body.decode(), re.MULTILINE)
