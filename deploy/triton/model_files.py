@@ -12,6 +12,8 @@ from functools import partial
 
 import numpy as np
 
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
 
 def load(form, path, inputs, outputs, until=math.inf):
     """A model file, loaded. `inputs` and `outputs`: the signature's names, in order. Raises what is wrong.
@@ -41,9 +43,7 @@ class _Onnx(_Model):
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        available = onnxruntime.get_available_providers()
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self._session = onnxruntime.InferenceSession(path, options, providers=_providers(onnxruntime))
         self._outputs = outputs
 
     def __call__(self, inputs, _wanted=None):
@@ -85,6 +85,26 @@ class _Torch(_Model):
         if not isinstance(answer, self._torch.Tensor):
             raise TypeError(f"its output {name} is {type(answer).__name__}, and no tensor")
         return answer.cpu().numpy()
+
+
+def _providers(onnxruntime):
+    """Where a model runs: on a GPU where this is the library's build for CUDA, and there is one.
+
+    Where there is none, the library says so in Triton's log, and takes the next.
+    """
+    if CUDA not in onnxruntime.get_available_providers():
+        return [CPU]
+    # CUDA's libraries are packages beside it, where the system has none.
+    onnxruntime.preload_dlls()
+    options = {
+        # A GPU is shared by models, and memory is not given back: take what is needed, and not twice that.
+        "arena_extend_strategy": "kSameAsRequested",
+        # Batches differ in size, and trying every algorithm for each new one takes seconds.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # Answers are those that the model was evaluated with.
+        "use_tf32": "0",
+    }
+    return [(CUDA, options), CPU]
 
 
 def _script(torch, path, device):
