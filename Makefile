@@ -21,6 +21,10 @@ UV := .cache/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_35
 SERVICES := ingestion scheduling training registry inference
+# ONNX Runtime's build for CUDA, with CUDA's libraries, where there is a GPU: make CUDA= does without, CUDA=1 with.
+CUDA ?= $(shell nvidia-smi --list-gpus 2>/dev/null)
+TRITON_LOCK := deploy/triton/requirements$(if $(CUDA),-cuda).lock
+TRITON_SIZE := about $(if $(CUDA),3,0.4) GB
 # What benchmarks compare with, each in an environment of its own.
 PEERS := kserve mlserver bentoml rayserve
 
@@ -34,8 +38,8 @@ help:
 setup: $(UV)
 	@tools/fill_environment.sh "the services' environment (about 7 GB, most of it PyTorch's CUDA build)" \
 		.venv requirements.lock $(UV) $(PYTHON) .
-	@tools/fill_environment.sh "Triton's environment (about 0.4 GB)" \
-		.venv-triton deploy/triton/requirements.lock $(UV) $(PYTHON)
+	@tools/fill_environment.sh "Triton's environment ($(TRITON_SIZE))" \
+		.venv-triton $(TRITON_LOCK) $(UV) $(PYTHON)
 
 $(UV):
 	@echo "Getting uv $(UV_VERSION), which fills the environments ..."
@@ -100,9 +104,14 @@ protos: setup
 lock: $(UV)
 	$(COMPILE) pyproject.toml --extra embedded --extra dev --output-file requirements.lock
 	$(COMPILE) deploy/triton/requirements.in --output-file deploy/triton/requirements.lock
+	$(COMPILE) deploy/triton/requirements-cuda.in --constraint deploy/triton/requirements.lock \
+		--output-file deploy/triton/requirements-cuda.lock
 	$(COMPILE) deploy/docker/build.in --output-file deploy/docker/build.lock
-	$(COMPILE:3.11=3.12) deploy/triton/runtime.in --constraint deploy/triton/requirements.lock \
-		--output-file deploy/docker/triton.lock
+	for onnx in onnx onnx-cuda; do \
+		$(COMPILE:3.11=3.12) deploy/triton/runtime.in deploy/triton/$$onnx.in \
+			--constraint deploy/triton/requirements.lock \
+			--output-file deploy/docker/triton$${onnx#onnx}.lock || exit 1; \
+	done
 	$(COMPILE:3.11=3.12) deploy/triton/torch.in --constraint requirements.lock \
 		--output-file deploy/docker/torch.lock
 	$(COMPILE) tests/support/kserve_client.in --output-file tests/support/kserve_client.lock

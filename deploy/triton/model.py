@@ -42,6 +42,8 @@ from sampling import MIRROR_ID, Sampling, is_traced
 PATIENCE_SECONDS = 0.05
 # For loading and trial together: a little later the inference service gives up, without a reason to tell.
 LOAD_SECONDS = 270.0
+# How long sizes of batches are tried at most, beyond the first two.
+TRIAL_SECONDS = 30.0
 
 QUEUE_LENGTH = 20_000
 REPORT_SECONDS = 10.0
@@ -104,7 +106,12 @@ class TritonPythonModel:
             if entry["name"] not in version["classes"]["added"]
         }
         self._model = model_files.load(
-            version["format"], folder / version["file"], self._inputs, list(self._outputs), until
+            version["format"],
+            folder / version["file"],
+            self._inputs,
+            list(self._outputs),
+            config["max_batch_size"],
+            until,
         )
         try:
             self._try(config, lambda: time.monotonic() < until)
@@ -207,9 +214,14 @@ class TritonPythonModel:
     def _try(self, config, wanted):
         """Answer zeros and empty texts: a version that cannot must not get a caller's.
 
-        One row, and two: a program that was made for a fixed number of rows fails as soon as requests meet.
+        One row, and more: a program that was made for a fixed number of rows fails as soon as requests meet.
+        On a GPU the first batch of a size is slow, and here nobody waits for it.
         """
-        for rows in (1, 2) if config["max_batch_size"] > 1 else (1,):
+        until = time.monotonic() + TRIAL_SECONDS
+        sizes = [rows for rows in self._model.sizes if rows <= max(1, config["max_batch_size"])]
+        for place, rows in enumerate(sizes):
+            if place >= 2 and time.monotonic() > until:
+                break
             batch = {}
             for entry in config["input"]:
                 kind = np.dtype(pb_utils.triton_string_to_numpy(entry["data_type"]))

@@ -5,22 +5,25 @@ answer: arrays by the names of its outputs. On a GPU where there is one that the
 """
 
 import math
+import mmap
 import os
 import sys
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
-def load(form, path, inputs, outputs, until=math.inf):
+def load(form, path, inputs, outputs, largest=1, until=math.inf):
     """A model file, loaded. `inputs` and `outputs`: the signature's names, in order. Raises what is wrong.
 
-    `until`, of the monotonic clock: when whoever waits for it gives up.
+    `largest`: how many rows a batch has at most. `until`, of the monotonic clock: when whoever waits for it
+    gives up.
     """
-    return _LOADERS[form](path, inputs, outputs, until)
+    return _LOADERS[form](path, inputs, outputs, largest, until)
 
 
 class Ended(Exception):  # noqa: N818 - what happened
@@ -28,14 +31,19 @@ class Ended(Exception):  # noqa: N818 - what happened
 
 
 class _Model:
-    """A format whose models run in this process."""
+    """A format whose models run in this process.
+
+    `sizes`: of batches, in rows, that are to be tried before somebody waits for one.
+    """
+
+    sizes = (1, 2)
 
     def close(self):
         """End what it has started: nothing."""
 
 
 class _Onnx(_Model):
-    def __init__(self, path, _inputs, outputs, _until):
+    def __init__(self, path, _inputs, outputs, largest, _until):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -43,18 +51,36 @@ class _Onnx(_Model):
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(path, options, providers=_providers(onnxruntime))
+        self._open = partial(onnxruntime.InferenceSession, path, options, providers=_providers(onnxruntime))
+        session = self._open()
         self._outputs = outputs
+        on_gpu = CUDA in session.get_providers()
+        if on_gpu:
+            self.sizes = ladder(largest)
+        # A convolution on a GPU is planned anew for each batch that has another size than the one before, for
+        # twenty times as long as it takes: few sizes, each with a session of its own, are planned once.
+        self._padded = on_gpu and _convolves(path)
+        self._sessions = {self.sizes[0] if self._padded else None: session}
 
     def __call__(self, inputs, _wanted=None):
         taken = {name: _decoded(value) if value.dtype == object else value for name, value in inputs.items()}
-        return dict(zip(self._outputs, self._session.run(self._outputs, taken), strict=True))
+        if not self._padded:
+            return self._run(None, taken)
+        rows = len(next(iter(taken.values())))
+        size = next(size for size in self.sizes if size >= rows)
+        filled = {name: _filled(value, size) for name, value in taken.items()}
+        return {name: answer[:rows] for name, answer in self._run(size, filled).items()}
+
+    def _run(self, size, inputs):
+        if size not in self._sessions:
+            self._sessions[size] = self._open()
+        return dict(zip(self._outputs, self._sessions[size].run(self._outputs, inputs), strict=True))
 
 
 class _Torch(_Model):
     """A program of PyTorch's. Inputs go by position; outputs come by position, or in a dictionary by name."""
 
-    def __init__(self, read, path, inputs, outputs, _until):
+    def __init__(self, read, path, inputs, outputs, largest, _until):
         # Before PyTorch is imported, which takes seconds.
         if not zipfile.is_zipfile(path):
             raise ValueError("its file is no archive, as torch.jit.save and torch.export.save write")
@@ -65,6 +91,9 @@ class _Torch(_Model):
         self._inputs = inputs
         self._outputs = outputs
         self._program = read(self._torch, path, self._device)
+        if self._device.type != "cpu":
+            # Each size is planned once, and the plan kept.
+            self.sizes = range(1, max(2, largest) + 1)
 
     def __call__(self, inputs, _wanted=None):
         with self._torch.inference_mode():
@@ -107,11 +136,30 @@ def _providers(onnxruntime):
     return [(CUDA, options), CPU]
 
 
+def ladder(largest):
+    """Sizes of batches up to the largest, each four times the one before: on a GPU most rows cost nothing."""
+    sizes = [1]
+    while 4 * sizes[-1] < largest:
+        sizes.append(4 * sizes[-1])
+    return (*sizes, max(2, largest))
+
+
+def _convolves(path):
+    """Whether a step of an ONNX model is a convolution, by the bytes of a node's field `op_type`."""
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as model:
+        return any(model.find(b'"%c%s' % (len(name), name)) >= 0 for name in (b"Conv", b"ConvTranspose"))
+
+
+def _filled(rows, size):
+    """The rows, with the last one repeated until they are so many."""
+    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+
+
 def _script(torch, path, device):
     return torch.jit.load(path, map_location=device).eval()
 
 
-def _package(path, inputs, outputs, until):
+def _package(path, inputs, outputs, _largest, until):
     from python_package import Package
 
     return Package(path, inputs, outputs, until)

@@ -273,6 +273,28 @@ def test_an_image_has_the_versions_of_the_whole_lock(service: str) -> None:
     assert ("torch" in image) == (service == "training")
 
 
+@pytest.mark.parametrize(
+    ("plain", "cuda"),
+    [("triton/requirements", "triton/requirements-cuda"), ("docker/triton", "docker/triton-cuda")],
+)
+def test_with_cuda_only_onnx_runtime_is_another(plain: str, cuda: str) -> None:
+    without, with_cuda = (versions(ROOT / "deploy" / f"{name}.lock") for name in (plain, cuda))
+    without.pop("onnxruntime")
+    assert with_cuda.pop("onnxruntime-gpu")
+    libraries = {name for name in with_cuda if name.startswith("nvidia-") and name not in without}
+    assert {"nvidia-cublas", "nvidia-cudnn-cu13"} <= libraries
+    assert without == {name: found for name, found in with_cuda.items() if name not in libraries}
+
+
+def test_with_cuda_services_are_those_of_the_whole_file() -> None:
+    services = yaml.safe_load((ROOT / "deploy" / "docker" / "cuda.yml").read_text())["services"]
+    assert set(services) == {"triton", "training"} <= set(COMPOSE["services"])
+    assert f"AS {services['triton']['build']['target']}" in DOCKERFILE
+    for definition in services.values():
+        (device,) = definition["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
 def versions(lock: Path) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE))
 

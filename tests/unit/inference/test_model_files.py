@@ -7,10 +7,13 @@ import io
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 from tests.support.torch_models import scores_program
 from torch import Tensor, nn
 
@@ -118,3 +121,60 @@ def test_without_pytorch_it_is_said_where_to_put_it(
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match="HEADRACE_TORCH_PATH tells Triton in which folder it is"):
         model_files.load("TORCH_EXPORT", str(path), ["features"], ["scores"])
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"), [(1, (1, 2)), (2, (1, 2)), (4, (1, 4)), (21, (1, 4, 16, 21)), (64, (1, 4, 16, 64))]
+)
+def test_batches_on_a_gpu_have_few_sizes(
+    model_files: ModuleType, largest: int, sizes: tuple[int, ...]
+) -> None:
+    assert model_files.ladder(largest) == sizes
+
+
+class OnGpu(onnxruntime.InferenceSession):
+    """A session that says that it is on a GPU, and counts the rows that it is asked for."""
+
+    asked: ClassVar[list[tuple[int, int]]] = []
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", *super().get_providers()]
+
+    def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.asked.append((id(self), len(inputs["pixels"])))
+        answers: list[np.ndarray] = super().run(names, inputs)
+        return answers
+
+
+@pytest.mark.parametrize("convolution", [True, False])
+def test_a_convolution_on_a_gpu_has_a_session_for_each_size(
+    model_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convolution: bool
+) -> None:
+    """ONNX Runtime plans it anew whenever the size changes, which takes far longer than a batch."""
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnGpu)
+    monkeypatch.setattr(OnGpu, "asked", [])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(pictures(convolution=convolution))
+    model = model_files.load("ONNX", str(path), ["pixels"], ["scores"], 16)
+    pixels = np.arange(13 * 4, dtype=np.float32).reshape(13, 1, 2, 2)
+    for rows in (3, 13, 1, 2, 13):
+        answers = model({"pixels": pixels[:rows]})["scores"]
+        np.testing.assert_array_equal(answers, 2 * pixels[:rows])
+    sessions, sizes = zip(*OnGpu.asked, strict=True)
+    assert sizes == ((4, 16, 1, 4, 16) if convolution else (3, 13, 1, 2, 13))
+    assert len(set(sessions)) == (3 if convolution else 1)
+
+
+def pictures(*, convolution: bool) -> bytes:
+    """Pixels of one channel, doubled."""
+    shape = ["rows", 1, 2, 2]
+    two = helper.make_tensor("two", TensorProto.FLOAT, [1, 1, 1, 1], [2])
+    graph = helper.make_graph(
+        [helper.make_node("Conv" if convolution else "Mul", ["pixels", "two"], ["scores"])],
+        "pictures",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, shape)],
+        [two],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString())
