@@ -92,8 +92,8 @@ class _Torch(_Model):
         self._outputs = outputs
         self._program = read(self._torch, path, self._device)
         if self._device.type != "cpu":
-            # Each size is planned once, and the plan kept.
-            self.sizes = range(1, max(2, largest) + 1)
+            # Each size is planned once, and the plan kept; smaller ones are given the memory of the largest.
+            self.sizes = (1, 2, *range(largest, 2, -1))
 
     def __call__(self, inputs, _wanted=None):
         with self._torch.inference_mode():
