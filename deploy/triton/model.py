@@ -46,6 +46,7 @@ LOAD_SECONDS = 270.0
 TRIAL_SECONDS = 30.0
 
 QUEUE_LENGTH = 20_000
+GATHER_SECONDS = 0.05
 REPORT_SECONDS = 10.0
 # Predictions are found by their ids, and no index takes a text of any length; of gRPC Envoy refuses such ids.
 MAX_ID_BYTES = 256
@@ -265,17 +266,29 @@ class PredictionLog:
 
     def put(self, callers, inputs, outputs, arrived, seconds):
         """Queue a batch: (id, parameters, rows) of each request, and tensors. Never waits, never raises."""
-        taken = [self._sampling.takes(*caller[:2]) for caller in callers]
-        if not any(taken) and not (self._spans.on and any(is_traced(caller[1]) for caller in callers)):
+        logged, traced, rows, first = [], [], [], 0
+        for prediction_id, parameters, count in callers:
+            if self._sampling.takes(prediction_id, parameters):
+                logged.append((prediction_id, parameters, slice(len(rows), len(rows) + count)))
+                rows.extend(range(first, first + count))
+            elif self._spans.on and is_traced(parameters):
+                traced.append((prediction_id, parameters))
+            first += count
+        if not logged and not traced:
             return
+        if len(rows) < first:
+            inputs, outputs = (
+                {name: tensor[rows] for name, tensor in tensors.items()} for tensors in (inputs, outputs)
+            )
+        size = len(logged) + len(traced)
         with self._lock:
-            fits = self._queued + len(callers) <= QUEUE_LENGTH
+            fits = self._queued + size <= QUEUE_LENGTH
             if fits:
-                self._queued += len(callers)
+                self._queued += size
         if fits:
-            self._batches.put((callers, taken, inputs, outputs, arrived, seconds))
+            self._batches.put((logged, traced, inputs, outputs, arrived, seconds))
         else:
-            self._drop(sum(taken))
+            self._drop(len(logged))
 
     def say(self, words):
         """Write a line into Triton's log, where standard error goes.
@@ -301,7 +314,7 @@ class PredictionLog:
                 "bootstrap.servers": os.environ["HEADRACE_KAFKA_BOOTSTRAP"],
                 "client.id": "headrace-triton",
                 "acks": "all",
-                "linger.ms": 20,
+                "linger.ms": 100,
                 "message.max.bytes": 16 << 20,
                 "queue.buffering.max.messages": QUEUE_LENGTH,
                 "on_delivery": self._delivered,
@@ -310,39 +323,43 @@ class PredictionLog:
                 "log_level": 2,
             }
         )
-        while True:
+        ended = False
+        while not ended:
             try:
-                batch = self._batches.get(timeout=0.2)
+                waiting = [self._batches.get(timeout=0.2)]
             except queue.Empty:
                 producer.poll(0)
                 continue
-            if batch is None:
-                break
-            callers, taken, inputs, outputs, arrived, seconds = batch
-            when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
-            asked, answered = (
-                [LoggedTensor(name, tensor) for name, tensor in tensors.items()]
-                for tensors in (inputs, outputs)
-            )
-            first = 0
-            for (prediction_id, parameters, rows), is_logged in zip(callers, taken, strict=True):
-                part = slice(first, first + rows)
-                first += rows
-                try:
-                    if is_logged:
-                        self._log(
-                            producer, prediction_id, parameters, part, asked, answered, when, arrived, seconds
-                        )
-                    elif is_traced(parameters):
-                        self._trace(prediction_id, parameters, arrived, seconds)
-                except BufferError:
-                    self._drop(1)
-                except Exception as error:  # whatever it is, the next prediction is logged
-                    self.say(f"a prediction was not logged: {error!r}")
-            with self._lock:
-                self._queued -= len(callers)
+            # Woken for each batch, this thread and the one that answers would take turns at the interpreter.
+            if waiting[0] is not None:
+                time.sleep(GATHER_SECONDS)
+            while not self._batches.empty():
+                waiting.append(self._batches.get())
+            ended = waiting[-1] is None
+            for batch in waiting[:-1] if ended else waiting:
+                self._send(producer, *batch)
             producer.poll(0)
         self._drop(producer.flush(4))
+
+    def _send(self, producer, logged, traced, inputs, outputs, arrived, seconds):
+        when = datetime.fromtimestamp(arrived, UTC).isoformat().replace("+00:00", "Z")
+        asked, answered = (
+            [LoggedTensor(name, tensor) for name, tensor in tensors.items()] for tensors in (inputs, outputs)
+        )
+        for prediction_id, parameters, part in logged:
+            try:
+                self._log(producer, prediction_id, parameters, part, asked, answered, when, arrived, seconds)
+            except BufferError:
+                self._drop(1)
+            except Exception as error:  # whatever it is, the next prediction is logged
+                self.say(f"a prediction was not logged: {error!r}")
+        for prediction_id, parameters in traced:
+            try:
+                self._trace(prediction_id, parameters, arrived, seconds)
+            except Exception as error:
+                self.say(f"a request was not traced: {error!r}")
+        with self._lock:
+            self._queued -= len(logged) + len(traced)
 
     def _log(self, producer, prediction_id, parameters, part, asked, answered, when, arrived, seconds):
         """Send what was asked in these rows of a batch, and answered."""

@@ -7,8 +7,8 @@ one that it shares with its copy, or else by chance.
 
 import hashlib
 import json
+import random
 import re
-import secrets
 
 MIRROR_ID = "x-headrace-mirror-id"
 # Of a hash of eight bytes.
@@ -21,14 +21,15 @@ class Sampling:
     """The rule of one deployment: a share of its requests, from 0 to 1."""
 
     def __init__(self, share):
-        self.takes_all = share >= 1
+        self._share = share
         self._below = int(share * _ALL)
 
     def takes(self, request_id, parameters):
         """Whether a request is logged; `parameters` are its JSON, as Triton has it."""
-        if self.takes_all or not self._below:
-            return self.takes_all
-        return _place(request_id or _mirror_id(parameters)) < self._below
+        if self._share <= 0 or self._share >= 1:
+            return self._share >= 1
+        own_id = request_id or _mirror_id(parameters)
+        return _place(own_id) < self._below if own_id else random.random() < self._share  # noqa: S311 - no secret
 
 
 def is_traced(parameters):
@@ -39,7 +40,7 @@ def is_traced(parameters):
 def _place(own_id):
     """Where a request stands among all; the same for one id, and evenly spread over ids of any kind."""
     # A hash of this rule's own: versions are chosen by hashes of ids, too.
-    said = own_id.encode(errors="replace") if own_id else secrets.token_bytes(16)
+    said = own_id.encode(errors="replace")
     return int.from_bytes(hashlib.blake2b(said, digest_size=8, person=b"headrace.log").digest(), "big")
 
 
