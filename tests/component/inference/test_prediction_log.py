@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import ModuleType
 
 import httpx
@@ -46,23 +47,23 @@ async def test_a_share_of_the_requests_is_logged_by_their_ids(
     await plane.promote(name, 1)
     await plane.until_live(name, 1)
     half = sampling.Sampling(0.5)
-    called = [f"{name}-{number}" for number in range(40)]
-    # Over Kafka some of them are asked in one call.
-    sent = [f"{name}-sent-{number}" for number in range(40)]
+    # Of one to three rows; and over Kafka, where some are asked in one call, each with its own numbers.
+    called = {f"{name}-{number}": [1.0] * 3 * (1 + number % 3) for number in range(40)}
+    sent = {f"{name}-sent-{number}": [float(number)] * 3 for number in range(40)}
     async with plane.client() as client:
-        await asyncio.gather(*(ask(client, name, request_id=one) for one in called))
-        await send(plane, *(request(name, one) for one in sent))
+        await asyncio.gather(
+            *(ask(client, name, request_id=one, rows=len(called[one]) // 3) for one in called)
+        )
+        await send(plane, *(request(name, one, value=numbers[0]) for one, numbers in sent.items()))
         await responses(plane, name, set(sent))
         # All from here on.
         await plane.deploy(name, log=scheduling.PredictionLogSpec())
         await until_serving(plane, name, "1.0")
         await ask(client, name, request_id="last")
-    found = await plane.until_logged(
-        name, {one for one in (*called, *sent) if half.takes(one, "")} | {"last"}
-    )
-    assert {one for one in (*called, *sent) if one in found} == {
-        one for one in (*called, *sent) if half.takes(one, "")
-    }
+    expected = {one: numbers for one, numbers in (called | sent).items() if half.takes(one, "")}
+    found = await plane.until_logged(name, {*expected, "last"})
+    inputs = {one: json.loads(found[one].inputs_json)["features"] for one in called | sent if one in found}
+    assert {one: tensor["data"] for one, tensor in inputs.items()} == expected
 
 
 async def test_both_answers_of_a_mirrored_request_are_logged_or_neither(plane: Plane, name: str) -> None:
