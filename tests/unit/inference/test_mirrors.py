@@ -33,11 +33,10 @@ def a_cluster(*, http2: bool) -> mirrors.Document:
 @pytest.mark.parametrize("http2", [False, True])
 def test_a_mirrors_requests_are_stamped_again_and_their_number_has_a_bound(http2: bool) -> None:
     live = a_cluster(http2=http2)
-    cluster = json_format.ParseDict(mirrors.mirror_cluster(live, 1 << 20), cluster_pb2.Cluster())
+    cluster = json_format.ParseDict(mirrors.mirror_cluster(live), cluster_pb2.Cluster())
     assert live == a_cluster(http2=http2)
     assert cluster.name == cluster.load_assignment.cluster_name == "triton-mirror"
     assert cluster.circuit_breakers.thresholds[0].max_requests.value == mirrors.MAX_MIRRORED
-    assert cluster.per_connection_buffer_limit_bytes.value == 1 << 20
     options = http_protocol_options_pb2.HttpProtocolOptions()
     assert cluster.typed_extension_protocol_options[OPTIONS].Unpack(options)
     assert options.explicit_http_config.HasField("http2_protocol_options") == http2

@@ -9,6 +9,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from headrace.inference.domain.trials import Trial
 from headrace.inference.use_cases.ports import Route
+from headrace.inference.xds.clusters import TRITON_GRPC, TRITON_HTTP, clusters
 from headrace.inference.xds.resources import CLUSTER, LISTENER, ORDER, ROUTES
 from headrace.inference.xds.routes import SHARDS, shard_name, shard_of
 from headrace.inference.xds.server import ControlPlane, Peer
@@ -125,6 +126,12 @@ def test_nothing_is_named_before_it_is_there() -> None:
         peer.hear(discovery_pb2.DeltaDiscoveryRequest(type_url=kind, resource_names_subscribe=["*"]))
     kinds = [response.type_url for response in sent(control_plane, peer)]
     assert kinds == [CLUSTER, LISTENER, ROUTES]
+
+
+def test_triton_is_sent_the_largest_request_without_a_stop() -> None:
+    found = clusters(WIRING)
+    assert {document["name"] for document in found} > {TRITON_GRPC, TRITON_HTTP}
+    assert {document["per_connection_buffer_limit_bytes"] for document in found} == {WIRING.max_request_bytes}
 
 
 def test_deployments_are_spread_over_as_many_shards_as_the_version_stamp_knows() -> None:

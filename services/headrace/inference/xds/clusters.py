@@ -46,16 +46,17 @@ _PINGED: Final[Document] = {
 def clusters(wiring: Wiring) -> list[Document]:
     """Every cluster."""
     found = [
-        _triton(TRITON_GRPC, wiring.triton, http2=_PINGED),
-        _triton(TRITON_HTTP, wiring.triton, http2=None),
+        _triton(TRITON_GRPC, wiring, http2=_PINGED),
+        _triton(TRITON_HTTP, wiring, http2=None),
     ]
-    found += [mirror_cluster(cluster, wiring.max_request_bytes) for cluster in found]
+    found += [mirror_cluster(cluster) for cluster in found]
     if wiring.traces:
         found.append(_cluster(TRACES, [{"endpoint": {"address": socket(wiring.traces)}}], http2={}))
     return found
 
 
-def _triton(name: str, servers: tuple[TritonAddress, ...], *, http2: Document | None) -> Document:
+def _triton(name: str, wiring: Wiring, *, http2: Document | None) -> Document:
+    servers = wiring.triton
     endpoints = [_endpoint(server, http2=http2 is not None) for server in servers]
     if len(servers) > 1:
         for number, endpoint in enumerate(endpoints):
@@ -64,6 +65,8 @@ def _triton(name: str, servers: tuple[TritonAddress, ...], *, http2: Document | 
         **_cluster(name, endpoints, http2=http2),
         **(_SUBSETS if len(servers) > 1 else {}),
         "lb_policy": "LEAST_REQUEST",
+        # As the listener's: Envoy's own limit is 1 MiB, and a larger request would stop and go.
+        "per_connection_buffer_limit_bytes": wiring.max_request_bytes,
         # Where none is well, all are tried: the checks may be what is wrong.
         "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
         "health_checks": [

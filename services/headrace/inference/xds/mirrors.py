@@ -32,7 +32,7 @@ MAX_MIRRORED: Final = 256
 MIRROR_POLICIES: Final = [{"cluster_header": MIRROR_CLUSTER_HEADER}]
 
 
-def mirror_cluster(cluster: Document, max_request_bytes: int) -> Document:
+def mirror_cluster(cluster: Document) -> Document:
     """A cluster's servers as those of mirrored requests."""
     name = cluster["name"] + MIRROR_SUFFIX
     mirror = deepcopy(cluster)
@@ -40,8 +40,6 @@ def mirror_cluster(cluster: Document, max_request_bytes: int) -> Document:
     mirror["circuit_breakers"] = {
         "thresholds": [{"max_requests": MAX_MIRRORED, "max_pending_requests": MAX_MIRRORED}]
     }
-    # The copy is read whole before it is stamped, as the request was.
-    mirror["per_connection_buffer_limit_bytes"] = max_request_bytes
     options = mirror.setdefault("typed_extension_protocol_options", {}).setdefault(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         {
