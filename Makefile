@@ -21,8 +21,11 @@ UV := .cache/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_35
 SERVICES := ingestion scheduling training registry inference
-# ONNX Runtime's build for CUDA, with CUDA's libraries, where there is a GPU: make CUDA= does without, CUDA=1 with.
-CUDA ?= $(shell nvidia-smi --list-gpus 2>/dev/null)
+# ONNX Runtime's build for CUDA, with CUDA's libraries, where there is a GPU: with CUDA= (or CUDA=1)
+# given to make or exported, none is looked for.
+ifeq ($(origin CUDA),undefined)
+CUDA := $(shell nvidia-smi --list-gpus 2>/dev/null)
+endif
 TRITON_LOCK := deploy/triton/requirements$(if $(CUDA),-cuda).lock
 TRITON_SIZE := about $(if $(CUDA),3,0.4) GB
 # What benchmarks compare with, each in an environment of its own.

@@ -19,7 +19,11 @@ OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def a_cluster(*, http2: bool) -> mirrors.Document:
-    cluster: mirrors.Document = {"name": "triton", "load_assignment": {"cluster_name": "triton"}}
+    cluster: mirrors.Document = {
+        "name": "triton",
+        "load_assignment": {"cluster_name": "triton"},
+        "per_connection_buffer_limit_bytes": 1 << 20,
+    }
     if http2:
         cluster["typed_extension_protocol_options"] = {
             OPTIONS: {
@@ -37,6 +41,7 @@ def test_a_mirrors_requests_are_stamped_again_and_their_number_has_a_bound(http2
     assert live == a_cluster(http2=http2)
     assert cluster.name == cluster.load_assignment.cluster_name == "triton-mirror"
     assert cluster.circuit_breakers.thresholds[0].max_requests.value == mirrors.MAX_MIRRORED
+    assert cluster.per_connection_buffer_limit_bytes.value == 1 << 20
     options = http_protocol_options_pb2.HttpProtocolOptions()
     assert cluster.typed_extension_protocol_options[OPTIONS].Unpack(options)
     assert options.explicit_http_config.HasField("http2_protocol_options") == http2

@@ -66,6 +66,7 @@ def _triton(name: str, wiring: Wiring, *, http2: Document | None) -> Document:
         **(_SUBSETS if len(servers) > 1 else {}),
         "lb_policy": "LEAST_REQUEST",
         # As the listener's: Envoy's own limit is 1 MiB, and a larger request would stop and go.
+        # Copies of requests are read whole there before they are stamped.
         "per_connection_buffer_limit_bytes": wiring.max_request_bytes,
         # Where none is well, all are tried: the checks may be what is wrong.
         "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
