@@ -90,6 +90,8 @@ DRIFT_SERVICE = drift_pb2.DESCRIPTOR.services_by_name["DriftService"].full_name
 TUNING_SERVICE = tuning_pb2.DESCRIPTOR.services_by_name["TuningService"].full_name
 # Instances to try where nobody says how many.
 MOST_CORES_TRIED = 4
+# In work at once: each is of as many requests as a model answers at once, and up to 128 KiB.
+PREDICTION_EVENTS = 64
 
 
 async def build(runner: Runner, settings: Settings, platform: PlatformSettings) -> None:
@@ -256,7 +258,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         # Not before: reading all predictions a second time costs a quarter of what storing them does.
         await until_named(work)
         together = table.predictions_together
-        consumer = consumer_of(PREDICTIONS, table.prediction, together, MAX_BATCH, purpose=".tables")
+        consumer = consumer_of(PREDICTIONS, table.prediction, together, PREDICTION_EVENTS, purpose=".tables")
         runner.spawn((await runner.enter(consumer)).run, f"consumer of {PREDICTIONS}.tables")
 
     # A group for each topic, and of predictions for each thing that is done with them: a burst of them must
@@ -264,7 +266,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     # for seconds before it begins.
     handlers = (
         (MODEL_VERSIONS, consumers.model_versions, None, 64),
-        (PREDICTIONS, consumers.predictions, consumers.predictions_together, MAX_BATCH),
+        (PREDICTIONS, consumers.predictions, consumers.predictions_together, PREDICTION_EVENTS),
         (FEEDBACK, consumers.feedback, consumers.feedback_together, MAX_BATCH),
         (INFERENCE_REQUESTS, request_consumer.requests, None, settings.requests_in_flight),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
@@ -11,7 +12,7 @@ from headrace.events.inference.v1 import events_pb2 as inference_events
 from headrace.events.registry.v1 import events_pb2 as registry_events
 from headrace.inference.domain.quality import label_fault
 from headrace.inference.messages import served_version_from
-from headrace.inference.prediction_events import parse_prediction
+from headrace.inference.prediction_events import parse_predictions
 from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.inference.use_cases.production import Production
 from headrace.inference.use_cases.submit_feedback import INVALID_FEEDBACK
@@ -46,13 +47,19 @@ class Consumers:
 
     async def predictions(self, event: Event) -> None:
         """`inference.predictions`: the log."""
-        prediction = prediction_from(event)
-        trace.get_current_span().set_attribute(names.PREDICTION_ID, prediction.prediction_id)
-        await self._production.predicted(prediction)
+        predictions = predictions_from(event)
+        if len(predictions) == 1:
+            trace.get_current_span().set_attribute(names.PREDICTION_ID, predictions[0].prediction_id)
+        stored = await asyncio.gather(*map(self._production.predicted, predictions), return_exceptions=True)
+        # One that cannot be stored sets the event aside, and takes none of the others along.
+        for failure in stored:
+            if isinstance(failure, BaseException):
+                raise failure
 
     async def predictions_together(self, events: Sequence[Event]) -> None:
         """The same of several at once."""
-        await self._production.predicted_together(list(map(prediction_from, events)))
+        predictions = [prediction for event in events for prediction in predictions_from(event)]
+        await self._production.predicted_together(predictions)
 
     async def feedback(self, event: Event) -> None:
         """`inference.feedback`: true labels."""
@@ -63,10 +70,10 @@ class Consumers:
         await self._production.labelled_together(list(map(_label, events)))
 
 
-def prediction_from(event: Event) -> LoggedPrediction:
-    """Read a prediction. Raises PermanentFailure."""
+def predictions_from(event: Event) -> Sequence[LoggedPrediction]:
+    """Read an event's predictions. Raises PermanentFailure."""
     try:
-        return parse_prediction(event)
+        return parse_predictions(event)
     except MalformedPayload as error:
         raise PermanentFailure("MALFORMED_PAYLOAD", str(error)) from error
 

@@ -7,36 +7,48 @@ which says what is wrong with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any, Final, NamedTuple
 
 import orjson
+from google.protobuf import json_format
 
 from headrace.events.inference.v1 import events_pb2
 from headrace.inference.domain.deployments import ANSWER
 from headrace.inference.domain.quality import MAX_ID_BYTES, MAX_SEGMENT_BYTES
 from headrace.inference.use_cases.ports import LoggedPrediction
 from headrace.messaging.events import JSON, Event, MalformedPayload, parse
-from headrace.rpc.convert import from_timestamp
 
+PREDICTION_BATCH: Final = "headrace.inference.prediction-batch.v1"
 # Whoever is named by a longer text could not be erased.
 MAX_SUBJECT_LENGTH = 4096
 _RUNTIME = "headrace/triton"
 # PostgreSQL's text and jsonb take no such character.
 _NUL = b"\\u0000"
 
-Tensors = Mapping[str, Mapping[str, object]]
+Document = Mapping[str, Any]
+Tensors = Mapping[str, Mapping[str, Any]]
 
 
-def parse_prediction(event: Event) -> LoggedPrediction:
-    """Read a prediction. Raises MalformedPayload."""
+class _Common(NamedTuple):
+    """What all predictions of an event have."""
+
+    deployment: str
+    version: int
+    time: datetime
+    seconds: float
+
+
+def parse_predictions(event: Event) -> Sequence[LoggedPrediction]:
+    """Read an event's prediction, or those of its batch. Raises MalformedPayload."""
     if _NUL in event.data:
         raise MalformedPayload("text with the character U+0000 cannot be stored")
-    prediction = _parsed(event)
-    _check_lengths(prediction)
-    if len(prediction.subject) > MAX_SUBJECT_LENGTH:
-        raise MalformedPayload(f"subject is longer than {MAX_SUBJECT_LENGTH} characters")
-    return prediction
+    predictions = _parsed(event)
+    for prediction in predictions:
+        _check_lengths(prediction)
+    return predictions
 
 
 def _check_lengths(prediction: LoggedPrediction) -> None:
@@ -48,72 +60,107 @@ def _check_lengths(prediction: LoggedPrediction) -> None:
     ):
         if len(text.encode()) > limit:
             raise MalformedPayload(f"{what} is longer than {limit} bytes")
+    if len(prediction.subject) > MAX_SUBJECT_LENGTH:
+        raise MalformedPayload(f"subject is longer than {MAX_SUBJECT_LENGTH} characters")
 
 
-def _parsed(event: Event) -> LoggedPrediction:
+def _parsed(event: Event) -> Sequence[LoggedPrediction]:
+    read = _batch if event.type == PREDICTION_BATCH else _single
     if event.source == _RUNTIME and event.content_type == JSON:
         try:
-            return _read(event)
+            return read(event, orjson.loads(event.data))
         except (KeyError, TypeError, ValueError, AttributeError):
             pass
-    message = parse(event, events_pb2.Prediction)
-    outputs = {tensor.name: _tensor(tensor) for tensor in message.outputs}
-    return LoggedPrediction(
-        event_id=event.id,
-        prediction_id=message.prediction_id,
-        deployment=message.deployment,
-        version=message.version,
-        time=from_timestamp(message.time),
-        seconds=message.seconds,
-        inputs={tensor.name: _tensor(tensor) for tensor in message.inputs},
-        outputs=outputs,
-        answer=_answer(outputs),
-        traceparent=event.traceparent,
-        subject=message.subject,
-        shadow=message.shadow,
-        mirror_id=message.mirror_id,
-        segment=message.segment,
+    kind = events_pb2.PredictionBatch if event.type == PREDICTION_BATCH else events_pb2.Prediction
+    document = json_format.MessageToDict(
+        parse(event, kind), preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return read(event, document)
+
+
+def _single(event: Event, document: Document) -> Sequence[LoggedPrediction]:
+    inputs, outputs = _tensors(document["inputs"]), _tensors(document["outputs"])
+    return [_prediction(event.id, _common(document), document, inputs, outputs, event.traceparent)]
+
+
+def _batch(event: Event, document: Document) -> Sequence[LoggedPrediction]:
+    requests = document["requests"]
+    common = _common(document)
+    rows = [int(request["rows"]) for request in requests]
+    inputs, outputs = (_split(_tensors(document[name]), rows) for name in ("inputs", "outputs"))
+    return [
+        _prediction(f"{event.id}-{place}", common, request, asked, answered, request.get("traceparent", ""))
+        for place, (request, asked, answered) in enumerate(zip(requests, inputs, outputs, strict=True))
+    ]
+
+
+def _common(document: Document) -> _Common:
+    return _Common(
+        _text(document["deployment"]),
+        int(document["version"]),
+        datetime.fromisoformat(document["time"]),
+        float(document["seconds"]),
     )
 
 
-def _read(event: Event) -> LoggedPrediction:
-    document = orjson.loads(event.data)
-    outputs = {tensor["name"]: _plain(tensor) for tensor in document["outputs"]}
+def _prediction(
+    event_id: str, common: _Common, request: Document, inputs: Tensors, outputs: Tensors, traceparent: str
+) -> LoggedPrediction:
     return LoggedPrediction(
-        event_id=event.id,
-        prediction_id=_text(document["prediction_id"]),
-        deployment=_text(document["deployment"]),
-        version=int(document["version"]),
-        time=datetime.fromisoformat(document["time"]),
-        seconds=float(document["seconds"]),
-        inputs={tensor["name"]: _plain(tensor) for tensor in document["inputs"]},
+        event_id=event_id,
+        prediction_id=_text(request["prediction_id"]),
+        deployment=common.deployment,
+        version=common.version,
+        time=common.time,
+        seconds=common.seconds,
+        inputs=inputs,
         outputs=outputs,
         answer=_answer(outputs),
-        traceparent=event.traceparent,
-        subject=_text(document.get("subject", "")),
-        shadow=document.get("shadow") is True,
-        mirror_id=_text(document.get("mirror_id", "")),
-        segment=_text(document.get("segment", "")),
+        traceparent=_text(traceparent),
+        subject=_text(request.get("subject", "")),
+        shadow=request.get("shadow") is True,
+        mirror_id=_text(request.get("mirror_id", "")),
+        segment=_text(request.get("segment", "")),
     )
 
 
-def _plain(tensor: Mapping[str, object]) -> dict[str, object]:
+def _tensors(written: Sequence[Document]) -> Tensors:
     return {
-        "datatype": tensor["datatype"],
-        "shape": tensor["shape"],
-        "data": tensor.get("numbers") or tensor.get("strings") or [],
+        tensor["name"]: {
+            "datatype": tensor["datatype"],
+            # JSON writes Protobuf's large integers as texts.
+            "shape": [int(size) for size in tensor["shape"]],
+            "data": tensor.get("numbers") or tensor.get("strings") or [],
+        }
+        for tensor in written
     }
+
+
+def _split(tensors: Tensors, rows: Sequence[int]) -> Sequence[Tensors]:
+    """Each request's own rows. Raises MalformedPayload where they are not those of all requests."""
+    if min(rows, default=0) < 0:
+        raise MalformedPayload("a request has fewer than no rows")
+    own: list[dict[str, Mapping[str, Any]]] = [{} for _ in rows]
+    for name, tensor in tensors.items():
+        shape, data = tensor["shape"], tensor["data"]
+        if not shape or shape[0] != sum(rows) or len(data) != math.prod(shape):
+            raise MalformedPayload(f"tensor {name} does not have the rows of its requests")
+        elements, first = math.prod(shape[1:]), 0
+        for request, count in zip(own, rows, strict=True):
+            behind = first + count * elements
+            request[name] = {
+                "datatype": tensor["datatype"],
+                "shape": [count, *shape[1:]],
+                "data": data[first:behind],
+            }
+            first = behind
+    return own
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("not a string")
     return value
-
-
-def _tensor(tensor: events_pb2.Tensor) -> dict[str, object]:
-    data: list[float] | list[str] = list(tensor.numbers) or list(tensor.strings)
-    return {"datatype": tensor.datatype, "shape": list(tensor.shape), "data": data}
 
 
 def _answer(outputs: Tensors) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from headrace.errors import FailedPrecondition, InvalidArgument, NotFound
-from headrace.inference.consumers import prediction_from
+from headrace.inference.consumers import predictions_from
 from headrace.inference.use_cases.log_table import LogTable
 from headrace.inference.use_cases.table_ports import TabledPrediction, TableRow
 from headrace.messaging.consumer import PermanentFailure
@@ -34,11 +34,10 @@ class TableConsumer:
     async def predictions_together(self, events: Sequence[Event]) -> None:
         """Several at once. Most may name no dataset, and cost a look at their attributes."""
         tabled = [
-            TabledPrediction(
-                prediction_from(event), event.extensions[_DATASET], event.extensions.get(_MODEL, "")
-            )
+            TabledPrediction(prediction, event.extensions[_DATASET], event.extensions.get(_MODEL, ""))
             for event in events
             if event.extensions.get(_DATASET)
+            for prediction in predictions_from(event)
         ]
         if not tabled:
             return

@@ -108,3 +108,11 @@ async def test_predictions_that_name_a_subject_may_come_after_its_erasure() -> N
     await asyncio.gather(*map(production.predicted, predictions))
     assert table.stored == ["a", "b", "c"]
     assert table.looked_at == ["b"]
+
+
+async def test_many_predictions_are_stored_in_parts() -> None:
+    table = Table()
+    ids = [f"p{number}" for number in range(MAX_BATCH + 10)]
+    await Production(table.begin).predicted_together([a_prediction(name) for name in ids])
+    assert table.stored == ids
+    assert table.batches == [MAX_BATCH, 10]

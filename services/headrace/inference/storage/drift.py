@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 
 import asyncpg
+import orjson
 from pydantic import TypeAdapter
 
 from headrace.inference.domain.drift import Finding
@@ -60,7 +61,9 @@ class PostgresDrift:
         # One by one: of large requests there need not be many.
         async with transaction(self._pool) as connection:
             async for row in connection.cursor(QUERIES["newest_requests"], deployment, version, since):
-                request = LoggedRequest(row["time"], row["inputs"], row["outputs"])
+                request = LoggedRequest(
+                    row["time"], orjson.loads(row["inputs"]), orjson.loads(row["outputs"])
+                )
                 found.append(request)
                 left -= request.rows
                 if left <= 0:

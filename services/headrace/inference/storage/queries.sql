@@ -99,7 +99,7 @@ SELECT * FROM rollouts WHERE deployment = $1 AND (create_time, id) < ($2, $3) OR
 -- name: put_predictions
 INSERT INTO predictions (event_id, prediction_id, deployment, version, time, seconds, inputs, outputs, answer,
                          traceparent, subject, shadow, mirror_id, segment, dataset)
-SELECT p.event_id, p.prediction_id, p.deployment, p.version, p.time, p.seconds, p.inputs::jsonb, p.outputs::jsonb, p.answer,
+SELECT p.event_id, p.prediction_id, p.deployment, p.version, p.time, p.seconds, p.inputs, p.outputs, p.answer,
        p.traceparent, p.subject, p.shadow, p.mirror_id, p.segment, CASE WHEN p.subject = '' THEN '' ELSE coalesce(
     (SELECT v.dataset FROM deployments d JOIN served_versions v USING (model)
      WHERE d.name = p.deployment AND v.version = p.version), '')

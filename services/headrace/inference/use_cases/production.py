@@ -34,8 +34,9 @@ class Production:
         await self._predictions(prediction)
 
     async def predicted_together(self, predictions: Sequence[LoggedPrediction]) -> None:
-        """Keep all of the predictions or, where that fails, none."""
-        await self._store_predictions(predictions)
+        """Keep all of the predictions or, where that fails, perhaps some; whoever repeats it doubles none."""
+        for first in range(0, len(predictions), MAX_BATCH):
+            await self._store_predictions(predictions[first : first + MAX_BATCH])
 
     async def labelled(self, label: TrueLabel) -> None:
         """Keep a true label, whether or not its prediction has arrived yet; so, too."""

@@ -27,7 +27,7 @@ from headrace.api.inference.v1 import drift_pb2 as headrace_dot_api_dot_inferenc
 from headrace.api.inference.v1 import inference_pb2 as headrace_dot_api_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headrace/events/inference/v1/events.proto\x12\x1cheadrace.events.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%headrace/api/inference/v1/drift.proto\x1a)headrace/api/inference/v1/inference.proto\"N\n\x11\x44\x65ploymentChanged\x12\x39\n\ndeployment\x18\x01 \x01(\x0b\x32%.headrace.api.inference.v1.Deployment\"\xb5\x02\n\nPrediction\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x34\n\x06inputs\x18\x06 \x03(\x0b\x32$.headrace.events.inference.v1.Tensor\x12\x35\n\x07outputs\x18\x07 \x03(\x0b\x32$.headrace.events.inference.v1.Tensor\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\x0e\n\x06shadow\x18\t \x01(\x08\x12\x11\n\tmirror_id\x18\n \x01(\t\x12\x0f\n\x07segment\x18\x14 \x01(\t\"Y\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07numbers\x18\x04 \x03(\x01\x12\x0f\n\x07strings\x18\x05 \x03(\t\"`\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rprediction_id\x18\x02 \x01(\t\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x42\x07\n\x05label\"N\n\rRequestFailed\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\"\x81\x01\n\rDriftDetected\x12\x38\n\x07\x65pisode\x18\x01 \x01(\x0b\x32\'.headrace.api.inference.v1.DriftEpisode\x12\x36\n\x06window\x18\x02 \x01(\x0b\x32&.headrace.api.inference.v1.DriftWindow\"F\n\nDriftEnded\x12\x38\n\x07\x65pisode\x18\x01 \x01(\x0b\x32\'.headrace.api.inference.v1.DriftEpisodeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)headrace/events/inference/v1/events.proto\x12\x1cheadrace.events.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%headrace/api/inference/v1/drift.proto\x1a)headrace/api/inference/v1/inference.proto\"N\n\x11\x44\x65ploymentChanged\x12\x39\n\ndeployment\x18\x01 \x01(\x0b\x32%.headrace.api.inference.v1.Deployment\"\xb5\x02\n\nPrediction\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x34\n\x06inputs\x18\x06 \x03(\x0b\x32$.headrace.events.inference.v1.Tensor\x12\x35\n\x07outputs\x18\x07 \x03(\x0b\x32$.headrace.events.inference.v1.Tensor\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\x0e\n\x06shadow\x18\t \x01(\x08\x12\x11\n\tmirror_id\x18\n \x01(\t\x12\x0f\n\x07segment\x18\x14 \x01(\t\"\xb2\x03\n\x0fPredictionBatch\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12G\n\x08requests\x18\x05 \x03(\x0b\x32\x35.headrace.events.inference.v1.PredictionBatch.Request\x12\x34\n\x06inputs\x18\x06 \x03(\x0b\x32$.headrace.events.inference.v1.Tensor\x12\x35\n\x07outputs\x18\x07 \x03(\x0b\x32$.headrace.events.inference.v1.Tensor\x1a\x88\x01\n\x07Request\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0f\n\x07segment\x18\x04 \x01(\t\x12\x0e\n\x06shadow\x18\x05 \x01(\x08\x12\x11\n\tmirror_id\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\"Y\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07numbers\x18\x04 \x03(\x01\x12\x0f\n\x07strings\x18\x05 \x03(\t\"`\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x15\n\rprediction_id\x18\x02 \x01(\t\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x42\x07\n\x05label\"N\n\rRequestFailed\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\"\x81\x01\n\rDriftDetected\x12\x38\n\x07\x65pisode\x18\x01 \x01(\x0b\x32\'.headrace.api.inference.v1.DriftEpisode\x12\x36\n\x06window\x18\x02 \x01(\x0b\x32&.headrace.api.inference.v1.DriftWindow\"F\n\nDriftEnded\x12\x38\n\x07\x65pisode\x18\x01 \x01(\x0b\x32\'.headrace.api.inference.v1.DriftEpisodeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,14 +38,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTCHANGED']._serialized_end=268
   _globals['_PREDICTION']._serialized_start=271
   _globals['_PREDICTION']._serialized_end=580
-  _globals['_TENSOR']._serialized_start=582
-  _globals['_TENSOR']._serialized_end=671
-  _globals['_FEEDBACK']._serialized_start=673
-  _globals['_FEEDBACK']._serialized_end=769
-  _globals['_REQUESTFAILED']._serialized_start=771
-  _globals['_REQUESTFAILED']._serialized_end=849
-  _globals['_DRIFTDETECTED']._serialized_start=852
-  _globals['_DRIFTDETECTED']._serialized_end=981
-  _globals['_DRIFTENDED']._serialized_start=983
-  _globals['_DRIFTENDED']._serialized_end=1053
+  _globals['_PREDICTIONBATCH']._serialized_start=583
+  _globals['_PREDICTIONBATCH']._serialized_end=1017
+  _globals['_PREDICTIONBATCH_REQUEST']._serialized_start=881
+  _globals['_PREDICTIONBATCH_REQUEST']._serialized_end=1017
+  _globals['_TENSOR']._serialized_start=1019
+  _globals['_TENSOR']._serialized_end=1108
+  _globals['_FEEDBACK']._serialized_start=1110
+  _globals['_FEEDBACK']._serialized_end=1206
+  _globals['_REQUESTFAILED']._serialized_start=1208
+  _globals['_REQUESTFAILED']._serialized_end=1286
+  _globals['_DRIFTDETECTED']._serialized_start=1289
+  _globals['_DRIFTDETECTED']._serialized_end=1418
+  _globals['_DRIFTENDED']._serialized_start=1420
+  _globals['_DRIFTENDED']._serialized_end=1490
 # @@protoc_insertion_point(module_scope)

@@ -109,6 +109,88 @@ class Prediction(google.protobuf.message.Message):
 Global___Prediction: typing_extensions.TypeAlias = Prediction
 
 @typing.final
+class PredictionBatch(google.protobuf.message.Message):
+    """Topic headrace.inference.predictions.v1, as Prediction is: requests that one version answered at once, in columns. ce_type
+    headrace.inference.prediction-batch.v1.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class Request(google.protobuf.message.Message):
+        """One request of the batch. Its fields mean what those of Prediction do."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        PREDICTION_ID_FIELD_NUMBER: builtins.int
+        ROWS_FIELD_NUMBER: builtins.int
+        SUBJECT_FIELD_NUMBER: builtins.int
+        SEGMENT_FIELD_NUMBER: builtins.int
+        SHADOW_FIELD_NUMBER: builtins.int
+        MIRROR_ID_FIELD_NUMBER: builtins.int
+        TRACEPARENT_FIELD_NUMBER: builtins.int
+        prediction_id: builtins.str
+        rows: builtins.int
+        """How many of the rows are its own: those behind the rows of the requests before it."""
+        subject: builtins.str
+        segment: builtins.str
+        shadow: builtins.bool
+        mirror_id: builtins.str
+        traceparent: builtins.str
+        """The caller's trace, which is not recorded: a recorded one's prediction is an event of its own, in that trace."""
+        def __init__(
+            self,
+            *,
+            prediction_id: builtins.str = ...,
+            rows: builtins.int = ...,
+            subject: builtins.str = ...,
+            segment: builtins.str = ...,
+            shadow: builtins.bool = ...,
+            mirror_id: builtins.str = ...,
+            traceparent: builtins.str = ...,
+        ) -> None: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["mirror_id", b"mirror_id", "prediction_id", b"prediction_id", "rows", b"rows", "segment", b"segment", "shadow", b"shadow", "subject", b"subject", "traceparent", b"traceparent"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    DEPLOYMENT_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    OUTPUTS_FIELD_NUMBER: builtins.int
+    deployment: builtins.str
+    version: builtins.int
+    seconds: builtins.float
+    @property
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def requests(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PredictionBatch.Request]: ...
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tensor]:
+        """The rows of all requests, in their order: `shape` begins with how many those are."""
+
+    @property
+    def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
+    def __init__(
+        self,
+        *,
+        deployment: builtins.str = ...,
+        version: builtins.int = ...,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        seconds: builtins.float = ...,
+        requests: collections.abc.Iterable[Global___PredictionBatch.Request] | None = ...,
+        inputs: collections.abc.Iterable[Global___Tensor] | None = ...,
+        outputs: collections.abc.Iterable[Global___Tensor] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["time", b"time"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["deployment", b"deployment", "inputs", b"inputs", "outputs", b"outputs", "requests", b"requests", "seconds", b"seconds", "time", b"time", "version", b"version"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___PredictionBatch: typing_extensions.TypeAlias = PredictionBatch
+
+@typing.final
 class Tensor(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
