@@ -283,13 +283,13 @@ class Batch:
 
     def single(self, request, part):
         """A `Prediction`."""
-        return orjson.dumps({**self._common, **request, **self._tensors([part])})
+        return _json({**self._common, **request, **self._tensors([part])})
 
     def several(self, requests):
         """A `PredictionBatch`."""
-        parts = [part for _, part in requests]
         told = [{**request, "rows": part.stop - part.start} for request, part in requests]
-        return orjson.dumps({**self._common, "requests": told, **self._tensors(parts)})
+        tensors = self._tensors([part for _, part in requests])
+        return _json({**self._common, "requests": told, **tensors})
 
     def _tensors(self, parts):
         return {
@@ -299,10 +299,7 @@ class Batch:
 
 
 class LoggedTensor:
-    """A batch's tensor, of which the log has each request's rows.
-
-    Made into Python's values once for all of them: what numpy takes for a call is more than one request's.
-    """
+    """A batch's tensor, of which the log has each request's rows."""
 
     def __init__(self, name, tensor):
         self._tensor = tensor
@@ -322,25 +319,45 @@ class LoggedTensor:
         logged = {"name": self._name, "datatype": self._datatype, "shape": [count, *self._shape]}
         if not any(self.is_large(part) for part in parts):
             if self._values is None:
-                self._values = self._converted()
-            values = []
-            for part in parts:
-                values += self._values[part.start * self._elements : part.stop * self._elements]
+                self._values = self._loggable()
+            first, behind = parts[0].start, parts[-1].stop
+            if behind - first == count:
+                values = self._values[first * self._elements : behind * self._elements]
+            else:
+                places = [row for part in parts for row in range(part.start, part.stop)]
+                values = self._values.reshape(len(self._tensor), self._elements)[places].ravel()
             logged["strings" if self._datatype == BYTES else "numbers"] = values
         return logged
 
-    def _converted(self):
+    def _loggable(self):
+        """The values, flat: of what JSON has no number for, such as NaN, as Protobuf's JSON writes it."""
         flat = self._tensor.ravel()
         if self._datatype == BYTES:
-            return [item.decode(errors="replace").replace("\0", "?") for item in flat]
-        values = flat.astype(np.float64).tolist()
+            return _objects(item.decode(errors="replace").replace("\0", "?") for item in flat)
+        if flat.dtype == bool:
+            return flat.astype(np.uint8)
         if np.isfinite(flat).all():
-            return values
-        # JSON has no NaN and no infinity; Protobuf's JSON writes them as strings.
-        return [
+            return flat
+        return _objects(
             item if math.isfinite(item) else str(item).replace("inf", "Infinity").replace("nan", "NaN")
-            for item in values
-        ]
+            for item in flat.tolist()
+        )
+
+
+def _objects(values):
+    """An array of Python's values."""
+    return np.fromiter(values, dtype=object)
+
+
+def _json(payload):
+    """Numbers are written with as many digits as their type has: of a float32, those that make it again."""
+    return orjson.dumps(payload, _plain, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _plain(value):
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(type(value).__name__)
 
 
 def _table_attributes(parameters):

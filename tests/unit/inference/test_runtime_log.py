@@ -198,3 +198,35 @@ def test_what_a_broker_did_not_take_is_counted_by_requests(runtime: Runtime, beh
     callers = [(f"id-{number}", "", 1) for number in range(5)]
     _, said = runtime.send(callers, behaviour, x=np.zeros((5, 1)))
     assert said == ["5 predictions were not logged: is the broker slow?"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([0.1, -1e-40, 3e38], np.float32), [0.1, -1e-40, 3e38]),
+        (np.array([0.1, 1e300], np.float64), [0.1, 1e300]),
+        (np.array([0.5, 65504], np.float16), [0.5, 65504]),
+        (np.array([1.5, np.nan, np.inf, -np.inf], np.float32), [1.5, "NaN", "Infinity", "-Infinity"]),
+        (np.array([-(2**63), 2**63 - 1], np.int64), [-(2**63), 2**63 - 1]),
+        (np.array([2**64 - 1], np.uint64), [2**64 - 1]),
+        (np.array([True, False]), [1, 0]),
+        (np.array(["ü".encode(), b"\xff", b"a\0b"], object), ["ü", "\ufffd", "a?b"]),
+        (np.zeros((2, 0), np.float32), []),
+        # Not as it lies in memory, but as it is read.
+        (np.array([[1, 2], [3, 4]], np.float32).T, [1, 3, 2, 4]),
+    ],
+)
+@pytest.mark.parametrize("split", [False, True])
+def test_values_are_what_the_model_was_asked(
+    runtime: Runtime, values: np.ndarray[Any, Any], expected: list[object], *, split: bool
+) -> None:
+    callers = [(f"id-{row}", "", 1) for row in range(len(values))] if split else [("id", "", len(values))]
+    # With one between them whose trace is recorded, and that is an event of its own.
+    parameters = json.dumps({"traceparent": RECORDED})
+    callers[1:1] = [("between", parameters, 1)]
+    place = callers[0][2]
+    producer, said = runtime.send(callers, x=np.insert(values, place, values[0], axis=0))
+    assert said == []
+    read_back = {one.prediction_id: one.inputs["x"]["data"] for one in read(producer)}
+    del read_back["between"]
+    assert [value for name in sorted(read_back) for value in read_back[name]] == expected
