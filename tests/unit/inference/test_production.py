@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -8,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from headrace.inference.consumers import Consumers
+from headrace.inference.prediction_events import PREDICTION_BATCH
 from headrace.inference.use_cases.ports import LoggedPrediction, TrueLabel
 from headrace.inference.use_cases.production import MAX_BATCH, Production
+from headrace.messaging.events import Event
 
 
 class Table:
@@ -116,3 +120,30 @@ async def test_many_predictions_are_stored_in_parts() -> None:
     await Production(table.begin).predicted_together([a_prediction(name) for name in ids])
     assert table.stored == ids
     assert table.batches == [MAX_BATCH, 10]
+
+
+async def test_one_that_cannot_be_stored_sets_its_batch_aside_and_takes_no_other_along() -> None:
+    table = Table()
+    names = ["first", "bad", "last"]
+    payload = {
+        "deployment": "live",
+        "version": 1,
+        "time": "2026-01-01T00:00:00Z",
+        "seconds": 0.1,
+        "requests": [{"prediction_id": name, "rows": 1} for name in names],
+        "inputs": [],
+        "outputs": [],
+    }
+    event = Event(
+        id="e",
+        source="headrace/triton",
+        type=PREDICTION_BATCH,
+        subject="live",
+        time=datetime(2026, 1, 1, tzinfo=UTC),
+        data=json.dumps(payload).encode(),
+        content_type="application/json",
+    )
+    consumers = Consumers(Production(table.begin), lambda: None)
+    with pytest.raises(ValueError, match="refused"):
+        await consumers.predictions(event)
+    assert table.stored == ["first", "last"]
