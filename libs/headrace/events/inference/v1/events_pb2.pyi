@@ -46,7 +46,8 @@ Global___DeploymentChanged: typing_extensions.TypeAlias = DeploymentChanged
 
 @typing.final
 class Prediction(google.protobuf.message.Message):
-    """Topic headrace.inference.predictions.v1, as JSON (the Triton runtime has no generated code); this
+    """Of one request: where its trace is recorded, or its values are too many to be logged.
+    Topic headrace.inference.predictions.v1, as JSON (the Triton runtime has no generated code); this
     message's JSON form. ce_type headrace.inference.prediction.v1, ce_subject and Kafka key the deployment. Where the deployment
     has its predictions become rows of a dataset, ce_logdataset names that, and ce_model the deployment's model.
     """
