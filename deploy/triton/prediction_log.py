@@ -199,7 +199,7 @@ class PredictionLog:
             self._queued -= len(logged) + len(traced)
 
     def _send_together(self, producer, batch, requests):
-        """Send (request, its rows) as one event, or as several where it were too large."""
+        """Send (request, its rows) as one event, or as several where that would be too large."""
         if not requests:
             return
         try:

@@ -32,12 +32,18 @@ _KEEPALIVES = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp
 
 
 @asynccontextmanager
-async def connect(dsn: str, *, schema: str, application_name: str, max_size: int = 8) -> AsyncIterator[Pool]:
+async def connect(
+    dsn: str, *, schema: str, application_name: str, max_size: int = 8, plan_anew: bool = False
+) -> AsyncIterator[Pool]:
     """Open a pool whose connections work in `schema`, which is created where it is missing.
 
     jsonb columns are plain Python values, times are aware and in UTC. Waits up to 30 s for a server
     that is starting; raises what asyncpg raises after that. A transaction in which nothing happens for 10 s
     is rolled back by the server, and its connection closed.
+
+    `plan_anew`: statements are planned each time they run, for tables as large as they are then. A plan that
+    is kept is of the time when its connection was young; where tables grow by thousands of rows a second, it
+    reads all of one that was empty, until autovacuum has come by, which takes a minute.
     """
 
     async def prepare(connection: Connection) -> None:
@@ -60,6 +66,7 @@ async def connect(dsn: str, *, schema: str, application_name: str, max_size: int
             "application_name": application_name,
             "timezone": "UTC",
             "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
+            **({"plan_cache_mode": "force_custom_plan"} if plan_anew else {}),
             **_KEEPALIVES,
         },
     )

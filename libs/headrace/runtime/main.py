@@ -14,7 +14,7 @@ from typing import Protocol
 
 from headrace import telemetry
 from headrace.runtime.http import serve_http
-from headrace.runtime.memory import settle_memory
+from headrace.runtime.memory import NEW_OBJECTS, settle_memory
 from headrace.runtime.runner import Runner
 from headrace.runtime.settings import PlatformSettings
 from headrace.telemetry import logs
@@ -40,16 +40,18 @@ def run(
     settings: ServiceSettings,
     platform: PlatformSettings,
     build: Callable[[Runner], Awaitable[None]],
+    *,
+    new_objects: int = NEW_OBJECTS,
 ) -> None:
     """Run the service `name` until it is told to stop; never returns, exits.
 
     `build` opens what the service needs on the runner and starts its tasks. The service is ready when it
-    returns and every component that it declared is ready.
+    returns and every component that it declared is ready. `new_objects`: see `settle_memory`.
 
     Signals: the first SIGTERM or SIGINT drains within `platform.drain_seconds`, the second one exits at
     once. Exit code 0 after a clean stop, 1 after a failure, 128 + signal after a forced exit.
     """
-    settle_memory()
+    settle_memory(new_objects)
     logs.setup(platform.log_level, platform.log_format)
     tracing = telemetry.setup(name, f"{socket.gethostname()}-{os.getpid()}", platform.otlp_endpoint)
     try:

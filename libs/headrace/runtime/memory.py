@@ -12,12 +12,14 @@ _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _ARENAS: Final = 2
 # Python's 700 are a few requests in flight: with a thousand, looking for cycles took a tenth of the time.
-_NEW_OBJECTS: Final = 10_000
+NEW_OBJECTS: Final = 10_000
 _KEPT_BYTES: Final = 4 << 20
 
 
-def settle_memory() -> None:
+def settle_memory(new_objects: int = NEW_OBJECTS) -> None:
     """Call it when everything is imported, and before threads are started.
+
+    Cycles are looked for when there are so many new objects.
 
     What was imported stays; to look through it again and again would stop all for a tenth of a second.
 
@@ -26,7 +28,7 @@ def settle_memory() -> None:
     its peak, and 100 MiB afterwards, where it has two arenas that keep 4 MiB each, and is as fast.
     """
     gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS)
+    gc.set_threshold(new_objects)
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(_M_ARENA_MAX, _ARENAS)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -64,13 +64,14 @@ def current_tracestate() -> str:
 
 def context_from(traceparent: str, tracestate: str = "") -> Context:
     """Return the context that a traceparent describes; an empty one where it is empty or malformed."""
+    if not traceparent:
+        return Context()
     carrier = {"traceparent": traceparent}
     if tracestate:
         carrier["tracestate"] = tracestate
     return _PROPAGATOR.extract(carrier, context=Context())
 
 
-@contextmanager
 def span(
     name: str,
     *,
@@ -78,20 +79,19 @@ def span(
     parent: str | None = None,
     links: Sequence[str] = (),
     attributes: Mapping[str, AttributeValue] | None = None,
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """Run the block in a new span, and record the exception that leaves it.
 
     `parent` is a traceparent: the new span continues that trace, or starts a new one where it is "".
     None: the current span is the parent. `links` are traceparents, of which malformed ones are left out.
     """
-    with _TRACER.start_as_current_span(
+    return _TRACER.start_as_current_span(
         name,
         context=None if parent is None else context_from(parent),
         kind=kind,
         attributes=attributes,
         links=[Link(context) for context in map(_span_context, links) if context.is_valid],
-    ) as started:
-        yield started
+    )
 
 
 def _span_context(traceparent: str) -> SpanContext:

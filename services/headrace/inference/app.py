@@ -100,7 +100,9 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     address = settings.public_address or settings.envoy_address
     envoy_target = settings.envoy_target or settings.envoy_address
     await ensure_topics(platform.kafka_bootstrap, load_topics().values())
-    pool = await runner.enter(connect(platform.postgres_dsn, schema=NAME, application_name=client_id))
+    pool = await runner.enter(
+        connect(platform.postgres_dsn, schema=NAME, application_name=client_id, plan_anew=True)
+    )
     await migrate(pool, "headrace.inference.storage")
     producer = await runner.enter(
         Producer(platform.kafka_bootstrap, client_id=client_id, idempotence=platform.kafka_idempotence)

@@ -145,14 +145,12 @@ def _split(tensors: Tensors, rows: Sequence[int]) -> Sequence[Tensors]:
         shape, data = tensor["shape"], tensor["data"]
         if not shape or shape[0] != sum(rows) or len(data) != math.prod(shape):
             raise MalformedPayload(f"tensor {name} does not have the rows of its requests")
-        elements, first = math.prod(shape[1:]), 0
+        elements, datatype, first = math.prod(shape[1:]), tensor["datatype"], 0
+        # Nobody changes them: one for all requests of a size.
+        shapes = {count: [count, *shape[1:]] for count in set(rows)}
         for request, count in zip(own, rows, strict=True):
             behind = first + count * elements
-            request[name] = {
-                "datatype": tensor["datatype"],
-                "shape": [count, *shape[1:]],
-                "data": data[first:behind],
-            }
+            request[name] = {"datatype": datatype, "shape": shapes[count], "data": data[first:behind]}
             first = behind
     return own
 
@@ -165,8 +163,8 @@ def _text(value: object) -> str:
 
 def _answer(outputs: Tensors) -> float | None:
     """The answer to a request for one row, as a number; None for several rows, or none that is a number."""
-    for name in sorted(outputs, key=lambda name: name != ANSWER):
-        data = outputs[name]["data"]
+    for name in (ANSWER, *outputs):
+        data = outputs[name]["data"] if name in outputs else None
         if isinstance(data, list) and len(data) == 1 and isinstance(data[0], int | float):
             return float(data[0])
     return None

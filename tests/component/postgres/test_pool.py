@@ -186,3 +186,16 @@ async def test_a_transaction_whose_session_the_server_ends_is_an_outage(
             assert is_outage(raised.value)
     finally:
         await other.close()
+
+
+@pytest.mark.parametrize("plan_anew", [True, False])
+async def test_statements_are_planned_for_tables_as_they_are(postgres_dsn: str, *, plan_anew: bool) -> None:
+    settings = {"schema": "tests", "application_name": "tests", "max_size": 1}
+    async with connect(postgres_dsn, **settings, plan_anew=plan_anew) as pool:
+        await pool.execute("CREATE TABLE things (id int PRIMARY KEY)")
+        for _ in range(10):
+            await pool.fetch("SELECT * FROM things JOIN unnest($1::int[]) AS k (id) USING (id)", [1, 2])
+        kept = await pool.fetchval(
+            "SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE 'SELECT * FROM things%'"
+        )
+    assert (kept == 0) == plan_anew
