@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
-HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 4, 5
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
 LARGE_WINDOW = (1 << 31) - 1
 # What a server may send us before it is told to go on.
 REFILL = 1 << 30
@@ -147,6 +148,10 @@ class _Connection(asyncio.Protocol):
         # What the server takes: of the connection, of each new call, in one frame.
         self._window = self._first_window = 65_535
         self._frame_size = 16_384
+        # So many calls at once, beyond which it ends the connection; none before it said so. Those that are
+        # due wait for others to end.
+        self._most = 0
+        self._due: deque[float] = deque()
         # Calls whose message is not all sent: how much of it is, and what more the server takes of it.
         self._sent: dict[int, int] = {}
         self._windows: dict[int, int] = {}
@@ -164,8 +169,8 @@ class _Connection(asyncio.Protocol):
 
     def call(self, count: int, begun: float) -> None:
         """Begin so many calls, which were due then."""
-        for _ in range(count):
-            self._call(begun)
+        self._due.extend([begun] * count)
+        self._call_due()
         self._flush()
 
     def finish(self) -> asyncio.Future[None]:
@@ -216,15 +221,19 @@ class _Connection(asyncio.Protocol):
             self._ended(stream, False)
 
     def _set(self, settings: bytes) -> None:
+        self._most = self._most or LAST_STREAM
         for at in range(0, len(settings), 6):
             name = int.from_bytes(settings[at : at + 2], "big")
             value = int.from_bytes(settings[at + 2 : at + 6], "big")
             if name == MAX_FRAME_SIZE:
                 self._frame_size = value
+            elif name == MAX_CONCURRENT_STREAMS:
+                self._most = value
             elif name == INITIAL_WINDOW_SIZE:
                 for stream in self._windows:
                     self._windows[stream] += value - self._first_window
                 self._first_window = value
+        self._call_due()
         self._send_more()
 
     def _widen(self, stream: int, by: int) -> None:
@@ -247,13 +256,17 @@ class _Connection(asyncio.Protocol):
         else:
             self._outcome.failed += 1
         if now < self._until and self._next < LAST_STREAM:
-            self._call(now)
-        else:
-            self._look_whether_done()
+            self._due.append(now)
+        self._call_due()
+        self._look_whether_done()
 
     def _look_whether_done(self) -> None:
-        if self._is_last and not self._begun and not self._done.done():
+        if self._is_last and not self._begun and not self._due and not self._done.done():
             self._done.set_result(None)
+
+    def _call_due(self) -> None:
+        while self._due and len(self._begun) < self._most:
+            self._call(self._due.popleft())
 
     def _call(self, begun: float) -> None:
         stream, self._next = self._next, self._next + 2

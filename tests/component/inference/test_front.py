@@ -14,6 +14,9 @@ from tests.support.front import Front, ModelServer, front, request, wiring
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from headrace.rpc.load import load
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
 MODEL = "m"
 # Far more than any call takes.
 SECONDS = 60
@@ -216,3 +219,14 @@ async def _count(server: ModelServer) -> int:
 
 async def _sum(*servers: ModelServer) -> int:
     return sum(len(server.asked) for server in servers)
+
+
+async def test_more_calls_than_a_connection_takes_wait_for_their_turn_in_the_load_generator(
+    make_front: Fronts,
+) -> None:
+    made, _ = await make_front()
+    message = request(MODEL).SerializeToString()
+    # Envoy takes 1,024 of a connection at once, and ends one that sends more.
+    outcome = await load(made.address, METHOD, message, in_flight=3000, seconds=0.1)
+    assert outcome.failed == 0
+    assert len(outcome.seconds) >= 3000
