@@ -68,7 +68,7 @@ def test_the_stamp_is_told_how_requests_meet_a_version_beside_its_share() -> Non
 def test_scripts_clusters_and_triton_call_headers_and_clusters_the_same() -> None:
     stamp = deploy_path("envoy/version_stamp.lua").read_text()
     again = deploy_path("envoy/mirror_stamp.lua").read_text()
-    model = "".join(deploy_path(f"triton/{name}.py").read_text() for name in ("model", "sampling"))
+    model = "".join(deploy_path(f"triton/{name}.py").read_text() for name in ("prediction_log", "sampling"))
     named = re.compile(r'"(x-headrace-[\w-]+)"')
     assert set(named.findall(stamp)) >= set(HEADERS)
     assert named.findall(again) == [mirrors.SHADOW_VERSION_HEADER]
