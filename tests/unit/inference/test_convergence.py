@@ -254,8 +254,10 @@ def test_a_deployment_may_be_moved_at_any_time_and_is_where_requests_look_for_it
             world.step()
             if world.deployment.placed.replicas and before.replicas:
                 assert set(world.deployment.traffic) <= world.triton
-    if scales[-1].replicas == 0 and not world.is_holding():
-        # A rollout waits until its version is to be somewhere.
+    rollout = world.deployment.rollout
+    begun = rollout is not None and rollout.to_version == promoted
+    if scales[-1].replicas == 0 and not (begun and world.is_holding()):
+        # A rollout waits until its version is to be somewhere, be it begun or not.
         return
     world.settle(answering=bool(scales[-1].replicas))
     deployment = world.deployment
