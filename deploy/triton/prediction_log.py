@@ -178,7 +178,7 @@ class PredictionLog:
                     continue
                 request = self._request(prediction_id, given)
                 traceparent = _traceparent(given)
-                if is_traced(parameters) or batch.is_large(part):
+                if (traceparent and is_traced(parameters)) or batch.is_large(part):
                     own = self._span(traceparent, request["prediction_id"], arrived, seconds)
                     self._produce(producer, PREDICTION, batch, batch.single(request, part), 1, own)
                 else:
@@ -234,13 +234,13 @@ class PredictionLog:
 
     def _request(self, prediction_id, given):
         """What an event says of one request, beside its rows."""
-        return {
-            # No database takes the character U+0000.
-            "prediction_id": _cut(prediction_id.replace("\0", "?"), MAX_ID_BYTES) or self._new_id(),
-            **_named("subject", _subject(given)),
-            **_named("segment", _segment(given)),
-            **_mirror(given, self._version),
-        }
+        # No database takes the character U+0000.
+        request = {"prediction_id": _cut(prediction_id.replace("\0", "?"), MAX_ID_BYTES) or self._new_id()}
+        if given:
+            request |= _named("subject", _subject(given))
+            request |= _named("segment", _segment(given))
+            request |= _mirror(given, self._version)
+        return request
 
     def _new_id(self):
         return f"{self._id}-{next(self._ids)}"
@@ -276,62 +276,52 @@ class Batch:
         self._inputs, self._outputs = (
             [LoggedTensor(name, tensor) for name, tensor in tensors.items()] for tensors in (inputs, outputs)
         )
+        self._most_rows = min(tensor.most_rows for tensor in (*self._inputs, *self._outputs))
 
     def is_large(self, part):
         """Whether a request has values that are not logged; then it is an event of its own."""
-        return any(tensor.is_large(part) for tensor in (*self._inputs, *self._outputs))
+        return part.stop - part.start > self._most_rows
 
     def single(self, request, part):
         """A `Prediction`."""
-        return _json({**self._common, **request, **self._tensors([part])})
+        return _json({**self._common, **request, **self._tensors(part, part.stop - part.start)})
 
     def several(self, requests):
-        """A `PredictionBatch`."""
-        told = [{**request, "rows": part.stop - part.start} for request, part in requests]
-        tensors = self._tensors([part for _, part in requests])
-        return _json({**self._common, "requests": told, **tensors})
+        """A `PredictionBatch` of requests that are not large."""
+        rows = [part.stop - part.start for _, part in requests]
+        told = [{**request, "rows": count} for (request, _), count in zip(requests, rows, strict=True)]
+        places = slice(requests[0][1].start, requests[-1][1].stop)
+        if places.stop - places.start > sum(rows):
+            places = [row for _, part in requests for row in range(part.start, part.stop)]
+        return _json({**self._common, "requests": told, **self._tensors(places, max(rows))})
 
-    def _tensors(self, parts):
+    def _tensors(self, places, largest):
         return {
-            "inputs": [tensor.rows(parts) for tensor in self._inputs],
-            "outputs": [tensor.rows(parts) for tensor in self._outputs],
+            "inputs": [tensor.rows(places, largest) for tensor in self._inputs],
+            "outputs": [tensor.rows(places, largest) for tensor in self._outputs],
         }
 
 
 class LoggedTensor:
-    """A batch's tensor, of which the log has each request's rows."""
+    """A batch's tensor, of which the log has some rows."""
 
     def __init__(self, name, tensor):
-        self._tensor = tensor
         self._name = name
         self._datatype = DATATYPES.get(tensor.dtype, BYTES)
-        self._shape = tensor.shape[1:]
-        self._elements = math.prod(self._shape)
-        self._values = None
+        self._tensor = tensor
+        # Of a request that has more the values are not logged.
+        self.most_rows = MAX_LOGGED_ELEMENTS // max(1, math.prod(tensor.shape[1:]))
 
-    def is_large(self, part):
-        """Whether these rows are logged without their values."""
-        return (part.stop - part.start) * self._elements > MAX_LOGGED_ELEMENTS
-
-    def rows(self, parts):
-        """As an event has them, one behind the other."""
-        count = sum(part.stop - part.start for part in parts)
-        logged = {"name": self._name, "datatype": self._datatype, "shape": [count, *self._shape]}
-        if not any(self.is_large(part) for part in parts):
-            if self._values is None:
-                self._values = self._loggable()
-            first, behind = parts[0].start, parts[-1].stop
-            if behind - first == count:
-                values = self._values[first * self._elements : behind * self._elements]
-            else:
-                places = [row for part in parts for row in range(part.start, part.stop)]
-                values = self._values.reshape(len(self._tensor), self._elements)[places].ravel()
-            logged["strings" if self._datatype == BYTES else "numbers"] = values
+    def rows(self, places, largest):
+        """Some rows as an event has them; without values where a request of so many rows has too many."""
+        tensor = self._tensor[places]
+        logged = {"name": self._name, "datatype": self._datatype, "shape": tensor.shape}
+        if largest <= self.most_rows:
+            logged["strings" if self._datatype == BYTES else "numbers"] = self._loggable(tensor.ravel())
         return logged
 
-    def _loggable(self):
-        """The values, flat: of what JSON has no number for, such as NaN, as Protobuf's JSON writes it."""
-        flat = self._tensor.ravel()
+    def _loggable(self, flat):
+        """What JSON has no number for, such as NaN, is written as Protobuf's JSON has it."""
         if self._datatype == BYTES:
             return _objects(item.decode(errors="replace").replace("\0", "?") for item in flat)
         if flat.dtype == bool:
