@@ -25,6 +25,7 @@ import triton_python_backend_utils as pb_utils
 from class_names import ClassNames
 from prediction_log import BYTES, DATATYPES, PredictionLog
 from spans import Spans
+from watchdog import Watchdog
 
 # Where the batch before took so long, callers are asked whether they still wait: so long their requests did.
 # Each question goes to Triton and back, and takes some 40 microseconds.
@@ -36,6 +37,7 @@ TRIAL_SECONDS = 30.0
 
 # Parameters that are no JSON: such a request is answered and not logged, for nobody knows whose it is.
 UNREADABLE = "?"
+GIVEN_UP = "nobody waits for it any more"
 # The parameter of a request that holds several, put together by the inference service (merged_calls.py).
 MERGED = "headrace_requests"
 
@@ -84,6 +86,7 @@ class TritonPythonModel:
             parameters,
             Spans(os.environ.get("HEADRACE_TRACES_URL", "")),
         )
+        self._watchdog = Watchdog(self._end)
 
     def execute(self, requests):
         """Answer a batch; a request whose deadline has passed, or whose caller gave up, is not computed."""
@@ -91,9 +94,11 @@ class TritonPythonModel:
         ask = self._seconds >= PATIENCE_SECONDS
         gone = [ask and request.is_cancelled() for request in requests]
         waiting = [request for request, is_gone in zip(requests, gone, strict=True) if not is_gone]
+        self._watchdog.begins(waiting)
         try:
-            answers = iter(self._infer(waiting) if waiting else ())
+            answers = iter(self._infer(waiting))
         finally:
+            self._watchdog.ends()
             self._seconds = time.perf_counter() - started
         return [_given_up() if is_gone else next(answers) for is_gone in gone]
 
@@ -103,7 +108,13 @@ class TritonPythonModel:
         self._model.close()
 
     def _infer(self, requests):
-        """Responses from one run of the model."""
+        """Responses from one run of the model.
+
+        Where nobody waits for any of them, Triton is told that it failed: errors it counts as successes, and
+        rollouts are judged by its counts, which are to say what callers saw.
+        """
+        if not requests:
+            raise pb_utils.TritonModelException(GIVEN_UP)
         arrived = time.time()
         started = time.perf_counter()
         batches = [
@@ -125,10 +136,7 @@ class TritonPythonModel:
             words = str(error) or type(error).__name__
             ended = isinstance(error, model_files.Ended)
             if ended or confinement.exhausted():
-                why = "as its package did" if ended else "for its memory is used up"
-                self._log.say(f"the model ends, {why}: {words}")
-                self._log.close()
-                os._exit(1)
+                self._end(f"{'its package did' if ended else 'its memory is used up'}: {words}")
             raise pb_utils.TritonModelException(f"the model failed: {words}") from None
 
         responses, first = [], 0
@@ -145,8 +153,17 @@ class TritonPythonModel:
                 _text_of(request.request_id, ""), _text_of(request.parameters, UNREADABLE), count
             )
         ]
-        self._log.put(callers, joined, answers, arrived, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._log.put(callers, joined, answers, arrived, seconds)
+        if seconds >= PATIENCE_SECONDS and all(request.is_cancelled() for request in requests):
+            raise pb_utils.TritonModelException(GIVEN_UP)
         return responses
+
+    def _end(self, why):
+        """End this process, which the inference service has loaded anew."""
+        self._log.say(f"the model's process ends: {why}")
+        self._log.close()
+        os._exit(1)
 
     def _answer(self, inputs, rows, wanted):
         """The model's outputs by name, in the types and shapes that clients are promised."""
@@ -186,7 +203,7 @@ class TritonPythonModel:
 
 def _given_up():
     """What nobody waits for any more. Each has its own: Triton crashes where two responses share an error."""
-    error = pb_utils.TritonError("nobody waits for it any more", pb_utils.TritonError.CANCELLED)
+    error = pb_utils.TritonError(GIVEN_UP, pb_utils.TritonError.CANCELLED)
     return pb_utils.InferenceResponse(error=error)
 
 

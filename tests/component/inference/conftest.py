@@ -173,12 +173,13 @@ async def ask(
     version: str = "",
     request_id: str = "",
     rows: int = 1,
+    feature: float = 1.0,
     parameters: dict[str, str | int] | None = None,
     headers: dict[str, str] | None = None,
     seconds: float = 10,
 ) -> triton.InferResult:
     tensor = triton.InferInput("features", [rows, 3], "FP32")
-    tensor.set_data_from_numpy(np.ones((rows, 3), dtype=np.float32))
+    tensor.set_data_from_numpy(np.full((rows, 3), feature, dtype=np.float32))
     return await client.infer(
         model,
         [tensor],

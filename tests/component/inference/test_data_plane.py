@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import grpc
@@ -14,7 +15,7 @@ import psutil
 import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MAX_REQUEST_BYTES, Plane, ask, post
-from tests.support.models import failing_classifier
+from tests.support.models import failing_classifier, slow_classifier
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -236,6 +237,24 @@ async def test_a_model_whose_process_died_answers_again_and_its_neighbours_go_on
                 return False
 
         await eventually(answered, bool)
+
+
+async def test_a_model_that_hangs_when_nobody_waits_any_more_answers_again(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1, model=slow_classifier())
+    await plane.until_live(name, 1)
+    async with plane.client() as client:
+        with pytest.raises(triton.InferenceServerException, match="DEADLINE_EXCEEDED"):
+            await ask(client, name, feature=1e15, seconds=1)
+
+        async def answered() -> bool:
+            with suppress(triton.InferenceServerException):
+                return bool((await ask(client, name, seconds=1)).get_response().model_version == "1")
+            return False
+
+        await eventually(answered, bool, DEADLINE)
+    log = plane.triton.log.read_text(errors="replace")
+    assert f"{name} 1: the model's process ends: it hangs: nobody waits for its answer any more" in log
 
 
 async def test_rest_answers_like_grpc(plane: Plane, name: str) -> None:

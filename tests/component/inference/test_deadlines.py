@@ -7,6 +7,8 @@ import re
 
 import grpc
 import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, Plane
 from tests.support.models import slow_classifier
 from tests.support.waiting import eventually
@@ -91,3 +93,25 @@ async def test_what_nobody_waits_for_any_more_is_not_computed(plane: Plane, name
         await caller.ask("last", 1)
         logged = await plane.until_logged(name, {*busy, "last"})
     assert {request_id for request_id in logged if not request_id.startswith("trial-")} == {*busy, "last"}
+
+
+async def test_what_took_longer_than_its_callers_waited_counts_as_failed(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1, model=slow_classifier())
+    await plane.until_live(name, 1)
+
+    async def counted() -> tuple[int, int]:
+        async with triton.InferenceServerClient(f"127.0.0.1:{plane.triton.ports.grpc}") as client:
+            [model] = (await client.get_inference_statistics(name)).model_stats
+        return model.inference_stats.success.count, model.inference_stats.fail.count
+
+    async with grpc.aio.insecure_channel(plane.address) as opened:
+        caller = Caller(opened, name)
+        rounds = await caller.rounds_for(4 * SHORT_SECONDS)
+        answered, failed = await counted()
+        assert failed == 0
+        for number in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await caller.ask(f"late-{number}", rounds, SHORT_SECONDS)
+            assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert await eventually(counted, lambda found: sum(found) == answered + 3) == (answered, 3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask
-from tests.support.models import failing_classifier
+from tests.support.models import failing_classifier, slow_classifier
 from tests.support.proxy import proxied
 from tests.support.waiting import eventually
 
@@ -20,6 +20,10 @@ from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.errors import FailedPrecondition, Unavailable
 
 pytestmark = pytest.mark.broker
+
+# What the slow model computes a second or two for, and what its callers wait.
+SLOW = 40_000.0
+SHORT_SECONDS = 0.3
 
 
 @dataclass
@@ -31,15 +35,17 @@ class Calls:
 
 
 @asynccontextmanager
-async def calling(plane: Plane, name: str) -> AsyncIterator[Calls]:
-    """Call all the time; every failure is kept."""
+async def calling(
+    plane: Plane, name: str, *, feature: float = 1.0, seconds: float = 10
+) -> AsyncIterator[Calls]:
+    """Call all the time, with a row of that number, waiting so long; every failure is kept."""
     calls = Calls()
 
     async def call() -> None:
         async with plane.client() as client:
             while True:
                 try:
-                    answer = await ask(client, name)
+                    answer = await ask(client, name, feature=feature, seconds=seconds)
                     calls.versions.append(answer.get_response().model_version)
                 except Exception as error:  # whatever it is, a caller has seen it
                     calls.failures.append(repr(error) + str(error))
@@ -121,6 +127,41 @@ async def test_a_version_that_fails_its_callers_loses_its_traffic(plane: Plane, 
     assert all("the model failed" in failure and "model.py" not in failure for failure in calls.failures)
     assert set(calls.versions) == {"1"}
     assert len(calls.failures) == failures
+
+
+async def test_a_version_that_takes_longer_than_its_callers_wait_loses_its_traffic(
+    plane: Plane, name: str
+) -> None:
+    plan = scheduling_pb2.RolloutSpec()
+    plan.analysis.min_samples = 5
+    await plane.deploy(name, steps=(50, 100), hold=2 * DEADLINE, rollout=plan)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with calling(plane, name, feature=SLOW, seconds=SHORT_SECONDS) as calls:
+        await until_answered(calls, 10)
+        await plane.promote(name, 2, model=slow_classifier())
+        back = await plane.until(name, lambda d: d.rollout.state == api.ROLLOUT_STATE_ROLLED_BACK)
+        await until_answered(calls, 10)
+    assert back.rollout.message.startswith("version 2 failed ")
+    assert all("DEADLINE_EXCEEDED" in failure for failure in calls.failures)
+
+
+@pytest.mark.parametrize("steps", [(100,), (50, 100)], ids=["blue/green", "canary"])
+async def test_a_version_that_answers_otherwise_goes_back(
+    plane: Plane, name: str, steps: tuple[int, ...]
+) -> None:
+    plan = scheduling_pb2.RolloutSpec()
+    plan.analysis.drift.max_shift = 0.2
+    await plane.deploy(name, steps=steps, hold=2 * DEADLINE, rollout=plan)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with calling(plane, name) as calls:
+        await until_answered(calls, 100)
+        await plane.promote(name, 2)
+        back = await plane.until(name, lambda d: d.rollout.state == api.ROLLOUT_STATE_ROLLED_BACK)
+    assert "a change of 20.0% is allowed" in back.rollout.message
+    assert [(t.version, t.weight) for t in back.traffic] == [(1, 100)]
+    assert not calls.failures
 
 
 async def test_the_version_before_a_newest_one_that_does_not_load_is_rolled_out(

@@ -156,6 +156,21 @@ def test_the_last_step_is_compared_with_what_the_old_version_answered_before_it(
     }
 
 
+@pytest.mark.parametrize(
+    ("hold", "longest_hold", "watched"),
+    [(HOLD, timedelta(0), HOLD), (HOLD, 3 * HOLD, HOLD), (timedelta(0), 3 * HOLD, 3 * HOLD)],
+)
+def test_a_version_that_gets_all_at_once_is_compared_with_what_the_old_one_answered_just_before(
+    hold: timedelta, longest_hold: timedelta, watched: timedelta
+) -> None:
+    counts = {1: Outcomes(100), 2: Outcomes(1)}
+    rollout = loaded(a_rollout(), Plan((100,), hold, Analysis(longest_hold=longest_hold)), counts, NOW)
+    assert rollout.baselines == {
+        1: Baseline(NOW - watched, Outcomes(100)),
+        2: Baseline(NOW, Outcomes(1)),
+    }
+
+
 def test_nobody_but_the_new_version_is_harmed_by_what_ends_a_rollout() -> None:
     for ended, state in (
         (load_failed(a_rollout(), "no file", NOW), RolloutState.FAILED),

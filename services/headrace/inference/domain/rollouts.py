@@ -82,6 +82,11 @@ class Plan:
         """How many times a version is judged anew: at each step, and as a shadow."""
         return len(self.steps) + (self.shadow is not None)
 
+    @property
+    def watched(self) -> timedelta:
+        """How long a step is watched: what it is held for, or else at most."""
+        return self.hold or self.analysis.longest_hold
+
     def hold_of(self, state: RolloutState) -> timedelta:
         """How long a rollout in this state is watched, at least."""
         return self.shadow.hold if self.shadow and state is RolloutState.SHADOWING else self.hold
@@ -260,9 +265,11 @@ def _at_step(
     weight = plan.steps[step]
     message = f"version {rollout.to_version} has {weight} % of the traffic"
     baselines = _baselines(rollout, counts, now)
-    if weight == 100 and (before := rollout.baselines.get(rollout.from_version)):
-        # It is asked no more: what it answered in the step before is what is left to compare with.
-        baselines[rollout.from_version] = before
+    if weight == 100 and rollout.from_version:
+        # It is asked no more: what it answered in the step before is what is left to compare with; or else
+        # what it answered just before, for as long as this one is watched.
+        earlier = Baseline(now - plan.watched, counts.get(rollout.from_version, Outcomes()))
+        baselines[rollout.from_version] = rollout.baselines.get(rollout.from_version, earlier)
     return replace(rollout, step=step, weight=weight, step_time=now, message=message, baselines=baselines)
 
 
