@@ -539,9 +539,10 @@ local function stamp_rest(handle, path)
   if model == nil then return end
   local route = find(handle, model)
   if route == nil then return refuse_rest(handle, 404, unknown_model(model)) end
-  note_model(handle, model)
+  local version, asked = string.match(rest, "^/versions/([^/?]+)(.*)$")
+  -- Questions about the model are not limited, as of gRPC.
+  if string.match(asked or rest, "^/infer") then note_model(handle, model) end
   if refused(handle) then return end
-  local version = string.match(rest, "^/versions/([^/?]+)")
   if version ~= nil then
     if route.weights[version] == nil then
       return refuse_rest(handle, 404, unknown_version(model, version, route.weights))
@@ -612,6 +613,11 @@ local WELL_FORMED = {
   "[\241-\243][\128-\191][\128-\191][\128-\191]", "\244[\128-\143][\128-\191][\128-\191]",
 }
 
+-- A server that has not loaded a model yet, after a restart say, knows none of that name. But it is deployed, and live: else the
+-- request would have been refused on its way.
+local NOT_LOADED = "Request for unknown model"
+local LOADING = "the model is being loaded; try again"
+
 -- Triton tells callers their own bytes, and JSON takes none that are no text.
 local function as_text(bytes)
   return (string.gsub(bytes, "[\128-\255]+", function(some)
@@ -620,6 +626,8 @@ local function as_text(bytes)
     if string.find(left, "[\128-\255]") then return string.rep("?", #some) end
   end))
 end
+
+local REWRITTEN = {["400"] = true, ["404"] = true, ["500"] = true}
 
 -- REST's answers to wrong requests and failures. Triton calls JSON that it cannot read a failure of its own.
 local function tell_wrong(handle, body, signature)
@@ -632,6 +640,11 @@ local function tell_wrong(handle, body, signature)
   local told
   if headers:get(":status") == "500" then
     told = string.gsub(text, "\\n\\nAt:.*$", '"}')
+  elseif message and string.find(message, NOT_LOADED, 1, true) == 1 then
+    headers:replace(":status", "503")
+    told = '{"error": "' .. LOADING .. '"}'
+  elseif headers:get(":status") == "404" then
+    return
   else
     told = '{"error": "' .. (message or "invalid request") .. " | expected: " .. signature .. '"}'
   end
@@ -653,7 +666,10 @@ function envoy_on_response(handle)
     status = "3"
     headers:replace("grpc-status", status)
   end
-  if status == "13" then
+  if status == "5" and string.find(headers:get("grpc-message") or "", NOT_LOADED, 1, true) == 1 and called_model(handle) then
+    headers:replace("grpc-status", "14")
+    headers:replace("grpc-message", LOADING)
+  elseif status == "13" then
     local message = string.gsub(headers:get("grpc-message") or "", "%%0A%%0AAt:.*$", "")
     headers:replace("grpc-message", message)
   elseif status == "3" then
@@ -661,7 +677,7 @@ function envoy_on_response(handle)
     if route ~= nil and route.signature ~= nil then
       headers:replace("grpc-message", (headers:get("grpc-message") or "") .. " | expected: " .. route.signature)
     end
-  elseif status == nil and (headers:get(":status") == "500" or headers:get(":status") == "400") then
+  elseif status == nil and REWRITTEN[headers:get(":status")] then
     local route = called_model(handle)
     local body = route and handle:body()
     if body then tell_wrong(handle, body, route.signature) end

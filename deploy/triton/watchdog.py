@@ -1,7 +1,7 @@
 """Sees when a model's process is to end.
 
-Either its model hangs, which Triton would wait for without end, or Triton is gone, which Triton's own code in this
-process does not see where it died with a lock in shared memory.
+Either its model hangs, which Triton would wait for without end, or Triton is gone, which Triton's own code in
+this process does not see where it died with a lock in shared memory.
 """
 
 import os

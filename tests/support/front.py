@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from headrace.api.inference.v1 import stamp_pb2_grpc
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
+from headrace.embedded.parts.process import http_get
 from headrace.inference.stamp_grpc_api import StampServicer
 from headrace.inference.streams import Streams, channel_to_envoy
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.use_cases.wake import WakeDeployment
+from headrace.inference.xds.clusters import TRITON_GRPC
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 
@@ -34,7 +37,8 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
 
     `asked`: the requests that reached it; `questions`: the models that somebody asked about; `rest`: calls of
     a model in REST; `seconds_left`: each one's deadline; `refusal`: the status that it answers instead;
-    `held`: it answers nothing until this is set; `cancelled`: a caller gave up meanwhile.
+    `ready`: what it says of itself; `held`: it answers nothing until this is set; `cancelled`: a caller gave
+    up meanwhile.
     """
 
     asked: list[service_pb2.ModelInferRequest] = field(default_factory=list)
@@ -42,6 +46,7 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
     seconds_left: list[float | None] = field(default_factory=list)
     rest: int = 0
     refusal: grpc.StatusCode | None = None
+    ready: bool = True
     held: asyncio.Event | None = None
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     _proxies: list[Proxy] = field(default_factory=list)
@@ -64,9 +69,9 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         for proxy in self._proxies:
             await proxy.open()
 
-    async def vanish(self) -> None:
-        """Be gone without a word, as a killed process is."""
-        for proxy in self._proxies:
+    async def vanish(self, *, rest: bool = True) -> None:
+        """Be gone without a word, as a killed process is; without `rest` for gRPC alone."""
+        for proxy in self._proxies if rest else self._proxies[:1]:
             await proxy.cut()
 
     async def stop(self) -> None:
@@ -97,11 +102,12 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         return service_pb2.ModelReadyResponse(ready=True)
 
     async def _answer_rest(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """An empty answer to each request of a connection."""
+        """An empty answer to each request of a connection: that it is ready, or not."""
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 self.rest += head.startswith(b"GET /v2/models/")
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                status = b"200 OK" if self.ready else b"400 Bad Request"
+                writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -136,6 +142,12 @@ class Front:
 
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(self.address)
+
+    async def count(self, name: str) -> int:
+        """Envoy's counter or gauge of its gRPC cluster."""
+        _, body = await http_get(self.envoy.admin_port, f"/stats?filter={TRITON_GRPC}.{name}")
+        [count] = re.findall(rf"\bcluster\.{TRITON_GRPC}\.{re.escape(name)}: (\d+)", body.decode())
+        return int(count)
 
     async def until_routed(self, model: str, weights: Mapping[int, int]) -> None:
         """Wait until every Envoy says that it routes the model so."""

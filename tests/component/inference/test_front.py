@@ -14,6 +14,7 @@ from tests.support.front import Front, ModelServer, front, request, wiring
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from headrace.inference.xds import clusters
 from headrace.rpc.load import load
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -102,6 +103,70 @@ async def test_calls_go_past_a_server_that_is_gone_and_none_fails(make_front: Fr
     assert left.asked
 
 
+async def test_a_server_that_says_it_is_not_ready_is_not_asked_until_it_is(make_front: Fronts) -> None:
+    made, [sick, well] = await make_front(2)
+    sick.ready = False
+    await eventually(lambda: made.count("health_check.failure"), lambda count: count > 2)
+    assert await made.count("membership_healthy") == 1
+    async with made.channel() as opened:
+        for _ in range(20):
+            await infer(opened)
+        assert (len(sick.asked), len(well.asked)) == (0, 20)
+        sick.ready = True
+        await eventually(lambda: made.count("membership_healthy"), lambda count: count == 2)
+        while not sick.asked:
+            await infer(opened)
+
+
+async def test_a_server_that_takes_no_connections_is_put_out_whatever_the_checks_say(
+    make_front: Fronts,
+) -> None:
+    made, [gone, _] = await make_front(2)
+    await gone.vanish(rest=False)
+    async with made.channel() as opened:
+
+        async def put_out() -> int:
+            await infer(opened)
+            return await made.count("outlier_detection.ejections_active")
+
+        await eventually(put_out, lambda count: count == 1)
+
+
+async def test_second_attempts_take_no_more_than_their_share(
+    make_front: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "MIN_RETRIES", 1)
+    monkeypatch.setattr(clusters, "RETRY_BUDGET_PERCENT", 1.0)
+    made, [without, has] = await make_front(2)
+    without.refusal = grpc.StatusCode.UNAVAILABLE
+    has.held = asyncio.Event()
+    async with made.channel() as opened:
+        calls = [asyncio.create_task(infer(opened)) for _ in range(50)]
+        await eventually(lambda: made.count("upstream_rq_retry_overflow"), bool)
+        has.held.set()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+    assert {error.code() for error in refused} == {grpc.StatusCode.UNAVAILABLE}
+    assert len(has.asked) == 50 - len(refused)
+
+
+async def test_more_than_a_cluster_takes_at_once_is_unavailable(
+    make_front: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "MAX_REQUESTS", 5)
+    made, [server] = await make_front()
+    server.held = asyncio.Event()
+    async with made.channel() as opened:
+        calls = [asyncio.create_task(infer(opened)) for _ in range(20)]
+        done, held = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        await eventually(lambda: _count(server), lambda count: count >= 5)
+        server.held.set()
+        outcomes = await asyncio.gather(*done, *held, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+    assert {error.code() for error in refused} == {grpc.StatusCode.UNAVAILABLE}
+    assert len(server.asked) == 20 - len(refused)
+
+
 @pytest.mark.parametrize(
     "refusal", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.CANCELLED]
 )
@@ -178,6 +243,9 @@ async def test_a_model_has_so_many_requests_a_second(make_front: Fronts) -> None
         # Other calls are not the model's.
         stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
         await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=10)
+    async with httpx.AsyncClient(base_url=f"http://{made.address}") as rest:
+        answers = [await rest.get(f"/v2/models/{MODEL}/ready") for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {200}
 
 
 async def test_a_client_has_so_many_requests_a_second(make_front: Fronts) -> None:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -25,6 +26,8 @@ from headrace.inference.xds.wiring import Wiring
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WELL = "well"
+# Deployed, and loaded nowhere.
+ABSENT = "absent"
 MEMORY_BYTES = 2 << 30
 
 
@@ -48,8 +51,10 @@ async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Plane
         server = await stack.enter_async_context(plain_triton(folder, MEMORY_BYTES))
         await put_hostile_models(server, list(DEEDS))
         wired = Wiring(f"127.0.0.1:{free_port()}", (server.address,))
+        routes = {name: {1: 100} for name in (*DEEDS, ABSENT)}
         yield Plane(
-            server, await stack.enter_async_context(front(folder, wired, {name: {1: 100} for name in DEEDS}))
+            server,
+            await stack.enter_async_context(front(folder, wired, routes)),
         )
 
 
@@ -58,6 +63,18 @@ async def test_a_model_that_answers_nan_is_answered_as_it_is(plane: Plane) -> No
         answer = await ask(client, "nan")
     assert np.isnan(answer.as_numpy("probabilities")).all()
     await plane.serves()
+
+
+async def test_a_model_that_triton_has_not_loaded_yet_is_unavailable(plane: Plane) -> None:
+    words = "the model is being loaded; try again"
+    async with plane.front.client() as client:
+        with pytest.raises(triton.InferenceServerException, match=words) as raised:
+            await ask(client, ABSENT)
+    assert raised.value.status() == "StatusCode.UNAVAILABLE"
+    row = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
+    async with httpx.AsyncClient(base_url=f"http://{plane.front.address}") as rest:
+        answer = await rest.post(f"/v2/models/{ABSENT}/infer", json={"inputs": [row]})
+    assert (answer.status_code, answer.json()) == (503, {"error": words})
 
 
 async def test_a_model_that_sleeps_costs_its_callers_their_deadline_and_nobody_else(plane: Plane) -> None:
