@@ -100,10 +100,9 @@ class PredictionLog:
             first += count
         if not logged and not traced:
             return
-        if len(rows) < first:
-            inputs, outputs = (
-                {name: tensor[rows] for name, tensor in tensors.items()} for tensors in (inputs, outputs)
-            )
+        inputs, outputs = (
+            {name: _kept(tensor, rows) for name, tensor in tensors.items()} for tensors in (inputs, outputs)
+        )
         size = len(logged) + len(traced)
         with self._lock:
             fits = self._queued + size <= QUEUE_LENGTH
@@ -332,6 +331,13 @@ class LoggedTensor:
             item if math.isfinite(item) else str(item).replace("inf", "Infinity").replace("nan", "NaN")
             for item in flat.tolist()
         )
+
+
+def _kept(tensor, rows):
+    """Some rows of a tensor; of what is too large to be logged only type and shape: it would fill the queue."""
+    if math.prod(tensor.shape[1:]) > MAX_LOGGED_ELEMENTS:
+        return np.broadcast_to(np.empty((), tensor.dtype), (len(rows), *tensor.shape[1:]))
+    return tensor if len(rows) == len(tensor) else tensor[rows]
 
 
 def _objects(values):

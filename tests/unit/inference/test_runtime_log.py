@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import ModuleType, SimpleNamespace
@@ -230,3 +232,20 @@ def test_values_are_what_the_model_was_asked(
     read_back = {one.prediction_id: one.inputs["x"]["data"] for one in read(producer)}
     del read_back["between"]
     assert [value for name in sorted(read_back) for value in read_back[name]] == expected
+
+
+@pytest.mark.parametrize("share", ["1.0", "0.5"])
+def test_what_is_too_large_to_be_logged_does_not_wait_in_memory(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, share: str
+) -> None:
+    monkeypatch.setattr(runtime.module.PredictionLog, "_run", lambda _log: None)
+    parameters = {"prediction_topic": "topic", "log_share": share, "log_dataset": "", "model": "m"}
+    log = runtime.module.PredictionLog("live", 3, parameters, SimpleNamespace(on=False))
+    image, features = np.ones((20, 64, 65)), np.ones((20, 3))
+    large, small = weakref.ref(image), weakref.ref(features)
+    callers = [(f"id-{place}", "{}", 1) for place in range(len(image))]
+    log.put(callers, {"image": image, "features": features}, {}, NOW.timestamp(), 0.5)
+    del image, features
+    gc.collect()
+    assert large() is None
+    assert (small() is not None) == (share == "1.0")
