@@ -334,7 +334,7 @@ class LoggedTensor:
 
 
 def _kept(tensor, rows):
-    """Some rows of a tensor; of what is too large to be logged only type and shape: it would fill the queue."""
+    """Some rows of a tensor; of what is too large to be logged type and shape alone: it would fill memory."""
     if math.prod(tensor.shape[1:]) > MAX_LOGGED_ELEMENTS:
         return np.broadcast_to(np.empty((), tensor.dtype), (len(rows), *tensor.shape[1:]))
     return tensor if len(rows) == len(tensor) else tensor[rows]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc.aio as triton
+from aiokafka import AIOKafkaConsumer
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask
 from tests.support.models import failing_classifier, slow_classifier
 from tests.support.proxy import proxied
@@ -18,6 +19,8 @@ from tests.support.waiting import eventually
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.errors import FailedPrecondition, Unavailable
+from headrace.events.inference.v1 import events_pb2
+from headrace.messaging.topics import DEPLOYMENTS
 
 pytestmark = pytest.mark.broker
 
@@ -58,6 +61,22 @@ async def calling(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def rollouts_told(plane: Plane, name: str) -> list[api.Rollout]:
+    """What the deployment's events said of its second version, up to the end of that rollout."""
+    consumer = AIOKafkaConsumer(
+        DEPLOYMENTS, bootstrap_servers=plane.bootstrap, auto_offset_reset="earliest", group_id=None
+    )
+    found: list[api.Rollout] = []
+    async with consumer, asyncio.timeout(DEADLINE):
+        while not found or not found[-1].HasField("end_time"):
+            record = await consumer.getone()
+            if record.key == name.encode():
+                rollout = events_pb2.DeploymentChanged.FromString(record.value).deployment.rollout
+                if rollout.to_version == 2:
+                    found.append(rollout)
+    return found
 
 
 async def until_answered(calls: Calls, more: int) -> None:
@@ -127,6 +146,15 @@ async def test_a_version_that_fails_its_callers_loses_its_traffic(plane: Plane, 
     assert all("the model failed" in failure and "model.py" not in failure for failure in calls.failures)
     assert set(calls.versions) == {"1"}
     assert len(calls.failures) == failures
+    judged = [rollout for rollout in await rollouts_told(plane, name) if rollout.HasField("judgement")]
+    assert [rollout.judgement.verdict for rollout in judged][:1] == [api.ROLLOUT_VERDICT_HOLD]
+    last = judged[-1]
+    assert last.judgement.verdict == api.ROLLOUT_VERDICT_ROLL_BACK
+    [finding] = last.judgement.findings
+    assert finding.criterion == api.ROLLOUT_CRITERION_ERROR_RATE
+    assert finding.standing == api.ROLLOUT_STANDING_VIOLATED
+    assert finding.new_value == 1.0 > finding.low > finding.limit
+    assert finding.new_samples >= 50
 
 
 async def test_a_version_that_takes_longer_than_its_callers_wait_loses_its_traffic(

@@ -250,6 +250,14 @@ def same_findings(one: Judgement | None, other: Judgement | None) -> bool:
     return (one.verdict, one.findings) == (other.verdict, other.findings)
 
 
+def same_standings(one: Judgement | None, other: Judgement | None) -> bool:
+    """Whether two judgements say the same, be it with other numbers."""
+    if one is None or other is None:
+        return one is other
+    standings = ([(f.criterion, f.standing) for f in judgement.findings] for judgement in (one, other))
+    return one.verdict is other.verdict and next(standings) == next(standings)
+
+
 def against(finding: Finding, new: int, old: int) -> str:
     """What a finding says against the new version, for people."""
     if finding.criterion is Criterion.ERROR_RATE:

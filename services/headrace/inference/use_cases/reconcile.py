@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from headrace.errors import HeadraceError, NotFound, Unavailable
-from headrace.inference.domain.analysis import same_findings
+from headrace.inference.domain.analysis import same_findings, same_standings
 from headrace.inference.domain.convergence import (
     Action,
     Begin,
@@ -325,6 +325,8 @@ class Reconciler:
                 current = await work.rows.deployment(deployment.name, lock=True)
                 if current.rollout == rollout:
                     await work.rows.put_rollout(following)
+                    if not same_standings(rollout.judgement, following.judgement):
+                        await work.changed(deployment.name)
         return False
 
     async def _note(
