@@ -2,10 +2,11 @@
 
     python benchmarks/weight_changes.py [--deployments 1000 10000] [--rounds 21] [--json FILE]
 
-A control plane in a process of its own routes so many deployments. In each round one of them, chosen at
-random, gets another version; the time is from that until a client of Envoy, which asks all the time, has the
-new version's answer. A server that answers at once stands in for Triton. Memory is the proportional set size
-of Envoy and of the control plane's process, with no deployment and with all.
+A control plane in a process of its own routes so many deployments, which are in PostgreSQL. In each round one
+of them, chosen at random, gets another version, by a transaction as a rollout's; the time is from before that
+until a client of Envoy, which asks all the time, has the new version's answer. A server that answers at once
+stands in for Triton. Memory is the proportional set size of Envoy and of the control plane's process, with no
+deployment and with all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,23 @@ import psutil
 from setting import machine
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from headrace.api.registry.v1 import registry_pb2
 from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
-from headrace.inference.use_cases.ports import Route
+from headrace.embedded.parts.postgres import Postgres
+from headrace.inference.domain.deployments import ServedVersion
+from headrace.inference.domain.rollouts import Plan, Rollout, RolloutState, weights
+from headrace.inference.storage.work import PostgresUnitOfWork
+from headrace.inference.use_cases.ports import Rows
+from headrace.inference.use_cases.route import Router
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import TritonAddress, Wiring
+from headrace.postgres import connect
+from headrace.postgres.migrations import migrate
+from headrace.runtime.clock import utc_now
+from headrace.runtime.ids import new_id
 
 BARS_MS = {1_000: 50.0, 10_000: 400.0}
-SIGNATURE = "features FP32 [-1,30]"
 
 
 @dataclass(frozen=True)
@@ -66,24 +76,46 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
         )
 
 
-def control(connection: Connection, wiring: Wiring, address: str) -> None:
-    """The control plane's process: routes what it is told to, by (deployment, version)."""
+def control(connection: Connection, wiring: Wiring, address: str, dsn: str) -> None:
+    """The control plane's process: gives deployments versions, as it is told."""
 
     async def run() -> None:
         control_plane = ControlPlane(wiring)
-        routes: dict[str, Route] = {}
-        control_plane.update(routes)
-        async with serve_xds(address, control_plane):
+        async with (
+            connect(dsn, schema="inference", application_name="benchmark", plan_anew=True) as pool,
+            serve_xds(address, control_plane),
+        ):
+            await migrate(pool, "headrace.inference.storage")
+            work = PostgresUnitOfWork(pool, address)
+            router = Router(work, control_plane)
+            routing = asyncio.create_task(router.run())
             connection.send("ready")
-            while True:
-                changes = await asyncio.to_thread(connection.recv)
-                if changes is None:
-                    return
-                for name, version in changes:
-                    routes[name] = Route({version: 100}, SIGNATURE)
-                control_plane.update(dict(routes))
+            while (changes := await asyncio.to_thread(connection.recv)) is not None:
+                async with work() as begun:
+                    for name, version in changes:
+                        await give(begun.rows, name, version)
+                router.wake()
+            routing.cancel()
 
     asyncio.run(run())
+
+
+async def give(rows: Rows, name: str, version: int) -> None:
+    """Let a version answer for a deployment, which is made where there is none."""
+    now = utc_now()
+    signature = registry_pb2.Signature(
+        inputs=[registry_pb2.TensorSpec(name="features", datatype="FP32", shape=[-1, 30])]
+    )
+    served = ServedVersion(
+        name, version, "file:///m", "00", (), (), (), signature.SerializeToString(), traceparent=""
+    )
+    await rows.put_served_version(served)
+    deployment = await rows.create_or_lock_deployment(name, name, Plan(), now)
+    rollout = Rollout(
+        new_id(), name, 0, version, RolloutState.SUCCEEDED, "", now, now, weight=100, end_time=now
+    )
+    await rows.put_rollout(rollout)
+    await rows.save_deployment(replace(deployment, traffic=weights(rollout), update_time=now))
 
 
 @asynccontextmanager
@@ -94,10 +126,12 @@ async def serving(folder: Path) -> AsyncIterator[tuple[Connection, int, Envoy, s
     triton = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     xds, listen = free_port(), f"127.0.0.1:{free_port()}"
+    database = Postgres(folder / "postgres", folder, free_port(), durable=False)
+    await database.start()
     ours, theirs = multiprocessing.Pipe()
     wiring = Wiring(listen, (TritonAddress(triton, triton),))
     process = multiprocessing.get_context("spawn").Process(
-        target=control, args=(theirs, wiring, f"127.0.0.1:{xds}")
+        target=control, args=(theirs, wiring, f"127.0.0.1:{xds}", database.dsn)
     )
     process.start()
     envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds)
@@ -110,6 +144,7 @@ async def serving(folder: Path) -> AsyncIterator[tuple[Connection, int, Envoy, s
         ours.send(None)
         await asyncio.to_thread(process.join)
         await envoy.stop()
+        await database.stop()
         await server.stop(None)
 
 

@@ -12,6 +12,7 @@ from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Plan
 from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.trials import Audience, Shadow
+from headrace.inference.storage.known import Known
 from headrace.inference.storage.repository import Repository
 from headrace.inference.use_cases.ports import Counted, Group, LoggedPrediction, TrueLabel
 from headrace.postgres import connect, transaction
@@ -74,7 +75,7 @@ async def log(postgres_dsn: str) -> AsyncIterator[Log]:
     async with connect(postgres_dsn, schema="inference", application_name="tests") as pool:
         await migrate(pool, "headrace.inference.storage")
         async with transaction(pool) as connection:
-            yield Log(Repository(connection))
+            yield Log(Repository(connection, Known()))
 
 
 async def test_latencies_are_counted_by_version_and_bucket_from_each_ones_moment_on(log: Log) -> None:

@@ -6,8 +6,12 @@ ON CONFLICT (model, version) DO NOTHING;
 -- name: list_served_versions
 SELECT * FROM served_versions WHERE model = $1 ORDER BY version;
 
--- name: all_served_versions
-SELECT * FROM served_versions ORDER BY model, version;
+-- name: served_version_states
+SELECT model || '/' || version AS row_key, xmin::text || ctid::text AS row_state FROM served_versions ORDER BY model, version;
+
+-- name: served_versions_by_key
+SELECT *, model || '/' || version AS row_key, xmin::text || ctid::text AS row_state FROM served_versions
+WHERE model || '/' || version = ANY($1::text[]);
 
 -- The update changes nothing; it locks the one that there is, whoever makes or forgets it at the same time.
 -- name: insert_or_lock_deployment
@@ -65,8 +69,11 @@ SELECT * FROM deployments WHERE name = $1 FOR UPDATE;
 -- name: list_deployments
 SELECT * FROM deployments WHERE name > $1 AND NOT deleted ORDER BY name LIMIT $2;
 
--- name: all_deployments
-SELECT * FROM deployments ORDER BY name;
+-- name: deployment_states
+SELECT name AS row_key, xmin::text || ctid::text AS row_state FROM deployments ORDER BY name;
+
+-- name: deployments_by_key
+SELECT *, name AS row_key, xmin::text || ctid::text AS row_state FROM deployments WHERE name = ANY($1::text[]);
 
 -- name: save_deployment
 UPDATE deployments SET traffic = $2, loaded = $3, message = $4, deleted = $5, update_time = $6 WHERE name = $1;
@@ -74,8 +81,13 @@ UPDATE deployments SET traffic = $2, loaded = $3, message = $4, deleted = $5, up
 -- name: forget_deployment
 DELETE FROM deployments WHERE name = $1 AND deleted;
 
+-- name: last_rollout_states
+SELECT DISTINCT ON (deployment) deployment AS row_key, xmin::text || ctid::text AS row_state FROM rollouts
+ORDER BY deployment, create_time DESC;
+
 -- name: last_rollouts
-SELECT DISTINCT ON (deployment) * FROM rollouts WHERE deployment = ANY($1::text[])
+SELECT DISTINCT ON (deployment) *, deployment AS row_key, xmin::text || ctid::text AS row_state FROM rollouts
+WHERE deployment = ANY($1::text[])
 ORDER BY deployment, create_time DESC;
 
 -- What gave way to a newer version was not found wanting.

@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 import asyncpg
 import orjson
-from pydantic import TypeAdapter
 
-from headrace.api.registry.v1 import registry_pb2
 from headrace.errors import NotFound
-from headrace.inference.domain.analysis import BUCKETS_PER_DOUBLING, DEFAULT_ANALYSIS, Analysis, Judgement
-from headrace.inference.domain.deployments import Deployment, ServedVersion, Tensor
-from headrace.inference.domain.drift import DEFAULT_RULES, DriftRules
+from headrace.inference.domain.analysis import BUCKETS_PER_DOUBLING
+from headrace.inference.domain.deployments import Deployment, ServedVersion
+from headrace.inference.domain.drift import DriftRules
 from headrace.inference.domain.quality import Met
-from headrace.inference.domain.rollouts import Baseline, Plan, Rollout, RolloutState
-from headrace.inference.domain.scaling import EVERYWHERE, Scale, Scaling
+from headrace.inference.domain.rollouts import Plan, Rollout
+from headrace.inference.domain.scaling import Scale, Scaling
 from headrace.inference.domain.sequential import Tally
 from headrace.inference.domain.serving import Serving
-from headrace.inference.domain.trials import Audience, Shadow
-from headrace.inference.storage.serving_column import serving_column, serving_from
+from headrace.inference.storage.known import QUERIES, Known
+from headrace.inference.storage.rows import (
+    ANALYSIS,
+    AUDIENCE,
+    BASELINES,
+    DRIFT_RULES,
+    JUDGEMENT,
+    SCALE,
+    SCALING,
+    SHADOW,
+    deployment_of,
+    rollout_of,
+    served_version_of,
+)
+from headrace.inference.storage.serving_column import serving_column
 from headrace.inference.use_cases.ports import Counted, Group, LoggedPrediction, TrueLabel
-from headrace.model_formats import ModelFormat
 from headrace.postgres import Connection
-from headrace.postgres.queries import load_queries
-
-QUERIES: Final = load_queries("headrace.inference.storage")
-
-_ANALYSIS: Final = TypeAdapter(Analysis)
-_JUDGEMENT: Final = TypeAdapter(Judgement)
-_BASELINES: Final = TypeAdapter(dict[int, Baseline])
-_SHADOW: Final = TypeAdapter(Shadow | None)
-_AUDIENCE: Final = TypeAdapter(Audience | None)
-_DRIFT_RULES: Final = TypeAdapter(DriftRules)
-_SCALING: Final = TypeAdapter(Scaling)
-_SCALE: Final = TypeAdapter(Scale)
 
 
 class Repository:
     """Reads and writes within the connection's transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, known: Known) -> None:
+        """`known` is shared by all transactions."""
         self._connection = connection
+        self._known = known
 
     async def put_served_version(self, version: ServedVersion) -> None:
         """Remember a promoted version."""
@@ -64,14 +63,11 @@ class Repository:
     async def served_versions(self, model: str) -> list[ServedVersion]:
         """A model's promoted versions, oldest first."""
         rows = await self._connection.fetch(QUERIES["list_served_versions"], model)
-        return [_served_version(row) for row in rows]
+        return [served_version_of(row) for row in rows]
 
     async def all_served_versions(self) -> dict[str, list[ServedVersion]]:
         """Every model's promoted versions, oldest first."""
-        versions: dict[str, list[ServedVersion]] = {}
-        for row in await self._connection.fetch(QUERIES["all_served_versions"]):
-            versions.setdefault(row["model"], []).append(_served_version(row))
-        return versions
+        return await self._known.versions(self._connection)
 
     async def create_or_lock_deployment(self, name: str, model: str, plan: Plan, now: datetime) -> Deployment:
         """Create the deployment; one that there is, being deleted or not, is locked and returned as it is."""
@@ -91,7 +87,7 @@ class Repository:
     async def change_drift_rules(self, name: str, rules: DriftRules) -> None:
         """Watch for drift differently from now on."""
         await self._connection.execute(
-            QUERIES["change_drift_rules"], name, _DRIFT_RULES.dump_python(rules, mode="json")
+            QUERIES["change_drift_rules"], name, DRIFT_RULES.dump_python(rules, mode="json")
         )
 
     async def change_serving(self, name: str, serving: Serving, now: datetime) -> None:
@@ -110,17 +106,17 @@ class Repository:
     async def change_scaling(self, name: str, scaling: Scaling, now: datetime) -> None:
         """Follow the load within these bounds from now on."""
         await self._connection.execute(
-            QUERIES["change_scaling"], name, _SCALING.dump_python(scaling, mode="json"), now
+            QUERIES["change_scaling"], name, SCALING.dump_python(scaling, mode="json"), now
         )
 
     async def change_scale(self, name: str, scale: Scale) -> None:
         """Where it is to be from now on."""
-        await self._connection.execute(QUERIES["change_scale"], name, _SCALE.dump_python(scale, mode="json"))
+        await self._connection.execute(QUERIES["change_scale"], name, SCALE.dump_python(scale, mode="json"))
 
     async def record_placed(self, name: str, scale: Scale, now: datetime) -> None:
         """Requests go there from now on."""
         await self._connection.execute(
-            QUERIES["record_placed"], name, _SCALE.dump_python(scale, mode="json"), now
+            QUERIES["record_placed"], name, SCALE.dump_python(scale, mode="json"), now
         )
 
     async def record_demand(self, name: str) -> None:
@@ -150,7 +146,7 @@ class Repository:
 
     async def all_deployments(self) -> list[Deployment]:
         """Every deployment, those that are being deleted too."""
-        return await self._deployments(await self._connection.fetch(QUERIES["all_deployments"]))
+        return await self._known.deployments(self._connection)
 
     async def save_deployment(self, deployment: Deployment) -> None:
         """Store what changes while it lives."""
@@ -191,14 +187,14 @@ class Repository:
             rollout.end_time,
             rollout.superseded,
             rollout.paused,
-            _JUDGEMENT.dump_python(rollout.judgement, mode="json") if rollout.judgement else None,
-            _BASELINES.dump_python(dict(rollout.baselines), mode="json"),
+            JUDGEMENT.dump_python(rollout.judgement, mode="json") if rollout.judgement else None,
+            BASELINES.dump_python(dict(rollout.baselines), mode="json"),
         )
 
     async def rollouts(self, deployment: str, before: datetime, before_id: str, limit: int) -> list[Rollout]:
         """A deployment's rollouts, newest first."""
         rows = await self._connection.fetch(QUERIES["list_rollouts"], deployment, before, before_id, limit)
-        return [_rollout(row) for row in rows]
+        return [rollout_of(row) for row in rows]
 
     async def put_predictions(self, predictions: Sequence[LoggedPrediction]) -> None:
         """Store predictions; those that are there already are left alone."""
@@ -352,32 +348,10 @@ class Repository:
     async def _deployments(self, rows: Sequence[asyncpg.Record]) -> list[Deployment]:
         names = [row["name"] for row in rows]
         last = {
-            row["deployment"]: _rollout(row)
+            row["deployment"]: rollout_of(row)
             for row in await self._connection.fetch(QUERIES["last_rollouts"], names)
         }
-        return [
-            Deployment(
-                name=row["name"],
-                model=row["model"],
-                plan=_plan(row),
-                create_time=row["create_time"],
-                update_time=row["update_time"],
-                traffic={int(version): weight for version, weight in row["traffic"].items()},
-                loaded=frozenset(row["loaded"]),
-                rollout=last.get(row["name"]),
-                message=row["message"],
-                deleted=row["deleted"],
-                drift=_DRIFT_RULES.validate_python(row["drift"]) if row["drift"] else DEFAULT_RULES,
-                serving=serving_from(row["serving"]),
-                served=serving_from(row["served"]),
-                scaling=_SCALING.validate_python(row["scaling"]) if row["scaling"] else EVERYWHERE,
-                scale=_SCALE.validate_python(row["scale"]),
-                placed=_SCALE.validate_python(row["placed"]),
-                placed_time=row["placed_time"],
-                demanded=row["demanded"],
-            )
-            for row in rows
-        ]
+        return [deployment_of(row, last.get(row["name"])) for row in rows]
 
 
 def _met(rows: Sequence[asyncpg.Record]) -> dict[int, list[Met]]:
@@ -387,27 +361,15 @@ def _met(rows: Sequence[asyncpg.Record]) -> dict[int, list[Met]]:
     return counts
 
 
-def _plan(row: asyncpg.Record) -> Plan:
-    analysis = _ANALYSIS.validate_python(row["analysis"]) if row["analysis"] else DEFAULT_ANALYSIS
-    return Plan(
-        tuple(row["steps"]),
-        timedelta(seconds=row["hold_seconds"]),
-        analysis,
-        _SHADOW.validate_python(row["shadow"]),
-        row["sticky_header"],
-        _AUDIENCE.validate_python(row["audience"]),
-    )
-
-
 def _plan_columns(plan: Plan) -> tuple[object, ...]:
     """As the queries take them: steps to audience."""
     return (
         list(plan.steps),
         plan.hold.total_seconds(),
-        _ANALYSIS.dump_python(plan.analysis, mode="json"),
-        _SHADOW.dump_python(plan.shadow, mode="json"),
+        ANALYSIS.dump_python(plan.analysis, mode="json"),
+        SHADOW.dump_python(plan.shadow, mode="json"),
         plan.sticky_header,
-        _AUDIENCE.dump_python(plan.audience, mode="json"),
+        AUDIENCE.dump_python(plan.audience, mode="json"),
     )
 
 
@@ -427,46 +389,4 @@ def _prediction(row: asyncpg.Record) -> LoggedPrediction:
         shadow=row["shadow"],
         mirror_id=row["mirror_id"],
         segment=row["segment"],
-    )
-
-
-def _rollout(row: asyncpg.Record) -> Rollout:
-    return Rollout(
-        id=str(row["id"]),
-        deployment=row["deployment"],
-        from_version=row["from_version"],
-        to_version=row["to_version"],
-        state=RolloutState(row["state"]),
-        traceparent=row["traceparent"],
-        create_time=row["create_time"],
-        step_time=row["step_time"],
-        step=row["step"],
-        weight=row["weight"],
-        message=row["message"],
-        end_time=row["end_time"],
-        superseded=row["superseded"],
-        paused=row["paused"],
-        judgement=_JUDGEMENT.validate_python(row["judgement"]) if row["judgement"] else None,
-        baselines=_BASELINES.validate_python(row["baselines"]),
-    )
-
-
-def _served_version(row: asyncpg.Record) -> ServedVersion:
-    signature = registry_pb2.Signature.FromString(row["signature"])
-    return ServedVersion(
-        model=row["model"],
-        version=row["version"],
-        uri=row["uri"],
-        sha256=row["sha256"],
-        inputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in signature.inputs),
-        outputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in signature.outputs),
-        classes=tuple(signature.classes),
-        signature=row["signature"],
-        traceparent=row["traceparent"],
-        dataset=row["dataset"],
-        format=ModelFormat(row["format"]),
-        dataset_version=row["dataset_version"],
-        features=tuple(signature.features),
-        texts=tuple(signature.texts),
-        size=row["size"],
     )

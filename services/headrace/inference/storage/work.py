@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from headrace.events.inference.v1 import events_pb2
 from headrace.inference.messages import deployment_message
+from headrace.inference.storage.known import Known
 from headrace.inference.storage.repository import Repository
 from headrace.messaging.events import Event, protobuf_event
 from headrace.messaging.topics import DEPLOYMENTS
@@ -20,10 +21,10 @@ from headrace.runtime.ids import new_id
 class TransactionalWork:
     """What one transaction reads, writes and tells."""
 
-    def __init__(self, connection: Connection, address: str) -> None:
+    def __init__(self, connection: Connection, address: str, known: Known) -> None:
         self._connection = connection
         self._address = address
-        self.rows = Repository(connection)
+        self.rows = Repository(connection, known)
 
     async def first_delivery(self, consumer: str, event: Event) -> bool:
         """Whether the consumer sees the event for the first time."""
@@ -51,6 +52,7 @@ class PostgresUnitOfWork:
     def __init__(self, pool: Pool, address: str) -> None:
         self._pool = pool
         self._address = address
+        self._known = Known()
 
     def __call__(self) -> AbstractAsyncContextManager[TransactionalWork]:
         """Begin one."""
@@ -59,4 +61,4 @@ class PostgresUnitOfWork:
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[TransactionalWork]:
         async with transaction(self._pool) as connection:
-            yield TransactionalWork(connection, self._address)
+            yield TransactionalWork(connection, self._address, self._known)

@@ -24,6 +24,8 @@ class Router:
         self._data_plane = data_plane
         self._wake = asyncio.Event()
         self._failing = False
+        # By deployment: of what its route was made, and it.
+        self._routes: dict[str, tuple[Deployment, ServedVersion | None, Route]] = {}
 
     def wake(self) -> None:
         """Something changed: do not wait for the next pass."""
@@ -47,22 +49,30 @@ class Router:
         async with self._work() as work:
             deployments = await work.rows.all_deployments()
             versions = await work.rows.all_served_versions()
-        self._data_plane.update(
-            {
-                deployment.name: Route(
-                    weights=deployment.traffic,
-                    signature=_signature(deployment, versions.get(deployment.model, [])),
-                    trial=trial(deployment.rollout, deployment.plan),
-                    # While it is loaded anew, either may hold.
-                    most_rows=min(deployment.serving.max_batch_size, deployment.served.max_batch_size),
-                    scale=deployment.placed,
-                )
-                for deployment in deployments
-                if deployment.traffic
-            }
-        )
+        routes = {}
+        for deployment in deployments:
+            if deployment.traffic:
+                newest = _newest(deployment, versions.get(deployment.model, []))
+                known = self._routes.get(deployment.name)
+                if known is None or known[0] is not deployment or known[1] is not newest:
+                    known = deployment, newest, _route(deployment, newest)
+                routes[deployment.name] = known
+        self._routes = routes
+        self._data_plane.update({name: route for name, (_, _, route) in routes.items()})
 
 
-def _signature(deployment: Deployment, versions: list[ServedVersion]) -> str:
-    newest = max(deployment.traffic)
-    return next((expected_signature(v.inputs) for v in versions if v.version == newest), "")
+def _newest(deployment: Deployment, versions: list[ServedVersion]) -> ServedVersion | None:
+    """The newest version with traffic."""
+    number = max(deployment.traffic)
+    return next((version for version in versions if version.version == number), None)
+
+
+def _route(deployment: Deployment, newest: ServedVersion | None) -> Route:
+    return Route(
+        weights=deployment.traffic,
+        signature=expected_signature(newest.inputs) if newest else "",
+        trial=trial(deployment.rollout, deployment.plan),
+        # While it is loaded anew, either may hold.
+        most_rows=min(deployment.serving.max_batch_size, deployment.served.max_batch_size),
+        scale=deployment.placed,
+    )
