@@ -32,6 +32,10 @@ _STAMPS_OWN: Final = [
     }
 ]
 
+# What callers are told; who asks for requests over Kafka tells the two apart by it.
+TOO_LARGE: Final = "the request is larger than"
+TOO_MANY: Final = "more requests a second than one client, or this model, may have; try again later"
+
 # What HTTP/2 allows of a window.
 MIN_WINDOW, MAX_WINDOW = 2**16 - 1, 2**31 - 1
 
@@ -171,8 +175,8 @@ def _own_answers(limit: int) -> list[Document]:
     """Envoy's own answers, in gRPC's words to who asked in gRPC, else in those of the protocol's REST."""
     return [
         *_told(408, _DEADLINE_EXCEEDED, "the request did not arrive in time; send it faster"),
-        *_told(413, _RESOURCE_EXHAUSTED, f"the request is larger than {limit} bytes"),
-        *_told(429, _RESOURCE_EXHAUSTED, _TOO_MANY),
+        *_told(413, _RESOURCE_EXHAUSTED, f"{TOO_LARGE} {limit} bytes"),
+        *_told(429, _RESOURCE_EXHAUSTED, TOO_MANY),
         # As it is: in gRPC the body is the status's message.
         {"filter": {"and_filter": {"filters": [_status("GE", 500), _ASKED_IN_GRPC]}}},
         {
@@ -186,8 +190,6 @@ _ASKED_IN_GRPC: Final = {
     "header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}
 }
 
-
-_TOO_MANY: Final = "more requests a second than one client, or this model, may have; try again later"
 
 # gRPC's numbers.
 _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED = 4, 8
