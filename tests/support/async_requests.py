@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from tritonclient.grpc import service_pb2
 
 from headrace.errors import NotFound
-from headrace.inference.domain.requests import Priority, RequestKey, RequestState, Terms
+from headrace.inference.domain.requests import Cause, Priority, RequestKey, RequestState, Terms
 from headrace.inference.use_cases.request_ports import (
     Asked,
     CallFailed,
@@ -184,12 +184,12 @@ class Published:
         return [dict(record.headers)["ce_requestid"].decode() for record in self.records]
 
 
-def failing(code: str, times: int = 1 << 30) -> Callable[[str, int], None]:
+def failing(code: str, times: int = 1 << 30, cause: Cause | None = None) -> Callable[[str, int], None]:
     """A model that fails that often for each request."""
 
     def behave(request_id: str, attempt: int) -> None:
         if attempt <= times:
-            raise CallFailed(code, f"{code} it is")
+            raise CallFailed(code, f"{code} it is", cause)
 
     return behave
 

@@ -10,7 +10,9 @@ from typing import Final
 import grpc
 import grpc.aio
 
+from headrace.inference.domain.requests import REQUEST_TOO_LARGE, Cause
 from headrace.inference.use_cases.request_ports import CallFailed
+from headrace.inference.xds.listener import TOO_LARGE, TOO_MANY
 from headrace.rpc import options
 
 # Triton's own words; those of the version stamp, for what there is not, are others.
@@ -18,16 +20,22 @@ _NOT_LOADED: Final = "Request for unknown model"
 _INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 # Envoy serves a connection with one of its threads.
 _CONNECTIONS: Final = 2
-_OPTIONS: Final = (
-    *options.COMMON,
-    # Else channels with the same arguments share one connection.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.enable_http_proxy", 0),
-    # Who asks tries again, and knows for how long.
-    ("grpc.enable_retries", 0),
+# One value of each: of two that are given gRPC takes the first.
+_OPTIONS: Final = tuple(
+    {
+        **dict(options.COMMON),
+        # Envoy limits what may be asked, and a model answers what it answers.
+        "grpc.max_send_message_length": -1,
+        "grpc.max_receive_message_length": -1,
+        # Else channels with the same arguments share one connection.
+        "grpc.use_local_subchannel_pool": 1,
+        "grpc.initial_reconnect_backoff_ms": 100,
+        "grpc.min_reconnect_backoff_ms": 1000,
+        "grpc.max_reconnect_backoff_ms": 2000,
+        "grpc.enable_http_proxy": 0,
+        # Who asks tries again, and knows for how long.
+        "grpc.enable_retries": 0,
+    }.items()
 )
 
 
@@ -45,12 +53,21 @@ class DataPlaneClient:
         try:
             response: bytes = await next(self._calls)(request, timeout=seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            code, details = error.code(), error.details() or error.code().name
-            if code is grpc.StatusCode.NOT_FOUND and details.startswith(_NOT_LOADED):
-                # Envoy routes to it, so that there is one: Triton has just started, and loads it again.
-                code = grpc.StatusCode.UNAVAILABLE
-            raise CallFailed(code.name, details) from error
+            raise _failed(error.code(), error.details() or error.code().name) from error
         return response
+
+
+def _failed(code: grpc.StatusCode, details: str) -> CallFailed:
+    if code is grpc.StatusCode.NOT_FOUND and details.startswith(_NOT_LOADED):
+        # Envoy routes to it, so that there is one: Triton has just started, and loads it again.
+        code = grpc.StatusCode.UNAVAILABLE
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # By the words that Envoy was given; whatever else is exhausted may be so for ever.
+        if details == TOO_MANY:
+            return CallFailed(code.name, details, Cause.BUSY)
+        if details.startswith(TOO_LARGE):
+            return CallFailed(code.name, details, Cause.REQUEST, REQUEST_TOO_LARGE)
+    return CallFailed(code.name, details)
 
 
 @asynccontextmanager

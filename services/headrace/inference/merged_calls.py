@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from headrace.inference.domain.requests import is_busy
+from headrace.inference.domain.requests import Cause
 from headrace.inference.use_cases.request_ports import CallFailed, DataPlaneCalls
 
 MERGED_PARAMETER: Final = "headrace_requests"
@@ -126,7 +126,7 @@ class MergedCalls:
         try:
             answers = await self._ask_together(part)
         except Exception as error:
-            if isinstance(error, CallFailed) and not is_busy(error.code):
+            if isinstance(error, CallFailed) and error.cause is not Cause.BUSY:
                 await asyncio.gather(*map(self._ask_alone, part))
             else:
                 for one in part:

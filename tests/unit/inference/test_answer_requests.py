@@ -20,14 +20,17 @@ from tests.support.async_requests import (
     failing,
 )
 from tests.support.waiting import eventually
+from tritonclient.grpc import service_pb2
 
-from headrace.inference.domain.requests import Failure, Priority, RequestState
+from headrace.inference.domain.requests import Cause, Failure, Priority, RequestState
 from headrace.inference.inference_forms import InferenceForms
 from headrace.inference.use_cases import answer_requests
 from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.request_ports import Asked
+from headrace.messaging.events import PROTOBUF
 
 T = TypeVar("T")
+MAX_REQUEST_BYTES = 1000
 FAULT_POINTS = (
     "inference.after-request-stored",
     "inference.before-request-sent",
@@ -56,7 +59,7 @@ class Service:
             self.published,
             self.clock,
             most_at_once=most_at_once,
-            max_request_bytes=1000,
+            max_request_bytes=MAX_REQUEST_BYTES,
         )
 
 
@@ -155,12 +158,25 @@ async def test_a_failing_model_is_asked_as_often_as_the_retries_allow(service: S
     assert (await service.answer(asked("r2", retries=2))).state is RequestState.ANSWERED
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
-async def test_no_room_is_waited_for_whatever_the_retries(service: Service, code: str) -> None:
-    service.model.behave = failing(code, times=5)
+@pytest.mark.parametrize(("code", "cause"), [("UNAVAILABLE", None), ("RESOURCE_EXHAUSTED", Cause.BUSY)])
+async def test_no_room_is_waited_for_whatever_the_retries(
+    service: Service, code: str, cause: Cause | None
+) -> None:
+    service.model.behave = failing(code, times=5, cause=cause)
     ended = await service.answer(asked("r1", retries=0))
     assert ended.state is RequestState.ANSWERED
     assert ended.attempts == 6
+
+
+@pytest.mark.parametrize(("cause", "attempts"), [(None, 3), (Cause.REQUEST, 1)])
+async def test_what_is_exhausted_for_good_is_not_waited_for(
+    service: Service, cause: Cause | None, attempts: int
+) -> None:
+    service.model.behave = failing("RESOURCE_EXHAUSTED", cause=cause)
+    ended = await service.answer(asked("r1", retries=2))
+    assert (ended.state, ended.attempts) == (RequestState.FAILED, attempts)
+    assert ended.failure is not None
+    assert ended.failure.code == "RESOURCE_EXHAUSTED"
 
 
 async def test_what_is_past_its_deadline_is_never_asked(service: Service) -> None:
@@ -251,13 +267,27 @@ async def test_a_cancelled_request_gives_its_turn_to_the_next(service: Service) 
     assert service.model.asked == ["r1", "r3"]
 
 
-async def test_a_request_that_is_too_large_is_not_sent(service: Service) -> None:
-    small = asked("r1")
-    data = json.dumps({"inputs": [], "parameters": {"text": "x" * 1000}}).encode()
-    ended = await service.answer(replace(small, event=replace(small.event, data=data)))
+# With the five bytes that gRPC puts before a message.
+@pytest.mark.parametrize("over", [1000, 1])
+async def test_a_request_that_is_too_large_is_not_sent(service: Service, over: int) -> None:
+    ended = await service.answer(of_size(MAX_REQUEST_BYTES - 5 + over))
     assert ended.failure is not None
-    assert ended.failure.reason == "REQUEST_TOO_LARGE"
+    assert (ended.failure.code, ended.failure.reason) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")
     assert service.model.asked == []
+
+
+async def test_the_largest_request_is_sent(service: Service) -> None:
+    assert (await service.answer(of_size(MAX_REQUEST_BYTES - 5))).state is RequestState.ANSWERED
+
+
+def of_size(size: int) -> Asked:
+    """A request that makes a message of so many bytes."""
+    one = asked("r1")
+    message = service_pb2.ModelInferRequest(model_name=one.deployment, id="r1")
+    message.raw_input_contents.append(bytes(size - message.ByteSize() - 3))
+    data = message.SerializeToString()
+    assert len(data) == size
+    return replace(one, event=replace(one.event, data=data, content_type=PROTOBUF))
 
 
 async def test_a_claim_that_cannot_be_made_good_fails(service: Service) -> None:

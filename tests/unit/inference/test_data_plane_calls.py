@@ -12,8 +12,12 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.inference.data_plane_calls import data_plane_client
+from headrace.inference.domain.requests import Cause
 from headrace.inference.use_cases.request_ports import CallFailed
+from headrace.inference.xds.listener import TOO_LARGE, TOO_MANY
+from headrace.rpc import options
 
+LARGE = bytes(options.MAX_MESSAGE_BYTES + 1)
 REQUEST = service_pb2.ModelInferRequest(model_name="live").SerializeToString()
 
 
@@ -23,6 +27,25 @@ class Refusing(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: service_pb2.ModelInferRequest, context: Any) -> None:
         await context.abort(*self._refusal)
+
+
+class Echoing(service_pb2_grpc.GRPCInferenceServiceServicer):
+    async def ModelInfer(
+        self, request: service_pb2.ModelInferRequest, context: object
+    ) -> service_pb2.ModelInferResponse:
+        return service_pb2.ModelInferResponse(raw_output_contents=request.raw_input_contents)
+
+
+@pytest.fixture
+async def unlimited() -> AsyncIterator[str]:
+    """A data plane that takes and answers any size."""
+    sizes = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    server = grpc.aio.server(options=sizes)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Echoing(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
 
 
 @asynccontextmanager
@@ -38,19 +61,30 @@ async def refusing(code: grpc.StatusCode, details: str) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("code", "details", "meant"),
+    ("code", "details", "meant", "cause"),
     [
-        (grpc.StatusCode.INVALID_ARGUMENT, "wrong shape", "INVALID_ARGUMENT"),
-        (grpc.StatusCode.NOT_FOUND, "no model live", "NOT_FOUND"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "wrong shape", "INVALID_ARGUMENT", Cause.REQUEST),
+        (grpc.StatusCode.NOT_FOUND, "no model live", "NOT_FOUND", Cause.REQUEST),
         # Of a Triton that has just started: the model is loaded again.
-        (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'live' is not found", "UNAVAILABLE"),
+        (
+            grpc.StatusCode.NOT_FOUND,
+            "Request for unknown model: 'live' is not found",
+            "UNAVAILABLE",
+            Cause.BUSY,
+        ),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY, "RESOURCE_EXHAUSTED", Cause.BUSY),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, f"{TOO_LARGE} 9 bytes", "RESOURCE_EXHAUSTED", Cause.REQUEST),
+        # Nobody knows whether waiting helps.
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "no more of it", "RESOURCE_EXHAUSTED", Cause.OTHER),
     ],
 )
-async def test_a_refusal_is_told_by_its_code(code: grpc.StatusCode, details: str, meant: str) -> None:
+async def test_a_refusal_is_told_by_its_code_and_words(
+    code: grpc.StatusCode, details: str, meant: str, cause: Cause
+) -> None:
     async with refusing(code, details) as address, data_plane_client(address) as client:
         with pytest.raises(CallFailed) as raised:
             await client.infer(REQUEST, seconds=10, traceparent="")
-    assert (raised.value.code, raised.value.message) == (meant, details)
+    assert (raised.value.code, raised.value.message, raised.value.cause) == (meant, details, cause)
 
 
 async def test_nobody_there_is_no_room() -> None:
@@ -58,3 +92,11 @@ async def test_nobody_there_is_no_room() -> None:
         with pytest.raises(CallFailed) as raised:
             await client.infer(REQUEST, seconds=10, traceparent="")
     assert raised.value.code == "UNAVAILABLE"
+
+
+async def test_a_client_limits_neither_requests_nor_answers(unlimited: str) -> None:
+    async with data_plane_client(unlimited) as client:
+        request = service_pb2.ModelInferRequest(model_name="live", raw_input_contents=[LARGE])
+        answer = await client.infer(request.SerializeToString(), seconds=60, traceparent="")
+    (raw,) = service_pb2.ModelInferResponse.FromString(answer).raw_output_contents
+    assert len(raw) == len(LARGE)

@@ -13,6 +13,7 @@ from headrace.inference.domain.requests import (
     Terms,
     Verdict,
     after_failure,
+    cause_of,
     read_terms,
 )
 
@@ -71,17 +72,18 @@ def test_a_wrong_attribute_is_named(attributes: dict[str, str], reason: str) -> 
 
 @pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "PERMISSION_DENIED"])
 def test_a_wrong_request_is_given_up(code: str) -> None:
-    assert after_failure(code, 1, 100) is Verdict.GIVE_UP
+    assert after_failure(cause_of(code), 1, 100) is Verdict.GIVE_UP
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
-def test_whoever_is_busy_is_waited_for(code: str) -> None:
-    assert after_failure(code, 0, 0) is Verdict.WAIT
+def test_whoever_is_away_is_waited_for() -> None:
+    assert after_failure(cause_of("UNAVAILABLE"), 0, 0) is Verdict.WAIT
 
 
-@pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED"])
+@pytest.mark.parametrize(
+    "code", ["INTERNAL", "UNKNOWN", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED"]
+)
 def test_another_failure_is_tried_again_within_the_retries(code: str) -> None:
-    assert [after_failure(code, failures, 2) for failures in (1, 2, 3)] == [
+    assert [after_failure(cause_of(code), failures, 2) for failures in (1, 2, 3)] == [
         Verdict.AGAIN,
         Verdict.AGAIN,
         Verdict.GIVE_UP,

@@ -77,6 +77,7 @@ class InvalidTerms(Exception):  # noqa: N818 - what it is, not what to call it
 
 
 MAX_RETRIES: Final = 100
+REQUEST_TOO_LARGE: Final = "REQUEST_TOO_LARGE"
 _MILLISECONDS: Final = re.compile("[0-9]{1,12}")
 _COUNT: Final = re.compile("[0-9]{1,3}")
 
@@ -169,8 +170,18 @@ _WRONG: Final = frozenset(
         "UNIMPLEMENTED",
     }
 )
-# Whoever answers has no room, or is away: not the request's fault, and it waits for as long as it may.
-_BUSY: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED"})
+# Whoever answers is away: not the request's fault, and it waits for as long as it may.
+_BUSY: Final = frozenset({"UNAVAILABLE"})
+
+
+class Cause(enum.Enum):
+    """Why a call failed, as far as it says what to do next."""
+
+    REQUEST = enum.auto()
+    """It was wrong, and stays so."""
+    BUSY = enum.auto()
+    """There was no room, or nobody to answer: fewer should be asked at once."""
+    OTHER = enum.auto()
 
 
 class Verdict(enum.Enum):
@@ -182,15 +193,21 @@ class Verdict(enum.Enum):
     """Again, and it does not count."""
 
 
-def after_failure(code: str, failures: int, retries: int) -> Verdict:
-    """Judge a failed call by its code. `failures`: that count, this one among them."""
+def cause_of(code: str) -> Cause:
+    """What a code says by itself.
+
+    RESOURCE_EXHAUSTED is said of a rate and of a size, where waiting helps and where it never does: only who
+    knows the words of whoever said it can tell them apart.
+    """
     if code in _WRONG:
+        return Cause.REQUEST
+    return Cause.BUSY if code in _BUSY else Cause.OTHER
+
+
+def after_failure(cause: Cause, failures: int, retries: int) -> Verdict:
+    """Judge a failed call. `failures`: those that count, this one among them."""
+    if cause is Cause.REQUEST:
         return Verdict.GIVE_UP
-    if code in _BUSY:
+    if cause is Cause.BUSY:
         return Verdict.WAIT
     return Verdict.AGAIN if failures <= retries else Verdict.GIVE_UP
-
-
-def is_busy(code: str) -> bool:
-    """Whether a failed call says that fewer should be made at once."""
-    return code in _BUSY

@@ -24,12 +24,13 @@ from typing import Final
 
 from headrace.errors import Unavailable, one_line
 from headrace.inference.domain.requests import (
+    REQUEST_TOO_LARGE,
+    Cause,
     Failure,
     RequestKey,
     RequestState,
     Verdict,
     after_failure,
-    is_busy,
 )
 from headrace.inference.domain.turns import Turns
 from headrace.inference.use_cases import request_metrics as metrics
@@ -61,6 +62,8 @@ logger = logging.getLogger(__name__)
 
 _BATCH: Final = 500
 _SLACK: Final = 0.05
+# gRPC's, before each message; the data plane counts them.
+_FRAME_BYTES: Final = 5
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 5.0
 
@@ -201,10 +204,10 @@ class AnswerRequests:
                     async with self._turns.turn(asked) as turn:
                         return await self._call(asked, replays, attempts, turn)
                 except CallFailed as error:
-                    attempts.failures += not is_busy(error.code)
-                    verdict = after_failure(error.code, attempts.failures, asked.terms.retries)
+                    attempts.failures += error.cause is not Cause.BUSY
+                    verdict = after_failure(error.cause, attempts.failures, asked.terms.retries)
                     if verdict is Verdict.GIVE_UP:
-                        failure = Failure(error.code, error.code, error.message)
+                        failure = Failure(error.code, error.reason, error.message)
                         return self._ended(asked, replays, RequestState.FAILED, attempts, failure)
                     metrics.RETRIES.labels("refused" if verdict is Verdict.WAIT else "failed").inc()
                 await attempts.pauses.pause()
@@ -219,9 +222,9 @@ class AnswerRequests:
         attempts.subject = question.subject
         if question.subject and await self._erased(Named(asked.key, question.subject)):
             return self._unanswerable(asked, replays, question.subject)
-        if len(question.payload) > self._max_request_bytes:
+        if len(question.payload) + _FRAME_BYTES > self._max_request_bytes:
             message = f"the request is larger than {self._max_request_bytes} bytes"
-            failure = Failure("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE", message)
+            failure = Failure("RESOURCE_EXHAUSTED", REQUEST_TOO_LARGE, message)
             return self._ended(asked, replays, RequestState.FAILED, attempts, failure)
         deadline = asked.terms.deadline
         if deadline is not None and self._clock() >= deadline:
@@ -235,7 +238,7 @@ class AnswerRequests:
                 traceparent=_traceparent(asked.event),
             )
         except CallFailed as error:
-            turn.refused = is_busy(error.code)
+            turn.refused = error.cause is Cause.BUSY
             raise
         answer = self._protocols.answer(response, asked.event.content_type)
         now = self._clock()

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from headrace.inference.domain.requests import Failure, Priority, RequestKey, RequestState, Terms
+from headrace.inference.domain.requests import (
+    Cause,
+    Failure,
+    Priority,
+    RequestKey,
+    RequestState,
+    Terms,
+    cause_of,
+)
 from headrace.messaging.events import Event, Headers
 
 
@@ -131,12 +139,17 @@ class RequestStore(Protocol):
 
 
 class CallFailed(Exception):  # noqa: N818 - what it is, not what to call it
-    """The data plane refused a call, or a model failed: gRPC's name of the code, and its message."""
+    """The data plane refused a call, or a model failed: gRPC's name of the code, and its message.
 
-    def __init__(self, code: str, message: str) -> None:
+    `cause`: where more is known than the code says by itself; `reason`: another one than the code.
+    """
+
+    def __init__(self, code: str, message: str, cause: Cause | None = None, reason: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.cause = cause_of(code) if cause is None else cause
+        self.reason = reason or code
 
 
 class DataPlaneCalls(Protocol):

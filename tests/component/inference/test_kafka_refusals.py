@@ -1,0 +1,60 @@
+"""What Envoy refuses of requests over Kafka: what they wait for, and what ends them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.component.inference.test_front import MODEL, SECONDS, Fronts
+from tests.component.inference.test_front import make_front as make_front
+from tests.support.front import request
+
+from headrace.inference.data_plane_calls import DataPlaneClient, data_plane_client
+from headrace.inference.domain.requests import Cause
+from headrace.inference.use_cases.request_ports import CallFailed
+
+LIMIT = 1 << 17
+FRAME_BYTES = 5
+
+
+async def failure(client: DataPlaneClient, message: bytes) -> CallFailed | None:
+    """How a call fails; None for one that is answered."""
+    try:
+        await client.infer(message, seconds=SECONDS, traceparent="")
+    except CallFailed as failed:
+        return failed
+    return None
+
+
+def of_size(size: int) -> bytes:
+    """A message of so many bytes."""
+    message = request(MODEL, id="r1")
+    del message.raw_input_contents[:]
+    message.raw_input_contents.append(bytes(size - message.ByteSize() - 4))
+    data: bytes = message.SerializeToString()
+    assert len(data) == size
+    return data
+
+
+async def test_what_is_too_large_is_told_so_and_never_waits(make_front: Fronts) -> None:
+    made, [server] = await make_front(max_request_bytes=LIMIT)
+    most = LIMIT - FRAME_BYTES
+    async with data_plane_client(made.address) as client:
+        # Envoy counts the frame, and the version that the stamp appends.
+        assert await failure(client, of_size(most - 64)) is None
+        for size in (most, most + 1, LIMIT, LIMIT + 1):
+            failed = await failure(client, of_size(size))
+            assert failed is not None
+            assert (failed.code, failed.cause) == ("RESOURCE_EXHAUSTED", Cause.REQUEST)
+            assert failed.reason == "REQUEST_TOO_LARGE"
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("limit", ["client_rate", "model_rate"])
+async def test_what_is_too_much_waits(make_front: Fronts, limit: str) -> None:
+    made, _ = await make_front(**{limit: 5})
+    async with data_plane_client(made.address) as client:
+        message = request(MODEL).SerializeToString()
+        failures = await asyncio.gather(*(failure(client, message) for _ in range(50)))
+    told = {(failed.code, failed.cause) for failed in failures if failed is not None}
+    assert told == {("RESOURCE_EXHAUSTED", Cause.BUSY)}
