@@ -21,7 +21,7 @@ from headrace.inference.prediction_events import MAX_SUBJECT_LENGTH
 from headrace.inference.use_cases.request_ports import Answer, Question, WrongRequest
 from headrace.messaging.events import JSON, PROTOBUF, Event, media_type
 
-# Predictions are found by their ids, and Envoy refuses longer ones.
+# Predictions are found by their ids.
 _MAX_ID_BYTES: Final = 256
 _MALFORMED: Final = "MALFORMED_PAYLOAD"
 _PROTOBUF: Final = frozenset({PROTOBUF, "application/x-protobuf"})
@@ -48,6 +48,9 @@ class InferenceForms:
                 f"ce_subject names the deployment {event.subject!r}, and the request {request.model_name!r}",
             )
         request.model_name = event.subject
+        if len(request.id.encode()) > _MAX_ID_BYTES:
+            # Envoy looks at a single request's id, and not at those of several that are asked together.
+            raise WrongRequest("INVALID_ARGUMENT", f"the id is longer than {_MAX_ID_BYTES} bytes")
         if not request.id:
             # Its prediction is found by it, also where the model was asked twice.
             request.id = event.id if len(event.id.encode()) <= _MAX_ID_BYTES else ""

@@ -41,7 +41,9 @@ class StoredPayloads:
             return event
         if claim.size > self._max_bytes:
             raise WrongRequest(
-                "CLAIM_OVERSIZE", f"the payload has {claim.size} bytes, and {self._max_bytes} is the most"
+                "CLAIM_OVERSIZE",
+                f"the payload has {claim.size} bytes, and {self._max_bytes} is the most",
+                "RESOURCE_EXHAUSTED",
             )
         path = self._claims.path(claim.reference)
         if path is None:

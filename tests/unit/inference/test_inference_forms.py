@@ -94,6 +94,16 @@ def test_a_request_without_an_id_gets_its_events() -> None:
     assert service_pb2.ModelInferRequest.FromString(question.payload).id == "r9"
 
 
+@pytest.mark.parametrize("content_type", [JSON, PROTOBUF])
+def test_an_id_that_no_index_takes_is_refused(content_type: str) -> None:
+    # Characters of two bytes.
+    message = service_pb2.ModelInferRequest(id="ü" * 129).SerializeToString()
+    data = message if content_type == PROTOBUF else json.dumps({"id": "ü" * 129, "inputs": []}).encode()
+    with pytest.raises(WrongRequest, match="longer than 256 bytes") as raised:
+        FORMS.question(replace(event(), data=data, content_type=content_type))
+    assert (raised.value.code, raised.value.reason) == ("INVALID_ARGUMENT", "INVALID_ARGUMENT")
+
+
 def test_a_request_for_another_deployment_than_its_event_says_is_refused() -> None:
     message = service_pb2.ModelInferRequest(model_name="other")
     with pytest.raises(WrongRequest) as raised:

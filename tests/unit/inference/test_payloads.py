@@ -32,23 +32,23 @@ async def test_what_is_too_large_becomes_a_claim_check_and_is_fetched_again(stor
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "reason", "code"),
     [
-        ({"dataref": "file:///etc/passwd"}, "CLAIM_FOREIGN"),
-        ({"datasize": "1"}, "CLAIM_MISMATCH"),
-        ({"datahash": "sha256:" + "0" * 64}, "CLAIM_MISMATCH"),
-        ({"datahash": "md5:0"}, "INVALID_CLAIM"),
-        ({"datasize": str(INLINE_BYTES + 2)}, "CLAIM_OVERSIZE"),
+        ({"dataref": "file:///etc/passwd"}, "CLAIM_FOREIGN", "INVALID_ARGUMENT"),
+        ({"datasize": "1"}, "CLAIM_MISMATCH", "INVALID_ARGUMENT"),
+        ({"datahash": "sha256:" + "0" * 64}, "CLAIM_MISMATCH", "INVALID_ARGUMENT"),
+        ({"datahash": "md5:0"}, "INVALID_CLAIM", "INVALID_ARGUMENT"),
+        ({"datasize": str(INLINE_BYTES + 2)}, "CLAIM_OVERSIZE", "RESOURCE_EXHAUSTED"),
     ],
 )
 async def test_a_claim_that_cannot_be_made_good_is_refused(
-    store: ObjectStore, changes: dict[str, str], reason: str
+    store: ObjectStore, changes: dict[str, str], reason: str, code: str
 ) -> None:
     payloads = StoredPayloads(store, max_bytes=INLINE_BYTES + 1)
     claimed = await payloads.fitting(LARGE)
     with pytest.raises(WrongRequest) as raised:
         await payloads.fetched(replace(claimed, extensions={**claimed.extensions, **changes}))
-    assert raised.value.reason == reason
+    assert (raised.value.reason, raised.value.code) == (reason, code)
 
 
 async def test_a_claimed_object_that_there_is_not_is_told(store: ObjectStore) -> None:

@@ -212,7 +212,7 @@ class AnswerRequests:
                     metrics.RETRIES.labels("refused" if verdict is Verdict.WAIT else "failed").inc()
                 await attempts.pauses.pause()
         except WrongRequest as error:
-            failure = Failure("INVALID_ARGUMENT", error.reason, str(error))
+            failure = Failure(error.code, error.reason, str(error))
             return self._ended(asked, replays, RequestState.FAILED, attempts, failure)
 
     async def _call(self, asked: Asked, replays: int, attempts: _Attempts, turn: _Turn) -> Ended:

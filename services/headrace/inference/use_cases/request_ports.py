@@ -160,11 +160,12 @@ class DataPlaneCalls(Protocol):
 
 
 class WrongRequest(Exception):  # noqa: N818
-    """The payload is not one that could be asked with."""
+    """The payload is not one that could be asked with. `code`: that of a call which is wrong in this way."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, code: str = "INVALID_ARGUMENT") -> None:
         super().__init__(message)
         self.reason = reason
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
