@@ -106,11 +106,13 @@ def read_json(data: bytes) -> service_pb2.ModelInferRequest:
     for index, entry in enumerate(_list(fields.get("outputs", []), "outputs")):
         output = _object(entry, f"outputs[{index}]")
         request.outputs.add(name=_text(output.get("name"), f"outputs[{index}].name"))
+        where = f"outputs[{index}].parameters"
+        _put_parameters(request.outputs[-1].parameters, output.get("parameters", {}), where)
     return request
 
 
 def write_json(response: service_pb2.ModelInferResponse) -> bytes:
-    """The body of a REST response; a number that JSON does not have is null."""
+    """The body of a REST response; numbers that JSON does not have are texts, as Protobuf's JSON has them."""
     outputs = [
         {
             "name": output.name,
@@ -151,8 +153,20 @@ def _subject(request: service_pb2.ModelInferRequest) -> str:
 def _values(datatype: str, raw: bytes) -> list[object]:
     if datatype == "BYTES":
         return [item.decode(errors="replace") for item in deserialize_bytes_tensor(raw)]
-    values: list[object] = np.frombuffer(raw, dtype=triton_to_np_dtype(datatype)).tolist()
+    if datatype == "BF16":
+        # numpy has no such type: the upper half of a float32.
+        array = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    else:
+        array = np.frombuffer(raw, dtype=triton_to_np_dtype(datatype))
+    values: list[object] = array.tolist()
+    if array.dtype.kind == "f":
+        for index in np.flatnonzero(~np.isfinite(array)).tolist():
+            values[index] = _NO_NUMBERS[str(values[index])]
     return values
+
+
+# What JSON has no numbers for, in Protobuf's words, which numpy and Python read too.
+_NO_NUMBERS: Final[Mapping[str, str]] = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 # numpy's kinds of what JSON may hold, for each kind of datatype.
@@ -197,10 +211,16 @@ def _flattened(data: Sequence[object]) -> Sequence[object]:
     return data
 
 
+# Of REST's extension for binary tensors.
+_BINARY: Final = frozenset({"binary_data_size", "binary_data", "binary_data_output"})
+
+
 def _put_parameters(into: Mapping[str, service_pb2.InferParameter], given: object, where: str) -> None:
     for name, value in _object(given, where).items():
-        if name == "binary_data_size":
-            raise _malformed(f"{where}: tensors are JSON here; send binary ones as Protobuf")
+        if name in _BINARY:
+            if value is False:
+                continue
+            raise _malformed(f"{where}.{name}: tensors are JSON here; send binary ones as Protobuf")
         if isinstance(value, bool):
             into[name].bool_param = value
         elif isinstance(value, int) and -(1 << 63) <= value < 1 << 63:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, parts
 from tests.support.brokers import new_broker
+from tests.support.models import classifier
 from tests.support.topics import make_again
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.api.inference.v1 import inference_pb2, requests_pb2_grpc
 from headrace.api.inference.v1 import requests_pb2 as api
@@ -26,7 +32,7 @@ from headrace.client.requesting import Answer
 from headrace.errors import DeadlineExceeded, InvalidArgument
 from headrace.inference.use_cases.responses import ANSWERED, FAILED
 from headrace.messaging.client import consumer_client
-from headrace.messaging.events import Event, decode
+from headrace.messaging.events import PROTOBUF, Event, decode
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import INFERENCE_REQUESTS, INFERENCE_RESPONSES, ensure_topics, load_topics
 from headrace.rpc.client import channel
@@ -183,6 +189,53 @@ async def test_requests_that_are_asked_together_have_answers_and_predictions_of_
         inference_pb2.ListPredictionsRequest(deployment=name, page_size=1000)
     )
     assert {prediction.id for prediction in left.predictions} == set(values) - named
+
+
+async def test_nan_and_classes_are_answered_as_documented_whatever_the_protocol(
+    plane: Plane, name: str
+) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1, model=classifier(math.nan))
+    await plane.until_live(name, 1)
+    tensor = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
+    document = {
+        "inputs": [tensor],
+        "outputs": [
+            {"name": "probabilities"},
+            {"name": "label", "parameters": {"classification": 1}},
+        ],
+    }
+    message = service_pb2.ModelInferRequest(model_name=name)
+    message.inputs.add(name="features", datatype="FP32", shape=[1, 3])
+    message.raw_input_contents.append(np.ones(3, "<f4").tobytes())
+    message.outputs.add(name="probabilities")
+    message.outputs.add(name="label").parameters["classification"].int64_param = 1
+
+    async with grpc.aio.insecure_channel(plane.address) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        called = await stub.ModelInfer(message, timeout=DEADLINE)
+    async with httpx.AsyncClient(base_url=f"http://{plane.address}", timeout=DEADLINE) as client:
+        rest = await client.post(f"/v2/models/{name}/infer", json=document)
+    as_json = replace(request(name, f"{name}-json"), data=json.dumps(document).encode())
+    as_protobuf = replace(
+        request(name, f"{name}-protobuf"), data=message.SerializeToString(), content_type=PROTOBUF
+    )
+    await send(plane, as_json, as_protobuf)
+    by_id = {
+        event.extensions["requestid"]: event.data
+        for event in await responses(plane, name, {as_json.id, as_protobuf.id}, (ANSWERED,))
+    }
+    sent = service_pb2.ModelInferResponse.FromString(by_id[as_protobuf.id])
+    assert np.isnan(np.frombuffer(called.raw_output_contents[0], "<f4")).all()
+    for answer in (called, sent):
+        assert list(answer.outputs) == list(called.outputs)
+        assert list(answer.raw_output_contents) == list(called.raw_output_contents)
+    # REST's is Triton's, and no JSON.
+    assert '"data":[NaN,NaN]' in rest.text
+    probabilities, label = json.loads(by_id[as_json.id])["outputs"]
+    assert probabilities["data"] == ["NaN", "NaN"]
+    assert label == rest.json()["outputs"][1]
+    assert label["datatype"] == "BYTES"
 
 
 async def test_a_rollouts_shares_hold_for_requests_over_kafka(plane: Plane, name: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.async_requests import event
 from tritonclient.grpc import service_pb2
-from tritonclient.utils import serialize_byte_tensor
+from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from headrace.events.inference.v1 import events_pb2
 from headrace.inference.domain.requests import Failure
@@ -37,7 +37,10 @@ def test_json_becomes_the_protocols_message() -> None:
             {"name": "features", "shape": [2, 2], "datatype": "FP32", "data": [[1, 2], [3, 4.5]]},
             {"name": "texts", "shape": [2, 1], "datatype": "BYTES", "data": ["rot", "größer"]},
         ],
-        "outputs": [{"name": "label"}],
+        "outputs": [
+            {"name": "label"},
+            {"name": "probabilities", "parameters": {"classification": 2, "binary_data": False}},
+        ],
     }
     question = FORMS.question(replace(event(), data=json.dumps(document).encode()))
     request = service_pb2.ModelInferRequest.FromString(question.payload)
@@ -46,7 +49,10 @@ def test_json_becomes_the_protocols_message() -> None:
     assert np.frombuffer(request.raw_input_contents[0], "<f4").tolist() == [1, 2, 3, 4.5]
     texts = np.array([b"rot", "größer".encode()], dtype=object)
     assert request.raw_input_contents[1] == serialize_byte_tensor(texts).item()
-    assert [output.name for output in request.outputs] == ["label"]
+    assert [output.name for output in request.outputs] == ["label", "probabilities"]
+    assert not request.outputs[0].parameters
+    assert list(request.outputs[1].parameters) == ["classification"]
+    assert request.outputs[1].parameters["classification"].int64_param == 2
     assert request.parameters["top"].int64_param == 3
     assert request.parameters["exact"].bool_param
     assert request.parameters["share"].double_param == 0.5
@@ -72,6 +78,8 @@ def test_json_becomes_the_protocols_message() -> None:
         (body(datatype="BOOL", data=[0, 1]), "does not hold values of BOOL"),
         (body(datatype="BYTES", data=[1, 2]), "must be text"),
         (body(parameters={"binary_data_size": 8}), "binary"),
+        (b'{"inputs": [], "outputs": [{"name": "a", "parameters": {"binary_data": true}}]}', "binary"),
+        (b'{"inputs": [], "parameters": {"binary_data_output": true}}', "binary"),
         (b'{"inputs": [], "id": 7}', "id must be text"),
     ],
 )
@@ -128,6 +136,21 @@ def test_an_answer_goes_back_in_the_requests_form() -> None:
             {"name": "name", "datatype": "BYTES", "shape": [1], "data": ["yes"]},
         ],
     }
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "BF16"])
+def test_a_number_that_json_does_not_have_is_a_text(datatype: str) -> None:
+    values = np.array([1.5, np.nan, np.inf, -np.inf], np.float32)
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="scores", datatype=datatype, shape=[4])
+    # A BF16 is the upper half of a float32.
+    halves = (values.view("<u4") >> 16).astype("<u2")
+    array = halves if datatype == "BF16" else values.astype(triton_to_np_dtype(datatype))
+    response.raw_output_contents.append(array.tobytes())
+    (output,) = json.loads(write_json(response))["outputs"]
+    assert output["data"] == [1.5, "NaN", "Infinity", "-Infinity"]
+    # Whoever reads them as numbers has the model's.
+    assert np.array_equal(np.array(output["data"], dtype=np.float32), values, equal_nan=True)
 
 
 def test_a_failure_has_both_forms() -> None:
