@@ -7,6 +7,9 @@ by rows again. What each would have been alone goes along as a parameter, for th
 
 Nobody waits for others to come. Where a merged call fails for another reason than that there is no room, each
 is asked alone: what is wrong with one must not be its neighbours' failure.
+
+A merged call has the earliest deadline of its requests. They are alike, so that it seldom passes before there
+is an answer; when it does, the call is taken back, and those that have time left are asked anew.
 """
 
 from __future__ import annotations
@@ -37,8 +40,13 @@ _LOGGED: Final = ("subject", "segment")
 _LENGTH_BYTES: Final = 4
 
 _Shape = tuple[str, str, tuple[int, ...]]
-_Kind = tuple[str, tuple[_Shape, ...]]
+_Form = tuple[str, tuple[_Shape, ...]]
 """Deployment, and name, datatype and shape of one row of each input."""
+_Kind = tuple[_Form, int]
+"""What requests must have in common to be asked together; the second is how near its deadline is."""
+
+# Whoever has so long is asked together with those who have any time: hardly a call takes longer.
+_LONG_SECONDS: Final = 32.0
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +56,8 @@ class _Waiting:
     message: service_pb2.ModelInferRequest
     raw: bytes
     rows: int
-    seconds: float | None
+    until: float | None
+    """Its deadline, by the loop's clock."""
     traceparent: str
     answer: asyncio.Future[bytes]
 
@@ -76,38 +85,44 @@ class MergedCalls:
         # Those that were asked since the loop last came round.
         self._waiting: dict[_Kind, list[_Waiting]] = {}
         # Whose answers cannot be cut by rows.
-        self._alone: set[_Kind] = set()
+        self._alone: set[_Form] = set()
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def infer(self, request: bytes, *, seconds: float | None, traceparent: str) -> bytes:
         """Ask with a ModelInferRequest, answered by a ModelInferResponse. Raises CallFailed."""
         message = _small(request)
-        kind = None if message is None else _kind(message)
-        if message is None or kind is None or kind in self._alone or not self._mergeable(kind[0]):
+        form = None if message is None else _form(message)
+        if message is None or form is None or form in self._alone or not self._mergeable(form[0]):
             return await self._calls.infer(request, seconds=seconds, traceparent=traceparent)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
         rows = message.inputs[0].shape[0]
+        kind = (form, _nearness(seconds))
         waiting = self._waiting.get(kind)
         if waiting is None:
             waiting = self._waiting[kind] = []
-            asyncio.get_running_loop().call_soon(self._begin, kind)
-        waiting.append(_Waiting(message, request, rows, seconds, traceparent, answer))
+            loop.call_soon(self._begin, kind)
+        until = None if seconds is None else loop.time() + seconds
+        waiting.append(_Waiting(message, request, rows, until, traceparent, answer))
         return await answer
 
     def _begin(self, kind: _Kind) -> None:
         part: list[_Waiting] = []
-        rows, most_rows = 0, min(self._most_rows, self._rows_of(kind[0]))
+        rows, most_rows = 0, min(self._most_rows, self._rows_of(kind[0][0]))
         for one in self._waiting.pop(kind):
+            if one.answer.done():
+                continue
             if part and rows + one.rows > most_rows:
-                self._start(kind, part)
+                self._start(kind[0], part)
                 part, rows = [], 0
             part.append(one)
             rows += one.rows
-        self._start(kind, part)
+        if part:
+            self._start(kind[0], part)
 
-    def _start(self, kind: _Kind, part: list[_Waiting]) -> None:
+    def _start(self, form: _Form, part: list[_Waiting]) -> None:
         # In no trace: the call belongs to many.
-        task = asyncio.create_task(self._ask(kind, part), context=contextvars.Context())
+        task = asyncio.create_task(self._ask(form, part), context=contextvars.Context())
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
@@ -119,7 +134,7 @@ class MergedCalls:
         for one in part:
             one.answer.add_done_callback(left)
 
-    async def _ask(self, kind: _Kind, part: Sequence[_Waiting]) -> None:
+    async def _ask(self, form: _Form, part: Sequence[_Waiting]) -> None:
         if len(part) == 1:
             await self._ask_alone(part[0])
             return
@@ -127,33 +142,53 @@ class MergedCalls:
             answers = await self._ask_together(part)
         except Exception as error:
             if isinstance(error, CallFailed) and error.cause is not Cause.BUSY:
-                await asyncio.gather(*map(self._ask_alone, part))
+                self._start_each(form, part)
             else:
                 for one in part:
                     _fail(one, error)
             return
         if answers is None:
-            self._alone.add(kind)
-            await asyncio.gather(*map(self._ask_alone, part))
+            self._alone.add(form)
+            self._start_each(form, part)
             return
         for one, answer in zip(part, answers, strict=True):
             _answer(one, answer)
 
     async def _ask_together(self, part: Sequence[_Waiting]) -> list[bytes] | None:
         """The answer to each; None where they cannot be told apart."""
-        deadlines = [one.seconds for one in part if one.seconds is not None]
-        seconds = max(deadlines) if len(deadlines) == len(part) else None
-        return _cut(await self._calls.infer(_merged(part), seconds=seconds, traceparent=""), part)
+        first = min((one.until for one in part if one.until is not None), default=None)
+        return _cut(await self._calls.infer(_merged(part), seconds=_left(first), traceparent=""), part)
+
+    def _start_each(self, form: _Form, part: Sequence[_Waiting]) -> None:
+        """Ask each by itself, and take each back by itself."""
+        for one in part:
+            if not one.answer.done():
+                self._start(form, [one])
 
     async def _ask_alone(self, one: _Waiting) -> None:
-        if one.answer.done():
+        seconds = _left(one.until)
+        if seconds is not None and seconds <= 0:
+            _fail(one, CallFailed("DEADLINE_EXCEEDED", "the deadline passed while others were asked, too"))
             return
         try:
-            answer = await self._calls.infer(one.raw, seconds=one.seconds, traceparent=one.traceparent)
+            answer = await self._calls.infer(one.raw, seconds=seconds, traceparent=one.traceparent)
         except Exception as error:
             _fail(one, error)
         else:
             _answer(one, answer)
+
+
+def _left(until: float | None) -> float | None:
+    """Seconds until then; not above 0 when it has passed."""
+    return None if until is None else until - asyncio.get_running_loop().time()
+
+
+def _nearness(seconds: float | None) -> int:
+    """The same for deadlines that one call may have the earliest of: it is half as far as any, at least."""
+    return _FAR if seconds is None else min(math.frexp(seconds)[1], _FAR)
+
+
+_FAR: Final = math.frexp(_LONG_SECONDS)[1]
 
 
 def _answer(one: _Waiting, answer: bytes) -> None:
@@ -175,8 +210,8 @@ def _small(request: bytes) -> service_pb2.ModelInferRequest | None:
         return None
 
 
-def _kind(message: service_pb2.ModelInferRequest) -> _Kind | None:
-    """What requests must have in common to be asked together; None for one that is asked alone."""
+def _form(message: service_pb2.ModelInferRequest) -> _Form | None:
+    """What the rows of a request are like; None for one that is asked alone."""
     if (
         message.model_version
         or message.outputs

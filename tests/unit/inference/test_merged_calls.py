@@ -20,6 +20,7 @@ class Plane:
 
     def __init__(self) -> None:
         self.asked: list[service_pb2.ModelInferRequest] = []
+        self.seconds: list[float | None] = []
         self.failure: CallFailed | None = None
         self.datatype = "FP32"
         self.names = False
@@ -30,8 +31,12 @@ class Plane:
     async def infer(self, request: bytes, *, seconds: float | None, traceparent: str) -> bytes:
         message = service_pb2.ModelInferRequest.FromString(request)
         self.asked.append(message)
+        self.seconds.append(seconds)
         try:
-            await self.open.wait()
+            async with asyncio.timeout(seconds):
+                await self.open.wait()
+        except TimeoutError as error:
+            raise CallFailed("DEADLINE_EXCEEDED", "the deadline passed") from error
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -210,6 +215,84 @@ async def test_answers_that_cannot_be_cut_are_asked_for_alone_from_then_on() -> 
             *(calls.infer(request(name, [1, 2]), seconds=None, traceparent="") for name in "ab")
         )
         assert len(plane.asked) == expected
+
+
+def calls_of(plane: Plane) -> MergedCalls:
+    return MergedCalls(plane, most_rows=32, rows_of=lambda _: 64, mergeable=lambda _: True)
+
+
+async def within(calls: MergedCalls, **seconds: float | None) -> dict[str, bytes | BaseException]:
+    """Ask at once, each with its deadline; what came of each."""
+    outcomes = await asyncio.gather(
+        *(calls.infer(request(name, [1, 2]), seconds=left, traceparent="") for name, left in seconds.items()),
+        return_exceptions=True,
+    )
+    return dict(zip(seconds, outcomes, strict=True))
+
+
+async def test_whose_deadlines_are_far_are_asked_together() -> None:
+    plane = Plane()
+    await within(calls_of(plane), a=None, b=40, c=3600)
+    assert [message.inputs[0].shape[0] for message in plane.asked] == [3]
+    (seconds,) = plane.seconds
+    assert seconds is not None
+    assert seconds <= 40
+
+
+async def test_whose_deadline_is_near_is_not_asked_with_those_who_have_time() -> None:
+    plane = Plane()
+    await within(calls_of(plane), a=None, near=1.1, b=None, as_near=1.9)
+    assert sorted(message.inputs[0].shape[0] for message in plane.asked) == [2, 2]
+    assert sorted(seconds is None for seconds in plane.seconds) == [False, True]
+    (near,) = (seconds for seconds in plane.seconds if seconds is not None)
+    assert near <= 1.1
+
+
+async def test_when_the_earliest_deadline_passes_only_those_who_have_time_left_are_asked_again() -> None:
+    plane = Plane()
+    plane.open.clear()
+    # Alike, so that they are asked together, and the first one's passes.
+    asking = asyncio.create_task(within(calls_of(plane), short=4.01, long=7.9))
+    # By the loop's clock, which nothing else reads here.
+    loop = asyncio.get_running_loop()
+    now, skipped = loop.time, 0.0
+    loop.time = lambda: now() + skipped  # type: ignore[method-assign]
+    try:
+        while not plane.asked:
+            await asyncio.sleep(0)
+        skipped = 4.1
+        while len(plane.asked) < 2:
+            await asyncio.sleep(0)
+        plane.open.set()
+        outcomes = await asking
+    finally:
+        del loop.time
+    assert [message.inputs[0].shape[0] for message in plane.asked] == [2, 1]
+    assert plane.asked[1].id == "long"
+    assert plane.seconds[1] is not None
+    assert plane.seconds[1] < 3.9
+    assert isinstance(outcomes["long"], bytes)
+    assert isinstance(outcomes["short"], CallFailed)
+    assert outcomes["short"].code == "DEADLINE_EXCEEDED"
+
+
+async def test_those_that_are_asked_again_are_taken_back_each_by_itself() -> None:
+    plane = Plane()
+    plane.failure = CallFailed("INTERNAL", "the model failed")
+    calls = calls_of(plane)
+    one, other = (
+        asyncio.create_task(calls.infer(request(name, [1, 2]), seconds=None, traceparent="")) for name in "ab"
+    )
+    while not plane.asked:
+        await asyncio.sleep(0)
+    plane.open.clear()
+    while len(plane.asked) < 3:
+        await asyncio.sleep(0)
+    one.cancel()
+    while not plane.cancelled:
+        await asyncio.sleep(0)
+    plane.open.set()
+    assert isinstance(await other, bytes)
 
 
 async def test_a_call_that_nobody_waits_for_any_more_is_taken_back() -> None:
