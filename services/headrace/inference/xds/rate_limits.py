@@ -8,6 +8,16 @@ from headrace.inference.xds.documents import EXTENSION, Document
 
 # Of clients and models together; beyond, those that were not seen for longest begin with a full bucket again.
 MAX_BUCKETS: Final = 10_000
+# The address, nobody's by RFC 6666, that requests over Kafka come from: whoever sent them is not one client,
+# and their topic holds them back. Who comes through a load balancer has another one behind it.
+OVER_KAFKA: Final = "100::1"
+_A_CLIENT: Final = {"key": "by", "value": "client"}
+_NOT_OVER_KAFKA: Final = {
+    "descriptor_key": _A_CLIENT["key"],
+    "descriptor_value": _A_CLIENT["value"],
+    "expect_match": False,
+    "headers": [{"name": "x-forwarded-for", "string_match": {"exact": OVER_KAFKA}}],
+}
 _UNLIMITED: Final = {"max_tokens": 2**32 - 1, "tokens_per_fill": 2**32 - 1, "fill_interval": "1s"}
 
 
@@ -19,10 +29,10 @@ def rate_limits(client_rate: int, model_rate: int) -> list[Document]:
     descriptors: list[Document] = []
     actions: list[Document] = []
     if client_rate:
-        descriptors.append(_bucket("remote_address", client_rate))
-        actions.append({"actions": [{"remote_address": {}}]})
+        descriptors.append(_bucket(client_rate, _A_CLIENT, {"key": "remote_address"}))
+        actions.append({"actions": [{"header_value_match": _NOT_OVER_KAFKA}, {"remote_address": {}}]})
     if model_rate:
-        descriptors.append(_bucket("model", model_rate))
+        descriptors.append(_bucket(model_rate, {"key": "model"}))
         noted = {"key": "headrace", "path": [{"key": "model"}]}
         action = {"descriptor_key": "model", "metadata_key": noted, "source": "DYNAMIC"}
         actions.append({"actions": [{"metadata": action}]})
@@ -48,9 +58,9 @@ def rate_limits(client_rate: int, model_rate: int) -> list[Document]:
     ]
 
 
-def _bucket(key: str, rate: int) -> Document:
-    """A bucket for each value of the key, which holds a second's requests."""
+def _bucket(rate: int, *entries: Document) -> Document:
+    """A bucket for each value of what has none here, which holds a second's requests."""
     return {
-        "entries": [{"key": key}],
+        "entries": [*entries],
         "token_bucket": {"max_tokens": rate, "tokens_per_fill": rate, "fill_interval": "1s"},
     }
