@@ -59,6 +59,7 @@ from headrace.inference.use_cases.submit_feedback import SubmitFeedback
 from headrace.inference.use_cases.tune import StaleCopies, TuneDeployment
 from headrace.inference.use_cases.wake import WakeDeployment
 from headrace.inference.use_cases.watch_drift import ReportDrift, WatchDrift
+from headrace.inference.xds.rate_limits import OVER_KAFKA
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import Patience, TritonAddress, Wiring
 from headrace.messaging.client import SHORT_WAIT_MS, WAIT_MS
@@ -161,12 +162,15 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     forms = InferenceForms()
     payloads = StoredPayloads(store, max_bytes=settings.max_request_bytes)
     responses = PublishedResponses(producer)
-    calls = await runner.enter(data_plane_client(envoy_target))
+    calls = await runner.enter(
+        data_plane_client(envoy_target, client=OVER_KAFKA if settings.client_requests_per_second else "")
+    )
     answer = AnswerRequests(
         requests,
         MergedCalls(
             calls,
-            most_rows=settings.request_rows_merged,
+            # Where a model's requests are limited each is one: Envoy counts calls.
+            most_rows=1 if settings.model_requests_per_second else settings.request_rows_merged,
             rows_of=control_plane.most_rows,
             mergeable=control_plane.has_one_version,
         ),

@@ -42,16 +42,17 @@ _OPTIONS: Final = tuple(
 class DataPlaneClient:
     """Asks models. Requests and answers stay bytes: nothing is parsed on the way."""
 
-    def __init__(self, channels: list[grpc.aio.Channel]) -> None:
+    def __init__(self, channels: list[grpc.aio.Channel], client: str) -> None:
+        self._metadata = (("x-forwarded-for", client),) if client else ()
         self._calls: Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = itertools.cycle(
             [channel.unary_unary(_INFER) for channel in channels]
         )
 
     async def infer(self, request: bytes, *, seconds: float | None, traceparent: str) -> bytes:
         """Ask with a ModelInferRequest, answered by a ModelInferResponse. Raises CallFailed."""
-        metadata = (("traceparent", traceparent),) if traceparent else None
+        metadata = (*self._metadata, ("traceparent", traceparent)) if traceparent else self._metadata
         try:
-            response: bytes = await next(self._calls)(request, timeout=seconds, metadata=metadata)
+            response: bytes = await next(self._calls)(request, timeout=seconds, metadata=metadata or None)
         except grpc.aio.AioRpcError as error:
             raise _failed(error.code(), error.details() or error.code().name) from error
         return response
@@ -71,11 +72,11 @@ def _failed(code: grpc.StatusCode, details: str) -> CallFailed:
 
 
 @asynccontextmanager
-async def data_plane_client(address: str) -> AsyncIterator[DataPlaneClient]:
-    """Connect to the data plane at host:port."""
+async def data_plane_client(address: str, *, client: str = "") -> AsyncIterator[DataPlaneClient]:
+    """Connect to the data plane at host:port, in the name of the client with that address."""
     async with AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=_OPTIONS))
             for _ in range(_CONNECTIONS)
         ]
-        yield DataPlaneClient(channels)
+        yield DataPlaneClient(channels, client)

@@ -12,6 +12,7 @@ from tests.support.front import request
 from headrace.inference.data_plane_calls import DataPlaneClient, data_plane_client
 from headrace.inference.domain.requests import Cause
 from headrace.inference.use_cases.request_ports import CallFailed
+from headrace.inference.xds.rate_limits import OVER_KAFKA
 
 LIMIT = 1 << 17
 FRAME_BYTES = 5
@@ -48,6 +49,29 @@ async def test_what_is_too_large_is_told_so_and_never_waits(make_front: Fronts) 
             assert (failed.code, failed.cause) == ("RESOURCE_EXHAUSTED", Cause.REQUEST)
             assert failed.reason == "REQUEST_TOO_LARGE"
     assert len(server.asked) == 1
+
+
+async def test_requests_over_kafka_are_no_client_and_count_for_their_model(make_front: Fronts) -> None:
+    message = request(MODEL).SerializeToString()
+
+    async def refusals(client: DataPlaneClient) -> int:
+        failures = await asyncio.gather(*(failure(client, message) for _ in range(50)))
+        return sum(failed is not None for failed in failures)
+
+    made, _ = await make_front(client_rate=5)
+    async with data_plane_client(made.address, client=OVER_KAFKA) as over_kafka:
+        assert await refusals(over_kafka) == 0
+    # As behind a load balancer, which appends its client's address to what that one said of itself.
+    async with data_plane_client(made.address, client=f"{OVER_KAFKA}, 192.0.2.7") as other:
+        assert await refusals(other)
+
+
+async def test_a_models_limit_holds_over_kafka(make_front: Fronts) -> None:
+    made, _ = await make_front(client_rate=5, model_rate=10)
+    async with data_plane_client(made.address, client=OVER_KAFKA) as client:
+        message = request(MODEL).SerializeToString()
+        failures = await asyncio.gather(*(failure(client, message) for _ in range(50)))
+    assert {failed.cause for failed in failures if failed is not None} == {Cause.BUSY}
 
 
 @pytest.mark.parametrize("limit", ["client_rate", "model_rate"])

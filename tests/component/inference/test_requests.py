@@ -238,6 +238,27 @@ async def test_nan_and_classes_are_answered_as_documented_whatever_the_protocol(
     assert label["datatype"] == "BYTES"
 
 
+async def test_a_limited_models_requests_are_all_answered_and_no_faster_than_the_limit(
+    make_plane: MakePlane, name: str
+) -> None:
+    rate, count = 20, 120
+    plane = await make_plane(
+        HEADRACE_INFERENCE_MODEL_REQUESTS_PER_SECOND=str(rate),
+        # Those over Kafka are not one client's.
+        HEADRACE_INFERENCE_CLIENT_REQUESTS_PER_SECOND="1",
+    )
+    await plane.deploy(name)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    ids = {f"{name}-{number}" for number in range(count)}
+    await send(plane, *(request(name, request_id, retries="0") for request_id in ids))
+    # Another test's service reads the topic too, and knows no such deployment.
+    answers = await responses(plane, name, ids, (ANSWERED,))
+    times = sorted({event.extensions["requestid"]: event.time for event in answers}.values())
+    # A full bucket at first, and another one each second.
+    assert (times[-1] - times[0]).total_seconds() > count / rate - 2
+
+
 async def test_a_rollouts_shares_hold_for_requests_over_kafka(plane: Plane, name: str) -> None:
     await plane.deploy(name, steps=(30, 100), hold=600)
     await plane.promote(name, 1)
