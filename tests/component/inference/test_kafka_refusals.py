@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from tests.component.inference.test_front import MODEL, SECONDS, Fronts
 from tests.component.inference.test_front import make_front as make_front
-from tests.support.front import request
+from tests.support.front import ModelServer, front, request, wiring
+from tritonclient.grpc import service_pb2
 
 from headrace.inference.data_plane_calls import DataPlaneClient, data_plane_client
 from headrace.inference.domain.requests import Cause
 from headrace.inference.use_cases.request_ports import CallFailed
 from headrace.inference.xds.rate_limits import OVER_KAFKA
+from headrace.rpc.options import MAX_MESSAGE_BYTES
 
 LIMIT = 1 << 17
 FRAME_BYTES = 5
@@ -49,6 +52,30 @@ async def test_what_is_too_large_is_told_so_and_never_waits(make_front: Fronts) 
             assert (failed.code, failed.cause) == ("RESOURCE_EXHAUSTED", Cause.REQUEST)
             assert failed.reason == "REQUEST_TOO_LARGE"
     assert len(server.asked) == 1
+
+
+class Generous(ModelServer):
+    """Answers more than gRPC's clients take where nobody tells them to."""
+
+    async def ModelInfer(
+        self, request: service_pb2.ModelInferRequest, context: object
+    ) -> service_pb2.ModelInferResponse:
+        return service_pb2.ModelInferResponse(raw_output_contents=[bytes(MAX_MESSAGE_BYTES + 1)])
+
+
+async def test_an_answer_of_any_size_comes_through(tmp_path: Path) -> None:
+    server = Generous()
+    await server.start()
+    try:
+        async with (
+            front(tmp_path, wiring([server]), {MODEL: {3: 100}}) as made,
+            data_plane_client(made.address) as client,
+        ):
+            message = request(MODEL).SerializeToString()
+            answer = await client.infer(message, seconds=SECONDS, traceparent="")
+    finally:
+        await server.stop()
+    assert len(answer) > MAX_MESSAGE_BYTES
 
 
 async def test_requests_over_kafka_are_no_client_and_count_for_their_model(make_front: Fronts) -> None:
