@@ -15,8 +15,6 @@ from headrace.inference.use_cases.request_ports import CallFailed
 from headrace.inference.xds.listener import TOO_LARGE, TOO_MANY
 from headrace.rpc import options
 
-# Triton's own words; those of the version stamp, for what there is not, are others.
-_NOT_LOADED: Final = "Request for unknown model"
 _INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 # Envoy serves a connection with one of its threads.
 _CONNECTIONS: Final = 2
@@ -59,9 +57,6 @@ class DataPlaneClient:
 
 
 def _failed(code: grpc.StatusCode, details: str) -> CallFailed:
-    if code is grpc.StatusCode.NOT_FOUND and details.startswith(_NOT_LOADED):
-        # Envoy routes to it, so that there is one: Triton has just started, and loads it again.
-        code = grpc.StatusCode.UNAVAILABLE
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         # By the words that Envoy was given; whatever else is exhausted may be so for ever.
         if details == TOO_MANY:
