@@ -257,6 +257,19 @@ async def test_a_model_that_hangs_when_nobody_waits_any_more_answers_again(plane
     assert f"{name} 1: the model's process ends: it hangs: nobody waits for its answer any more" in log
 
 
+async def test_requests_that_wait_are_computed_together(plane: Plane, name: str) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1, model=slow_classifier())
+    await plane.until_live(name, 1)
+    async with plane.client() as client:
+        # Some ten milliseconds each, during which the others come.
+        await asyncio.gather(*(ask(client, name, feature=200) for _ in range(64)))
+    async with triton.InferenceServerClient(f"127.0.0.1:{plane.triton.ports.grpc}") as client:
+        [model] = (await client.get_inference_statistics(name)).model_stats
+    assert model.inference_count == 64
+    assert model.execution_count < 32
+
+
 async def test_rest_answers_like_grpc(plane: Plane, name: str) -> None:
     await plane.deploy(name)
     await plane.promote(name, 1)

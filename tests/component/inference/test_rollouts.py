@@ -24,7 +24,7 @@ from headrace.messaging.topics import DEPLOYMENTS
 
 pytestmark = pytest.mark.broker
 
-# What the slow model computes a second or two for, and what its callers wait.
+# What the slow model computes for a second or two, and what its callers wait.
 SLOW = 40_000.0
 SHORT_SECONDS = 0.3
 
@@ -172,6 +172,24 @@ async def test_a_version_that_takes_longer_than_its_callers_wait_loses_its_traff
         await until_answered(calls, 10)
     assert back.rollout.message.startswith("version 2 failed ")
     assert all("DEADLINE_EXCEEDED" in failure for failure in calls.failures)
+
+
+async def test_a_shadow_that_takes_longer_than_callers_wait_goes_back_and_callers_are_answered(
+    plane: Plane, name: str
+) -> None:
+    plan = scheduling_pb2.RolloutSpec()
+    plan.shadow.share = 100
+    plan.shadow.hold.FromSeconds(int(2 * DEADLINE))
+    plan.analysis.min_samples = 5
+    await plane.deploy(name, rollout=plan)
+    await plane.promote(name, 1)
+    await plane.until_live(name, 1)
+    async with calling(plane, name, feature=2 * SLOW, seconds=4 * SHORT_SECONDS) as calls:
+        await until_answered(calls, 10)
+        await plane.promote(name, 2, model=slow_classifier())
+        back = await plane.until(name, lambda d: d.rollout.state == api.ROLLOUT_STATE_ROLLED_BACK)
+    assert back.rollout.message.startswith("version 2 failed ")
+    assert set(calls.versions) == {"1"}
 
 
 @pytest.mark.parametrize("steps", [(100,), (50, 100)], ids=["blue/green", "canary"])
