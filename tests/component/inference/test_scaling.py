@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 
 import numpy as np
+import psutil
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask, post
 from tests.component.inference.test_requests import request, responses, send
@@ -22,8 +24,10 @@ from headrace.rpc.load import load
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-def scaling(lowest: int, highest: int = 0, *, idle: int = 300, queue_ms: int = 20) -> scheduling_pb2.Scaling:
-    found = scheduling_pb2.Scaling(min_replicas=lowest, max_replicas=highest)
+def scaling(
+    lowest: int, highest: int = 0, *, idle: int = 300, queue_ms: int = 20, instances: int = 0
+) -> scheduling_pb2.Scaling:
+    found = scheduling_pb2.Scaling(min_replicas=lowest, max_replicas=highest, max_instances=instances)
     found.idle.FromSeconds(idle)
     found.queue.FromMilliseconds(queue_ms)
     return found
@@ -151,6 +155,32 @@ async def test_where_requests_wait_there_is_another_replica(make_plane: MakePlan
     await plane.promote(name, 1, slow_classifier())
     await plane.until_live(name, 1)
     await until_on(plane, name, 1)
+    async with busy(plane, name):
+        await until_on(plane, name, 2)
+        await plane.until(name, lambda d: d.replicas == 2 and d.ready)
+
+
+async def test_where_requests_wait_there_is_another_process(make_plane: MakePlane, name: str) -> None:
+    plane = await make_plane(tritons=2)
+    await plane.deploy(name, scaling=scaling(1, 2, queue_ms=2, instances=2))
+    await plane.promote(name, 1, slow_classifier())
+    await plane.until_live(name, 1)
+
+    async def processes() -> int:
+        servers = [psutil.Process(server.pid) for server in plane.tritons]
+        commands = [child.cmdline() for server in servers for child in server.children(recursive=True)]
+        return sum(any(f"/{name}/1/" in part for part in command) for command in commands)
+
+    assert await processes() == 1
+    async with busy(plane, name):
+        await eventually(processes, lambda count: count == 2, DEADLINE)
+        # Before there is another server.
+        assert len(await servers_with(plane, name)) == 1
+
+
+@asynccontextmanager
+async def busy(plane: Plane, name: str) -> AsyncIterator[None]:
+    """The slow model is asked more than it can do."""
     message = service_pb2.ModelInferRequest(model_name=name)
     message.inputs.add(name="features", datatype="FP32", shape=[1, 3])
     # So many products of matrices, some tens of milliseconds.
@@ -158,10 +188,11 @@ async def test_where_requests_wait_there_is_another_replica(make_plane: MakePlan
     calling = asyncio.create_task(
         load(plane.address, METHOD, message.SerializeToString(), in_flight=8, seconds=DEADLINE)
     )
-    await until_on(plane, name, 2)
-    await plane.until(name, lambda d: d.replicas == 2 and d.ready)
-    calling.cancel()
-    await asyncio.gather(calling, return_exceptions=True)
+    try:
+        yield
+    finally:
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
 
 
 async def wakes(plane: Plane) -> int:
