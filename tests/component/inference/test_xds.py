@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,8 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from envoy.config.route.v3 import route_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
 from tests.support.front import SIGNATURE, ModelServer, front, model_server, request, wiring
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2_grpc
@@ -20,6 +22,9 @@ from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
 from headrace.embedded.parts.process import http_post
 from headrace.inference.use_cases.ports import Route
+from headrace.inference.xds import server as xds_server
+from headrace.inference.xds.resources import shard_resource
+from headrace.inference.xds.routes import shard_of
 from headrace.inference.xds.server import ControlPlane, serve_xds
 
 MODEL = "m"
@@ -267,3 +272,41 @@ async def test_a_refused_configuration_is_told_and_the_last_one_serves(
             assert await version_of(wired.listen) == "3"
     finally:
         await envoy.stop()
+
+
+async def test_refused_routes_are_told_of_their_deployments_and_harm_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbour = "n"
+    assert shard_of(neighbour) != shard_of(MODEL)
+
+    def spoiled(shard: int, routes: Mapping[str, Route], servers: int) -> AnyMessage:
+        resource = shard_resource(shard, routes, servers)
+        if MODEL in routes and 4 in routes[MODEL].weights:
+            configuration = route_pb2.RouteConfiguration()
+            resource.Unpack(configuration)
+            # Two hosts for everything: no Envoy takes that.
+            configuration.virtual_hosts.add(name="another", domains=["*"])
+            resource.Pack(configuration)
+        return resource
+
+    monkeypatch.setattr(xds_server, "shard_resource", spoiled)
+    async with model_server() as server:
+        wired = wiring([server])
+        async with front(tmp_path, wired, {MODEL: {3: 100}, neighbour: {3: 100}}) as made:
+            plane = made.control_plane
+            assert await version_of(wired.listen) == "3"
+            plane.update({name: Route({4: 100}, SIGNATURE) for name in (MODEL, neighbour)})
+
+            async def problem() -> str:
+                return plane.problem(MODEL, {4: 100})
+
+            found = await eventually(problem, lambda found: "refused" in found)
+            assert "Only a single wildcard domain is permitted" in found
+            await made.until_routed(neighbour, {4: 100})
+            assert await version_of(wired.listen) == "3"
+            assert await version_of(wired.listen, neighbour) == "4"
+            # The next one that is right is taken.
+            plane.update({name: Route({5: 100}, SIGNATURE) for name in (MODEL, neighbour)})
+            await made.until_routed(MODEL, {5: 100})
+            assert await version_of(wired.listen) == "5"

@@ -88,6 +88,26 @@ def test_what_an_envoy_refused_is_told_where_it_matters_until_it_takes_it() -> N
     assert peer.problem(control_plane.snapshot, name) == ""
 
 
+def test_what_was_refused_together_is_sent_again_one_by_one() -> None:
+    names = ("model-1", "model-2", "model-3")
+    shards = [shard_name(shard_of(name)) for name in names]
+    control_plane = routed(names)
+    peer = connected(control_plane)
+    control_plane.update({name: Route({2: 100}, "") for name in names})
+    [response] = sent(control_plane, peer)
+    answer(peer, response, refusal="one of them is wrong")
+    assert "has not taken" in peer.problem(control_plane.snapshot, shards[0])
+    found = []
+    while responses := sent(control_plane, peer):
+        [response] = responses
+        [resource] = response.resources
+        found.append(resource.name)
+        answer(peer, response, refusal="wrong" if resource.name == shards[0] else "")
+    assert sorted(found) == sorted(shards)
+    assert peer.problem(control_plane.snapshot, shards[0]).endswith("refused its configuration: wrong")
+    assert [peer.problem(control_plane.snapshot, shard) for shard in shards[1:]] == ["", ""]
+
+
 def test_an_envoy_that_comes_back_is_sent_what_it_lacks() -> None:
     control_plane = routed(["model-1"])
     versions = {

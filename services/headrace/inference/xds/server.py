@@ -58,7 +58,8 @@ class Subscription:
     """What one Envoy wants and has of one type.
 
     `sent` is what it was sent last, by name; `accepted` what it said it took; `pending` what is not
-    answered yet, by nonce; `refused` its words about what it did not take, by name.
+    answered yet, by nonce; `refused` its words about what it did not take, by name; `apart` what is sent by
+    itself, for it was refused among others.
     """
 
     wildcard: bool = False
@@ -67,6 +68,7 @@ class Subscription:
     accepted: dict[str, str] = field(default_factory=dict)
     pending: dict[str, dict[str, str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    apart: set[str] = field(default_factory=set)
 
 
 class Peer:
@@ -103,9 +105,16 @@ class Peer:
     def _answered(self, subscription: Subscription, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
         pending = subscription.pending.pop(request.response_nonce, {})
         if request.HasField("error_detail"):
-            # Envoy goes on with what it had. It is sent again when it changes.
             message = request.error_detail.message or "no reason given"
-            subscription.refused.update(dict.fromkeys(pending, message))
+            if len(pending) > 1:
+                # It does not say which of them it means, and may have taken none: each is sent again alone.
+                subscription.apart |= pending.keys()
+                for name, version in pending.items():
+                    if subscription.sent.get(name) == version:
+                        del subscription.sent[name]
+            else:
+                # Envoy goes on with what it had. It is sent again when it changes.
+                subscription.refused.update(dict.fromkeys(pending, message))
             kind = request.type_url.rpartition(".")[2]
             metrics.REJECTIONS.labels(kind).inc()
             logger.error("Envoy %s refused its %s: %s", self.node, kind, message)
@@ -127,8 +136,17 @@ class Peer:
         removed = [name for name in subscription.sent if name not in wanted]
         if not changed and not removed:
             return None
+        together = [name for name in changed if name not in subscription.apart]
+        if together or removed:
+            changed = together
+        else:
+            # The next one goes when this one is answered.
+            changed = changed[:1]
+            subscription.apart -= {*changed}
         nonce = str(next(self._nonces))
-        subscription.sent = {name: entry.version for name, entry in wanted.items()}
+        for name in removed:
+            del subscription.sent[name]
+        subscription.sent |= {name: wanted[name].version for name in changed}
         subscription.pending[nonce] = {name: wanted[name].version for name in changed}
         metrics.PUSHES.labels(kind.rpartition(".")[2]).inc()
         return discovery_pb2.DeltaDiscoveryResponse(
