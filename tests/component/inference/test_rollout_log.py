@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
 
+from headrace.api.registry.v1 import registry_pb2
+from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.quality import Met
 from headrace.inference.domain.rollouts import Plan
 from headrace.inference.domain.sequential import Tally
@@ -65,6 +67,16 @@ class Log:
         """A request that both versions were asked."""
         await self.predicted(1, old, mirror_id=name)
         await self.predicted(2, new, mirror_id=name, shadow=True)
+
+    async def told_apart(self, classes: Mapping[int, Sequence[str]], answer: str = "label") -> None:
+        """The deployment is there, and its versions tell these classes apart; their answer has that name."""
+        await self.rows.create_or_lock_deployment(NAME, "model", Plan(), BEGAN)
+        for version, names in classes.items():
+            label = registry_pb2.TensorSpec(name=answer, datatype="INT64", shape=[-1])
+            signature = registry_pb2.Signature(classes=names, outputs=[label]).SerializeToString()
+            await self.rows.put_served_version(
+                ServedVersion("model", version, "", "", (), (), tuple(names), signature, "")
+            )
 
     async def differing(self, tolerance: float = 0.0) -> Tally:
         return await self.rows.differing_answers(NAME, 2, 1, BEGAN, tolerance)
@@ -145,6 +157,36 @@ async def test_numbers_agree_within_the_tolerance(log: Log) -> None:
     assert await log.differing() == Tally(3, 4)
     assert await log.differing(0.02) == Tally(0, 4)
     assert await log.differing(0.005) == Tally(3, 4)
+
+
+async def test_classes_are_the_same_that_have_the_same_name_wherever_a_version_has_them(log: Log) -> None:
+    await log.told_apart({1: ('"cat"', '"dog"', '"eel"'), 2: ('"ant"', '"cat"', '"dog"')})
+    await log.mirrored("both say cat", 0.0, 1.0)
+    await log.mirrored("both say dog", 1.0, 2.0)
+    await log.mirrored("cat and ant", 0.0, 0.0)
+    # Eel, which the new version does not know, is not its 2, and as 3 not within half of it.
+    await log.mirrored("eel and dog", 2.0, 2.0)
+    assert await log.differing(0.5) == Tally(2, 4)
+    given = await log.rows.answers_given(NAME, {1: BEGAN, 2: BEGAN})
+    assert given == {1: {1.0: 2, 2.0: 1, 3.0: 1}, 2: {0.0: 1, 1.0: 1, 2.0: 2}}
+
+
+async def test_classes_that_are_numbers_are_their_own_names(log: Log) -> None:
+    await log.told_apart({1: ("5", "7"), 2: ("3", "5", "7")})
+    await log.mirrored("alike", 5.0, 5.0)
+    await log.mirrored("unlike", 5.0, 7.0)
+    assert await log.differing(0.9) == Tally(1, 2)
+    given = await log.rows.answers_given(NAME, {1: BEGAN, 2: BEGAN})
+    assert given == {1: {5.0: 2}, 2: {5.0: 1, 7.0: 1}}
+
+
+async def test_what_is_no_label_is_a_number_also_of_a_model_that_has_classes(log: Log) -> None:
+    await log.told_apart({1: ('"no"', '"yes"'), 2: ('"no"', '"perhaps"', '"yes"')}, answer="score")
+    await log.mirrored("near", 1.0, 0.9)
+    await log.mirrored("alike", 1.0, 1.0)
+    assert await log.differing() == Tally(1, 2)
+    assert await log.differing(0.2) == Tally(0, 2)
+    assert (await log.rows.answers_given(NAME, {1: BEGAN, 2: BEGAN}))[1] == {1.0: 2}
 
 
 async def test_no_two_numbers_are_too_far_apart_or_too_close_to_be_compared(log: Log) -> None:

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from headrace.inference.domain.quality import Cell, Met, in_answers_terms, label_fault, measures, metrics
+from headrace.inference.domain.quality import (
+    Cell,
+    Met,
+    answers_of,
+    in_answers_terms,
+    label_fault,
+    measures,
+    metrics,
+    restated,
+)
 
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=50)
 
@@ -58,6 +67,25 @@ def test_a_label_is_what_the_model_would_have_answered(
 def test_a_label_that_is_no_class_makes_every_answer_wrong() -> None:
     cells = in_answers_terms([Met(1.0, "dog", 3), Met(1.0, "cow", 1)], ('"cat"', '"dog"'))
     assert metrics(cells, classes=True) == {"accuracy": 0.75}
+
+
+CLASSES = st.lists(st.sampled_from(('"a"', '"b"', '"c"', "-1", "0", "2", "0.5")), unique=True, max_size=7)
+
+
+@given(CLASSES, CLASSES)
+def test_two_models_say_a_class_alike_if_and_only_if_it_is_the_same_one(
+    classes: list[str], others: list[str]
+) -> None:
+    said = restated(classes, others)
+    for one, answer in answers_of(classes).items():
+        for other, theirs in answers_of(others).items():
+            assert (said.get(answer, answer) == theirs) == (one == other)
+    meant = [said.get(answer, answer) for answer in answers_of(classes).values()]
+    assert len(set(meant)) == len(meant)
+
+
+def test_numbers_are_said_as_they_are() -> None:
+    assert restated((), ('"a"',)) == restated(('"a"',), ()) == restated((), ()) == {}
 
 
 def test_text_says_nothing_of_a_number() -> None:

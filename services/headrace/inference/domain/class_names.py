@@ -59,6 +59,14 @@ def class_names(version: ServedVersion) -> ClassNames:
     )
 
 
+def answered_classes(version: ServedVersion) -> tuple[str, ...]:
+    """The classes (JSON texts) that this version's answers are; none where they are other numbers."""
+    labels = any(
+        tensor.name == LABEL.name and tensor.datatype != CLASS.datatype for tensor in version.outputs
+    )
+    return version.classes if labels or LABEL in class_names(version).added else ()
+
+
 def _is_scores(tensor: Tensor, classes: Sequence[str]) -> bool:
     return tensor.datatype in _SCORES and tensor.shape[1:] == (len(classes),)
 

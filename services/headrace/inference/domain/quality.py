@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -53,6 +54,23 @@ def answers_of(classes: Sequence[str]) -> dict[float | str, float]:
     """How a model of these classes (JSON texts) answers each of them, by its value."""
     answers = whole_numbers(classes) or range(len(classes))
     return {json.loads(text): float(answer) for text, answer in zip(classes, answers, strict=True)}
+
+
+def restated(classes: Sequence[str], others: Sequence[str]) -> dict[float, float]:
+    """What a model of these classes says by other numbers than a model of the others, and how that one does.
+
+    By place, a class is another number as soon as the dataset has one more before it. A class that the other
+    model does not know is a number that it never answers. Nothing where one of them answers with numbers.
+    """
+    if not classes or not others or tuple(classes) == tuple(others):
+        return {}
+    known = answers_of(others)
+    unknown = itertools.count(max(known.values()) + 1)
+    meant = {
+        answer: known[value] if value in known else next(unknown)
+        for value, answer in answers_of(classes).items()
+    }
+    return {answer: other for answer, other in meant.items() if answer != other}
 
 
 def whole_numbers(classes: Sequence[str]) -> tuple[int, ...] | None:

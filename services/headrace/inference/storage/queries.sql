@@ -230,16 +230,24 @@ JOIN feedback f USING (deployment, prediction_id)
 WHERE p.answer IS NOT NULL
 GROUP BY p.version, p.answer, f.label;
 
+-- name: get_served_versions
+SELECT v.* FROM deployments d JOIN served_versions v USING (model) WHERE d.name = $1 AND v.version = ANY($2::bigint[]);
+
 -- A pair that is not whole is still on its way, or was dropped. Numbers are compared as decimal ones: the difference of two
--- floats may be too large or too small for a float, which is an error in SQL.
+-- floats may be too large or too small for a float, which is an error in SQL. $6 and $7: classes that
+-- the two answer by different numbers, as the old version does and as the new one does.
 -- name: count_differing
 SELECT count(*) AS total, count(*) FILTER (
     WHERE new IS NULL OR (new <> old AND abs(new::numeric - old::numeric) > $5::float8::numeric * abs(old::numeric))) AS hits
 FROM (
-    SELECT min(answer) FILTER (WHERE version = $2) AS new, min(answer) FILTER (WHERE version = $3) AS old
-    FROM predictions
-    WHERE deployment = $1 AND time >= $4 AND mirror_id <> '' AND version IN ($2, $3)
-    GROUP BY mirror_id
-    HAVING count(*) FILTER (WHERE version = $2) = 1 AND count(*) FILTER (WHERE version = $3) = 1
-) pairs
-WHERE old IS NOT NULL;
+    SELECT mirrored.new, coalesce(said.as_new, mirrored.old) AS old
+    FROM (
+        SELECT min(answer) FILTER (WHERE version = $2) AS new, min(answer) FILTER (WHERE version = $3) AS old
+        FROM predictions
+        WHERE deployment = $1 AND time >= $4 AND mirror_id <> '' AND version IN ($2, $3)
+        GROUP BY mirror_id
+        HAVING count(*) FILTER (WHERE version = $2) = 1 AND count(*) FILTER (WHERE version = $3) = 1
+    ) mirrored
+    LEFT JOIN unnest($6::float8[], $7::float8[]) said (as_old, as_new) ON said.as_old = mirrored.old
+    WHERE mirrored.old IS NOT NULL
+) pairs;

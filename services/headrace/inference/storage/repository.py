@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
@@ -10,9 +11,10 @@ import orjson
 
 from headrace.errors import NotFound
 from headrace.inference.domain.analysis import BUCKETS_PER_DOUBLING
+from headrace.inference.domain.class_names import answered_classes
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.drift import DriftRules
-from headrace.inference.domain.quality import Met
+from headrace.inference.domain.quality import Met, restated
 from headrace.inference.domain.rollouts import Plan, Rollout
 from headrace.inference.domain.scaling import Scale, Scaling
 from headrace.inference.domain.sequential import Tally
@@ -317,13 +319,17 @@ class Repository:
     async def answers_given(
         self, deployment: str, since: Mapping[int, datetime]
     ) -> dict[int, dict[float, int]]:
-        """How often each version gave which answer from its moment on."""
+        """How often each version gave which answer from its moment on, classes as the newest one does."""
         rows = await self._connection.fetch(
             QUERIES["count_answers_given"], deployment, list(since), list(since.values())
         )
+        classes = await self._classes(deployment, since)
+        newest = classes.get(max(since, default=0), ())
+        said = {version: restated(classes.get(version, ()), newest) for version in since}
         counts: dict[int, dict[float, int]] = {}
         for row in rows:
-            counts.setdefault(row["version"], {})[row["answer"]] = row["count"]
+            version, answer = row["version"], row["answer"]
+            counts.setdefault(version, Counter())[said[version].get(answer, answer)] += row["count"]
         return counts
 
     async def answer_counts_since(
@@ -339,11 +345,26 @@ class Repository:
         self, deployment: str, new: int, old: int, since: datetime, tolerance: float
     ) -> Tally:
         """Of requests that both versions were asked, how many the new one answered otherwise, of how many."""
+        classes = await self._classes(deployment, (new, old))
+        said = restated(classes.get(old, ()), classes.get(new, ()))
         row = await self._connection.fetchrow(
-            QUERIES["count_differing"], deployment, new, old, since, tolerance
+            QUERIES["count_differing"],
+            deployment,
+            new,
+            old,
+            since,
+            # Of classes no one is near another.
+            0.0 if classes.get(new) else tolerance,
+            list(said),
+            list(said.values()),
         )
         assert row is not None
         return Tally(row["hits"], row["total"])
+
+    async def _classes(self, deployment: str, versions: Collection[int]) -> dict[int, tuple[str, ...]]:
+        """The classes that each of these versions answers, in its own order."""
+        rows = await self._connection.fetch(QUERIES["get_served_versions"], deployment, list(versions))
+        return {row["version"]: answered_classes(served_version_of(row)) for row in rows}
 
     async def _deployments(self, rows: Sequence[asyncpg.Record]) -> list[Deployment]:
         names = [row["name"] for row in rows]

@@ -192,7 +192,10 @@ class Rows(Protocol):
     async def answers_given(
         self, deployment: str, since: Mapping[int, datetime]
     ) -> dict[int, dict[float, int]]:
-        """How often each version gave which answer from its moment on."""
+        """How often each version gave which answer from its moment on.
+
+        A class that versions answer by different numbers is counted as the newest of them answers it.
+        """
 
     async def answer_counts_since(
         self, deployment: str, since: Mapping[int, datetime]
@@ -202,7 +205,11 @@ class Rows(Protocol):
     async def differing_answers(
         self, deployment: str, new: int, old: int, since: datetime, tolerance: float
     ) -> Tally:
-        """Of mirrored requests, how many the new version answered otherwise than the old one, of how many."""
+        """Of mirrored requests, how many the new version answered otherwise than the old one, of how many.
+
+        Classes are alike that are the same, by whatever number each version answers them; other numbers that
+        differ by no more than `tolerance` of the old version's.
+        """
 
 
 class Work(Protocol):
