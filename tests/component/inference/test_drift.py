@@ -15,7 +15,7 @@ from headrace.errors import HeadraceError, NotFound, Unavailable
 from headrace.events.inference.v1 import events_pb2
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.drift import Column, DriftRules, Numbers, Reference, Values
-from headrace.inference.domain.drift_watch import EndReason
+from headrace.inference.domain.drift_watch import NOTHING_COMPARED, EndReason
 from headrace.inference.domain.rollouts import Plan
 from headrace.inference.drift_messages import drift_message
 from headrace.inference.storage.drift import DRIFT_DETECTED, DRIFT_ENDED, WINDOWS_KEPT, PostgresDrift
@@ -165,6 +165,26 @@ async def test_a_request_for_many_rows_counts_by_its_rows(watched: Watched) -> N
     assert window is not None
     # Five of the requests are as many rows as a window takes.
     assert (window.requests, window.rows) == (5, 100)
+
+
+async def test_windows_in_which_nothing_could_be_compared_neither_end_an_episode_nor_are_calm(
+    watched: Watched,
+) -> None:
+    watched.profile = Reference({})
+    for _ in range(RULES.windows):
+        await watched.window()
+    waiting = await watched.report()
+    assert (waiting.state, waiting.message) == (DriftState.WAITING, NOTHING_COMPARED)
+
+    watched.profile = TRAINED_ON
+    for _ in range(RULES.windows):
+        await watched.window(shift=2)
+    watched.profile = Reference({})
+    for _ in range(RULES.windows):
+        await watched.window()
+    drifting = await watched.report()
+    assert (drifting.state, drifting.message) == (DriftState.DRIFTING, NOTHING_COMPARED)
+    assert [type(event) for event in await watched.told()] == [events_pb2.DriftDetected]
 
 
 async def test_another_versions_episode_is_over_and_its_windows_are_its_own(

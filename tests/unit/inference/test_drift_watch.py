@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -57,6 +58,16 @@ def test_episodes_change_only_where_as_many_windows_agree(drifts: list[bool], wi
         before = watch.episode
 
 
-def test_a_window_in_which_nothing_could_be_compared_says_so() -> None:
-    empty = WindowResult(1, BEGAN, BEGAN, 500, 500, ())
-    assert watched(Watch("live", 1, BEGAN), DriftRules(), empty, lambda: "").message == NOTHING_COMPARED
+@pytest.mark.parametrize("drifts", [[], [True], [True, True], [True, True, False]])
+def test_a_window_in_which_nothing_could_be_compared_says_so_and_changes_nothing_else(
+    drifts: list[bool],
+) -> None:
+    before = followed(drifts)[-1] if drifts else Watch("live", 1, BEGAN)
+    after = before
+    for number in range(10, 15):
+        empty = replace(a_window(number, drifts=False), findings=())
+        after = watched(after, DriftRules(windows=2), empty, lambda: "another")
+        assert after == replace(before, since=empty.end, message=NOTHING_COMPARED)
+    # One that can be compared goes on from there.
+    again = watched(after, DriftRules(windows=2), a_window(20, drifts=False), lambda: "another")
+    assert (again.calm, again.message) == (before.calm + 1, "")

@@ -62,7 +62,8 @@ class Episode:
 class Watch:
     """How far a version is watched: from `since` on requests are new.
 
-    `drifting` and `calm` count the last windows in a row, one of them being 0. `message` says for people
+    `drifting` and `calm` count the last windows in a row in which something could be compared, one of them
+    being 0. `message` says for people
     what keeps it from being judged, if anything does. `revision` is that of what is stored, 0 where nothing
     is yet: whoever stores what follows names the one that it saw.
     """
@@ -78,12 +79,16 @@ class Watch:
 
 
 def watched(watch: Watch, rules: DriftRules, result: WindowResult, new_id: Callable[[], str]) -> Watch:
-    """After one more window: an episode begins, goes on or is over, or there is still none."""
+    """After one more window: an episode begins, goes on or is over, or there is still none.
+
+    One in which nothing could be compared says neither that it drifts nor that it does not.
+    """
+    if not result.findings:
+        return replace(watch, since=result.end, message=NOTHING_COMPARED)
     drifting, calm = (watch.drifting + 1, 0) if result.drifting else (0, watch.calm + 1)
     episode = watch.episode
     if not episode and drifting >= rules.windows:
         episode = new_id()
     elif episode and calm >= rules.windows:
         episode = ""
-    message = "" if result.findings else NOTHING_COMPARED
-    return replace(watch, since=result.end, drifting=drifting, calm=calm, episode=episode, message=message)
+    return replace(watch, since=result.end, drifting=drifting, calm=calm, episode=episode, message="")

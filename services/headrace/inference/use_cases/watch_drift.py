@@ -132,7 +132,8 @@ class WatchDrift:
             changed = await self._ended(watch, EndReason.RECOVERED)
         if not await self._store.save(after, result, changed):
             return
-        metrics.DRIFT_WINDOWS.labels("drifting" if result.drifting else "calm").inc()
+        if result.findings:
+            metrics.DRIFT_WINDOWS.labels("drifting" if result.drifting else "calm").inc()
         if changed is not None:
             began = changed.end_time is None
             metrics.DRIFT_EPISODES.labels("begun" if began else "ended").inc()
@@ -224,7 +225,8 @@ class ReportDrift:
             return DriftState.WAITING, f"version {version.version} has just begun to answer"
         if watch.episode:
             return DriftState.DRIFTING, watch.message
-        if window is not None:
+        # Neither is counted while nothing could be compared.
+        if window is not None and (watch.drifting or watch.calm):
             return DriftState.SUSPECT if watch.drifting else DriftState.CALM, watch.message
         count = await self._store.request_count(
             watch.deployment, version.version, watch.since, rules.requests
