@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 from onnx import TensorProto, helper
 
 from headrace.api.registry.v1 import registry_pb2
 
 
-def classifier(weight: float) -> bytes:
-    """Three features in; two probabilities and a label out, 1 for positive sums where weight is above 1."""
+def classifier(weight: float, more: int = 0) -> bytes:
+    """Three features in; two probabilities and a label out, 1 for positive sums where weight is above 1.
+
+    With so many more classes before the two, none of them that of a positive sum.
+    """
+    of_a_feature = [*[-1.0] * more, 1, weight]
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 3])
-    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2 + more])
     label = helper.make_tensor_value_info("label", TensorProto.INT64, [None])
-    weights = helper.make_tensor("weights", TensorProto.FLOAT, [3, 2], [1, weight] * 3)
+    weights = helper.make_tensor("weights", TensorProto.FLOAT, [3, 2 + more], of_a_feature * 3)
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["features", "weights"], ["scores"]),
@@ -103,14 +109,15 @@ def slow_classifier() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def classifier_signature() -> registry_pb2.Signature:
+def classifier_signature(*classes: str) -> registry_pb2.Signature:
+    """Of `classifier`, whose classes are words, where some are given."""
     tensor = registry_pb2.TensorSpec
     return registry_pb2.Signature(
         inputs=[tensor(name="features", datatype="FP32", shape=[-1, 3])],
         outputs=[
-            tensor(name="probabilities", datatype="FP32", shape=[-1, 2]),
+            tensor(name="probabilities", datatype="FP32", shape=[-1, len(classes) or 2]),
             tensor(name="label", datatype="INT64", shape=[-1]),
         ],
         features=["a", "b", "c"],
-        classes=["0", "1"],
+        classes=list(map(json.dumps, classes)) or ["0", "1"],
     )

@@ -21,11 +21,9 @@ CLASSES = ("benign", "bösartig")
 
 
 async def test_answers_name_their_class(plane: Plane, name: str) -> None:
-    signature = classifier_signature()
-    signature.classes[:] = map(json.dumps, CLASSES)
     await plane.deploy(name)
     # Of even versions the second class is that of rows above zero.
-    await plane.promote(name, 2, signature=signature)
+    await plane.promote(name, 2, signature=classifier_signature(*CLASSES))
     await plane.until_live(name, 2)
     rows = np.array([[-1, -1, -1], [1, 1, 1]], np.float32)
     expected = [[CLASSES[0]], [CLASSES[1]]]

@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, Plane, ask
+from tests.support.models import classifier, classifier_signature
 from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
@@ -85,6 +86,37 @@ async def test_a_shadow_that_answers_alike_gets_its_first_share(plane: Plane, na
         await eventually(asked, lambda d: d.rollout.state == api.ROLLOUT_STATE_PROGRESSING, DEADLINE)
     shares = {t.version: t.weight for t in (await plane.get(name)).traffic}
     assert shares == {1: 99, 3: 1}
+
+
+async def test_a_version_whose_dataset_has_another_class_before_the_others_answers_as_the_old_one(
+    plane: Plane, name: str
+) -> None:
+    plan = shadowed(max_share=0.2)
+    plan.analysis.drift.max_shift = 0.2
+    await plane.deploy(name, steps=(1, 100), hold=2 * DEADLINE, rollout=plan)
+    await plane.promote(name, 2, classifier(0.5), signature=classifier_signature("cat", "dog"))
+    await plane.until_live(name, 2)
+    grown = classifier_signature("ant", "cat", "dog")
+    await plane.promote(name, 3, classifier(0.5, more=1), signature=grown)
+    async with plane.client() as client:
+
+        async def asked() -> api.Deployment:
+            assert (await ask(client, name)).as_numpy("class").item() == b"cat"
+            return await plane.get(name)
+
+        tried = await eventually(
+            asked,
+            lambda d: (
+                d.rollout.to_version == 3
+                and d.rollout.state not in (api.ROLLOUT_STATE_LOADING, api.ROLLOUT_STATE_SHADOWING)
+            ),
+            DEADLINE,
+        )
+        assert tried.rollout.state == api.ROLLOUT_STATE_PROGRESSING, tried.rollout.message
+        old, new = [await ask(client, name, version=version) for version in ("2", "3")]
+    assert [answer.as_numpy("label").item() for answer in (old, new)] == [0, 1]
+    assert [answer.as_numpy("probabilities").shape for answer in (old, new)] == [(1, 2), (1, 3)]
+    assert [answer.as_numpy("class").item() for answer in (old, new)] == [b"cat", b"cat"]
 
 
 async def test_rest_requests_are_mirrored_and_compared_without_an_id(plane: Plane, name: str) -> None:

@@ -92,3 +92,15 @@ def test_triton_names_places_where_all_versions_mean_the_same_by_them() -> None:
         assert "label_filename" not in model_configuration("live", [first, other], DEFAULTS)
     unnameable = replace(first, classes=('"one\\nline"', '"dog"'))
     assert "label_filename" not in model_configuration("live", [unnameable], DEFAULTS)
+
+
+def test_scores_have_any_size_while_versions_know_more_and_fewer_classes() -> None:
+    scores, label = Tensor("scores", "FP32", (-1, 2)), Tensor("label", "INT64", (-1,))
+    old = replace(a_version(""), outputs=(label, scores), classes=('"cat"', '"dog"'))
+    more = replace(scores, shape=(-1, 3))
+    new = replace(old, version=2, outputs=(more, label), classes=('"ant"', '"cat"', '"dog"'))
+    both = model_configuration("live", [old, new], DEFAULTS).splitlines()
+    assert 'output { name: "scores" data_type: TYPE_FP32 dims: [-1] }' in both
+    assert 'output { name: "label" data_type: TYPE_INT64 dims: [1] }' in both
+    alone = 'output { name: "scores" data_type: TYPE_FP32 dims: [3] label_filename: "labels.txt" }'
+    assert alone in model_configuration("live", [new], DEFAULTS).splitlines()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from headrace.errors import InvalidArgument, NotFound
@@ -153,8 +154,24 @@ def _outputs(versions: Sequence[ServedVersion]) -> list[tuple[Tensor, str]]:
     names = class_names(newest)
     labels = LABELS if _labels(versions) else ""
     return [
-        (tensor, labels if tensor.name == names.scores else "") for tensor in (*newest.outputs, *names.added)
+        (_for_all(tensor, versions), labels if tensor.name == names.scores else "")
+        for tensor in (*newest.outputs, *names.added)
     ]
+
+
+def _for_all(tensor: Tensor, versions: Sequence[ServedVersion]) -> Tensor:
+    """An output as every version has it: any size where they differ, as scores do where a class was added."""
+    shapes = [
+        other.shape
+        for version in versions
+        for other in version.outputs
+        if other.name == tensor.name and len(other.shape) == len(tensor.shape)
+    ]
+    common = tuple(
+        size if all(shape[place] == size for shape in shapes) else -1
+        for place, size in enumerate(tensor.shape)
+    )
+    return replace(tensor, shape=common)
 
 
 def _labels(versions: Sequence[ServedVersion]) -> tuple[str, ...]:
