@@ -72,13 +72,16 @@ func predict(address, model, row string) (err error) {
 	return nil
 }
 
-// decode reads a tensor's elements from the bytes that Triton answers: little-endian, row-major.
+// decode reads a tensor's elements from the bytes that Triton answers: little-endian, row-major; each text is its
+// length in four bytes, and then itself.
 func decode(datatype string, raw []byte) (any, error) {
 	switch datatype {
 	case "FP32":
 		return read[float32](raw, 4)
 	case "INT64":
 		return read[int64](raw, 8)
+	case "BYTES":
+		return texts(raw)
 	default:
 		return nil, fmt.Errorf("this example does not read %s", datatype)
 	}
@@ -88,4 +91,17 @@ func read[T float32 | int64](raw []byte, width int) ([]T, error) {
 	values := make([]T, len(raw)/width)
 	err := binary.Read(bytes.NewReader(raw), binary.LittleEndian, values)
 	return values, err
+}
+
+func texts(raw []byte) ([]string, error) {
+	var values []string
+	for len(raw) > 0 {
+		if len(raw) < 4 || uint64(len(raw)-4) < uint64(binary.LittleEndian.Uint32(raw)) {
+			return nil, errors.New("a text ends early")
+		}
+		end := 4 + int(binary.LittleEndian.Uint32(raw))
+		values = append(values, string(raw[4:end]))
+		raw = raw[end:]
+	}
+	return values, nil
 }

@@ -23,20 +23,37 @@ const request = {
     { name: 'features', datatype: 'FP32', shape: [1, features.length], contents: { fp32_contents: features } },
   ],
 };
+// An element of each type at a place among the bytes, and where the next one begins.
+const readers = {
+  FP32: (bytes, at) => [bytes.readFloatLE(at), at + 4],
+  INT64: (bytes, at) => [Number(bytes.readBigInt64LE(at)), at + 8],
+  // A text is its length in four bytes, and then itself.
+  BYTES: (bytes, at) => {
+    const end = at + 4 + bytes.readUInt32LE(at);
+    return [bytes.toString('utf8', at + 4, end), end];
+  },
+};
+
+// Triton answers raw bytes: one little-endian buffer for each output.
+function decode(datatype, bytes) {
+  const read = readers[datatype];
+  if (!read) throw new Error(`this example does not read ${datatype}`);
+  const values = [];
+  for (let at = 0; at < bytes.length; ) {
+    const [value, next] = read(bytes, at);
+    values.push(value);
+    at = next;
+  }
+  return values;
+}
+
 client.ModelInfer(request, { deadline: Date.now() + 5000 }, (error, response) => {
   if (error) {
     console.error(`${grpc.status[error.code]}: ${error.details}`);
     process.exit(1);
   }
-  // Triton answers raw bytes: one little-endian buffer for each output.
   response.outputs.forEach((output, index) => {
-    const bytes = response.raw_output_contents[index];
-    const values = [];
-    const width = output.datatype === 'INT64' ? 8 : 4;
-    for (let at = 0; at < bytes.length; at += width) {
-      values.push(output.datatype === 'INT64' ? Number(bytes.readBigInt64LE(at)) : bytes.readFloatLE(at));
-    }
-    console.log(output.name, values);
+    console.log(output.name, decode(output.datatype, response.raw_output_contents[index]));
   });
   console.log('version', response.model_version, 'prediction id', response.id);
 });
