@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import grpc
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -224,9 +225,7 @@ async def test_a_model_whose_process_died_answers_again_and_its_neighbours_go_on
         await plane.deploy(model)
         await plane.promote(model, 1)
         await plane.until_live(model, 1)
-    children = psutil.Process(plane.triton.pid).children(recursive=True)
-    [process] = [child for child in children if any(f"/{name}/1/" in part for part in child.cmdline())]
-    process.kill()
+    process_of(plane, name).kill()
     async with plane.client() as client:
 
         async def answered() -> bool:
@@ -268,6 +267,55 @@ async def test_requests_that_wait_are_computed_together(plane: Plane, name: str)
         [model] = (await client.get_inference_statistics(name)).model_stats
     assert model.inference_count == 64
     assert model.execution_count < 32
+
+
+async def test_a_model_that_hangs_while_somebody_waits_answers_again_when_its_process_is_killed(
+    plane: Plane, name: str
+) -> None:
+    neighbour = f"{name}-neighbour"
+    for model in (name, neighbour):
+        await plane.deploy(model)
+        await plane.promote(model, 1, model=slow_classifier())
+        await plane.until_live(model, 1)
+    async with plane.client() as client:
+        endless = asyncio.create_task(ask(client, name, feature=1e15, seconds=2 * DEADLINE))
+        with pytest.raises(triton.InferenceServerException, match="DEADLINE_EXCEEDED"):
+            await ask(client, name, seconds=1)
+        behind = asyncio.create_task(ask(client, name, seconds=2 * DEADLINE))
+        await eventually(lambda: pending(plane, name), bool)
+        assert (await ask(client, neighbour)).get_response().model_version == "1"
+        assert (await plane.get(name)).ready
+
+        process_of(plane, name).kill()
+        for waits in (endless, behind):
+            with pytest.raises(triton.InferenceServerException, match="is not healthy"):
+                await waits
+
+        async def answered() -> bool:
+            with suppress(triton.InferenceServerException):
+                return bool((await ask(client, name)).get_response().model_version == "1")
+            return False
+
+        await eventually(answered, bool, DEADLINE)
+    assert await pending(plane, name) == 0
+
+
+def process_of(plane: Plane, model: str) -> psutil.Process:
+    """The process of a model's version 1."""
+    children = psutil.Process(plane.triton.pid).children(recursive=True)
+    # What has ended has no command any more.
+    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    [process] = [child for child in living if any(f"/{model}/1/" in part for part in child.cmdline())]
+    return process
+
+
+async def pending(plane: Plane, model: str) -> int:
+    """How many requests wait for a model's version 1, by Triton's metrics."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"http://127.0.0.1:{plane.triton.ports.metrics}/metrics")).text
+    series = f'nv_inference_pending_request_count{{model="{model}",version="1"}} '
+    [line] = [line for line in text.splitlines() if line.startswith(series)]
+    return int(float(line.removeprefix(series)))
 
 
 async def test_rest_answers_like_grpc(plane: Plane, name: str) -> None:
