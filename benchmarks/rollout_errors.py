@@ -6,7 +6,8 @@ A run is one step with 10 % of the traffic for the new version, looked at again 
 then after every 5 % more. First the new version is exactly as much worse as is allowed, where every rollback
 is false; beside it stands a fixed-sample z-test of the same 1 % that is looked at just as often. Then it is
 worse by a stated effect, where the share of the runs that see it, and the new version's requests until then,
-are what counts.
+are what counts. Last, requests that are not independent: every caller stays on one of two equal versions, as
+`sticky` has it, and some callers fail more than others on either.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from headrace.inference.domain.sequential import (
 )
 
 SHARE = 0.1
+# Of callers, in an A/B test.
+STICKY_SHARE = 0.5
 FIRST, GROWTH = 500, 1.05
 # One criterion at one step, so that the whole 1 % is the test's own.
 THRESHOLD = log_threshold(Analysis(confidence=0.99), steps=1)
@@ -131,6 +134,52 @@ def error_rate_rows(runs: int, requests: int) -> Iterator[Row]:
         )
 
 
+def clustered(
+    rng: np.random.Generator, requests: int, callers: int, failing: float, rate: float, margin: float
+) -> int | None:
+    """The new version's requests when its failures were too many, of callers who stay on their version.
+
+    Half of the callers are on either version. That share of all callers fails that often, on whichever.
+    """
+    on_new = int(rng.binomial(callers, STICKY_SHARE))
+    bad = round(callers * failing)
+    bad_on_new = int(rng.hypergeometric(bad, callers - bad, on_new)) if on_new else 0
+    shares = np.array([bad_on_new, on_new - bad_on_new, bad - bad_on_new]) / callers
+    new, old, before = Tally(), Tally(), 0
+    for at in looks(requests):
+        counts = rng.multinomial(at - before, [*shares, 1 - shares.sum()])
+        failed = rng.binomial(counts[[0, 2]], rate)
+        new = Tally(new.hits + int(failed[0]), new.total + int(counts[0] + counts[1]))
+        old = Tally(old.hits + int(failed[1]), old.total + int(counts[2] + counts[3]))
+        before = at
+        if log_e_increase(new, old, margin) >= THRESHOLD:
+            return new.total
+    return None
+
+
+def clustered_rows(runs: int, requests: int) -> Iterator[Row]:
+    """Settings of two equal versions among which callers are drawn, and not requests."""
+    for callers, failing, rate, margin in (
+        (100, 0.1, 1.0, 0.05),
+        (100, 0.1, 1.0, 0.14),
+        (300, 0.1, 1.0, 0.05),
+        (1_000, 0.1, 1.0, 0.05),
+        (1_000, 0.1, 1.0, 0.01),
+        (10_000, 0.1, 1.0, 0.01),
+        (100, 0.1, 0.2, 0.05),
+    ):
+        seen = [
+            clustered(np.random.default_rng(seed), requests, callers, failing, rate, margin)
+            for seed in range(runs)
+        ]
+        how = "always" if rate == 1 else f"at {rate:.0%} of their requests"
+        what = (
+            f"as good, each of {callers:,} callers on one version, {failing:.0%} of them fail {how}, "
+            f"{margin:.0%} more allowed"
+        )
+        yield row(what, False, seen, None)
+
+
 def disagreement_rows(runs: int, requests: int) -> Iterator[Row]:
     """Settings of a shadow that is asked a tenth of the requests."""
     for differing, allowed in ((0.01, 0.01), (0.05, 0.05), (0.02, 0.01), (0.1, 0.05), (0.5, 0.05)):
@@ -181,6 +230,7 @@ def main() -> None:
     rows = [
         *error_rate_rows(options.runs, options.requests),
         *disagreement_rows(options.runs, options.requests),
+        *clustered_rows(options.runs, options.requests),
         # A tenth of the runs: each look goes over two histograms.
         *latency_rows(max(1, options.runs // 10), options.requests),
     ]
