@@ -146,18 +146,19 @@ async def test_no_call_fails_while_the_control_plane_restarts(server: ModelServe
     try:
         async with AsyncExitStack() as running:
             first.update(weights(3))
-            await running.enter_async_context(serve_xds(f"127.0.0.1:{xds_port}", first))
-            await envoy.start()
-            calls = await running.enter_async_context(calling(wired.listen))
-            await until_answered(calls, 10)
-        async with calling(wired.listen) as calls:
+            async with serve_xds(f"127.0.0.1:{xds_port}", first):
+                await envoy.start()
+                # From before it goes until it is back.
+                calls = await running.enter_async_context(calling(wired.listen))
+                await until_answered(calls, 10)
+            await eventually(lambda: envoy.count("control_plane.connected_state"), operator.not_)
             await until_answered(calls, 50)
             # It comes back, and has something new to say.
             second.update(weights(4))
-            async with serve_xds(f"127.0.0.1:{xds_port}", second):
-                await eventually(lambda: version_of(wired.listen), lambda version: version == "4")
-                await until_answered(calls, 50)
-        assert calls.failures == []
+            await running.enter_async_context(serve_xds(f"127.0.0.1:{xds_port}", second))
+            await eventually(lambda: version_of(wired.listen), lambda version: version == "4")
+            await until_answered(calls, 50)
+            assert calls.failures == []
     finally:
         await envoy.stop()
 
