@@ -183,7 +183,7 @@ async def front(
     async with (
         channel_to_envoy(wiring.listen) as opened,
         serve_xds(
-            "127.0.0.1:0", control_plane, streams=Streams(opened, control_plane), stamp=stamp
+            "127.0.0.1:0", control_plane, streams=Streams(opened, control_plane).handler(), stamp=stamp
         ) as xds_port,
     ):
         envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds_port, **limits)

@@ -143,7 +143,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         serve_xds(
             settings.xds_address,
             control_plane,
-            streams=Streams(envoy, control_plane),
+            streams=Streams(envoy, control_plane).handler(),
             stamp=StampServicer(wake, control_plane, servers=len(settings.triton_servers)),
             max_request_bytes=settings.max_request_bytes,
         )

@@ -13,14 +13,17 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from headrace.client.inference_protocol import MODEL_HEADER
 from headrace.inference.model_index import index_entries
+from headrace.inference.plain_errors import read
 from headrace.inference.xds.routes import CLIENT_HEADER
 from headrace.inference.xds.server import ControlPlane
 
-Context = grpc.aio.ServicerContext[service_pb2.ModelInferRequest, service_pb2.ModelStreamInferResponse]
+Context = grpc.aio.ServicerContext[bytes, service_pb2.ModelStreamInferResponse]
+
+_SERVICE: Final = "inference.GRPCInferenceService"
 
 # Of one stream; what comes beyond waits with its caller.
 MAX_IN_FLIGHT: Final = 64
@@ -50,7 +53,7 @@ def channel_to_envoy(target: str) -> AbstractAsyncContextManager[grpc.aio.Channe
 
 
 # A request's id and its call.
-_Asked = tuple[str, grpc.aio.UnaryUnaryCall[service_pb2.ModelInferRequest, service_pb2.ModelInferResponse]]
+_Asked = tuple[str, grpc.aio.UnaryUnaryCall[bytes, service_pb2.ModelInferResponse]]
 
 
 def _named(model: str) -> list[tuple[str, str]]:
@@ -58,26 +61,51 @@ def _named(model: str) -> list[tuple[str, str]]:
     return [(MODEL_HEADER, model)] if _NAME.fullmatch(model) else []
 
 
-class Streams(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+class Streams:
     """The servicer; of the protocol's methods Envoy sends it these, and all others to Triton."""
 
     def __init__(self, envoy: grpc.aio.Channel, control_plane: ControlPlane) -> None:
-        self._infer = service_pb2_grpc.GRPCInferenceServiceStub(envoy).ModelInfer
+        # A request goes on as the bytes that it came in.
+        self._infer: grpc.aio.UnaryUnaryMultiCallable[bytes, service_pb2.ModelInferResponse] = (
+            envoy.unary_unary(
+                f"/{_SERVICE}/ModelInfer", response_deserializer=service_pb2.ModelInferResponse.FromString
+            )
+        )
         self._control_plane = control_plane
 
-    async def RepositoryIndex(  # noqa: N802 - the protocol's name
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a server takes."""
+        return grpc.method_handlers_generic_handler(
+            _SERVICE,
+            {
+                "RepositoryIndex": grpc.unary_unary_rpc_method_handler(
+                    self.repository_index,
+                    service_pb2.RepositoryIndexRequest.FromString,
+                    service_pb2.RepositoryIndexResponse.SerializeToString,
+                ),
+                "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
+                    self.model_stream_infer,
+                    # Read here, for an error of one request must not overtake the answers before it.
+                    None,
+                    service_pb2.ModelStreamInferResponse.SerializeToString,
+                ),
+            },
+        )
+
+    async def repository_index(
         self, request: service_pb2.RepositoryIndexRequest, context: object
     ) -> service_pb2.RepositoryIndexResponse:
         """The models that may be asked, whatever server has them."""
         entries = index_entries(self._control_plane.routes, ready=request.ready)
         return service_pb2.RepositoryIndexResponse(models=[entry.document() for entry in entries])
 
-    async def ModelStreamInfer(  # noqa: N802 - the protocol's name
-        self,
-        requests: AsyncIterator[service_pb2.ModelInferRequest],
-        context: Context,
+    async def model_stream_infer(
+        self, requests: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
-        """Answer each request; an error is told in its place, or ends the stream for who wants that."""
+        """Answer each request; an error is told in its place, or ends the stream for who wants that.
+
+        Raises InvalidArgument, after the answers before it, where bytes are no request.
+        """
         # Before the first request: Envoy gives a request without any answer so long, and no longer.
         await context.send_initial_metadata(())
         given = dict(context.invocation_metadata() or ())
@@ -87,10 +115,11 @@ class Streams(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
         async def ask() -> None:
             try:
-                async for request in requests:
+                async for data in requests:
+                    request = read(service_pb2.ModelInferRequest.FromString, data, "ModelInferRequest")
                     await room.acquire()
                     call = self._infer(
-                        request,
+                        data,
                         timeout=context.time_remaining(),
                         metadata=[*metadata, *_named(request.model_name)],
                     )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.component.inference.conftest import ask
 from tests.support.front import Front, front, request
 from tests.support.hostile_models import PlainTriton, plain_triton, put_hostile_models
+from tritonclient.grpc import service_pb2
 
 from headrace.client.inference_protocol import MODEL_HEADER
 from headrace.embedded.parts import free_port
@@ -39,6 +40,8 @@ ROW = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1
 DOCUMENT = json.dumps({"id": "mine", "inputs": [ROW], "outputs": [{"name": "label"}]}).encode()
 MESSAGE = request(MODEL, id="mine").SerializeToString()
 NAMED = ((MODEL_HEADER, MODEL),)
+# A text that is longer than what there is of it.
+GARBAGE = b"\x0a\xff\xff"
 DEEP = 1_000_000
 
 
@@ -92,11 +95,60 @@ async def plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Plane
 @given(data=damaged(MESSAGE))
 async def test_bytes_instead_of_a_message_are_answered_cleanly(plane: Plane, data: bytes) -> None:
     pid = plane.triton.part.pid
-    for method, metadata in (("ModelInfer", ()), ("ModelInfer", NAMED), ("ModelMetadata", ())):
+    for method, metadata in (
+        ("ModelInfer", ()),
+        ("ModelInfer", NAMED),
+        ("ModelMetadata", ()),
+        ("RepositoryIndex", ()),
+    ):
         method_of = plane.opened.unary_unary(f"/inference.GRPCInferenceService/{method}")
         call = method_of(data, timeout=60, metadata=metadata)
         assert await call.code() in CLEAN, await call.details()
+    stream = plane.opened.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    streamed = stream(_one(data), timeout=60)
+    while await _read(streamed):
+        pass
+    assert await streamed.code() in CLEAN, await streamed.details()
     await plane.serves(pid)
+
+
+async def _one(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _read(stream: grpc.aio.StreamStreamCall[bytes, bytes]) -> bool:
+    """Whether there was another answer; a stream's status comes after them."""
+    try:
+        return await stream.read() is not grpc.aio.EOF
+    except grpc.aio.AioRpcError:
+        return False
+
+
+async def test_bytes_that_are_no_request_of_a_method_are_told_so(plane: Plane) -> None:
+    index = plane.opened.unary_unary("/inference.GRPCInferenceService/RepositoryIndex")(GARBAGE, timeout=60)
+    assert await index.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await index.details() == "the request is not a message of this method"
+    # Envoy alone comes here; what it is answered becomes its caller's answer.
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{plane.front.xds_port}") as opened:
+        for method in ("Wake", "ListModels"):
+            call = opened.unary_unary(f"/headrace.api.inference.v1.StampService/{method}")(GARBAGE)
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_bytes_in_a_stream_end_it_after_the_answers_before_them(plane: Plane) -> None:
+    stream = plane.opened.stream_stream(
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+    )(timeout=60)
+    for data in (MESSAGE, MESSAGE, GARBAGE):
+        await stream.write(data)
+    for _ in range(2):
+        answer = await stream.read()
+        assert (answer.error_message, answer.infer_response.model_version) == ("", "1")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stream.read()
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert raised.value.details() == "the request is not a ModelInferRequest"
 
 
 @settings(max_examples=EXAMPLES)

@@ -14,10 +14,10 @@ from typing import Final
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
-from tritonclient.grpc import service_pb2_grpc
 
 from headrace.api.inference.v1 import stamp_pb2_grpc
 from headrace.inference.domain.scaling import Scale
+from headrace.inference.plain_errors import PlainErrors
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.xds.listener import LISTENER_NAME
@@ -327,28 +327,28 @@ async def serve_xds(
     address: str,
     control_plane: ControlPlane,
     *,
-    streams: service_pb2_grpc.GRPCInferenceServiceServicer | None = None,
+    streams: grpc.GenericRpcHandler | None = None,
     stamp: stamp_pb2_grpc.StampServiceServicer | None = None,
     max_request_bytes: int = MAX_MESSAGE_BYTES,
 ) -> AsyncIterator[int]:
     """Serve discovery at host:port; yields the port.
 
     Beside it `streams`, whose requests may be so large, and `stamp`, what its version
-    stamp asks. Raises OSError where it cannot be
-    bound.
+    stamp asks. Raises OSError where it cannot be bound.
     """
     server = grpc.aio.server(
+        interceptors=[PlainErrors()],
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_send_message_length", -1),
             # What Envoy asks of discovery has to fit, however small requests may be.
             ("grpc.max_receive_message_length", max(MAX_MESSAGE_BYTES, max_request_bytes)),
             *pings_every(_ENVOY_PING_MILLISECONDS),
-        ]
+        ],
     )
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(DiscoveryServicer(control_plane), server)
     if streams is not None:
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(streams, server)
+        server.add_generic_rpc_handlers((streams,))
     if stamp is not None:
         stamp_pb2_grpc.add_StampServiceServicer_to_server(stamp, server)
     try:
