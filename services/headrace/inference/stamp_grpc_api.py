@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+from typing import Final
 
 import grpc
 
 from headrace.api.inference.v1 import stamp_pb2 as api
 from headrace.api.inference.v1 import stamp_pb2_grpc
-from headrace.errors import HeadraceError
+from headrace.errors import DeadlineExceeded, NotFound, Unavailable
 from headrace.inference.model_index import index_entries
 from headrace.inference.use_cases.wake import WakeDeployment
 from headrace.inference.xds.clusters import group_of
 from headrace.inference.xds.server import ControlPlane
+
+logger = logging.getLogger(__name__)
+
+CANNOT_LOAD: Final = "the model is on no server, and cannot be loaded now; try again later"
 
 
 class StampServicer(stamp_pb2_grpc.StampServiceServicer):
@@ -31,9 +37,13 @@ class StampServicer(stamp_pb2_grpc.StampServiceServicer):
         """Have a deployment loaded."""
         try:
             scale = await self._wake(request.deployment)
-        except HeadraceError as error:
+        except (NotFound, DeadlineExceeded) as error:
             # Its words are the caller's answer.
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
+        except Exception as error:
+            # Whatever it is, such as a database that is away: its words may say where, and are the log's.
+            logger.exception("%s could not be woken", request.deployment)
+            raise Unavailable("CANNOT_LOAD", CANNOT_LOAD) from error
         return api.WakeResponse(group=group_of(scale, self._servers))
 
     async def ListModels(

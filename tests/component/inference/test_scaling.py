@@ -9,15 +9,18 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import psutil
+import pytest
 import tritonclient.grpc.aio as triton
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask, post
 from tests.component.inference.test_requests import request, responses, send
 from tests.support.models import slow_classifier
+from tests.support.proxy import proxied
 from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2
 
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.embedded.parts.process import http_get
+from headrace.inference.stamp_grpc_api import CANNOT_LOAD
 from headrace.inference.use_cases.responses import ANSWERED
 from headrace.rpc.load import load
 
@@ -125,6 +128,33 @@ async def test_what_nobody_asks_for_is_on_no_server_and_the_first_requests_wait(
     tensor = {"name": "features", "shape": [1, 3], "datatype": "FP32", "data": [1, 1, 1]}
     status, answer = await asyncio.to_thread(post, plane, f"/v2/models/{name}/infer", {"inputs": [tensor]})
     assert (status, answer["model_version"]) == (200, "2")
+
+
+async def test_while_the_database_is_away_a_cold_model_is_unavailable_and_a_warm_one_answers(
+    make_plane: MakePlane, postgres_dsn: str, name: str
+) -> None:
+    cold, warm = f"{name}-cold", f"{name}-warm"
+    async with proxied(postgres_dsn) as (database, dsn):
+        plane = await make_plane(HEADRACE_POSTGRES_DSN=dsn)
+        for deployment, wanted in ((cold, scaling(0, idle=5)), (warm, scaling(1))):
+            await plane.deploy(deployment, scaling=wanted)
+            await plane.promote(deployment, 1)
+            await plane.until_live(deployment, 1)
+        await until_cold(plane, cold)
+        await database.cut()
+        async with plane.client() as client:
+            with pytest.raises(triton.InferenceServerException) as raised:
+                await ask(client, cold, seconds=60)
+            assert raised.value.status() == "StatusCode.UNAVAILABLE"
+            assert raised.value.message() == CANNOT_LOAD
+            tensor = {"name": "features", "shape": [1, 3], "datatype": "FP32", "data": [1, 1, 1]}
+            path = f"/v2/models/{cold}/infer"
+            status, answer = await asyncio.to_thread(post, plane, path, {"inputs": [tensor]})
+            assert (status, answer) == (503, {"error": CANNOT_LOAD})
+            assert (await ask(client, warm)).get_response().model_version == "1"
+            await database.open()
+            await eventually(lambda: _answered(client, cold), bool, DEADLINE)
+        await plane.service.stop()
 
 
 async def until_cold(plane: Plane, name: str) -> None:
