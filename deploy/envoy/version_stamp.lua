@@ -174,7 +174,7 @@ end
 
 -- Asks the inference service, with a message that holds `message` alone: the first text of its answer, or nil and why not.
 local function ask_service(handle, method, message, milliseconds)
-  local headers, body = handle:httpCall("streams", {
+  local headers, body = handle:httpCall("stamp", {
     [":method"] = "POST",
     [":path"] = "/headrace.api.inference.v1.StampService/" .. method,
     [":authority"] = "headrace",
