@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from headrace.inference.use_cases.ports import Route
 
 MODEL = "m"
 CALLS = 24
+CHANNELS, CALLS_OF_EACH = 12, 100
+# Far more than anything takes.
+SECONDS = 120
 
 
 class Waking(stamp_pb2_grpc.StampServiceServicer):
@@ -37,6 +40,11 @@ class Waking(stamp_pb2_grpc.StampServiceServicer):
         except LookupError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             raise
+
+    async def ListModels(
+        self, request: stamp_pb2.ListModelsRequest, context: object
+    ) -> stamp_pb2.ListModelsResponse:
+        return stamp_pb2.ListModelsResponse(json="[]")
 
 
 class Plane:
@@ -166,6 +174,60 @@ async def test_where_it_cannot_be_loaded_the_caller_hears_why(plane: Plane) -> N
     async with httpx.AsyncClient(base_url=f"http://{plane.front.address}") as client:
         answer = await client.post(f"/v2/models/{MODEL}/infer", json={"inputs": []})
     assert (answer.status_code, answer.json()) == (503, {"error": "no server has room"})
+
+
+async def test_however_many_streams_are_open_a_cold_model_is_loaded_and_the_models_are_listed(
+    plane: Plane,
+) -> None:
+    await plane.place(Scale(0))
+    plane.waking.group.set_result("2+1")
+    async with many_channels(plane.front) as stubs:
+        streams = [stub.ModelStreamInfer(timeout=SECONDS) for stub in stubs for _ in range(CALLS_OF_EACH)]
+        await asyncio.gather(*(stream.initial_metadata() for stream in streams))
+        async with httpx.AsyncClient(base_url=f"http://{plane.front.address}") as client:
+            assert (await client.post("/v2/repository/index")).status_code == 200
+        listed = await stubs[0].RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=SECONDS)
+        assert [model.name for model in listed.models] == [MODEL]
+        assert (await stubs[0].ModelInfer(request(MODEL), timeout=SECONDS)).model_version == "3"
+        # None of them was given up for it.
+        await plane.place(Scale(3))
+        await streams[0].write(request(MODEL))
+        streamed = await streams[0].read()
+        assert (streamed.error_message, streamed.infer_response.model_version) == ("", "3")
+        for stream in streams:
+            stream.cancel()
+
+
+async def test_however_many_wait_for_a_cold_model_all_are_answered(plane: Plane) -> None:
+    await plane.place(Scale(0))
+    async with many_channels(plane.front) as stubs:
+        calls = [
+            asyncio.ensure_future(stub.ModelInfer(request(MODEL), timeout=SECONDS))
+            for stub in stubs
+            for _ in range(CALLS_OF_EACH)
+        ]
+
+        async def waiting() -> tuple[int, int]:
+            # One of Envoy's threads may hear later that it is cold: what it was asked before is answered.
+            return len(plane.waking.asked), sum(call.done() for call in calls)
+
+        waits, _ = await eventually(waiting, lambda counts: sum(counts) == len(calls))
+        assert waits > 1024
+        plane.waking.group.set_result("2+1")
+        answers = await asyncio.gather(*calls)
+    assert {answer.model_version for answer in answers} == {"3"}
+
+
+@asynccontextmanager
+async def many_channels(made: Front) -> AsyncIterator[list[service_pb2_grpc.GRPCInferenceServiceStub]]:
+    """Connections that together have more calls than Envoy would have of a server by itself, which is 1,024."""
+    async with AsyncExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        opened = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(made.address, options=options))
+            for _ in range(CHANNELS)
+        ]
+        yield [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in opened]
 
 
 async def _length(found: Sequence[object]) -> int:
