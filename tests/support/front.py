@@ -21,7 +21,7 @@ from headrace.embedded.parts import free_port
 from headrace.embedded.parts.envoy import Envoy
 from headrace.embedded.parts.process import http_get
 from headrace.inference.stamp_grpc_api import StampServicer
-from headrace.inference.streams import Streams, channel_to_envoy
+from headrace.inference.streams import MAX_BYTES, Streams, channel_to_envoy
 from headrace.inference.use_cases.ports import Route
 from headrace.inference.use_cases.wake import WakeDeployment
 from headrace.inference.xds.clusters import TRITON_GRPC
@@ -38,7 +38,7 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
     `asked`: the requests that reached it; `questions`: the models that somebody asked about; `rest`: calls of
     a model in REST; `seconds_left`: each one's deadline; `refusal`: the status that it answers instead;
     `ready`: what it says of itself; `held`: it answers nothing until this is set; `cancelled`: a caller gave
-    up meanwhile.
+    up meanwhile; `answer_bytes`: so many are in each answer.
     """
 
     asked: list[service_pb2.ModelInferRequest] = field(default_factory=list)
@@ -48,6 +48,7 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
     refusal: grpc.StatusCode | None = None
     ready: bool = True
     held: asyncio.Event | None = None
+    answer_bytes: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     _proxies: list[Proxy] = field(default_factory=list)
     _running: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -92,7 +93,10 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         if self.refusal is not None:
             await context.abort(self.refusal, "as it was told")
         return service_pb2.ModelInferResponse(
-            model_name=request.model_name, model_version=request.model_version, id=request.id
+            model_name=request.model_name,
+            model_version=request.model_version,
+            id=request.id,
+            raw_output_contents=[bytes(self.answer_bytes)] if self.answer_bytes else [],
         )
 
     async def ModelReady(
@@ -171,6 +175,7 @@ async def front(
     routes: Mapping[str, Mapping[int, int]],
     *,
     stamp: stamp_pb2_grpc.StampServiceServicer | None = None,
+    stream_bytes: int = MAX_BYTES,
     **limits: int,
 ) -> AsyncIterator[Front]:
     """Envoy with these weights, of models that take three numbers, and with these limits of its own."""
@@ -183,7 +188,15 @@ async def front(
     async with (
         channel_to_envoy(wiring.listen) as opened,
         serve_xds(
-            "127.0.0.1:0", control_plane, streams=Streams(opened, control_plane).handler(), stamp=stamp
+            "127.0.0.1:0",
+            control_plane,
+            streams=Streams(
+                opened,
+                control_plane,
+                reading_seconds=wiring.patience.reading,
+                max_bytes=stream_bytes,
+            ).handler(),
+            stamp=stamp,
         ) as xds_port,
     ):
         envoy = Envoy(folder / "envoy", folder, admin_port=free_port(), xds_port=xds_port, **limits)

@@ -114,6 +114,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     store = ObjectStore.from_uri(platform.store_uri)
     repository = ModelRepository(settings.model_repository, store)
     server = await runner.enter(triton_fleet([grpc for grpc, _ in settings.triton_servers], repository))
+    patience = Patience(request=settings.max_request_seconds)
     control_plane = ControlPlane(
         Wiring(
             listen=settings.envoy_address,
@@ -123,7 +124,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
             trace_share=settings.trace_share,
             client_rate=settings.client_requests_per_second,
             model_rate=settings.model_requests_per_second,
-            patience=Patience(request=settings.max_request_seconds),
+            patience=patience,
         )
     )
     router = Router(work, control_plane)
@@ -143,7 +144,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         serve_xds(
             settings.xds_address,
             control_plane,
-            streams=Streams(envoy, control_plane).handler(),
+            streams=Streams(envoy, control_plane, reading_seconds=patience.reading).handler(),
             stamp=StampServicer(wake, control_plane, servers=len(settings.triton_servers)),
             max_request_bytes=settings.max_request_bytes,
         )

@@ -10,12 +10,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Final
 
 import grpc
 from tritonclient.grpc import service_pb2
 
 from headrace.client.inference_protocol import MODEL_HEADER
+from headrace.errors import DeadlineExceeded
+from headrace.inference.held_bytes import HeldBytes
 from headrace.inference.model_index import index_entries
 from headrace.inference.plain_errors import read
 from headrace.inference.xds.routes import CLIENT_HEADER
@@ -27,6 +30,14 @@ _SERVICE: Final = "inference.GRPCInferenceService"
 
 # Of one stream; what comes beyond waits with its caller.
 MAX_IN_FLIGHT: Final = 64
+# Of all streams together, requests that were read and are not answered yet: four of the largest that are
+# allowed by default. This process is the control plane, too, and is not to be ended for its memory. One
+# stream, whose model may be slow, has a part of it, so that others go on.
+MAX_BYTES: Final = 256 << 20
+PARTS: Final = 4
+# gRPC tells how large a request is when it has been read. Where room is short streams read one after the
+# other, each when the one before it has read or has nothing to read: what was sent is there within this time.
+_ARRIVAL_SECONDS: Final = 0.02
 
 # Triton's: who sends it as "true" wants the first error to end the stream with its status.
 STATUS_HEADER: Final = "triton_grpc_error"
@@ -52,8 +63,13 @@ def channel_to_envoy(target: str) -> AbstractAsyncContextManager[grpc.aio.Channe
     return grpc.aio.insecure_channel(target, options=_OPTIONS)
 
 
-# A request's id and its call.
-_Asked = tuple[str, grpc.aio.UnaryUnaryCall[bytes, service_pb2.ModelInferResponse]]
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that was read, of so many bytes, and its call."""
+
+    id: str
+    size: int
+    call: grpc.aio.UnaryUnaryCall[bytes, service_pb2.ModelInferResponse]
 
 
 def _named(model: str) -> list[tuple[str, str]]:
@@ -61,10 +77,30 @@ def _named(model: str) -> list[tuple[str, str]]:
     return [(MODEL_HEADER, model)] if _NAME.fullmatch(model) else []
 
 
+class _NotReadError(Exception):
+    """An answer was not read in time; it is still being written."""
+
+    def __init__(self, writing: asyncio.Future[None]) -> None:
+        super().__init__()
+        self.writing = writing
+
+
+async def _next(requests: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(requests, None)
+
+
 class Streams:
     """The servicer; of the protocol's methods Envoy sends it these, and all others to Triton."""
 
-    def __init__(self, envoy: grpc.aio.Channel, control_plane: ControlPlane) -> None:
+    def __init__(
+        self,
+        envoy: grpc.aio.Channel,
+        control_plane: ControlPlane,
+        *,
+        reading_seconds: float,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """`reading_seconds`: a client may leave an answer unread so long."""
         # A request goes on as the bytes that it came in.
         self._infer: grpc.aio.UnaryUnaryMultiCallable[bytes, service_pb2.ModelInferResponse] = (
             envoy.unary_unary(
@@ -72,6 +108,9 @@ class Streams:
             )
         )
         self._control_plane = control_plane
+        self._reading_seconds = reading_seconds
+        self._held = HeldBytes(max_bytes)
+        self._door = asyncio.Lock()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server takes."""
@@ -99,55 +138,101 @@ class Streams:
         entries = index_entries(self._control_plane.routes, ready=request.ready)
         return service_pb2.RepositoryIndexResponse(models=[entry.document() for entry in entries])
 
-    async def model_stream_infer(
-        self, requests: AsyncIterator[bytes], context: Context
-    ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
+    async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answer each request; an error is told in its place, or ends the stream for who wants that.
 
-        Raises InvalidArgument, after the answers before it, where bytes are no request.
+        Raises InvalidArgument, after the answers before it, where bytes are no request, and
+        DeadlineExceeded/NOT_READ where the client does not read its answers.
         """
+        try:
+            await self._answer_each(requests, context)
+        except _NotReadError as error:
+            # Its status comes behind the answer, whenever that is read. All else has been let go.
+            await error.writing
+            raise DeadlineExceeded(
+                "NOT_READ", f"the stream's answers were not read for {self._reading_seconds:g} s"
+            ) from None
+
+    async def _answer_each(self, requests: AsyncIterator[bytes], context: Context) -> None:
         # Before the first request: Envoy gives a request without any answer so long, and no longer.
         await context.send_initial_metadata(())
         given = dict(context.invocation_metadata() or ())
         metadata = [(theirs, given[ours]) for ours, theirs in _PASSED_ON.items() if ours in given]
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        own = HeldBytes(self._held.most // PARTS)
         asked: asyncio.Queue[_Asked | None] = asyncio.Queue()
 
         async def ask() -> None:
             try:
-                async for data in requests:
-                    request = read(service_pb2.ModelInferRequest.FromString, data, "ModelInferRequest")
+                while True:
                     await room.acquire()
+                    await own.room()
+                    data = await self._read(requests, own)
+                    if data is None:
+                        return
+                    request = read(service_pb2.ModelInferRequest.FromString, data, "ModelInferRequest")
                     call = self._infer(
                         data,
                         timeout=context.time_remaining(),
                         metadata=[*metadata, *_named(request.model_name)],
                     )
-                    asked.put_nowait((request.id, call))
+                    asked.put_nowait(_Asked(request.id, len(data), call))
             finally:
                 asked.put_nowait(None)
 
         asking = asyncio.create_task(ask())
         try:
             while (next_asked := await asked.get()) is not None:
-                request_id, call = next_asked
                 answer = service_pb2.ModelStreamInferResponse()
                 try:
-                    answer.infer_response.CopyFrom(await call)
+                    answer.infer_response.CopyFrom(await next_asked.call)
                 except grpc.aio.AioRpcError as error:
                     if given.get(STATUS_HEADER) == "true":
                         await context.abort(error.code(), error.details() or "")
                     answer.error_message = error.details()
-                    answer.infer_response.id = request_id
+                    answer.infer_response.id = next_asked.id
                 # Every request has one answer, which is its last.
                 answer.infer_response.parameters["triton_final_response"].bool_param = True
-                yield answer
+                await self._write(answer, context)
+                for holder in (own, self._held):
+                    holder.give(next_asked.size)
                 room.release()
             await asking
         finally:
             asking.cancel()
+            self._held.give(own.held)
             # It fails where the caller gave up.
             await asyncio.gather(asking, return_exceptions=True)
             while not asked.empty():
                 if (left := asked.get_nowait()) is not None:
-                    left[1].cancel()
+                    left.call.cancel()
+
+    async def _read(self, requests: AsyncIterator[bytes], own: HeldBytes) -> bytes | None:
+        """A stream's next request, when there is room for it, held; None where the stream has ended."""
+        if self._held.has_room and not self._door.locked():
+            data = await anext(requests, None)
+        else:
+            async with self._door:
+                await self._held.room()
+                reading = asyncio.create_task(_next(requests))
+                try:
+                    await asyncio.wait([reading], timeout=_ARRIVAL_SECONDS)
+                except asyncio.CancelledError:
+                    reading.cancel()
+                    raise
+            data = await reading
+        if data is not None:
+            for holder in (own, self._held):
+                holder.take(len(data))
+        return data
+
+    async def _write(self, answer: service_pb2.ModelStreamInferResponse, context: Context) -> None:
+        writing = asyncio.ensure_future(context.write(answer))
+        try:
+            await asyncio.wait([writing], timeout=self._reading_seconds)
+        except asyncio.CancelledError:
+            writing.cancel()
+            raise
+        if not writing.done():
+            raise _NotReadError(writing)
+        await writing

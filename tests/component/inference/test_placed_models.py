@@ -220,7 +220,7 @@ async def test_however_many_wait_for_a_cold_model_all_are_answered(plane: Plane)
 
 @asynccontextmanager
 async def many_channels(made: Front) -> AsyncIterator[list[service_pb2_grpc.GRPCInferenceServiceStub]]:
-    """Connections that together have more calls than Envoy would have of a server by itself, which is 1,024."""
+    """Connections that together have more calls than the 1,024 that Envoy asks of a server by default."""
     async with AsyncExitStack() as stack:
         options = [("grpc.use_local_subchannel_pool", 1)]
         opened = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.inference.streams import MAX_IN_FLIGHT
 from headrace.inference.use_cases.ports import Route
+from headrace.inference.xds.wiring import Patience
 
 MODEL = "m"
 SECONDS = 60
@@ -148,3 +150,142 @@ async def test_the_blocking_client_streams(made: Front) -> None:
         return [(response.id, response.model_version) for response in responses]
 
     assert await asyncio.to_thread(answered) == [("first", "3"), ("second", "3")]
+
+
+LARGE_BYTES = 10_000
+
+
+def large(**fields: str) -> service_pb2.ModelInferRequest:
+    found = request(MODEL, **fields)
+    found.raw_input_contents[:] = [bytes(LARGE_BYTES)]
+    return found
+
+
+async def settled(stub: service_pb2_grpc.GRPCInferenceServiceStub, server: ModelServer, count: int) -> None:
+    """Wait until so many were asked; what would be asked at once, too, has come after some round trips."""
+    await eventually(lambda: asked(server), lambda found: found >= count)
+    assert await asked_after_trips(stub, server) == (count, count)
+
+
+@asynccontextmanager
+async def small_front(
+    server: ModelServer, folder: Path, stream_bytes: int
+) -> AsyncIterator[service_pb2_grpc.GRPCInferenceServiceStub]:
+    """A client of an inference service that holds so much of all streams."""
+    async with (
+        front(folder, wiring([server]), {MODEL: {3: 100}}, stream_bytes=stream_bytes) as made,
+        made.channel() as opened,
+    ):
+        yield service_pb2_grpc.GRPCInferenceServiceStub(opened)
+
+
+async def test_streams_hold_no_more_than_so_many_bytes_and_go_on_when_there_is_room(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    many, streams = 12, []
+    async with small_front(server, tmp_path, 10 * LARGE_BYTES) as stub:
+        server.held = held = asyncio.Event()
+        # A stream has a quarter of it. What is larger than the room that is left is taken: nobody knew.
+        for count in (3, 6, 9, 10, 10):
+            streams.append(stub.ModelStreamInfer(timeout=SECONDS))
+            for number in range(many):
+                await streams[-1].write(large(id=str(number)))
+            await settled(stub, server, count)
+        server.held = None
+        held.set()
+        for stream in streams:
+            ids = [(await stream.read()).infer_response.id for _ in range(many)]
+            assert ids == [str(number) for number in range(many)]
+
+
+async def test_a_streamed_request_that_is_larger_than_all_may_be_passes_alone(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    async with small_front(server, tmp_path, LARGE_BYTES // 2) as stub:
+        server.held = held = asyncio.Event()
+        streams = []
+        for _ in range(2):
+            streams.append(stub.ModelStreamInfer(timeout=SECONDS))
+            for _ in range(3):
+                await streams[-1].write(large())
+            await settled(stub, server, 1)
+        server.held = None
+        held.set()
+        for stream in streams:
+            for _ in range(3):
+                assert (await stream.read()).infer_response.model_version == "3"
+
+
+async def test_a_stream_that_is_given_up_gives_back_its_bytes(server: ModelServer, tmp_path: Path) -> None:
+    async with small_front(server, tmp_path, LARGE_BYTES // 2) as stub:
+        server.held = asyncio.Event()
+        streams = []
+        for _ in range(3):
+            streams.append(stub.ModelStreamInfer(timeout=SECONDS))
+            await streams[-1].write(large())
+            await settled(stub, server, 1)
+        first, waiting, last = streams
+        # One that waits holds up nobody.
+        waiting.cancel()
+        server.held = None
+        first.cancel()
+        assert (await last.read()).infer_response.model_version == "3"
+
+
+async def test_streams_that_waited_for_room_do_not_fill_it_many_times_over(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    async with small_front(server, tmp_path, LARGE_BYTES // 2) as stub:
+        server.held = asyncio.Event()
+        streams = []
+        for _ in range(20):
+            streams.append(stub.ModelStreamInfer(timeout=SECONDS))
+            await streams[-1].write(large())
+            await settled(stub, server, 1)
+        streams[0].cancel()
+        await eventually(lambda: asked(server), lambda found: found > 1)
+        # One, and on a machine that is slow to hand over what has come, some more.
+        _, found = await asked_after_trips(stub, server)
+        assert found < len(streams) // 2
+
+
+async def test_who_does_not_read_its_answers_holds_bytes_for_so_long_and_no_longer(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    wired = wiring([server], patience=Patience(reading=1))
+    server.answer_bytes = 1 << 20
+    async with (
+        # One request at a time.
+        front(tmp_path, wired, {MODEL: {3: 100}}, stream_bytes=1) as made,
+        made.channel() as opened,
+        # Envoy, which takes many answers for a client that reads none, is left out.
+        grpc.aio.insecure_channel(f"127.0.0.1:{made.xds_port}") as direct,
+    ):
+        deaf = service_pb2_grpc.GRPCInferenceServiceStub(direct).ModelStreamInfer(timeout=SECONDS)
+        for _ in range(MAX_IN_FLIGHT):
+            await deaf.write(request(MODEL))
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        answered, _ = await eventually(
+            lambda: asked_after_trips(stub, server), lambda counts: 0 < counts[0] == counts[1]
+        )
+        assert answered < MAX_IN_FLIGHT
+        other = stub.ModelStreamInfer(timeout=SECONDS)
+        await other.write(request(MODEL))
+        assert (await other.read()).infer_response.model_version == "3"
+        # What it was answered it can read, and then why there is no more.
+        for _ in range(answered):
+            assert (await deaf.read()).infer_response.model_version == "3"
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await deaf.read()
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert raised.value.details() == "the stream's answers were not read for 1 s"
+
+
+async def asked_after_trips(
+    stub: service_pb2_grpc.GRPCInferenceServiceStub, server: ModelServer
+) -> tuple[int, int]:
+    """How many were asked before and after some round trips."""
+    before = len(server.asked)
+    for _ in range(20):
+        await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=SECONDS)
+    return before, len(server.asked)
