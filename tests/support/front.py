@@ -106,12 +106,13 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         return service_pb2.ModelReadyResponse(ready=True)
 
     async def _answer_rest(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """An empty answer to each request of a connection: that it is ready, or not."""
+        """An answer to each request of a connection: that it is ready, or not; to POST so many bytes."""
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 self.rest += head.startswith(b"GET /v2/models/")
                 status = b"200 OK" if self.ready else b"400 Bad Request"
-                writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
+                body = bytes(self.answer_bytes) if head.startswith(b"POST ") else b""
+                writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()

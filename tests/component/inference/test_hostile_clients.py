@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 import httpx
 import pytest
 import pytest_asyncio
+from tests.support.frames import call_in_frames
 from tests.support.front import Front, ModelServer, front, model_server, request, wiring
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MODEL = "m"
 INFER = f"/v2/models/{MODEL}/infer"
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
 # Far more than anything takes.
 SECONDS = 60
 LIMIT = 1 << 20
@@ -146,6 +149,48 @@ async def test_a_call_that_does_not_end_is_told_so_and_those_that_wait_go_on(
         assert answer.infer_response.model_version == "3"
         await stream.done_writing()
     server.held = None
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def deaf(tmp_path: Path) -> AsyncIterator[tuple[Front, ModelServer]]:
+    """An Envoy that does not wait for long until an answer is read, and a server."""
+    async with model_server() as server:
+        wired = wiring([server], max_request_bytes=LIMIT, patience=Patience(reading=1))
+        async with front(tmp_path, wired, {MODEL: {3: 100}}) as made:
+            yield made, server
+
+
+async def test_a_call_whose_answer_is_not_read_is_ended_and_others_are_answered(
+    deaf: tuple[Front, ModelServer],
+) -> None:
+    made, server = deaf
+    # Envoy has it whole, and the client lets it send 64 KiB.
+    server.answer_bytes = LIMIT // 2
+    message = request(MODEL).SerializeToString()
+    sent = [b"\0" + len(message).to_bytes(4, "big") + message]
+    unread = asyncio.create_task(call_in_frames(made.address, METHOD, sent, {}))
+    await eventually(lambda: _asked(server), bool)
+    await assert_serves(made)
+    with pytest.raises(ConnectionError, match="the stream was reset"):
+        await unread
+    await assert_serves(made)
+
+
+async def test_a_frozen_client_of_http_1_is_ended_and_others_are_answered(
+    deaf: tuple[Front, ModelServer],
+) -> None:
+    made, server = deaf
+    # More than Envoy and two kernels take for it.
+    server.answer_bytes = 32 << 20
+    with socket.socket() as frozen:
+        frozen.setblocking(False)
+        host, _, port = made.address.rpartition(":")
+        await asyncio.get_running_loop().sock_connect(frozen, (host, int(port)))
+        await asyncio.get_running_loop().sock_sendall(frozen, post("content-length: 2", b"{}"))
+        await eventually(lambda: _connections(made), lambda active: active == 1)
+        await eventually(lambda: _connections(made), lambda active: active == 0)
+    server.answer_bytes = 0
+    await assert_serves(made)
 
 
 async def test_who_vanishes_takes_its_requests_along(impatient: Front, server: ModelServer) -> None:

@@ -108,7 +108,7 @@ def listener(wiring: Wiring) -> Document:
         "name": LISTENER_NAME,
         "address": socket(wiring.listen),
         "per_connection_buffer_limit_bytes": wiring.max_request_bytes,
-        "socket_options": _probes(wiring.patience.ping),
+        "socket_options": _probes(wiring.patience),
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],
@@ -157,14 +157,16 @@ def _patience(patience: Patience) -> Document:
 
 # Linux's numbers: SOL_SOCKET and IPPROTO_TCP, and the options of TCP's keep-alive.
 _SOCKET, _TCP = 1, 6
-_KEEP_ALIVE, _IDLE, _INTERVAL, _COUNT = 9, 4, 5, 6
+_KEEP_ALIVE, _IDLE, _INTERVAL, _COUNT, _USER_TIMEOUT = 9, 4, 5, 6, 18
 _PROBES: Final = 3
 
 
-def _probes(seconds: float) -> list[Document]:
-    """HTTP/1 has no pings: the kernel asks whether the other side is there."""
-    every = max(1, round(seconds))
-    tcp = {_IDLE: every, _INTERVAL: every, _COUNT: _PROBES}
+def _probes(patience: Patience) -> list[Document]:
+    """HTTP/1 has no pings: the kernel asks whether the other side is there, and whether it reads."""
+    every = max(1, round(patience.ping))
+    # Of what waits for a client that takes nothing; Envoy's own timer runs for answers that it has whole.
+    unread = round(patience.reading * 1000)
+    tcp = {_IDLE: every, _INTERVAL: every, _COUNT: _PROBES, _USER_TIMEOUT: unread}
     return [
         {"level": _SOCKET, "name": _KEEP_ALIVE, "int_value": 1},
         *({"level": _TCP, "name": name, "int_value": value} for name, value in tcp.items()),
