@@ -463,12 +463,12 @@ local function stamp_grpc(handle)
   if model == nil or model == "" then return stamp_whole(handle, nil) end
   local route, status, problem = find_for_grpc(handle, model)
   if route == nil then return refuse_grpc(handle, status, problem) end
-  -- Whether a request is one to be shadowed, it says itself, by naming no version.
-  if route.trial and route.trial.mirrored then return stamp_whole(handle, model) end
+  -- Whether a request is one to be shadowed, it says itself, by naming no version. Of one that waits until its model is loaded,
+  -- what comes meanwhile could not be changed any more.
+  if route.cold or (route.trial and route.trial.mirrored) then return stamp_whole(handle, model) end
   local chosen = pick(handle, route)
   if chosen == nil then return refuse_grpc(handle, no_version(model)) end
-  problem = go(handle, route, model)
-  if problem ~= nil then return refuse_grpc(handle, 14, problem) end
+  go(handle, route, model)
   stamp_passing(handle, route, model, chosen)
 end
 

@@ -16,6 +16,7 @@ from tests.support.waiting import eventually
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from headrace.api.inference.v1 import stamp_pb2, stamp_pb2_grpc
+from headrace.client.inference_protocol import MODEL_HEADER
 from headrace.inference.domain.scaling import Scale
 from headrace.inference.use_cases.ports import Route
 
@@ -158,6 +159,23 @@ async def test_a_request_that_finds_its_model_nowhere_waits_until_it_is_somewher
     assert [(answer.id, answer.model_version) for answer in answers] == [("0", "3"), ("1", "3"), ("2", "3")]
     assert [len(server.asked) for server in plane.servers] == [0, 0, 3]
     assert set(plane.waking.asked) == {MODEL}
+
+
+@pytest.mark.parametrize("version", ["", "3"])
+async def test_a_request_whose_model_a_header_names_is_stamped_when_it_is_loaded(
+    plane: Plane, version: str
+) -> None:
+    await plane.place(Scale(0))
+    async with plane.front.channel() as opened:
+        call = service_pb2_grpc.GRPCInferenceServiceStub(opened).ModelInfer(
+            request(MODEL, id="mine", model_version=version),
+            timeout=SECONDS,
+            metadata=[(MODEL_HEADER, MODEL)],
+        )
+        await eventually(lambda: _length(plane.waking.asked), bool)
+        plane.waking.group.set_result("2+1")
+        answer = await call
+    assert (answer.id, answer.model_version) == ("mine", "3")
 
 
 async def test_where_it_cannot_be_loaded_the_caller_hears_why(plane: Plane) -> None:
