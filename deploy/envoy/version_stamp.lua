@@ -35,6 +35,7 @@ local MAX_FILLED_BYTES = 1048576
 -- As in headrace.inference.xds.routes.
 local SHARDS = 64
 local SHARD_HEADER = "x-headrace-shard"
+local COLD_HEADER = "x-headrace-cold"
 
 local SERVICE = "/inference.GRPCInferenceService/"
 local INFER = SERVICE .. "ModelInfer"
@@ -481,6 +482,11 @@ local function stamp_question(handle, method)
   if model == nil or model == "" or #model > 128 or string.find(model, "[^%w._-]") then return end
   local route = find(handle, model)
   if route == nil then return handle:headers():replace(SHARD_HEADER, "server") end
+  if route.cold and method == "ModelReady" then
+    -- It may be asked. To look whether it is there must not load it, for monitors look all the time.
+    handle:headers():replace(COLD_HEADER, "1")
+    return handle:headers():replace(SHARD_HEADER, "server")
+  end
   local problem = go(handle, route, model)
   if problem ~= nil then return refuse_grpc(handle, 14, problem) end
 end
@@ -552,6 +558,10 @@ local function stamp_rest(handle, path)
     if chosen == nil then return refuse_rest(handle, 503, "model " .. model .. " has no version with traffic") end
     mirror(handle, route, "triton-http-mirror")
     handle:headers():replace(":path", "/v2/models/" .. model .. "/versions/" .. chosen .. rest)
+  end
+  if route.cold and string.match(asked or rest, "^/ready") then
+    local ready = '{"name": "' .. model .. '", "ready": true}'
+    return handle:respond({[":status"] = "200", ["content-type"] = "application/json"}, ready)
   end
   local problem = go(handle, route, model)
   if problem ~= nil then return refuse_rest(handle, 503, problem) end

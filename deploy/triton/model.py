@@ -169,7 +169,7 @@ class TritonPythonModel:
         """The model's outputs by name, in the types and shapes that clients are promised."""
         found = self._model(inputs, wanted)
         answers = {
-            name: np.ascontiguousarray(found[name].reshape(_whole(rows, shape)))
+            name: np.ascontiguousarray(found[name].reshape((rows, *shape)))
             for name, shape in self._outputs.items()
         }
         self._classes.add_to(answers)
@@ -199,11 +199,6 @@ class TritonPythonModel:
                 shape = (rows, *(max(1, int(size)) for size in entry["dims"]))
                 batch[entry["name"]] = np.full(shape, b"" if kind.hasobject else 0, kind)
             self._answer(batch, rows, wanted)
-
-
-def _whole(rows, shape):
-    """The shape of so many rows; where one of its sizes is any (-1), no rows have none of it."""
-    return (rows, *shape) if rows else (0, *(max(0, size) for size in shape))
 
 
 def _given_up():

@@ -122,6 +122,11 @@ class Streams:
                     service_pb2.RepositoryIndexRequest.FromString,
                     service_pb2.RepositoryIndexResponse.SerializeToString,
                 ),
+                "ModelReady": grpc.unary_unary_rpc_method_handler(
+                    self.model_ready,
+                    service_pb2.ModelReadyRequest.FromString,
+                    service_pb2.ModelReadyResponse.SerializeToString,
+                ),
                 "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
                     self.model_stream_infer,
                     # Read here, for an error of one request must not overtake the answers before it.
@@ -137,6 +142,12 @@ class Streams:
         """The models that may be asked, whatever server has them."""
         entries = index_entries(self._control_plane.routes, ready=request.ready)
         return service_pb2.RepositoryIndexResponse(models=[entry.document() for entry in entries])
+
+    async def model_ready(
+        self, _request: service_pb2.ModelReadyRequest, _context: object
+    ) -> service_pb2.ModelReadyResponse:
+        """Of a model that is loaded when it is asked, which Envoy asks here: it may be."""
+        return service_pb2.ModelReadyResponse(ready=True)
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Answer each request; an error is told in its place, or ends the stream for who wants that.

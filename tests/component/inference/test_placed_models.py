@@ -178,6 +178,20 @@ async def test_a_request_whose_model_a_header_names_is_stamped_when_it_is_loaded
     assert (answer.id, answer.model_version) == ("mine", "3")
 
 
+async def test_to_ask_whether_a_model_is_ready_does_not_load_it(plane: Plane) -> None:
+    await plane.place(Scale(0))
+    async with plane.front.channel() as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        for version in ("", "3"):
+            asked = service_pb2.ModelReadyRequest(name=MODEL, version=version)
+            assert (await stub.ModelReady(asked, timeout=30)).ready
+    async with httpx.AsyncClient(base_url=f"http://{plane.front.address}") as client:
+        for path in (f"/v2/models/{MODEL}/ready", f"/v2/models/{MODEL}/versions/3/ready"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()) == (200, {"name": MODEL, "ready": True})
+    assert plane.waking.asked == []
+
+
 async def test_where_it_cannot_be_loaded_the_caller_hears_why(plane: Plane) -> None:
     await plane.place(Scale(0))
     plane.waking.group.set_exception(LookupError("no server has room"))

@@ -12,7 +12,7 @@ from headrace.inference.xds.clusters import TRACES
 from headrace.inference.xds.documents import EXTENSION, Document, duration, socket
 from headrace.inference.xds.mirrors import MIRROR_CLUSTER_HEADER, MIRROR_ID_HEADER, SHADOW_VERSION_HEADER
 from headrace.inference.xds.rate_limits import rate_limits
-from headrace.inference.xds.routes import LUA, SHARD_HEADER, scoping
+from headrace.inference.xds.routes import COLD_HEADER, LUA, SHARD_HEADER, scoping
 from headrace.inference.xds.wiring import Patience, Wiring
 from headrace.runtime.resources import deploy_path
 
@@ -26,7 +26,13 @@ _STAMPS_OWN: Final = [
             "@type": f"{EXTENSION}.http.early_header_mutation.header_mutation.v3.HeaderMutation",
             "mutations": [
                 {"remove": header}
-                for header in (SHARD_HEADER, MIRROR_CLUSTER_HEADER, SHADOW_VERSION_HEADER, MIRROR_ID_HEADER)
+                for header in (
+                    SHARD_HEADER,
+                    COLD_HEADER,
+                    MIRROR_CLUSTER_HEADER,
+                    SHADOW_VERSION_HEADER,
+                    MIRROR_ID_HEADER,
+                )
             ],
         },
     }

@@ -19,6 +19,8 @@ from headrace.inference.xds.mirrors import MIRROR_CLUSTER_HEADER, MIRROR_POLICIE
 SHARDS: Final = 64
 SERVER_ROUTES: Final = "server"
 SHARD_HEADER: Final = "x-headrace-shard"
+# By it the stamp says that a model is loaded when it is asked: whether it is ready, no server has to say.
+COLD_HEADER: Final = "x-headrace-cold"
 # Whose a stream is: what serves streams asks in that client's name.
 CLIENT_HEADER: Final = "x-headrace-client"
 
@@ -88,6 +90,13 @@ def server_routes() -> Document:
     return _configuration(
         SERVER_ROUTES,
         [
+            {
+                "match": {
+                    "path": SERVICE + "ModelReady",
+                    "headers": [{"name": COLD_HEADER, "present_match": True}],
+                },
+                "route": {"cluster": STREAMS, **_DEADLINE},
+            },
             *({"match": {"path": SERVICE + method}, "route": _to(TRITON_GRPC)} for method in PUBLIC_METHODS),
             _stream(),
             {"match": {"path": SERVICE + "RepositoryIndex"}, "route": {"cluster": STREAMS, **_DEADLINE}},
