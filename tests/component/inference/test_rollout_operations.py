@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 from tests.component.inference.conftest import DEADLINE, Plane
+from tests.support.waiting import eventually
 from typer.testing import CliRunner, Result
 
 from headrace.api.inference.v1 import inference_pb2 as api
@@ -102,3 +109,59 @@ async def test_a_rollout_is_followed_to_its_end_by_command(plane: Plane, name: s
     await plane.stub.PromoteRollout(api.PromoteRolloutRequest(deployment=name))
     lines = (await following).stdout.splitlines()
     assert lines[-1] == "v1 -> v2  SUCCEEDED  100%  promoted by an operator"
+
+
+async def test_a_terminal_draws_it_as_it_goes_on(plane: Plane, name: str) -> None:
+    await until_half(plane, name)
+    async with terminal("rollout", "status", name, "--watch", target=plane.service.target) as watching:
+        await eventually(watching.drawn, lambda drawn: "PROGRESSING  50%" in drawn)
+        result = await command(plane, "rollout", "promote", name)
+        assert result.stdout.startswith(f"rollout of {name} is SUCCEEDED: promoted by an operator")
+        await asyncio.wait_for(watching.process.wait(), DEADLINE)
+        drawn = await watching.drawn()
+    half, whole = "█" * 20 + "░" * 20, "█" * 40
+    assert drawn.index(half) < drawn.index(whole)
+    assert "SUCCEEDED  100%  promoted by an operator" in drawn
+    # Drawn over what was there, and not below it.
+    assert "\x1b[1A" in drawn
+
+
+@asynccontextmanager
+async def terminal(*words: str, target: str) -> AsyncIterator[Terminal]:
+    """A command in a terminal of its own."""
+    screen, other_side = pty.openpty()
+    os.set_blocking(screen, False)
+    environment = {**os.environ, "HEADRACE_INFERENCE_TARGET": target, "TERM": "xterm", "COLUMNS": "120"}
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("headrace"),
+        *words,
+        stdin=other_side,
+        stdout=other_side,
+        stderr=other_side,
+        env=environment,
+    )
+    os.close(other_side)
+    try:
+        yield Terminal(process, screen)
+    finally:
+        os.close(screen)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+class Terminal:
+    """What a command draws."""
+
+    def __init__(self, process: asyncio.subprocess.Process, screen: int) -> None:
+        self.process = process
+        self._screen = screen
+        self._drawn = b""
+
+    async def drawn(self) -> str:
+        """All that was drawn so far."""
+        # Reading fails when nothing more is there, and when the other side is closed.
+        with suppress(OSError):
+            while data := os.read(self._screen, 65536):
+                self._drawn += data
+        return self._drawn.decode(errors="replace")
