@@ -21,7 +21,7 @@ from headrace import errors
 from headrace.errors import HeadraceError
 from headrace.rpc import deadline
 from headrace.rpc.errors import DETAILS_KEY, code_of, from_rpc_error, to_status
-from headrace.rpc.validation import RequestValidator
+from headrace.rpc.validation import RequestValidator, read_message
 from headrace.runtime.outage import is_database_outage, is_outage
 from headrace.telemetry import names, tracing
 
@@ -98,12 +98,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
             ):
                 try:
                     async with asyncio.timeout(default):
-                        return await behaviour(self._validated(request, streaming), context)
+                        return await behaviour(self._validated(handler, request), context)
                 except Exception as error:
                     await _fail(error, details.method, context, outcome)
 
         make = grpc.stream_unary_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
-        return make(answer, handler.request_deserializer, handler.response_serializer)
+        return make(answer, None, handler.response_serializer)
 
     def _streaming(self, handler: Handler, details: Details) -> Handler:
         """Wrap a method that answers with a stream.
@@ -122,7 +122,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._endable() as ended,
             ):
                 try:
-                    await _write_all(behaviour(self._validated(request, streaming), context), context)
+                    await _write_all(behaviour(self._validated(handler, request), context), context)
                 except asyncio.CancelledError:
                     if not ended():
                         raise
@@ -131,18 +131,23 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     await _fail(error, details.method, context, outcome)
 
         make = grpc.stream_stream_rpc_method_handler if streaming else grpc.unary_stream_rpc_method_handler
-        return make(answer, handler.request_deserializer, handler.response_serializer)
+        return make(answer, None, handler.response_serializer)
 
-    def _validated(self, request: Any, streaming: bool) -> Any:
-        if streaming:
-            return self._validated_stream(request)
-        self._validator.check(request)
-        return request
+    def _validated(self, handler: Handler, request: Any) -> Any:
+        """What was sent, one message's bytes or a stream of such, as messages that obey their rules."""
+        parse = handler.request_deserializer
+        assert parse is not None
 
-    async def _validated_stream(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
-        async for request in requests:
-            self._validator.check(request)
-            yield request
+        def checked(data: bytes) -> Message:
+            message: Message = read_message(parse, data, "message of this method")
+            self._validator.check(message)
+            return message
+
+        async def each(stream: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+            async for data in stream:
+                yield checked(data)
+
+        return each(request) if handler.request_streaming else checked(request)
 
     @contextmanager
     def _endable(self) -> Iterator[Callable[[], bool]]:

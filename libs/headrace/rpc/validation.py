@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from buf.validate import validate_pb2
 from headrace.errors import FieldViolation, InvalidArgument
@@ -25,8 +25,17 @@ if TYPE_CHECKING:
 
 # The stubs know two classes for the one that messages have.
 AnyDescriptor = Any
+M = TypeVar("M")
 Check = Callable[[Any], bool]
 """Whether a value surely satisfies its rules."""
+
+
+def read_message(parse: Callable[[bytes], M], data: bytes, kind: str) -> M:
+    """The message that these bytes are. Raises InvalidArgument/UNREADABLE_REQUEST where they are none."""
+    try:
+        return parse(data)
+    except DecodeError:
+        raise InvalidArgument("UNREADABLE_REQUEST", f"the request is not a {kind}") from None
 
 
 class RequestValidator:

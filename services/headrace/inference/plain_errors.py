@@ -10,30 +10,21 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Final, NoReturn, TypeAlias, TypeVar
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from headrace.errors import HeadraceError, InvalidArgument
+from headrace.errors import HeadraceError
 from headrace.rpc.errors import code_of
+from headrace.rpc.validation import read_message
 
 logger = logging.getLogger(__name__)
 
 CANNOT_ANSWER: Final = "the inference service cannot answer now; try again later"
 
-T = TypeVar("T")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Details = grpc.HandlerCallDetails
-
-
-def read(parse: Callable[[bytes], T], data: bytes, kind: str) -> T:
-    """The message that these bytes are; raises InvalidArgument/UNREADABLE_REQUEST where they are none."""
-    try:
-        return parse(data)
-    except DecodeError:
-        raise InvalidArgument("UNREADABLE_REQUEST", f"the request is not a {kind}") from None
 
 
 class PlainErrors(grpc.aio.ServerInterceptor):
@@ -90,7 +81,7 @@ def _streaming(handler: Handler, method: str) -> Handler:
 
 def _parser(handler: Handler) -> Callable[[bytes], Any]:
     parse = handler.request_deserializer
-    return bytes if parse is None else lambda data: read(parse, data, "message of this method")
+    return bytes if parse is None else lambda data: read_message(parse, data, "message of this method")
 
 
 async def _fail(error: Exception, method: str, context: Context) -> NoReturn:

@@ -20,9 +20,9 @@ from headrace.client.inference_protocol import MODEL_HEADER
 from headrace.errors import DeadlineExceeded
 from headrace.inference.held_bytes import HeldBytes
 from headrace.inference.model_index import index_entries
-from headrace.inference.plain_errors import read
 from headrace.inference.xds.routes import CLIENT_HEADER
 from headrace.inference.xds.server import ControlPlane
+from headrace.rpc.validation import read_message
 
 Context = grpc.aio.ServicerContext[bytes, service_pb2.ModelStreamInferResponse]
 
@@ -181,7 +181,9 @@ class Streams:
                     data = await self._read(requests, own)
                     if data is None:
                         return
-                    request = read(service_pb2.ModelInferRequest.FromString, data, "ModelInferRequest")
+                    request = read_message(
+                        service_pb2.ModelInferRequest.FromString, data, "ModelInferRequest"
+                    )
                     call = self._infer(
                         data,
                         timeout=context.time_remaining(),

@@ -165,6 +165,24 @@ def get_run(run: str = "job-1") -> training_pb2.GetRunRequest:
     return training_pb2.GetRunRequest(id=run)
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("training.v1.TrainingService/GetRun", "unary_unary"),
+        ("training.v1.TrainingService/WatchRun", "unary_stream"),
+        ("ingestion.v1.IngestionService/AppendSamples", "stream_unary"),
+        ("scheduling.v1.SchedulingService/AttachNode", "stream_stream"),
+    ],
+)
+async def test_bytes_that_are_no_message_are_told_so(stack: Stack, method: str, kind: str) -> None:
+    call = getattr(stack.channel, kind)(f"/headrace.api.{method}")
+    data = b"\xff\xff"
+    answer = call(iter([data]) if kind.startswith("stream") else data, timeout=PATIENCE_SECONDS)
+    with pytest.raises(InvalidArgument, match="the request is not a message of this method") as raised:
+        await (answer if kind.endswith("unary") else anext(aiter(answer)))
+    assert raised.value.reason == "UNREADABLE_REQUEST"
+
+
 async def test_an_error_arrives_as_it_was_raised(stack: Stack) -> None:
     raised = NotFound(
         "RUN_NOT_FOUND",
