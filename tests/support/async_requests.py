@@ -43,6 +43,7 @@ class Table:
     def __init__(self) -> None:
         self.asked: dict[RequestKey, Asked] = {}
         self.replays: dict[RequestKey, int] = {}
+        self.deadlines: dict[RequestKey, datetime | None] = {}
         self.ended: dict[RequestKey, Ended] = {}
         self.sent_again: list[RequestKey] = []
         self.subjects_erased: set[str] = set()
@@ -58,15 +59,18 @@ class Table:
         self._answering()
         for one in asked:
             self.asked.setdefault(one.key, one)
-        return [Known(self.replays.get(one.key, 0), self.ended.get(one.key)) for one in asked]
+        return [self._known(one.key) for one in asked]
 
-    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended | None]:
+    def _known(self, key: RequestKey) -> Known:
+        return Known(self.replays.get(key, 0), self.deadlines.get(key), self.ended.get(key))
+
+    async def end(self, ended: Sequence[Ended]) -> Sequence[Known | None]:
         await asyncio.sleep(0)
         self._answering()
-        return [
-            None if one.subject in self.subjects_erased else self.ended.setdefault(one.key, one)
-            for one in ended
-        ]
+        for one in ended:
+            if one.subject not in self.subjects_erased and one.replays == self.replays.get(one.key, 0):
+                self.ended.setdefault(one.key, one)
+        return [None if one.subject in self.subjects_erased else self._known(one.key) for one in ended]
 
     async def erased(self, named: Sequence[Named]) -> Sequence[bool]:
         await asyncio.sleep(0)
@@ -110,6 +114,7 @@ class Table:
             return False
         del self.ended[key]
         self.replays[key] = self.replays.get(key, 0) + 1
+        self.deadlines[key] = deadline
         self.sent_again.append(key)
         return True
 

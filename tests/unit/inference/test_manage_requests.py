@@ -98,6 +98,14 @@ async def test_a_failed_request_is_run_again_and_its_answer_is_news(service: Ser
     assert failed != answered
 
 
+async def test_a_replayed_request_has_the_replays_deadline_and_not_its_records(service: Service) -> None:
+    late = asked("r1", seconds=-1)
+    assert (await service.answer(late)).state is RequestState.EXPIRED
+    await service.manage.replay("r1", "", timedelta(seconds=5))
+    # Its first record, read again before the new one is.
+    assert (await service.answer(late)).state is RequestState.ANSWERED
+
+
 async def test_what_waits_cannot_be_replayed(service: Service) -> None:
     await service.table.receive([asked("r1")])
     with pytest.raises(FailedPrecondition) as raised:

@@ -10,15 +10,15 @@ ON CONFLICT (id, source) DO NOTHING;
 -- name: known_requests
 SELECT r.* FROM requests r JOIN unnest($1::text[], $2::text[]) AS k (id, source) USING (id, source);
 
--- Who stored the end first was right. The dataset is looked up now: later the deployment's name may be another model's.
+-- Who stored the end first was right; of a run, that is: one that was replayed since has a response of its own. The dataset is looked up now: later the deployment's name may be another model's.
 -- name: end_requests
 WITH ended AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::int[], $6::text[], $7::text[],
-                         $8::text[], $9::text[], $10::text[], $11::text[], $12::bytea[], $13::text[], $14::bytea[])
+                         $8::text[], $9::text[], $10::text[], $11::text[], $12::bytea[], $13::text[], $14::bytea[], $15::int[])
         AS e (id, source, state, end_time, attempts, version, subject, code, reason, message,
-              response_headers, response, request_headers, request)
+              response_headers, response, request_headers, request, replays)
 ), locked AS (
-    SELECT r.id, r.source FROM requests r JOIN ended USING (id, source) WHERE r.state = 'RECEIVED'
+    SELECT r.id, r.source FROM requests r JOIN ended USING (id, source, replays) WHERE r.state = 'RECEIVED'
     ORDER BY r.id, r.source FOR UPDATE OF r
 )
 UPDATE requests r SET

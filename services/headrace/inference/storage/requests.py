@@ -47,16 +47,18 @@ class PostgresRequests:
         if status == f"INSERT 0 {len(asked)}":
             return [Known()] * len(asked)
         known = await self._known([one.key for one in asked])
-        return [known[one.key] for one in asked]
+        # Those that are missing were forgotten in this moment.
+        return [known.get(one.key, Known()) for one in asked]
 
-    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended | None]:
-        """Store how requests ended, of those that have not yet; how each one is stored now.
+    async def end(self, ended: Sequence[Ended]) -> Sequence[Known | None]:
+        """Store how runs ended, of requests that have not ended yet; what is known of each one now.
 
         None: nothing of it is, for its subject was erased since it was sent.
         """
         named = [one.key for one in ended if one.subject]
         if not named:
-            return await self._stored(ended, await self._store_ends(self._pool, ended))
+            kept = await self._kept(ended, await self._store_ends(self._pool, ended))
+            return [kept[one.key] for one in ended]
         async with transaction(self._pool) as connection:
             stored = await self._store_ends(connection, ended)
             # Behind the table's lock, which an erasure has: it has found these, or has left its word.
@@ -64,9 +66,8 @@ class PostgresRequests:
                 QUERIES["erase_late_requests"], [key.id for key in named], [key.source for key in named]
             )
         erased = {RequestKey(row["source"], row["id"]) for row in rows}
-        kept = await self._stored([one for one in ended if one.key not in erased], stored)
-        by_key = {one.key: one for one in kept}
-        return [by_key.get(one.key) for one in ended]
+        kept = await self._kept([one for one in ended if one.key not in erased], stored)
+        return [kept.get(one.key) for one in ended]
 
     async def erased(self, named: Sequence[Named]) -> Sequence[bool]:
         """Whether each subject was erased since its request was sent, from the data of its model."""
@@ -98,6 +99,7 @@ class PostgresRequests:
             [one.response.value for one in ended],
             [None if one.record is None else _headers_text(one.record.headers) for one in ended],
             [None if one.record is None else one.record.value for one in ended],
+            [one.replays for one in ended],
         )
         stored = {RequestKey(row["source"], row["id"]) for row in rows}
         if len(stored) < len(ended):
@@ -111,13 +113,13 @@ class PostgresRequests:
             )
         return stored
 
-    async def _stored(self, ended: Sequence[Ended], stored: set[RequestKey]) -> Sequence[Ended]:
-        """How each one is stored, of which `stored` are as they were given."""
-        others = [one for one in ended if one.key not in stored]
-        if not others:
-            return ended
-        known = await self._known([one.key for one in others])
-        return [one if one.key in stored else known[one.key].ended or one for one in ended]
+    async def _kept(self, ended: Sequence[Ended], stored: set[RequestKey]) -> dict[RequestKey, Known]:
+        """What is known of each one, of which `stored` are as they were given."""
+        kept = {one.key: Known(one.replays, ended=one) for one in ended}
+        if others := [one.key for one in ended if one.key not in stored]:
+            # One that was forgotten in this moment is as it was given.
+            kept |= await self._known(others)
+        return kept
 
     async def find(self, request_id: str, source: str) -> StoredRequest:
         """One request. Raises NotFound, FailedPrecondition where several sources have the id."""
@@ -138,8 +140,8 @@ class PostgresRequests:
 
     async def response(self, key: RequestKey) -> Record | None:
         """The stored response of a request that has ended."""
-        ended = (await self._known([key]))[key].ended
-        return None if ended is None else ended.response
+        known = (await self._known([key])).get(key)
+        return known.ended.response if known and known.ended else None
 
     async def list_requests(
         self, deployment: str, state: RequestState | None, before: datetime | None, before_id: str, limit: int
@@ -187,9 +189,10 @@ class PostgresRequests:
         rows = await self._pool.fetch(
             QUERIES["known_requests"], [key.id for key in keys], [key.source for key in keys]
         )
-        known = {RequestKey(row["source"], row["id"]): Known(row["replays"], _ended(row)) for row in rows}
-        # Forgotten in this moment.
-        return {key: known.get(key, Known()) for key in keys}
+        return {
+            RequestKey(row["source"], row["id"]): Known(row["replays"], row["deadline"], _ended(row))
+            for row in rows
+        }
 
 
 def _headers_text(headers: Headers) -> str:
@@ -214,6 +217,7 @@ def _ended(row: asyncpg.Record) -> Ended | None:
         version=row["version"],
         subject=row["subject"],
         failure=_failure(row),
+        replays=row["replays"],
     )
 
 

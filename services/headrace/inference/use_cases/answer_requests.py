@@ -8,7 +8,8 @@ What happens to one, and what a crash behind each step leaves:
 4. The response is published. It is published again, byte for byte, with the same `ce_id`.
 5. Its record's offset is committed by the consumer.
 
-Of several that run one request at once the first to store decides, and all publish what is stored.
+Of several that run one request at once the first to store decides, and all publish what is stored. One that
+was replayed meanwhile has not ended by that: whoever has its old run makes the new one of it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -92,7 +93,7 @@ class AnswerRequests:
         self._writer = ResponseWriter(protocols, payloads)
         self._receive = Batches[Asked, Known](store.receive, most=_BATCH)
         self._erased = Batches[Named, bool](store.erased, most=_BATCH)
-        self._end = Batches[Ended, Ended | None](store.end, most=_BATCH)
+        self._end = Batches[Ended, Known | None](store.end, most=_BATCH)
         self._responses = responses
         # One for each topic: a topic that takes nothing must not hold up the others.
         self._publishers: dict[str, Batches[Record, None]] = {}
@@ -153,9 +154,7 @@ class AnswerRequests:
         fault_point("inference.after-request-stored")
         ended = known.ended
         if ended is None:
-            ended = await self._end(await self._run(asked, known.replays, before))
-            # Whoever reads its record again comes to the same.
-            ended = ended or self._unanswerable(asked, known.replays)
+            ended = await self._run_to_its_end(asked, known, before)
             metrics.REQUESTS.labels(ended.state.lower()).inc()
             fault_point("inference.after-answer-stored")
         else:
@@ -163,6 +162,19 @@ class AnswerRequests:
         await self._publisher(ended.response.topic)(ended.response)
         fault_point("inference.after-answer-published")
         return ended
+
+    async def _run_to_its_end(
+        self, asked: Asked, known: Known, before: asyncio.Future[Ended] | None
+    ) -> Ended:
+        while True:
+            stored = await self._end(await self._run(_replayed(asked, known), known.replays, before))
+            if stored is None:
+                # Whoever reads its record again comes to the same.
+                return self._unanswerable(asked, known.replays)
+            if stored.ended is not None:
+                return stored.ended
+            # Ended by somebody else, and replayed. Its new record is here perhaps, and waits for this one.
+            known = stored
 
     async def _run(self, asked: Asked, replays: int, before: asyncio.Future[Ended] | None) -> Ended:
         attempts = _Attempts()
@@ -250,6 +262,7 @@ class AnswerRequests:
             response=await self._writer.answered(_envelope(asked, replays), answer, now),
             version=answer.version,
             subject=question.subject,
+            replays=replays,
         )
 
     def _ended(
@@ -266,6 +279,7 @@ class AnswerRequests:
             subject=attempts.subject or subject or "",
             failure=failure,
             record=None if subject is None else _request_record(asked),
+            replays=replays,
         )
 
     def _unanswerable(self, asked: Asked, replays: int, subject: str = "") -> Ended:
@@ -279,6 +293,7 @@ class AnswerRequests:
             response=self._writer.failed(_envelope(asked, replays), _ERASED, 0, now),
             subject=subject,
             failure=_ERASED,
+            replays=replays,
         )
 
     def _subject(self, event: Event) -> str | None:
@@ -411,6 +426,11 @@ class _Waiting:
                 self._turns.end(ticket.deployment, refused=False)
             else:
                 ticket.called.set_result(None)
+
+
+def _replayed(asked: Asked, known: Known) -> Asked:
+    """The request as it was last asked to be run: its first record has a deadline that no more counts."""
+    return replace(asked, terms=replace(asked.terms, deadline=known.deadline)) if known.replays else asked
 
 
 def _envelope(asked: Asked, replays: int) -> Envelope:

@@ -57,10 +57,12 @@ class ManageRequests:
             attempts=found.attempts,
             response=self._writer.failed(_envelope(found), failure, found.attempts, now),
             failure=failure,
+            replays=found.replays,
         )
         (stored,) = await self._store.end([ended])
-        if stored is not ended:
-            raise _ended(await self._store.find(found.key.id, found.key.source))
+        if stored is None or stored.ended is not ended:
+            # Ended in this moment, and perhaps replayed.
+            return await self.cancel(found.key.id, found.key.source)
         self._interrupt(found.key)
         return await self._store.find(found.key.id, found.key.source)
 

@@ -55,7 +55,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a request ended, and the response that says so. `record`: its own, where it may be replayed."""
+    """How a run of a request ended, and the response that says so.
+
+    `record`: the request's own, where it may be replayed. `replays`: how often it was, by which its runs are
+    told apart.
+    """
 
     key: RequestKey
     state: RequestState
@@ -66,13 +70,18 @@ class Ended:
     subject: str = ""
     failure: Failure | None = None
     record: Record | None = None
+    replays: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is stored of a request that was read: how it ended, if it has, and how often it was replayed."""
+    """What is stored of a request that was read: how it ended, if it has, and how often it was replayed.
+
+    `deadline`: that of the last replay, where there was one.
+    """
 
     replays: int = 0
+    deadline: datetime | None = None
     ended: Ended | None = None
 
 
@@ -111,9 +120,10 @@ class RequestStore(Protocol):
     async def receive(self, asked: Sequence[Asked]) -> Sequence[Known]:
         """Remember those that are new; what is known of each."""
 
-    async def end(self, ended: Sequence[Ended]) -> Sequence[Ended | None]:
-        """Store how requests ended, of those that have not yet; how each one is stored now.
+    async def end(self, ended: Sequence[Ended]) -> Sequence[Known | None]:
+        """Store how runs ended, of requests that have not ended yet; what is known of each one now.
 
+        One that was replayed since has not ended: what was given is of an old run.
         None: nothing of it is, for its subject was erased since it was sent.
         """
 
