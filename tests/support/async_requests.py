@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -71,6 +71,13 @@ class Table:
             if one.subject not in self.subjects_erased and one.replays == self.replays.get(one.key, 0):
                 self.ended.setdefault(one.key, one)
         return [None if one.subject in self.subjects_erased else self._known(one.key) for one in ended]
+
+    async def stale(self, runs: Mapping[RequestKey, int]) -> Collection[RequestKey]:
+        await asyncio.sleep(0)
+        self._answering()
+        return [
+            key for key, replays in runs.items() if key in self.ended or replays != self.replays.get(key, 0)
+        ]
 
     async def erased(self, named: Sequence[Named]) -> Sequence[bool]:
         await asyncio.sleep(0)

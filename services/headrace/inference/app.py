@@ -182,6 +182,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         most_at_once=settings.requests_at_once,
         max_request_bytes=settings.max_request_bytes,
     )
+    runner.spawn(answer.look_for_ends, "look for requests that ended elsewhere")
     manage = ManageRequests(requests, ResponseWriter(forms, payloads), responses, utc_now, answer.interrupt)
 
     drift = PostgresDrift(pool)

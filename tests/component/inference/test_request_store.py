@@ -84,7 +84,38 @@ async def test_what_is_replayed_while_an_old_run_goes_on_has_one_response_for_ea
     assert (stored.replays, stored.response) == (1, answered)
 
 
-async def test_a_cancellation_that_a_replay_has_overtaken_ends_nothing(
+def refusing(model: Model) -> None:
+    """It is asked again and again."""
+    model.behave = failing("UNAVAILABLE")
+
+
+def slow(model: Model) -> None:
+    """The calls of some are under way, and the others wait for their turn."""
+    model.open.clear()
+
+
+@pytest.mark.parametrize("hinder", [refusing, slow])
+async def test_what_is_cancelled_at_another_instance_is_stopped_and_told(
+    instance: Callable[[], Instance], published: Published, hinder: Callable[[Model], None]
+) -> None:
+    one, other = instance(), instance()
+    looking = asyncio.create_task(one.answer.look_for_ends())
+    hinder(one.model)
+    # None has a deadline: without an end that is seen they would be here for ever.
+    names = [f"r{number}" for number in range(5)]
+    running = [asyncio.create_task(one.answer(asked(name))) for name in names]
+    await one.until_asked()
+    try:
+        for name in names:
+            await other.manage.cancel(name, "")
+        async with asyncio.timeout(30):
+            assert {ended.state for ended in await asyncio.gather(*running)} == {RequestState.CANCELLED}
+    finally:
+        looking.cancel()
+    assert sorted(published.ids()) == names
+
+
+async def test_the_end_of_a_run_before_a_replay_is_not_stored(
     store: PostgresRequests, instance: Callable[[], Instance]
 ) -> None:
     one = instance()

@@ -33,6 +33,11 @@ FROM ended e JOIN locked l USING (id, source)
 WHERE (r.id, r.source) = (e.id, e.source)
 RETURNING r.id, r.source;
 
+-- Of runs that somebody has in work: those that count no more.
+-- name: stale_requests
+SELECT r.id, r.source FROM requests r JOIN unnest($1::text[], $2::text[], $3::int[]) AS k (id, source, replays) USING (id, source)
+WHERE r.state <> 'RECEIVED' OR r.replays <> k.replays;
+
 -- name: find_requests
 SELECT * FROM requests WHERE id = $1 AND ($2 = '' OR source = $2) ORDER BY source LIMIT 2;
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -68,6 +68,16 @@ class PostgresRequests:
         erased = {RequestKey(row["source"], row["id"]) for row in rows}
         kept = await self._kept([one for one in ended if one.key not in erased], stored)
         return [kept.get(one.key) for one in ended]
+
+    async def stale(self, runs: Mapping[RequestKey, int]) -> Collection[RequestKey]:
+        """Of these runs, by how often each was replayed: those that ended, or were replayed since."""
+        rows = await self._pool.fetch(
+            QUERIES["stale_requests"],
+            [key.id for key in runs],
+            [key.source for key in runs],
+            list(runs.values()),
+        )
+        return [RequestKey(row["source"], row["id"]) for row in rows]
 
     async def erased(self, named: Sequence[Named]) -> Sequence[bool]:
         """Whether each subject was erased since its request was sent, from the data of its model."""

@@ -67,6 +67,7 @@ _SLACK: Final = 0.05
 _FRAME_BYTES: Final = 5
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 5.0
+_LOOK_SECONDS: Final = 1.0
 
 
 class AnswerRequests:
@@ -85,6 +86,7 @@ class AnswerRequests:
         max_request_bytes: int,
     ) -> None:
         """`most_at_once`: calls of one deployment under way; the data plane takes `max_request_bytes`."""
+        self._store = store
         self._calls = calls
         self._protocols = protocols
         self._payloads = payloads
@@ -137,6 +139,26 @@ class AnswerRequests:
         if run := self._runs.get(key):
             run.interrupt()
 
+    async def look_for_ends(self) -> None:
+        """Until cancelled, stop what somebody else ends: an operator who asked another instance."""
+        seen: dict[RequestKey, _Run] = {}
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            # What was there the last time too: whatever takes less is not asked about.
+            lasting = {key: run for key, run in self._runs.items() if seen.get(key) is run}
+            seen = dict(self._runs)
+            if not lasting:
+                continue
+            try:
+                stale = await self._store.stale({key: run.replays for key, run in lasting.items()})
+            except Exception as error:
+                logger.warning("ends of requests could not be looked for, trying again: %s", one_line(error))
+                continue
+            for key in stale:
+                # By now it may have another run.
+                if self._runs.get(key) is lasting[key]:
+                    lasting[key].interrupt()
+
     async def _patiently(self, asked: Asked, before: asyncio.Future[Ended] | None) -> Ended:
         # Here and not by the consumer: the next one of its order must not come first.
         pauses = _Pauses()
@@ -180,7 +202,7 @@ class AnswerRequests:
         attempts = _Attempts()
         try:
             async with asyncio.timeout_at(self._loop_time(asked.terms.deadline)) as scope:
-                self._runs[asked.key] = _Run(scope)
+                self._runs[asked.key] = _Run(scope, replays)
                 try:
                     return await self._asked(asked, replays, before, attempts)
                 finally:
@@ -341,8 +363,9 @@ class _DeadlinePassed(Exception):  # noqa: N818 - it is no failure
 class _Run:
     """The work on a request, which may be ended from outside."""
 
-    def __init__(self, scope: asyncio.Timeout) -> None:
+    def __init__(self, scope: asyncio.Timeout, replays: int) -> None:
         self._scope = scope
+        self.replays = replays
         self.interrupted = False
 
     def interrupt(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -126,6 +126,9 @@ class RequestStore(Protocol):
         One that was replayed since has not ended: what was given is of an old run.
         None: nothing of it is, for its subject was erased since it was sent.
         """
+
+    async def stale(self, runs: Mapping[RequestKey, int]) -> Collection[RequestKey]:
+        """Of these runs, by how often each was replayed: those that ended, or were replayed since."""
 
     async def erased(self, named: Sequence[Named]) -> Sequence[bool]:
         """Whether each subject was erased since its request was sent, from the data of its model."""
