@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
 from tests.conftest import Background
+from tests.support.brokers import new_broker
 from tests.support.models import classifier, classifier_signature
 from tests.support.services import ServiceProcess, platform
 from tests.support.waiting import eventually
@@ -345,19 +346,43 @@ async def plane(working_parts: Parts) -> AsyncIterator[Plane]:
 MakePlane = Callable[..., Awaitable[Plane]]
 
 
+@asynccontextmanager
+async def _planes(folder: Path, kafka: str, postgres: str, store_uri: str) -> AsyncIterator[MakePlane]:
+    async with AsyncExitStack() as stack:
+
+        async def make(*, tritons: int = 1, **settings: str) -> Plane:
+            own = parts(folder, kafka, postgres, store_uri, tritons=tritons, **settings)
+            stack.push_async_callback(own.stop)
+            await own.start()
+            return await stack.enter_async_context(own.plane())
+
+        yield make
+
+
 @pytest.fixture
 async def make_plane(
     kafka_bootstrap: str, postgres_dsn: str, store_uri: str, tmp_path: Path
 ) -> AsyncIterator[MakePlane]:
     """A data plane of the test's own, to kill its parts or set them differently."""
-    async with AsyncExitStack() as stack:
+    async with _planes(tmp_path, kafka_bootstrap, postgres_dsn, store_uri) as make:
+        yield make
 
-        async def make(*, tritons: int = 1, **settings: str) -> Plane:
-            own = parts(tmp_path, kafka_bootstrap, postgres_dsn, store_uri, tritons=tritons, **settings)
-            stack.push_async_callback(own.stop)
-            await own.start()
-            return await stack.enter_async_context(own.plane())
 
+@pytest.fixture
+async def own_broker(tmp_path: Path) -> AsyncIterator[str]:
+    """A broker of the test's own, where no other service answers the test's requests, too."""
+    broker = new_broker(tmp_path)
+    await broker.start()
+    yield broker.bootstrap
+    await broker.stop()
+
+
+@pytest.fixture
+async def make_lone_plane(
+    own_broker: str, postgres_dsn: str, store_uri: str, tmp_path: Path
+) -> AsyncIterator[MakePlane]:
+    """A data plane with a broker of the test's own: every answer there is one of its service."""
+    async with _planes(tmp_path, own_broker, postgres_dsn, store_uri) as make:
         yield make
 
 
