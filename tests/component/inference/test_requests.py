@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc.aio as triton
 from aiokafka import ConsumerRecord, TopicPartition
@@ -32,6 +33,8 @@ from headrace.api.inference.v1 import inference_pb2, requests_pb2_grpc
 from headrace.api.inference.v1 import requests_pb2 as api
 from headrace.client import HeadraceClient, Targets
 from headrace.client.requesting import Answer
+from headrace.embedded.parts import free_port
+from headrace.embedded.parts.postgres import Postgres
 from headrace.errors import DeadlineExceeded, InvalidArgument
 from headrace.inference.use_cases.responses import ANSWERED, FAILED
 from headrace.messaging.client import consumer_client, reader_client
@@ -438,6 +441,44 @@ async def test_an_answer_survives_the_death_of_what_it_comes_from(
     await send(plane, *(request(name, request_id) for request_id in sorted(while_away)))
     await part.start()
     await one_answer_each(plane, name, before | while_away)
+
+
+@pytest.mark.kill
+async def test_an_answer_survives_the_death_of_the_database(
+    own_broker: str, session_folder: Path, store_uri: str, tmp_path: Path, name: str
+) -> None:
+    # Durable, and not below the test's folder, which is closed to the user that it runs as.
+    database = Postgres(session_folder / name, tmp_path / "logs", free_port())
+    own = parts(tmp_path, own_broker, database.dsn, store_uri)
+    await database.start()
+    try:
+        await own.start()
+        async with own.plane() as plane:
+            await plane.deploy(name)
+            await plane.promote(name, 1)
+            await plane.until_live(name, 1)
+            before, while_away = ({f"{name}-{kind}-{number}" for number in range(200)} for kind in ("b", "w"))
+            await send(plane, *(request(name, request_id) for request_id in sorted(before)))
+            await responses(plane, name, {f"{name}-b-0"}, (ANSWERED,))
+            await kill_all_of(database)
+            await send(plane, *(request(name, request_id) for request_id in sorted(while_away)))
+            await database.start()
+            await one_answer_each(plane, name, before | while_away)
+    finally:
+        await own.stop()
+        await database.stop()
+
+
+async def kill_all_of(database: Postgres) -> None:
+    """Kill the server with its sessions, which would end what they are at."""
+    assert database.pid is not None
+    sessions = psutil.Process(database.pid).children(recursive=True)
+    # First of all: it would mend what is wrong with a session.
+    database.kill()
+    for session in sessions:
+        session.kill()
+    await database.wait()
+    assert not psutil.wait_procs(sessions, timeout=DEADLINE)[1]
 
 
 @pytest.mark.kill
