@@ -164,11 +164,14 @@ def test_without_an_old_version_to_compare_with_the_limit_is_that_of_the_failure
     assert found.effect == found.new == 0.1
 
 
-def test_only_what_a_model_has_is_looked_at() -> None:
+def test_what_a_model_does_not_have_is_said_and_decides_nothing() -> None:
     number = judged(replace(GOOD, classes=0), replace(GOOD, classes=0))
-    assert {Criterion.DRIFT, Criterion.QUALITY}.isdisjoint(found.criterion for found in number.findings)
+    for criterion in (Criterion.DRIFT, Criterion.QUALITY):
+        assert finding(number, criterion).standing is Standing.NOT_APPLICABLE
+    assert number.verdict is Verdict.ADVANCE
     three = judged(replace(GOOD, classes=3), replace(GOOD, classes=3))
-    assert Criterion.QUALITY not in {found.criterion for found in three.findings}
+    assert finding(three, Criterion.QUALITY).standing is Standing.NOT_APPLICABLE
+    assert finding(three, Criterion.DRIFT).standing is Standing.WITHIN
     no_shadow = judged(replace(GOOD, differing=None))
     assert Criterion.DISAGREEMENT not in {found.criterion for found in no_shadow.findings}
 

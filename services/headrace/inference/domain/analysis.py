@@ -46,6 +46,8 @@ class Standing(enum.StrEnum):
     # Beyond what is allowed as far as seen, which may be chance.
     SUSPECT = "SUSPECT"
     VIOLATED = "VIOLATED"
+    # The model's answers do not have what the plan wants looked at.
+    NOT_APPLICABLE = "NOT_APPLICABLE"
 
 
 class Verdict(enum.StrEnum):
@@ -229,7 +231,7 @@ def judge(
     a version that still looks worse than allowed goes back, and one that too few asked to say goes on.
     """
     findings = _findings(analysis, steps, new, old)
-    standings = {finding.standing for finding in findings}
+    standings = {finding.standing for finding in findings} - {Standing.NOT_APPLICABLE}
     if Standing.VIOLATED in standings:
         verdict = Verdict.ROLL_BACK
     elif held < hold:
@@ -302,16 +304,18 @@ Look = Callable[[Analysis, float, Observed, Observed], Finding]
 
 
 def _criteria(analysis: Analysis, new: Observed) -> Iterator[Look]:
-    """What the plan wants looked at, as far as the model's answers allow it."""
+    """What the plan wants looked at."""
     yield _error_rate
     if analysis.max_p50_ratio is not None:
         yield _latency(Criterion.LATENCY_P50, 0.5, analysis.max_p50_ratio)
     if analysis.max_p99_ratio is not None:
         yield _latency(Criterion.LATENCY_P99, 0.99, analysis.max_p99_ratio)
-    if analysis.max_shift is not None and new.classes:
-        yield _drift(analysis.max_shift)
-    if analysis.quality is not None and _tells(analysis.quality.metric, new.classes):
-        yield _quality(analysis.quality)
+    if analysis.max_shift is not None:
+        limit = analysis.max_shift
+        yield _drift(limit) if new.classes else _not_applicable(Criterion.DRIFT, limit)
+    if (quality := analysis.quality) is not None:
+        known = _tells(quality.metric, new.classes)
+        yield _quality(quality) if known else _not_applicable(Criterion.QUALITY, quality.max_drop)
     if analysis.disagreement is not None and new.differing is not None:
         yield _disagreement(analysis.disagreement.max_share, new.differing)
 
@@ -319,6 +323,13 @@ def _criteria(analysis: Analysis, new: Observed) -> Iterator[Look]:
 def _tells(metric: QualityMetric, classes: int) -> bool:
     """Whether a model with so many classes has this metric."""
     return classes == 2 or (metric is QualityMetric.ACCURACY and classes > 0)
+
+
+def _not_applicable(criterion: Criterion, limit: float) -> Look:
+    def look(_analysis: Analysis, _threshold: float, _new: Observed, _old: Observed) -> Finding:
+        return Finding(criterion, Standing.NOT_APPLICABLE, 0.0, 0.0, 0.0, None, None, limit, 0, 0)
+
+    return look
 
 
 def _error_rate(analysis: Analysis, threshold: float, new: Observed, old: Observed) -> Finding:

@@ -116,6 +116,8 @@ class _RolloutStandingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper
     """Beyond the limit as far as seen, which may be chance."""
     ROLLOUT_STANDING_VIOLATED: _RolloutStanding.ValueType  # 4
     """Beyond the limit, with the confidence that the plan asks for."""
+    ROLLOUT_STANDING_NOT_APPLICABLE: _RolloutStanding.ValueType  # 5
+    """The model's answers do not have it: the drift of numbers, or recall of three classes. It decides nothing."""
 
 class RolloutStanding(_RolloutStanding, metaclass=_RolloutStandingEnumTypeWrapper): ...
 
@@ -127,6 +129,8 @@ ROLLOUT_STANDING_SUSPECT: RolloutStanding.ValueType  # 3
 """Beyond the limit as far as seen, which may be chance."""
 ROLLOUT_STANDING_VIOLATED: RolloutStanding.ValueType  # 4
 """Beyond the limit, with the confidence that the plan asks for."""
+ROLLOUT_STANDING_NOT_APPLICABLE: RolloutStanding.ValueType  # 5
+"""The model's answers do not have it: the drift of numbers, or recall of three classes. It decides nothing."""
 Global___RolloutStanding: typing_extensions.TypeAlias = RolloutStanding
 
 class _ExplanationMethod:
