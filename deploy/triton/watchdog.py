@@ -26,12 +26,14 @@ class Watchdog:
         # Held while a run's requests are asked something: they must not be answered meanwhile.
         self._lock = threading.Lock()
         self._requests = None
-        self._began = self._wanted = 0.0
+        self._began = 0.0
+        # When it was first seen that nobody waits.
+        self._given_up = None
         threading.Thread(target=self._look, name="watchdog", daemon=True).start()
 
     def begins(self, requests):
         """The model has been given these."""
-        self._began = self._wanted = time.monotonic()
+        self._began, self._given_up = time.monotonic(), None
         self._requests = requests
 
     def ends(self):
@@ -57,7 +59,10 @@ class Watchdog:
         if now - self._began < GRACE_SECONDS:
             return ""
         if not all(request.is_cancelled() for request in self._requests):
-            self._wanted = now
-        elif now - self._wanted > GRACE_SECONDS:
+            self._given_up = None
+        elif self._given_up is None:
+            # One that is only slower than its callers wait ends by itself.
+            self._given_up = now
+        elif now - self._given_up > GRACE_SECONDS:
             return "it hangs: nobody waits for its answer any more"
         return ""

@@ -194,5 +194,4 @@ def _code(response: Event) -> str:
         return "OK"
     if response.content_type == JSON:
         return str(json.loads(response.data)["code"])
-
     return events_pb2.RequestFailed.FromString(response.data).code
