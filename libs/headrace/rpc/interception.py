@@ -122,7 +122,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._endable() as ended,
             ):
                 try:
-                    await _write_all(behaviour(self._validated(handler, request), context), context)
+                    await write_all(behaviour(self._validated(handler, request), context), context)
                 except asyncio.CancelledError:
                     if not ended():
                         raise
@@ -217,7 +217,7 @@ def _describe(span: Span, outcome: _Outcome) -> None:
         span.set_status(Status(StatusCode.ERROR, outcome.message))
 
 
-async def _write_all(responses: Any, context: Context) -> None:
+async def write_all(responses: Any, context: Context) -> None:
     """Send a servicer's responses, be it an asynchronous generator or a coroutine that writes itself."""
     if inspect.isawaitable(responses):
         await responses

@@ -6,25 +6,20 @@ no message are their caller's error, and a failure is told in fixed words, and b
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn
 
 import grpc
 
 from headrace.errors import HeadraceError
 from headrace.rpc.errors import code_of
+from headrace.rpc.interception import Context, Details, Handler, write_all
 from headrace.rpc.validation import read_message
 
 logger = logging.getLogger(__name__)
 
 CANNOT_ANSWER: Final = "the inference service cannot answer now; try again later"
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Details = grpc.HandlerCallDetails
 
 
 class PlainErrors(grpc.aio.ServerInterceptor):
@@ -66,13 +61,7 @@ def _streaming(handler: Handler, method: str) -> Handler:
 
     async def answer(stream: AsyncIterator[bytes], context: Context) -> None:
         try:
-            responses = behaviour(messages(stream), context)
-            if inspect.isawaitable(responses):
-                await responses
-                return
-            async with aclosing(responses):
-                async for response in responses:
-                    await context.write(response)
+            await write_all(behaviour(messages(stream), context), context)
         except Exception as error:
             await _fail(error, method, context)
 

@@ -254,10 +254,11 @@ def same_findings(one: Judgement | None, other: Judgement | None) -> bool:
 
 def same_standings(one: Judgement | None, other: Judgement | None) -> bool:
     """Whether two judgements say the same, be it with other numbers."""
-    if one is None or other is None:
-        return one is other
-    standings = ([(f.criterion, f.standing) for f in judgement.findings] for judgement in (one, other))
-    return one.verdict is other.verdict and next(standings) == next(standings)
+    return _standings(one) == _standings(other)
+
+
+def _standings(judgement: Judgement | None) -> object:
+    return judgement and (judgement.verdict, [(f.criterion, f.standing) for f in judgement.findings])
 
 
 def against(finding: Finding, new: int, old: int) -> str:

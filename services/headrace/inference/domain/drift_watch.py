@@ -63,9 +63,8 @@ class Watch:
     """How far a version is watched: from `since` on requests are new.
 
     `drifting` and `calm` count the last windows in a row in which something could be compared, one of them
-    being 0. `message` says for people
-    what keeps it from being judged, if anything does. `revision` is that of what is stored, 0 where nothing
-    is yet: whoever stores what follows names the one that it saw.
+    being 0. `message` says for people what keeps it from being judged, if anything does. `revision` is that
+    of what is stored, 0 where nothing is yet: whoever stores what follows names the one that it saw.
     """
 
     deployment: str

@@ -10,7 +10,8 @@ ON CONFLICT (id, source) DO NOTHING;
 -- name: known_requests
 SELECT r.* FROM requests r JOIN unnest($1::text[], $2::text[]) AS k (id, source) USING (id, source);
 
--- Who stored the end first was right; of a run, that is: one that was replayed since has a response of its own. The dataset is looked up now: later the deployment's name may be another model's.
+-- Who stored the end first was right; of a run, that is: one that was replayed since has a response of its own. The dataset
+-- is looked up now: later the deployment's name may be another model's.
 -- name: end_requests
 WITH ended AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::int[], $6::text[], $7::text[],
