@@ -35,7 +35,7 @@ from headrace.inference.stamp_grpc_api import StampServicer
 from headrace.inference.storage.drift import PostgresDrift
 from headrace.inference.storage.requests import PostgresRequests
 from headrace.inference.storage.tuning_lock import PostgresTuningLock
-from headrace.inference.storage.work import PostgresUnitOfWork
+from headrace.inference.storage.work import CHANGES, PostgresUnitOfWork
 from headrace.inference.streams import Streams, channel_to_envoy
 from headrace.inference.table_consumer import PublishedRows, TableConsumer
 from headrace.inference.training_profiles import training_profiles
@@ -76,6 +76,7 @@ from headrace.messaging.topics import (
 from headrace.objects import ObjectStore
 from headrace.postgres import connect
 from headrace.postgres.leader import lead
+from headrace.postgres.listening import listen
 from headrace.postgres.migrations import migrate
 from headrace.postgres.outbox import Relay
 from headrace.rpc.server import ServiceBinding, serve
@@ -102,7 +103,14 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     envoy_target = settings.envoy_target or settings.envoy_address
     await ensure_topics(platform.kafka_bootstrap, load_topics().values())
     pool = await runner.enter(
-        connect(platform.postgres_dsn, schema=NAME, application_name=client_id, plan_anew=True)
+        connect(
+            platform.postgres_dsn,
+            schema=NAME,
+            application_name=client_id,
+            # Four leaders and the listener keep one each.
+            max_size=12,
+            plan_anew=True,
+        )
     )
     await migrate(pool, "headrace.inference.storage")
     producer = await runner.enter(
@@ -131,7 +139,6 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
 
     def changed() -> None:
         reconciler.wake()
-        router.wake()
         scaler.wake()
 
     reconciler = Reconciler(work, server, utc_now, changed=changed)
@@ -150,6 +157,16 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         )
     )
     runner.spawn(router.run, "router")
+    runner.spawn(
+        listen(
+            pool,
+            CHANGES,
+            lambda change: router.changed(change["deployment"]),
+            begun=router.told,
+            lost=router.not_told,
+        ),
+        "listener to changes",
+    )
     runner.spawn(lead(pool, "headrace.inference.reconciler", reconciler.run), "reconciler")
     runner.spawn(lead(pool, "headrace.inference.scaler", scaler.run), "scaler")
 

@@ -65,6 +65,23 @@ def test_a_change_of_one_deployment_sends_its_shard_alone() -> None:
     ]
 
 
+def test_deployments_that_changed_are_routed_without_the_others() -> None:
+    names = [f"model-{number}" for number in range(1000)]
+    control_plane = ControlPlane(WIRING)
+    # Not a word before all are known: an Envoy would drop the others.
+    control_plane.change({"model-7": Route({9: 100}, "")})
+    assert control_plane.snapshot[ROUTES] == ControlPlane(WIRING).snapshot[ROUTES]
+    control_plane.update({name: Route({1: 100}, "") for name in names})
+    peer = connected(control_plane)
+    control_plane.change({"model-7": Route({2: 100}, ""), "model-8": Route({1: 100}, ""), "nobody": None})
+    [response] = sent(control_plane, peer)
+    assert [resource.name for resource in response.resources] == [shard_name(shard_of("model-7"))]
+    control_plane.change({"model-7": None})
+    assert len(sent(control_plane, peer)) == 1
+    assert control_plane.scale("model-7") is None
+    assert set(control_plane.routes) == {*names} - {"model-7"}
+
+
 def test_what_an_envoy_refused_is_told_where_it_matters_until_it_takes_it() -> None:
     one, other = "model-1", "model-2"
     assert shard_of(one) != shard_of(other)

@@ -6,6 +6,9 @@ ON CONFLICT (model, version) DO NOTHING;
 -- name: list_served_versions
 SELECT * FROM served_versions WHERE model = $1 ORDER BY version;
 
+-- name: get_served_version
+SELECT * FROM served_versions WHERE model = $1 AND version = $2;
+
 -- name: served_version_states
 SELECT model || '/' || version AS row_key, xmin::text || ctid::text AS row_state FROM served_versions ORDER BY model, version;
 

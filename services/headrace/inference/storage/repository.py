@@ -67,6 +67,11 @@ class Repository:
         rows = await self._connection.fetch(QUERIES["list_served_versions"], model)
         return [served_version_of(row) for row in rows]
 
+    async def served_version(self, model: str, version: int) -> ServedVersion | None:
+        """One promoted version; None where there is none of that number."""
+        row = await self._connection.fetchrow(QUERIES["get_served_version"], model, version)
+        return None if row is None else served_version_of(row)
+
     async def all_served_versions(self) -> dict[str, list[ServedVersion]]:
         """Every model's promoted versions, oldest first."""
         return await self._known.versions(self._connection)
@@ -149,6 +154,12 @@ class Repository:
     async def all_deployments(self) -> list[Deployment]:
         """Every deployment, those that are being deleted too."""
         return await self._known.deployments(self._connection)
+
+    async def deployments_named(self, names: Collection[str]) -> list[Deployment]:
+        """Those of them that there are, also those that are being deleted."""
+        return await self._deployments(
+            await self._connection.fetch(QUERIES["deployments_by_key"], list(names))
+        )
 
     async def save_deployment(self, deployment: Deployment) -> None:
         """Store what changes while it lives."""

@@ -95,10 +95,12 @@ class TritonFleet:
         answers = await self._of_each(look)
         none = Loaded(tuple(None if answer is None else NONE for answer in answers))
         found: dict[str, Loaded] = defaultdict(lambda: none)
-        for name in set().union(*(answer[0] for answer in answers if answer is not None)):
+        ready = [None if answer is None else answer[0] for answer in answers]
+        died = [answer[1] for answer in answers if answer is not None and answer[1]]
+        for name in {name for versions in ready if versions for name in versions}:
             found[name] = Loaded(
-                tuple(None if answer is None else answer[0].get(name, NONE) for answer in answers),
-                NONE.union(*(answer[1].get(name, NONE) for answer in answers if answer is not None)),
+                tuple([None if versions is None else versions.get(name, NONE) for versions in ready]),
+                NONE.union(*[versions.get(name, NONE) for versions in died]) if died else NONE,
             )
         return found
 

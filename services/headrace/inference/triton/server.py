@@ -50,11 +50,12 @@ class TritonServer:
         for model in index.models:
             if model.state == "READY":
                 versions.setdefault(model.name, set()).add(int(model.version))
-        self._died = {
-            name: frozenset(number for number in numbers if (name, number) in died)
-            for name, numbers in versions.items()
-        }
-        return {name: frozenset(numbers) - self._died[name] for name, numbers in versions.items()}
+        self._died = {}
+        for name, number in died:
+            if number in versions.get(name, ()):
+                versions[name].discard(number)
+                self._died[name] = self._died.get(name, frozenset()) | {number}
+        return {name: frozenset(numbers) for name, numbers in versions.items()}
 
     def died(self) -> dict[str, frozenset[int]]:
         """Versions that `loaded` left out when it was asked last: their process has died."""

@@ -82,6 +82,9 @@ class Rows(Protocol):
     async def served_versions(self, model: str) -> list[ServedVersion]:
         """A model's promoted versions, oldest first."""
 
+    async def served_version(self, model: str, version: int) -> ServedVersion | None:
+        """One promoted version; None where there is none of that number."""
+
     async def all_served_versions(self) -> dict[str, list[ServedVersion]]:
         """Every model's promoted versions, oldest first."""
 
@@ -126,6 +129,9 @@ class Rows(Protocol):
 
     async def all_deployments(self) -> list[Deployment]:
         """Every deployment, those that are being deleted too."""
+
+    async def deployments_named(self, names: Collection[str]) -> list[Deployment]:
+        """Those of them that there are, also those that are being deleted."""
 
     async def save_deployment(self, deployment: Deployment) -> None:
         """Store what changes while it lives."""
@@ -331,6 +337,9 @@ class DataPlane(Protocol):
 
     def update(self, routes: Mapping[str, Route]) -> None:
         """Route requests so from now on."""
+
+    def change(self, routes: Mapping[str, Route | None]) -> None:
+        """Route requests to these deployments so from now on; to those with None no more."""
 
     def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
         """Why requests are not routed by these weights yet, for people; empty where they are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from typing import Final
 
 from headrace.inference.domain.deployments import Deployment, ServedVersion, expected_signature
 from headrace.inference.domain.rollouts import trial
@@ -12,8 +13,12 @@ from headrace.inference.use_cases.ports import DataPlane, Route, UnitOfWork
 
 logger = logging.getLogger(__name__)
 
-# How late, at most, this instance's Envoys hear of a change that another instance made.
-PASS_SECONDS = 0.5
+# How late, at most, this instance's Envoys hear of a change while nobody tells this instance of changes.
+PASS_SECONDS: Final = 0.5
+# While somebody does, all are looked at to be sure.
+TOLD_PASS_SECONDS: Final = 5.0
+# Where more have changed at once, all are read: those that have not are known.
+MOST_CHANGED: Final = 100
 
 
 class Router:
@@ -22,30 +27,54 @@ class Router:
     def __init__(self, work: UnitOfWork, data_plane: DataPlane) -> None:
         self._work = work
         self._data_plane = data_plane
+        self._changed: set[str] = set()
         self._wake = asyncio.Event()
+        self._seconds = PASS_SECONDS
+        # Of the loop's clock: when all are to be looked at.
+        self._due = 0.0
         self._failing = False
         # By deployment: of what its route was made, and it.
         self._routes: dict[str, tuple[Deployment, ServedVersion | None, Route]] = {}
 
-    def wake(self) -> None:
-        """Something changed: do not wait for the next pass."""
+    def changed(self, deployment: str) -> None:
+        """It was changed, by whichever instance: do not wait for the next pass."""
+        self._changed.add(deployment)
+        self._wake.set()
+
+    def told(self) -> None:
+        """From here on `changed` is called for every change."""
+        self._seconds = TOLD_PASS_SECONDS
+        self._due = 0.0
+        self._wake.set()
+
+    def not_told(self) -> None:
+        """`changed` may not be called any more."""
+        self._seconds = PASS_SECONDS
+        self._due = 0.0
         self._wake.set()
 
     async def run(self) -> None:
         """Route until cancelled. While the database is away, Envoys keep what they have."""
+        now = asyncio.get_running_loop().time
         while True:
             self._wake.clear()
             try:
-                await self.route()
+                if now() >= self._due or len(self._changed) > MOST_CHANGED:
+                    self._due = now() + self._seconds
+                    await self.route()
+                elif self._changed:
+                    await self._route_changed()
                 self._failing = False
             except Exception as error:
                 logger.warning("routes are kept as they are: %r", error, exc_info=not self._failing)
                 self._failing = True
+                self._due = now() + PASS_SECONDS
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), PASS_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), max(0.0, self._due - now()))
 
     async def route(self) -> None:
         """Tell Envoy what the deployments' traffic is now."""
+        self._changed.clear()
         async with self._work() as work:
             deployments = await work.rows.all_deployments()
             versions = await work.rows.all_served_versions()
@@ -59,6 +88,18 @@ class Router:
                 routes[deployment.name] = known
         self._routes = routes
         self._data_plane.update({name: route for name, (_, _, route) in routes.items()})
+
+    async def _route_changed(self) -> None:
+        """Tell Envoy of those alone that have changed."""
+        names = frozenset(self._changed)
+        self._changed.clear()
+        routes: dict[str, Route | None] = dict.fromkeys(names)
+        async with self._work() as work:
+            for deployment in await work.rows.deployments_named(names):
+                if deployment.traffic:
+                    newest = await work.rows.served_version(deployment.model, max(deployment.traffic))
+                    routes[deployment.name] = _route(deployment, newest)
+        self._data_plane.change(routes)
 
 
 def _newest(deployment: Deployment, versions: list[ServedVersion]) -> ServedVersion | None:

@@ -207,26 +207,36 @@ class ControlPlane:
 
     def update(self, routes: Mapping[str, Route]) -> None:
         """Route requests so from now on."""
-        changed = self._routes.keys() - routes.keys()
+        gone: dict[str, Route | None] = dict.fromkeys(self._routes.keys() - routes.keys())
+        self._apply(gone | dict(routes))
+        if not self._routed:
+            self._routed = True
+            self._tell(set(range(SHARDS)))
+
+    def change(self, routes: Mapping[str, Route | None]) -> None:
+        """Route requests to these deployments so from now on; to those with None no more."""
+        self._apply(routes)
+
+    def _apply(self, routes: Mapping[str, Route | None]) -> None:
+        changed = set()
         for name, route in routes.items():
             before = self._routes.get(name)
             # Of ten thousand nearly all are the same objects as before.
-            if route is not before and route != before:
-                changed.add(name)
-        if self._routed and not changed:
-            return
-        self._routes = dict(routes)
-        for name in changed:
+            if route is before or route == before:
+                continue
+            changed.add(name)
             members = self._shards[shard_of(name)]
-            if name in routes:
-                members[name] = routes[name]
+            if route is None:
+                del self._routes[name], members[name]
             else:
-                del members[name]
-        shards = set(map(shard_of, changed)) if self._routed else set(range(SHARDS))
+                self._routes[name] = members[name] = route
+        if changed and self._routed:
+            self._tell({shard_of(name) for name in changed})
+
+    def _tell(self, shards: set[int]) -> None:
         for shard in shards:
             resource = shard_resource(shard, self._shards[shard], self._servers)
             self._snapshot[ROUTES][shard_name(shard)] = Versioned.of(resource)
-        self._routed = True
         self._change.set()
         self._change = asyncio.Event()
         self._wake_all()

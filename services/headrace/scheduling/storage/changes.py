@@ -1,28 +1,21 @@
 """Who waits for what: PostgreSQL's notifications, handed to those in this process whom they concern.
 
-A notification only says "look again": what it lost (a broken connection) is made good by waking everybody
-when the connection is back, and by each waiter's own time limit.
+What was lost with a connection is made good by waking everybody when there is another, and by each waiter's
+own time limit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Final
-
-import asyncpg
+from typing import Any, Final
 
 from headrace.postgres import Pool
-
-logger = logging.getLogger(__name__)
+from headrace.postgres.listening import listen
 
 CHANNEL: Final = "headrace_scheduling"
-RETRY_SECONDS: Final = 1.0
-CHECK_SECONDS: Final = 5.0
 
 _ANY: Final = "*"
 
@@ -72,34 +65,9 @@ class PostgresChanges:
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        while True:
-            try:
-                await self._listen()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                logger.warning("not listening for changes: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(RETRY_SECONDS)
+        await listen(self._pool, CHANNEL, self._tell, begun=self._wake_all)
 
-    async def _listen(self) -> None:
-        async with self._pool.acquire() as connection:
-            schema = await connection.fetchval("SELECT current_schema()")
-
-            def notified(*arguments: object) -> None:
-                self._tell(schema, str(arguments[-1]))
-
-            await connection.add_listener(CHANNEL, notified)
-            try:
-                self._wake_all()
-                while True:
-                    await asyncio.sleep(CHECK_SECONDS)
-                    await connection.execute("SELECT 1")
-            finally:
-                if not connection.is_closed():
-                    await connection.remove_listener(CHANNEL, notified)
-
-    def _tell(self, schema: str, payload: str) -> None:
-        change = json.loads(payload)
-        if change["schema"] != schema:
-            return
+    def _tell(self, change: Mapping[str, Any]) -> None:
         subjects = [_ANY, *(f"node:{node}" for node in change["nodes"])]
         if "job" in change:
             subjects.append(f"job:{change['job']}")
