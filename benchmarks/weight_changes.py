@@ -54,6 +54,7 @@ from headrace.postgres.listening import listen
 from headrace.postgres.migrations import migrate
 from headrace.runtime.clock import utc_now
 from headrace.runtime.ids import new_id
+from headrace.runtime.memory import settle_memory
 
 BARS_MS = {1_000: 50.0, 10_000: 400.0}
 
@@ -189,6 +190,7 @@ def control(connection: Connection, wiring: Wiring, address: str, triton: str, d
                 asyncio.create_task(part)
                 for part in (router.run(), reconciler.run(), scaler.run(), listening)
             ]
+            settle_memory()
             connection.send("ready")
             while (changes := await asyncio.to_thread(connection.recv)) is not None:
                 async with work() as begun:
