@@ -83,3 +83,15 @@ async def test_what_nobody_deployed_or_somebody_deletes_meanwhile_is_not_found()
 async def test_it_does_not_wait_for_ever() -> None:
     with pytest.raises(DeadlineExceeded, match=r"was not loaded within 0\.01 s; it is still being loaded"):
         await Routes(NOWHERE).waking(0.01)("m")
+
+
+async def test_a_database_that_does_not_answer_is_not_called_a_model_that_is_being_loaded() -> None:
+    routes = Routes(NOWHERE)
+
+    async def never(deployment: str) -> None:
+        await asyncio.Future()
+
+    routes.record_demand = never  # type: ignore[method-assign]
+    with pytest.raises(TimeoutError):
+        await routes.waking(0.01)("m")
+    assert routes.told == 0

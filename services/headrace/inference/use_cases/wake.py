@@ -37,31 +37,33 @@ class WakeDeployment:
     async def __call__(self, deployment: str) -> Scale:
         """Where requests find it now.
 
-        Raises NotFound where nobody deployed it, DeadlineExceeded/STILL_LOADING where it took too long.
+        Raises NotFound where nobody deployed it, DeadlineExceeded/STILL_LOADING where it took too long, and
+        TimeoutError where the database did.
         """
+        is_told = False
         with metrics.WAKE_SECONDS.time():
             try:
                 async with asyncio.timeout(self._seconds):
-                    return await self._wait(deployment)
+                    while not (scale := self._scale(deployment)).replicas:
+                        if is_told:
+                            await self._routes.changed()
+                            continue
+                        async with self._work() as work:
+                            await work.rows.record_demand(deployment)
+                        self._demanded()
+                        # It may have been placed meanwhile.
+                        is_told = True
+                    return scale
             except TimeoutError:
+                if not is_told:
+                    raise
                 raise DeadlineExceeded(
                     "STILL_LOADING",
                     f"model {deployment} was not loaded within {self._seconds:g} s; it is still being loaded",
                 ) from None
 
-    async def _wait(self, deployment: str) -> Scale:
-        is_told = False
-        while True:
-            scale = self._routes.scale(deployment)
-            if scale is None:
-                raise NotFound("DEPLOYMENT_NOT_FOUND", f"no model {deployment} is deployed")
-            if scale.replicas:
-                return scale
-            if not is_told:
-                async with self._work() as work:
-                    await work.rows.record_demand(deployment)
-                self._demanded()
-                is_told = True
-                # It may have been placed meanwhile.
-                continue
-            await self._routes.changed()
+    def _scale(self, deployment: str) -> Scale:
+        scale = self._routes.scale(deployment)
+        if scale is None:
+            raise NotFound("DEPLOYMENT_NOT_FOUND", f"no model {deployment} is deployed")
+        return scale
