@@ -23,7 +23,7 @@ import model_files
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from class_names import ClassNames
-from prediction_log import BYTES, DATATYPES, PredictionLog
+from prediction_log import BYTES, DATATYPES, MAX_ID_BYTES, PredictionLog
 from spans import Spans
 from watchdog import Watchdog
 
@@ -89,18 +89,25 @@ class TritonPythonModel:
         self._watchdog = Watchdog(self._end)
 
     def execute(self, requests):
-        """Answer a batch; a request whose deadline has passed, or whose caller gave up, is not computed."""
+        """Answer a batch; a request whose deadline has passed, or whose caller gave up, is not computed.
+
+        Where nobody waits for any of them, Triton is told that it failed: errors it counts as successes, and
+        rollouts are judged by its counts, which are to say what callers saw.
+        """
         started = time.perf_counter()
         ask = self._seconds >= PATIENCE_SECONDS
         gone = [ask and request.is_cancelled() for request in requests]
-        waiting = [request for request, is_gone in zip(requests, gone, strict=True) if not is_gone]
+        if all(gone):
+            raise pb_utils.TritonModelException(GIVEN_UP)
+        refusals = [_refusal(*each) for each in zip(requests, gone, strict=True)]
+        waiting = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
         self._watchdog.begins(waiting)
         try:
-            answers = iter(self._infer(waiting))
+            answers = iter(self._infer(waiting) if waiting else ())
         finally:
             self._watchdog.ends()
             self._seconds = time.perf_counter() - started
-        return [_given_up() if is_gone else next(answers) for is_gone in gone]
+        return [next(answers) if refusal is None else refusal for refusal in refusals]
 
     def finalize(self):
         """Send what is still in the log."""
@@ -108,13 +115,7 @@ class TritonPythonModel:
         self._model.close()
 
     def _infer(self, requests):
-        """Responses from one run of the model.
-
-        Where nobody waits for any of them, Triton is told that it failed: errors it counts as successes, and
-        rollouts are judged by its counts, which are to say what callers saw.
-        """
-        if not requests:
-            raise pb_utils.TritonModelException(GIVEN_UP)
+        """Responses from one run of the model; where nobody waits for any of them, it failed."""
         arrived = time.time()
         started = time.perf_counter()
         batches = [
@@ -201,9 +202,19 @@ class TritonPythonModel:
             self._answer(batch, rows, wanted)
 
 
-def _given_up():
-    """What nobody waits for any more. Each has its own: Triton crashes where two responses share an error."""
-    error = pb_utils.TritonError(GIVEN_UP, pb_utils.TritonError.CANCELLED)
+def _refusal(request, is_gone):
+    """The answer to a request that is not computed, None to the others; each has an error of its own.
+
+    Triton crashes where two responses share one.
+    """
+    if is_gone:
+        error = pb_utils.TritonError(GIVEN_UP, pb_utils.TritonError.CANCELLED)
+    elif len(_text_of(request.request_id, "").encode()) > MAX_ID_BYTES:
+        # Envoy looks at gRPC's alone.
+        words = f"the id is longer than {MAX_ID_BYTES} bytes"
+        error = pb_utils.TritonError(words, pb_utils.TritonError.INVALID_ARG)
+    else:
+        return None
     return pb_utils.InferenceResponse(error=error)
 
 

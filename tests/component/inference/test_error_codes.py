@@ -42,7 +42,7 @@ NO_DOCUMENT: Final = b'{"inputs": ['
 
 @dataclass(frozen=True)
 class Mistake:
-    """What is asked instead of one right row; `rest`: what else than the code's status REST answers.
+    """What is asked instead of one right row.
 
     `payload`: bytes instead of a message and instead of a document. `late`: the deadline has passed, which
     REST has none of.
@@ -59,7 +59,6 @@ class Mistake:
     id: str = ""
     payload: tuple[bytes, bytes] | None = None
     late: bool = False
-    rest: int | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     def values(self) -> np.ndarray[Any, Any]:
@@ -119,8 +118,7 @@ MISTAKES: Final = {
     "a tensor of another name": Mistake("INVALID_ARGUMENT", name="others"),
     "another type": Mistake("INVALID_ARGUMENT", datatype="INT32"),
     "another shape": Mistake("INVALID_ARGUMENT", columns=2),
-    # REST's ids are not looked at; the prediction log has its own.
-    "an id above 256 bytes": Mistake("INVALID_ARGUMENT", id="x" * 257, rest=200),
+    "an id above 256 bytes": Mistake("INVALID_ARGUMENT", id="x" * 257),
     "bytes that are no request": Mistake("INVALID_ARGUMENT", payload=(NO_MESSAGE, NO_DOCUMENT)),
     "larger than allowed": Mistake("RESOURCE_EXHAUSTED", rows=MAX_REQUEST_BYTES // 6),
     "the model raises": Mistake("INTERNAL", value=1.0),
@@ -143,8 +141,7 @@ async def test_a_mistake_has_one_code_whatever_the_protocol(plane: Plane, model:
     found = {"gRPC": await by_grpc(plane, model, mistake), **await by_kafka(plane, model, mistake)}
     assert found == dict.fromkeys(found, mistake.code)
     if not mistake.late:
-        expected = STATUS[mistake.code] if mistake.rest is None else mistake.rest
-        assert await by_rest(plane, model, mistake) == expected
+        assert await by_rest(plane, model, mistake) == STATUS[mistake.code]
 
 
 async def test_a_subject_that_nobody_could_erase_is_answered_and_refused_where_the_answer_is_kept(
