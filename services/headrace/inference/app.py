@@ -47,6 +47,7 @@ from headrace.inference.use_cases.answer_requests import AnswerRequests
 from headrace.inference.use_cases.deployments import Deployments
 from headrace.inference.use_cases.erase_predictions import ErasePredictions, ForgetErasures
 from headrace.inference.use_cases.explain import Explain
+from headrace.inference.use_cases.forget_predictions import ForgetPredictions
 from headrace.inference.use_cases.log_table import LogTable, until_named
 from headrace.inference.use_cases.manage_requests import ForgetRequests, ManageRequests
 from headrace.inference.use_cases.measure_quality import MeasureQuality
@@ -173,6 +174,10 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
     retention = timedelta(hours=settings.erasure_retention_hours)
     erasures = Forgetter("erasures", ForgetErasures(work, utc_now, retention))
     runner.spawn(erasures.run, "forgetter of erasures")
+
+    logged = timedelta(hours=settings.prediction_retention_hours)
+    predictions = Forgetter("predictions", ForgetPredictions(work, logged))
+    runner.spawn(predictions.run, "forgetter of predictions")
 
     requests = PostgresRequests(pool)
     kept = timedelta(hours=settings.request_retention_hours)

@@ -1,4 +1,4 @@
-"""Forgets in the background what no event needs any more: erasures and requests, by their age."""
+"""Forgets in the background what is old: erasures, predictions, and requests."""
 
 from __future__ import annotations
 

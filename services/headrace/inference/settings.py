@@ -74,6 +74,12 @@ class Settings(BaseSettings):
         ge=24,
         description="An erasure is remembered so long; longer than the topic keeps predictions.",
     )
+    prediction_retention_hours: int = Field(
+        default=720,
+        ge=24,
+        description="Predictions and their labels are kept so long in PostgreSQL; longer than the topic "
+        "keeps them.",
+    )
     triton_memory_bytes: int = Field(
         default=0,
         ge=0,

@@ -171,6 +171,18 @@ WHERE EXISTS (
 -- name: forget_erasures
 DELETE FROM erasures WHERE erase_time < $1 RETURNING id;
 
+-- name: forget_predictions
+DELETE FROM predictions WHERE event_id IN (
+    SELECT event_id FROM predictions WHERE stored < now() - $1::interval LIMIT $2
+) RETURNING true;
+
+-- Of no prediction, that is; another one may have the same id.
+-- name: forget_labels
+DELETE FROM feedback WHERE (deployment, prediction_id) IN (
+    SELECT f.deployment, f.prediction_id FROM feedback f LEFT JOIN predictions p USING (deployment, prediction_id)
+    WHERE f.stored < now() - $1::interval AND p.event_id IS NULL LIMIT $2
+) RETURNING true;
+
 -- name: put_feedback
 INSERT INTO feedback (deployment, prediction_id, label, time) VALUES ($1, $2, $3, $4)
 ON CONFLICT (deployment, prediction_id) DO UPDATE SET label = excluded.label, time = excluded.time

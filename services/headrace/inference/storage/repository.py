@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import asyncpg
 import orjson
@@ -259,6 +259,14 @@ class Repository:
         columns = zip(*predictions, strict=True)
         rows = await self._connection.fetch(QUERIES["erased_from_tables"], *map(list, columns))
         return frozenset(row["event_id"] for row in rows)
+
+    async def forget_predictions(self, age: timedelta, limit: int) -> int:
+        """Remove so many that were stored so long ago, at most; how many it has been."""
+        return len(await self._connection.fetch(QUERIES["forget_predictions"], age, limit))
+
+    async def forget_labels(self, age: timedelta, limit: int) -> int:
+        """The same of labels that belong to no prediction."""
+        return len(await self._connection.fetch(QUERIES["forget_labels"], age, limit))
 
     async def forget_erasures(self, before: datetime) -> int:
         """Forget erasures from before that moment; how many there were."""

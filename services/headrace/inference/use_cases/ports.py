@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from headrace.inference.domain.analysis import Outcomes
@@ -164,6 +164,12 @@ class Rows(Protocol):
         self, predictions: Sequence[tuple[str, str, str, datetime]]
     ) -> frozenset[str]:
         """Of (event id, dataset, subject, time) ids of what is from before the subject was erased there."""
+
+    async def forget_predictions(self, age: timedelta, limit: int) -> int:
+        """Remove so many that were stored so long ago, at most; how many it has been."""
+
+    async def forget_labels(self, age: timedelta, limit: int) -> int:
+        """The same of labels that belong to no prediction."""
 
     async def forget_erasures(self, before: datetime) -> int:
         """Forget erasures from before that moment; how many there were."""

@@ -1,0 +1,33 @@
+"""Predictions and labels go by their age."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from headrace.inference.use_cases.ports import UnitOfWork
+
+# In one transaction: those who store predictions wait for no more than that.
+TOGETHER: Final = 5_000
+
+
+class ForgetPredictions:
+    """The use case."""
+
+    def __init__(self, work: UnitOfWork, retention: timedelta) -> None:
+        self._work = work
+        self._retention = retention
+
+    async def __call__(self) -> int:
+        """Forget what was stored so long ago, and labels whose prediction did; how many predictions."""
+        forgotten = 0
+        while True:
+            async with self._work() as work:
+                count = await work.rows.forget_predictions(self._retention, TOGETHER)
+            forgotten += count
+            if count < TOGETHER:
+                break
+        while True:
+            async with self._work() as work:
+                if await work.rows.forget_labels(self._retention, TOGETHER) < TOGETHER:
+                    return forgotten
