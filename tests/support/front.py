@@ -158,7 +158,8 @@ class Front:
         """Wait until every Envoy says that it routes the model so."""
 
         async def problem() -> str:
-            return self.control_plane.problem(model, weights)
+            route = self.control_plane.routes[model]
+            return self.control_plane.problem(model, replace(route, weights=weights))
 
         await eventually(problem, lambda found: not found)
 

@@ -26,6 +26,7 @@ from headrace.inference.use_cases.erase_predictions import ErasePredictions
 from headrace.inference.use_cases.explain import Explain
 from headrace.inference.use_cases.measure_quality import MeasureQuality
 from headrace.inference.use_cases.ports import DataPlane
+from headrace.inference.use_cases.route import route_of
 from headrace.inference.use_cases.submit_feedback import SubmitFeedback
 from headrace.rpc import paging
 
@@ -181,7 +182,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def _message(self, known: tuple[Deployment, list[ServedVersion]]) -> api.Deployment:
         deployment, versions = known
         message = deployment_message(deployment, versions, self._address)
-        if message.ready and (problem := self._data_plane.problem(deployment.name, deployment.traffic)):
+        if message.ready and (
+            problem := self._data_plane.problem(deployment.name, route_of(deployment, versions))
+        ):
             message.ready = False
             message.message = problem
         return message

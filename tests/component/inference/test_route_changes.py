@@ -46,7 +46,7 @@ class Envoys:
                 self.routes[name] = now
         self.told.append(frozenset(routes))
 
-    def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
+    def problem(self, deployment: str, route: Route) -> str:
         return ""
 
 

@@ -265,7 +265,7 @@ async def test_a_refused_configuration_is_told_and_the_last_one_serves(
         async with serve_xds(f"127.0.0.1:{xds_port}", wrong):
 
             async def problem() -> str:
-                return wrong.problem(MODEL, {3: 100})
+                return wrong.problem(MODEL, wrong.routes[MODEL])
 
             found = await eventually(problem, lambda found: "refused" in found)
             assert found.startswith(f"Envoy embedded-{envoy.admin_port} refused its configuration: ")
@@ -300,7 +300,7 @@ async def test_refused_routes_are_told_of_their_deployments_and_harm_no_other(
             plane.update({name: Route({4: 100}, SIGNATURE) for name in (MODEL, neighbour)})
 
             async def problem() -> str:
-                return plane.problem(MODEL, {4: 100})
+                return plane.problem(MODEL, plane.routes[MODEL])
 
             found = await eventually(problem, lambda found: "refused" in found)
             assert "Only a single wildcard domain is permitted" in found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 from envoy.service.discovery.v3 import discovery_pb2
 
@@ -103,6 +104,15 @@ def test_what_an_envoy_refused_is_told_where_it_matters_until_it_takes_it() -> N
     [response] = sent(control_plane, peer)
     answer(peer, response)
     assert peer.problem(control_plane.snapshot, name) == ""
+
+
+def test_a_shadow_that_envoy_was_not_told_of_is_not_called_routed() -> None:
+    control_plane = routed(["m"])
+    control_plane._peers.add(connected(control_plane))
+    route = Route({1: 100}, "")
+    assert control_plane.problem("m", route) == ""
+    assert "being told" in control_plane.problem("m", replace(route, trial=Trial(2, mirrored=100)))
+    assert "being told" in control_plane.problem("another", route)
 
 
 def test_what_was_refused_together_is_sent_again_one_by_one() -> None:

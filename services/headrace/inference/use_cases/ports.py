@@ -347,5 +347,5 @@ class DataPlane(Protocol):
     def change(self, routes: Mapping[str, Route | None]) -> None:
         """Route requests to these deployments so from now on; to those with None no more."""
 
-    def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
-        """Why requests are not routed by these weights yet, for people; empty where they are."""
+    def problem(self, deployment: str, route: Route) -> str:
+        """Why requests are not routed so yet, for people; empty where they are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -102,7 +103,12 @@ class Router:
         self._data_plane.change(routes)
 
 
-def _newest(deployment: Deployment, versions: list[ServedVersion]) -> ServedVersion | None:
+def route_of(deployment: Deployment, versions: Iterable[ServedVersion]) -> Route:
+    """How requests to a deployment with traffic are routed; its newest version that has any counts."""
+    return _route(deployment, _newest(deployment, versions))
+
+
+def _newest(deployment: Deployment, versions: Iterable[ServedVersion]) -> ServedVersion | None:
     """The newest version with traffic."""
     number = max(deployment.traffic)
     return next((version for version in versions if version.version == number), None)

@@ -267,11 +267,10 @@ class ControlPlane:
         """Wait until routes change."""
         await self._change.wait()
 
-    def problem(self, deployment: str, traffic: Mapping[int, int]) -> str:
-        """Why requests are not routed by these weights yet, for people; empty where they are."""
-        route = self._routes.get(deployment)
-        if route is None or dict(route.weights) != dict(traffic):
-            return "Envoy is being told of its weights"
+    def problem(self, deployment: str, route: Route) -> str:
+        """Why requests are not routed so yet, for people; empty where they are."""
+        if self._routes.get(deployment) != route:
+            return "Envoy is being told of it"
         if not self._peers:
             return "no Envoy is connected"
         name = shard_name(shard_of(deployment))
