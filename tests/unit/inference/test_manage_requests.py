@@ -111,6 +111,11 @@ async def test_what_waits_cannot_be_replayed(service: Service) -> None:
     with pytest.raises(FailedPrecondition) as raised:
         await service.manage.replay("r1", "", None)
     assert raised.value.reason == "REQUEST_NOT_ENDED"
+    assert "cancel it" in raised.value.message
+    # Whoever has it in work has not noticed.
+    await service.manage.cancel("r1", "")
+    with pytest.raises(FailedPrecondition, match="try again in a second"):
+        await service.manage.replay("r1", "", None)
 
 
 async def test_what_nobody_can_read_cannot_be_run_again(service: Service) -> None:

@@ -84,9 +84,9 @@ class ManageRequests:
                     "REQUEST_UNREADABLE",
                     f"request {request_id!r} cannot be run again: nobody can read it; send another one",
                 )
-            raise FailedPrecondition(
-                "REQUEST_NOT_ENDED", f"request {request_id!r} has not ended yet: wait for it, or cancel it"
-            )
+            # The instance that has a cancelled one in work keeps its record when it notices.
+            todo = "try again in a second" if found.state.ended else "wait for it, or cancel it"
+            raise FailedPrecondition("REQUEST_NOT_ENDED", f"request {request_id!r} has not ended yet: {todo}")
         return await self._store.find(found.key.id, found.key.source)
 
 
