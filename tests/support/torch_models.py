@@ -32,14 +32,31 @@ def scores_signature() -> registry_pb2.Signature:
 
 def scores_program(form: ModelFormat, *, rows: int | None = None) -> bytes:
     """`Scores` in a format of PyTorch's; with `rows`, exported for as many and no others."""
+    return program(Scores(), form, columns=3, rows=rows)
+
+
+def program(
+    module: nn.Module,
+    form: ModelFormat,
+    *,
+    columns: int,
+    rows: int | None = None,
+    most_rows: int = 64,
+    scripted: bool = False,
+) -> bytes:
+    """A module in a format of PyTorch's, traced or compiled for TorchScript."""
     written = io.BytesIO()
-    example = torch.ones(rows or 2, 3)
+    example = torch.ones(rows or 2, columns)
     if form is ModelFormat.TORCHSCRIPT:
         with warnings.catch_warnings():
             # That torch.export follows it is known.
             warnings.simplefilter("ignore", FutureWarning)
-            torch.jit.save(torch.jit.trace(Scores(), (example,)), written)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            saved = (
+                torch.jit.script(module) if scripted else torch.jit.trace(module, (example,), strict=False)
+            )
+            torch.jit.save(saved, written)
     else:
-        dynamic = None if rows else ({0: torch.export.Dim("rows", max=64)},)
-        torch.export.save(torch.export.export(Scores(), (example,), dynamic_shapes=dynamic), written)
+        dynamic = None if rows else ({0: torch.export.Dim("rows", max=most_rows)},)
+        torch.export.save(torch.export.export(module, (example,), dynamic_shapes=dynamic), written)
     return written.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +231,8 @@ class Plan:
                     "triton_http": f"{LOOPBACK}:{self._triton.http}",
                     "model_repository": str(self._models),
                     "ingestion_target": self._target("ingestion"),
+                    # That of training, as Triton has it.
+                    "torch_path": sysconfig.get_path("purelib"),
                     "envoy_address": f"{self.options.host}:{self._protocol_port}",
                     "public_address": f"{self._host}:{self._protocol_port}",
                 }

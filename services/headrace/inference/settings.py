@@ -132,7 +132,15 @@ class Settings(BaseSettings):
         default=30.0, gt=0, description="Longest time of an explanation, whatever its caller's deadline."
     )
     explain_memory_bytes: int = Field(
-        default=1 << 30, ge=256 << 20, description="Memory of a process that explains, its model included."
+        default=1 << 30,
+        ge=256 << 20,
+        description="Memory of a process that explains, its model included; PyTorch's own libraries "
+        "come on top.",
+    )
+    torch_path: str = Field(
+        default="",
+        description="Folder in which PyTorch is, for explanations of models in its formats; where it is "
+        "empty, among the service's own packages.",
     )
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
+import sysconfig
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch as pytorch
 from onnx import TensorProto, helper
 from tests.support.models import classifier
+from tests.support.torch_models import program, scores_program
 from tests.support.waiting import eventually
+from torch import nn
 
 from headrace.errors import (
     DataLoss,
@@ -28,10 +33,13 @@ from headrace.inference.domain.deployments import ServedVersion, Tensor
 from headrace.inference.domain.explanations import ExplainedModel, ExplainedRow, Method, Question
 from headrace.inference.explainer.pool import ExplainerPool, explainer_pool
 from headrace.inference.settings import Settings
+from headrace.model_formats import ModelFormat
 from headrace.objects import ObjectStore
 from headrace.rpc import deadline
 
+ROOT = Path(__file__).parents[3]
 WORKER = "headrace.inference.explainer.worker"
+both_formats = pytest.mark.parametrize("form", [ModelFormat.TORCHSCRIPT, ModelFormat.TORCH_EXPORT])
 BUSY = (ResourceExhausted, "EXPLAINER_BUSY")
 
 
@@ -91,7 +99,13 @@ class Explaining:
         self.store = store
 
     async def version(
-        self, number: int, model: bytes, *, outputs: int = 2, digest: str = ""
+        self,
+        number: int,
+        model: bytes,
+        *,
+        outputs: int = 2,
+        digest: str = "",
+        form: ModelFormat = ModelFormat.ONNX,
     ) -> ServedVersion:
         await self.store.put(f"{number}.onnx", model)
         return ServedVersion(
@@ -104,6 +118,7 @@ class Explaining:
             classes=(),
             signature=b"",
             traceparent="",
+            format=form,
         )
 
     async def explain(
@@ -145,7 +160,7 @@ MakeExplaining = Callable[..., Awaitable[Explaining]]
 async def make_explaining(tmp_path: Path) -> AsyncIterator[MakeExplaining]:
     async with AsyncExitStack() as stack:
 
-        async def make(**settings: float) -> Explaining:
+        async def make(**settings: float | str) -> Explaining:
             store = ObjectStore.from_uri(tmp_path.as_uri())
             pool = await stack.enter_async_context(
                 explainer_pool(store, Settings.model_validate({"explain_seconds": 60.0, **settings}))
@@ -167,6 +182,99 @@ async def test_a_process_is_in_nobodys_way_and_is_asked_again(
     [process] = workers()
     assert process.nice() == 19
     assert not [name for name in process.environ() if name.startswith("HEADRACE_")]
+
+
+def libraries(process: psutil.Process) -> set[str]:
+    """Which of the two runtimes a process has."""
+    paths = {mapped.path for mapped in process.memory_maps(grouped=True)}
+    return {name for name in ("onnxruntime", "torch") if any(f"/{name}/" in path for path in paths)}
+
+
+@both_formats
+async def test_a_program_of_pytorchs_has_a_process_of_its_own_within_the_same_bounds(
+    form: ModelFormat, make_explaining: MakeExplaining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_POSTGRES_DSN", "postgresql://user:secret@db/headrace")
+    explaining = await make_explaining(explain_memory_bytes=300 << 20)
+    onnx = await explaining.version(1, classifier(3.0))
+    torch = await explaining.version(2, scores_program(form), form=form)
+    await explaining.explain(onnx)
+    [process] = workers()
+    assert libraries(process) == {"onnxruntime"}
+    for _ in range(2):
+        [row] = await explaining.explain(torch)
+        assert row.method is Method.INTEGRATED_GRADIENTS
+        assert row.attributions.amounts == pytest.approx([2, 1, -1])
+    # One at a time: the other one has gone.
+    [process] = workers()
+    assert libraries(process) == {"torch"}
+    assert process.nice() == 19
+    # PyTorch has threads for GPUs that have nothing to do.
+    assert len([thread for thread in process.threads() if thread.user_time > 0.1]) == 1
+    environment = process.environ()
+    assert not [name for name in environment if name.startswith("HEADRACE_")]
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    soft, hard = process.rlimit(psutil.RLIMIT_DATA)
+    # What PyTorch takes by itself, and not much more.
+    assert soft == hard
+    assert 300 << 20 < soft < 2 << 30
+    await explaining.explain(onnx)
+    [process] = workers()
+    assert libraries(process) == {"onnxruntime"}
+
+
+async def test_each_of_several_processes_keeps_its_runtime(make_explaining: MakeExplaining) -> None:
+    explaining = await make_explaining(explain_processes=2)
+    form = ModelFormat.TORCHSCRIPT
+    onnx = await explaining.version(1, classifier(3.0))
+    torch = await explaining.version(2, scores_program(form), form=form)
+    for version in (onnx, torch, onnx, torch):
+        await explaining.explain(version)
+    assert sorted(map(libraries, workers()), key=str) == [{"onnxruntime"}, {"torch"}]
+    # Two of a kind take the place of the other.
+    await asyncio.gather(explaining.explain(torch), explaining.explain(torch))
+    assert list(map(libraries, workers())) == [{"torch"}] * 2
+
+
+class Large(nn.Module):
+    """Takes 16 MiB for every row."""
+
+    def forward(self, features: pytorch.Tensor) -> pytorch.Tensor:
+        wide = features.sum(dim=1).reshape(-1, 1, 1).expand(-1, 2048, 2048)
+        return wide.contiguous().mean(dim=[1, 2]).unsqueeze(1)
+
+
+@both_formats
+async def test_memory_and_time_of_a_program_of_pytorchs_are_bounded(
+    form: ModelFormat, make_explaining: MakeExplaining
+) -> None:
+    explaining = await make_explaining(explain_memory_bytes=256 << 20)
+    large = await explaining.version(1, program(Large(), form, columns=3), outputs=1, form=form)
+    sampling = Method.SHAPLEY_SAMPLING
+    # Eight orders and their reverses are 32 rows; what needs less is answered.
+    assert await explaining.refused(large, method=sampling) == (ResourceExhausted, "EXPLAINER_OUT_OF_MEMORY")
+    quick = await explaining.version(2, scores_program(form), form=form)
+    await explaining.explain(quick)
+    [process] = workers()
+    process.suspend()
+    with deadline.bounded(1.0):
+        assert await explaining.refused(quick) == (DeadlineExceeded, "EXPLANATION_TOO_SLOW")
+    assert workers() == []
+
+
+async def test_pytorch_comes_from_a_folder_and_is_missed_by_its_setting(
+    make_explaining: MakeExplaining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An environment that has what the process needs, and no PyTorch.
+    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv-triton" / "bin" / "python"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'services'}:{ROOT / 'libs'}")
+    missing, found = await make_explaining(), await make_explaining(torch_path=sysconfig.get_path("purelib"))
+    form = ModelFormat.TORCH_EXPORT
+    version = await missing.version(2, scores_program(form), form=form)
+    with pytest.raises(FailedPrecondition, match="HEADRACE_INFERENCE_TORCH_PATH tells") as caught:
+        await missing.explain(version)
+    assert caught.value.reason == "PYTORCH_MISSING"
+    assert len(await found.explain(version)) == 1
 
 
 async def test_what_cannot_be_explained_is_refused_with_a_reason(make_explaining: MakeExplaining) -> None:

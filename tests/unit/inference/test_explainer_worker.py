@@ -4,70 +4,30 @@ from __future__ import annotations
 
 import io
 import math
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper
+from tests.support.explaining import BASELINE, ROWS, a_task
 from tests.support.exported import export_mlp
 
 from headrace.inference.explainer import worker
-from headrace.inference.explainer.frames import LENGTH, Method, Reply, Rows, Task
+from headrace.inference.explainer.frames import LENGTH, Reply, Task
+from headrace.inference.explainer.graph import is_continuous
+from headrace.inference.explainer.onnx_model import OnnxModel
 from headrace.training.run.specification import Preparation
 
 TRAINING = torch.tensor([[30.0, 1.6], [50.0, 1.9], [70.0, 1.7], [20.0, 1.8]])
-ROWS = [[64.0, 1.62], [25.0, 1.91]]
-BASELINE = [40.0, 1.75]
 
 
 def preparations(**wish: Any) -> list[Preparation]:
     return [Preparation(feature="age", **wish), Preparation(feature="height", normalise="standard")]
 
 
-def a_task(
-    file: Path,
-    rows: Sequence[Sequence[float]] = ROWS,
-    baseline: Sequence[float] = BASELINE,
-    *,
-    texts: Sequence[Sequence[str]] = (),
-    baseline_texts: Sequence[str] = (),
-    method: Method | None = None,
-    seconds: float = 60.0,
-    **changes: Any,
-) -> Task:
-    numbers = np.array(rows, np.float32)
-    features = len(baseline) + len(baseline_texts)
-    return Task(
-        **{
-            "file": str(file),
-            "digest": "1",
-            "numbers": "features",
-            "texts": "texts" if texts else "",
-            "output": "probabilities",
-            "place": None,
-            "rows": Rows(
-                numbers=numbers.tobytes(), texts=tuple(map(tuple, texts)) if texts else ((),) * len(numbers)
-            ),
-            "baseline": Rows(
-                numbers=np.array(baseline, np.float32).tobytes(), texts=(tuple(baseline_texts),)
-            ),
-            "of_number": np.arange(len(baseline), dtype="<i4").tobytes(),
-            "of_text": np.arange(len(baseline), features, dtype="<i4").tobytes(),
-            "features": features,
-            "method": method,
-            "evaluations": 20_000,
-            "seconds": seconds,
-            **changes,
-        }
-    )
-
-
 def explained(task: Task) -> Reply:
-    return worker.explained(worker.Model.load(task), task, time.monotonic() + task.seconds)
+    return worker.explained(OnnxModel.load(task), task)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +82,22 @@ def test_texts_and_missing_numbers_are_sampled(tmp_path: Path) -> None:
     assert explained(asked).failure == "METHOD_NOT_APPLICABLE"
 
 
+def test_how_many_numbers_are_above_zero_jumps(tmp_path: Path) -> None:
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 2])
+    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])
+    nodes = [
+        helper.make_node("Relu", ["features"], ["above"]),
+        helper.make_node("NonZero", ["above"], ["places"]),
+        helper.make_node("Size", ["places"], ["count"]),
+        helper.make_node("Cast", ["count"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["features", "number"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(nodes, "counting", [features], [answer])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert not is_continuous(tmp_path / "model.onnx", frozenset({"features"}), "probabilities")
+
+
 def constant_model(path: Path, value: float) -> None:
     """Answers every row with one number."""
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 2])
@@ -146,7 +122,7 @@ def constant_model(path: Path, value: float) -> None:
 def replies(*tasks: Task) -> list[Reply]:
     """What the process answers to tasks, one after the other."""
     answers = io.BytesIO()
-    worker.run(io.BytesIO(b"".join(task.packed() for task in tasks)), answers)
+    worker.run(io.BytesIO(b"".join(task.packed() for task in tasks)), answers, OnnxModel.load)
     found, rest = [], answers.getvalue()
     while rest:
         (length,) = LENGTH.unpack(rest[: LENGTH.size])
@@ -161,12 +137,12 @@ def test_a_process_says_what_failed_and_goes_on(tmp_path: Path) -> None:
     constant_model(nan, math.nan)
     broken.write_bytes(b"no model")
     found = replies(
-        a_task(broken, digest="broken"),
-        a_task(nan, digest="nan"),
-        a_task(good, digest="good", evaluations=100),
-        a_task(good, digest="good", seconds=0.0),
+        a_task(broken, key="broken"),
+        a_task(nan, key="nan"),
+        a_task(good, key="good", evaluations=100),
+        a_task(good, key="good", seconds=0.0),
         # It has the model by now.
-        a_task(tmp_path / "gone", digest="good"),
+        a_task(tmp_path / "gone", key="good"),
     )
     assert [reply.failure for reply in found] == [
         "MODEL_FAILED",

@@ -72,7 +72,8 @@ def test_what_are_no_rows_of_the_model_is_refused(numbers: list[float], texts: l
         version(NUMBERS, Tensor("more", "FP32", (-1, 2))),
         version(NUMBERS, outputs=(LABEL,)),
         version(),
-        version(NUMBERS, form=ModelFormat.TORCHSCRIPT),
+        version(NUMBERS, TEXTS, form=ModelFormat.TORCHSCRIPT),
+        version(TEXTS, form=ModelFormat.TORCH_EXPORT),
         version(NUMBERS, form=ModelFormat.PYTHON),
     ],
 )
@@ -81,6 +82,12 @@ def test_a_model_of_another_kind_is_refused(unknown: ServedVersion) -> None:
         ExplainedModel.of(unknown)
     assert caught.value.reason == "NOT_EXPLAINABLE"
     assert f"which is {unknown.format}, cannot be explained" in str(caught.value)
+
+
+@pytest.mark.parametrize("form", [ModelFormat.TORCHSCRIPT, ModelFormat.TORCH_EXPORT])
+def test_of_a_program_of_pytorchs_the_place_of_the_output_is_known(form: ModelFormat) -> None:
+    model = ExplainedModel.of(version(NUMBERS, outputs=(LABEL, PROBABILITIES), form=form))
+    assert (model.outputs.index(model.output), model.numbers, model.texts) == (1, "features", "")
 
 
 def test_a_predictions_inputs_are_read_from_the_log() -> None:

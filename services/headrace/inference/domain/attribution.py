@@ -1,6 +1,7 @@
 """Shares of an answer: how much of it each feature has moved, compared with a baseline.
 
-Both methods ask the model for answers only. What they promise, for any model f, row x and baseline b:
+Shapley sampling asks the model for answers only; integrated gradients ask for gradients, too, where the model
+has them. What they promise, for any model f, row x and baseline b:
 
 - *completeness*: the amounts add up to f(x) - f(b); Shapley sampling does so exactly, integrated gradients up
   to what its steps have not resolved;
@@ -16,6 +17,7 @@ deep networks" (2017).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -27,6 +29,8 @@ Numbers: TypeAlias = NDArray[np.float64]
 Texts: TypeAlias = NDArray[np.object_]
 Answer: TypeAlias = Callable[[Numbers, Texts], Numbers]
 """Of numbers [rows, columns] and texts [rows, columns] the answers [rows]."""
+Gradient: TypeAlias = Callable[[Numbers], Numbers]
+"""Of numbers [rows, columns] each answer's derivatives by them, [rows, columns]; raises NoGradients."""
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 Stop: TypeAlias = Literal["CONVERGED", "EVALUATIONS", "DEADLINE"]
 
@@ -39,12 +43,22 @@ _BATCH_VALUES: Final = 1 << 20
 _BATCH_ROWS: Final = 128
 # Standard errors of fewer pairs are no basis to stop.
 _LEAST_PAIRS: Final = 8
+# With gradients each row takes more memory: what was computed on the way is kept for the way back.
+_GRADIENT_ROWS: Final = 32
+GRADIENT_COST: Final = 3
+"""Evaluations that a row with its gradient counts as: the way back takes as long as about two ways forth."""
 _TWO: Final = 2
 _FIRST_STEPS: Final = 8
+# Gradients that have settled on this many steps while their sum does not close are not the answer's.
+_BELIEVED_STEPS: Final = 128
 
 
 class OutOfTime(Exception):  # noqa: N818 - what it is
     """Not enough was found in time to say anything."""
+
+
+class NoGradients(Exception):  # noqa: N818
+    """The model does not say how its answer moves, or what it says is not so."""
 
 
 class TooFewEvaluations(Exception):  # noqa: N818
@@ -119,7 +133,7 @@ class _Asked:
     def require(self, evaluations: int) -> None:
         """Raise TooFewEvaluations where fewer are left."""
         if not self.allows(evaluations):
-            raise TooFewEvaluations(evaluations)
+            raise TooFewEvaluations(self.count + evaluations)
 
     def allows(self, evaluations: int) -> bool:
         return evaluations <= self._left
@@ -134,6 +148,14 @@ class _Asked:
         self.count += len(numbers)
         self._left -= len(numbers)
         return self._answer(numbers, texts)
+
+    def gradients(self, numbers: Numbers, gradient: Gradient) -> Numbers:
+        """Gradients at rows. Raises OutOfTime, NoGradients."""
+        if self._late():
+            raise OutOfTime
+        self.count += GRADIENT_COST * len(numbers)
+        self._left -= GRADIENT_COST * len(numbers)
+        return gradient(numbers)
 
     def masked(self, mask: NDArray[np.bool_]) -> Numbers:
         """Answers where features have the row's value, else the baseline's: [rows, features] to [rows]."""
@@ -195,9 +217,36 @@ def shapley_sampling(
 
 
 def integrated_gradients(
-    row: Comparison, answer: Answer, *, evaluations: int, late: Callable[[], bool]
+    row: Comparison, answer: Answer, gradient: Gradient, *, evaluations: int, late: Callable[[], bool]
 ) -> Attributions:
     """Follow the line from the baseline, in twice as many steps until the amounts stay as they are.
+
+    What a feature has of a step is the derivative in the step's middle times the feature's part of the step.
+    Where there are no gradients, or amounts settle on a sum that is not the answer's distance, the gradients
+    are not the answer's (a program may have cut off parts of them), and differences take their place.
+
+    The row must have a line, and the model must be continuous on it. Raises TooFewEvaluations, OutOfTime
+    where it was not refined once.
+    """
+    asked = _Asked(row, answer, evaluations, late)
+    changed = row.changed()
+
+    def along(steps: int) -> Numbers:
+        return _gradients_along(row, asked, changed, gradient, steps)
+
+    cost = GRADIENT_COST * min(1, len(changed))
+    asked.require(2 + cost * (_FIRST_STEPS + 2 * _FIRST_STEPS))
+    ends = asked.ends()
+    try:
+        return _refined(row, asked, changed, ends, along, cost, _BELIEVED_STEPS)
+    except NoGradients:
+        return _by_differences(row, asked, changed, ends)
+
+
+def integrated_differences(
+    row: Comparison, answer: Answer, *, evaluations: int, late: Callable[[], bool]
+) -> Attributions:
+    """Integrate the gradients of a model that only answers, along the same line in the same way.
 
     What a feature has of a step is the answer's difference between the step's ends in that feature alone, the
     others in the middle: the gradient's integral by the midpoint rule, each derivative by the central
@@ -210,19 +259,51 @@ def integrated_gradients(
     asked = _Asked(row, answer, evaluations, late)
     changed = row.changed()
     asked.require(2 + 2 * len(changed) * (_FIRST_STEPS + 2 * _FIRST_STEPS))
-    ends = asked.ends()
-    steps, coarse = 2 * _FIRST_STEPS, _along(row, asked, changed, _FIRST_STEPS)
-    amounts = _along(row, asked, changed, steps)
+    return _by_differences(row, asked, changed, asked.ends())
+
+
+def _by_differences(
+    row: Comparison, asked: _Asked, changed: NDArray[np.intp], ends: tuple[float, float]
+) -> Attributions:
+    def along(steps: int) -> Numbers:
+        return _differences_along(row, asked, changed, steps)
+
+    return _refined(row, asked, changed, ends, along, 2 * len(changed), math.inf)
+
+
+def _refined(
+    row: Comparison,
+    asked: _Asked,
+    changed: NDArray[np.intp],
+    ends: tuple[float, float],
+    along: Callable[[int], Numbers],
+    cost: int,
+    believed: float,
+) -> Attributions:
+    """Amounts by `along` so many steps, each of which costs `cost` evaluations.
+
+    Amounts that have settled and do not add up are not answered below `believed` steps, where that is a
+    number, and from there on raise NoGradients.
+    """
+    asked.require(cost * (_FIRST_STEPS + 2 * _FIRST_STEPS))
+    steps, coarse = 2 * _FIRST_STEPS, along(_FIRST_STEPS)
+    amounts = along(steps)
     while True:
         errors = np.abs(amounts - coarse)
         gap = abs(float(amounts.sum()) - (ends[0] - ends[1]))
         if _small(np.append(errors, gap), amounts):
             return _attributions(row, asked, changed, ends, amounts, errors, steps)
-        if not asked.allows(2 * len(changed) * 2 * steps):
+        doubtful = math.isfinite(believed) and _small(errors, amounts)
+        more = asked.allows(cost * 2 * steps)
+        if doubtful and (steps >= believed or not more):
+            raise NoGradients
+        if not more:
             return _attributions(row, asked, changed, ends, amounts, errors, steps, "EVALUATIONS")
         try:
-            finer = _along(row, asked, changed, 2 * steps)
+            finer = along(2 * steps)
         except OutOfTime:
+            if doubtful:
+                raise
             return _attributions(row, asked, changed, ends, amounts, errors, steps, "DEADLINE")
         steps, coarse, amounts = 2 * steps, amounts, finer
 
@@ -251,12 +332,28 @@ def _pairs(
     return np.asarray(added.reshape(pairs, 2, count).mean(axis=1))
 
 
-def _along(row: Comparison, asked: _Asked, changed: NDArray[np.intp], steps: int) -> Numbers:
+def _gradients_along(
+    row: Comparison, asked: _Asked, changed: NDArray[np.intp], gradient: Gradient, steps: int
+) -> Numbers:
+    """What each changed feature has of the line: [changed features]. Raises NoGradients."""
+    if not len(changed):
+        return np.zeros(0)
+    moved, distance = _distance(row, changed)
+    middles = ((np.arange(steps) + 0.5) / steps)[:, None]
+    total = np.zeros(int(moved.sum()))
+    for part in _parts(middles, min(row.batch, _GRADIENT_ROWS)):
+        total += asked.gradients(row.baseline_numbers + distance * part, gradient)[:, moved].sum(axis=0)
+    if not np.isfinite(total).all():
+        raise NoGradients
+    of_column = total * distance[moved] / steps
+    of_feature = np.zeros(row.features)
+    np.add.at(of_feature, row.of_number[moved], of_column)
+    return of_feature[changed]
+
+
+def _differences_along(row: Comparison, asked: _Asked, changed: NDArray[np.intp], steps: int) -> Numbers:
     """What each changed feature has of the line: [changed features]."""
-    moved = np.isin(row.of_number, changed)
-    # Where neither has a value there is no distance.
-    distance = np.zeros(len(moved))
-    distance[moved] = row.numbers[moved] - row.baseline_numbers[moved]
+    _, distance = _distance(row, changed)
     middles = (np.arange(steps) + 0.5) / steps
     grid = np.meshgrid(middles, changed, (-0.5 / steps, 0.5 / steps), indexing="ij")
     points = np.stack(grid, axis=-1).reshape(2 * steps * len(changed), 3)
@@ -268,6 +365,15 @@ def _along(row: Comparison, asked: _Asked, changed: NDArray[np.intp], steps: int
         answers.append(asked.points(row.baseline_numbers + distance * shares, texts))
     ends = np.concatenate(answers).reshape(steps, len(changed), 2)
     return np.asarray((ends[:, :, 1] - ends[:, :, 0]).sum(axis=0))
+
+
+def _distance(row: Comparison, changed: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Numbers]:
+    """Which columns are of features that changed, and how far each is from the baseline's: [columns]."""
+    moved = np.isin(row.of_number, changed)
+    # Where neither has a value there is no distance.
+    distance = np.zeros(len(moved))
+    distance[moved] = row.numbers[moved] - row.baseline_numbers[moved]
+    return moved, distance
 
 
 def _parts(rows: NDArray[_Scalar], size: int) -> Iterator[NDArray[_Scalar]]:

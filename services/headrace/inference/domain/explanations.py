@@ -21,8 +21,12 @@ from headrace.model_formats import ModelFormat
 _NUMBERS: Final = "FP32"
 _TEXTS: Final = "BYTES"
 _ANSWERS: Final = ("FP32", "FP64", "FP16")
-# Inputs of numbers, and of texts.
-_KINDS: Final = ((1, 0), (0, 1), (1, 1))
+# How many inputs of numbers, and of texts. A program of PyTorch's takes no texts.
+_KINDS: Final = {
+    ModelFormat.ONNX: frozenset(((1, 0), (0, 1), (1, 1))),
+    ModelFormat.TORCHSCRIPT: frozenset(((1, 0),)),
+    ModelFormat.TORCH_EXPORT: frozenset(((1, 0),)),
+}
 _SHOWN_CLASSES: Final = 20
 
 
@@ -54,10 +58,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedModel:
-    """What of a version is asked: the names of its inputs, empty for none, and of the explained output."""
+    """What of a version is asked: its inputs' names, empty for none, its outputs', the explained one's."""
 
     numbers: str
     texts: str
+    outputs: tuple[str, ...]
     output: str
     number_columns: int
     text_columns: int
@@ -68,13 +73,15 @@ class ExplainedModel:
         numbers = [tensor for tensor in version.inputs if tensor.datatype == _NUMBERS]
         texts = [tensor for tensor in version.inputs if tensor.datatype == _TEXTS]
         outputs = [tensor for tensor in version.outputs if tensor.datatype in _ANSWERS]
-        known = version.format is ModelFormat.ONNX and len(version.inputs) == len(numbers) + len(texts)
-        if not known or (len(numbers), len(texts)) not in _KINDS or not outputs:
+        known = len(version.inputs) == len(numbers) + len(texts)
+        kinds = _KINDS.get(version.format, frozenset())
+        if not known or (len(numbers), len(texts)) not in kinds or not outputs:
             raise _not_explainable(version)
         columns = [_columns(version, tensor) for tensor in (*numbers, *texts)]
         return cls(
             numbers=numbers[0].name if numbers else "",
             texts=texts[0].name if texts else "",
+            outputs=tuple(tensor.name for tensor in version.outputs),
             output=outputs[0].name,
             number_columns=columns[0] if numbers else 0,
             text_columns=columns[-1] if texts else 0,
@@ -209,6 +216,6 @@ def _not_explainable(version: ServedVersion) -> FailedPrecondition:
     return FailedPrecondition(
         "NOT_EXPLAINABLE",
         f"{version.model} version {version.version}, which is {version.format}, cannot be explained: that "
-        "takes an ONNX model with one input of FP32 [-1,n], one of BYTES [-1,n], or both, and an output of "
-        "numbers",
+        "takes an ONNX model with one input of FP32 [-1,n], one of BYTES [-1,n], or both, or a program of "
+        "PyTorch's with one of FP32 [-1,n], and an output of numbers",
     )

@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from headrace.inference.domain.attribution import Stop
+from headrace.model_formats import ModelFormat
 
 LENGTH: Final = struct.Struct(">I")
 
@@ -18,7 +19,10 @@ FailureCode: TypeAlias = Literal[
     "TOO_FEW_EVALUATIONS",
     "EXPLANATION_TOO_SLOW",
     "EXPLAINER_OUT_OF_MEMORY",
+    "PYTORCH_MISSING",
 ]
+Runtime: TypeAlias = Literal["onnx", "torch"]
+"""What a process evaluates models with: it has one, for its whole life."""
 
 
 class _Frame(BaseModel):
@@ -41,15 +45,18 @@ class Rows(_Frame):
 class Task(_Frame):
     """Rows of one model to explain.
 
-    `file` is where the model lies while the process has not loaded it, `digest` its SHA-256. `numbers` and
-    `texts` name its inputs, empty for none. `of_number` and `of_text` have each column's feature, INT32.
-    `place`: of the explained value in a row of `output`; None: the largest one's. `seconds`: what there is.
+    `file` is where the model lies while the process has not loaded it, which it knows by `key`. `numbers` and
+    `texts` name its inputs, empty for none, `outputs` all outputs in order. `of_number` and `of_text` have
+    each column's feature, INT32. `place`: of the explained value in a row of `output`; None: the largest
+    one's. `until`: when there must be a reply, by the monotonic clock, which a machine's processes share.
     """
 
     file: str
-    digest: str
+    key: str
+    format: ModelFormat
     numbers: str
     texts: str
+    outputs: tuple[str, ...]
     output: str
     place: int | None
     rows: Rows
@@ -59,7 +66,7 @@ class Task(_Frame):
     features: int
     method: Method | None
     evaluations: int
-    seconds: float
+    until: float
 
 
 class ExplainedRow(_Frame):

@@ -41,7 +41,8 @@ def is_continuous(file: Path, inputs: frozenset[str], output: str) -> bool:
         nested = any(entry.type in _GRAPHS for entry in node.attribute)
         moved = [place for place, name in enumerate(node.input) if name in moving]
         jumped = any(name in jumping for name in node.input)
-        if node.op_type in _CONSTANT or not (moved or jumped or nested):
+        # Of what jumps not even the size is the same: places at which something is above zero.
+        if not (moved or jumped or nested) or (node.op_type in _CONSTANT and not jumped):
             continue
         if jumped or nested or not _passes(node, moved):
             jumping.update(node.output)

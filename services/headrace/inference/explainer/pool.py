@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -29,9 +30,10 @@ from headrace.inference.domain.attribution import Attributions
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.explanations import ExplainedModel, ExplainedRow, Method, Question, Table
 from headrace.inference.explainer import frames
-from headrace.inference.explainer.frames import LENGTH, Reply, Rows, Task
+from headrace.inference.explainer.frames import LENGTH, Reply, Rows, Runtime, Task
 from headrace.inference.explainer.metrics import ENDED
 from headrace.inference.settings import Settings
+from headrace.model_formats import ModelFormat
 from headrace.objects import ObjectStore
 from headrace.rpc import deadline
 from headrace.runtime.children import bound_to_parent
@@ -41,25 +43,43 @@ logger = logging.getLogger(__name__)
 # Of what is left of a call, for the process; and for the answer, which must be on its way before the end.
 _COMPUTING_SHARE: Final = 0.8
 _ANSWERING_SHARE: Final = 0.95
-# A process takes a second to start, and a hundred megabytes while it waits.
+# A process takes a second to start, and a hundred megabytes while it waits; of PyTorch some seconds, and some
+# hundreds.
 _IDLE_SECONDS: Final = 60.0
 # It is told nothing of where the platform's parts are, or by which password.
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TZ")
-_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# A GPU is for what serves and trains.
+_NO_GPU: Final = {"CUDA_VISIBLE_DEVICES": ""}
+_RUNTIMES: Final[Mapping[ModelFormat, Runtime]] = {
+    ModelFormat.ONNX: "onnx",
+    ModelFormat.TORCHSCRIPT: "torch",
+    ModelFormat.TORCH_EXPORT: "torch",
+}
 
 
 class ExplainerPool:
     """So many processes, started when they are needed, and a queue of bounded length before them."""
 
     def __init__(
-        self, store: ObjectStore, *, processes: int, waiting: int, memory_bytes: int, seconds: float
+        self,
+        store: ObjectStore,
+        *,
+        processes: int,
+        waiting: int,
+        memory_bytes: int,
+        seconds: float,
+        torch_path: str,
     ) -> None:
         self._store = store
         self._turns = asyncio.Semaphore(processes)
+        self._processes = processes
+        self._at_work = 0
         self._most = processes + waiting
         self._inside = 0
         self._memory_bytes = memory_bytes
         self._seconds = seconds
+        self._torch_path = torch_path
         self._idle: list[_Process] = []
 
     async def explain(
@@ -74,7 +94,7 @@ class ExplainerPool:
         seconds = self._seconds if left is None else min(self._seconds, left * _ANSWERING_SHARE)
         self._inside += 1
         try:
-            async with asyncio.timeout(seconds) as until, self._turns:
+            async with asyncio.timeout(seconds) as until, self._turn():
                 reply = await self._reply(version, model, question, until.when() or 0.0)
         except TimeoutError:
             raise _too_slow() from None
@@ -102,14 +122,15 @@ class ExplainerPool:
         self, version: ServedVersion, model: ExplainedModel, question: Question, until: float
     ) -> Reply:
         """Ask a process; whatever happens to one that works, it is not asked again."""
-        process = self._waiting_process(version.sha256) or await _Process.start(self._memory_bytes)
+        key = _key(version, model)
+        process = await self._process(_RUNTIMES[version.format], key)
         at_rest = True
         try:
-            async with self._file(version, process.digest) as file:
+            async with self._file(version, loaded=process.key == key) as file:
                 at_rest = False
-                reply = await process.ask(_task(version, model, question, file, until))
+                reply = await process.ask(_task(version, model, question, key, file, until))
                 at_rest = reply.failure != "EXPLAINER_OUT_OF_MEMORY"
-            process.digest = "" if reply.failure == "MODEL_FAILED" else version.sha256
+            process.key = "" if reply.failure == "MODEL_FAILED" else key
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             status = await process.end()
             logger.warning(
@@ -132,20 +153,35 @@ class ExplainerPool:
                 await process.end()
         return reply
 
-    def _waiting_process(self, digest: str) -> _Process | None:
-        """The one that has the model, or else any that waits."""
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self._turns:
+            self._at_work += 1
+            try:
+                yield
+            finally:
+                self._at_work -= 1
+
+    async def _process(self, runtime: Runtime, key: str) -> _Process:
+        """The one that has the model, or else any of its runtime that waits; else a new one."""
         self._idle = [process for process in self._idle if process.lives]
-        self._idle.sort(key=lambda process: process.digest == digest)
-        return self._idle.pop() if self._idle else None
+        # The last one is taken first, and the first one goes first where another runtime needs its place.
+        self._idle.sort(key=lambda process: (process.runtime == runtime, process.key == key))
+        if self._idle and self._idle[-1].runtime == runtime:
+            return self._idle.pop()
+        while self._idle and len(self._idle) + self._at_work > self._processes:
+            await self._idle.pop(0).end()
+        return await _Process.start(runtime, self._memory_bytes, self._torch_path)
 
     @asynccontextmanager
-    async def _file(self, version: ServedVersion, loaded: str) -> AsyncIterator[str]:
+    async def _file(self, version: ServedVersion, *, loaded: bool) -> AsyncIterator[str]:
         """A version's file, which is the registered one, while it is loaded; empty where it is already."""
-        if loaded == version.sha256:
+        if loaded:
             yield ""
             return
         digest = hashlib.sha256()
-        with tempfile.NamedTemporaryFile(prefix="headrace-explained-", suffix=".onnx") as file:
+        suffix = f"-{version.format.file}"
+        with tempfile.NamedTemporaryFile(prefix="headrace-explained-", suffix=suffix) as file:
             try:
                 async for chunk in self._store.stream(self._store.path(version.uri)):
                     digest.update(chunk)
@@ -170,6 +206,7 @@ async def explainer_pool(store: ObjectStore, settings: Settings) -> AsyncIterato
         waiting=settings.explain_waiting,
         memory_bytes=settings.explain_memory_bytes,
         seconds=settings.explain_seconds,
+        torch_path=settings.torch_path,
     )
     try:
         yield pool
@@ -178,29 +215,32 @@ async def explainer_pool(store: ObjectStore, settings: Settings) -> AsyncIterato
 
 
 class _Process:
-    """One process, which does one thing at a time. `digest`: of the model that it has."""
+    """One process, which does one thing at a time. `key`: of the model that it has."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, runtime: Runtime) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
         self._tasks = process.stdin
         self._replies = process.stdout
-        self.digest = ""
+        self.runtime: Final = runtime
+        self.key = ""
         self.idle_since = 0.0
 
     @classmethod
-    async def start(cls, memory_bytes: int) -> _Process:
-        command = [sys.executable, "-m", "headrace.inference.explainer.worker", str(memory_bytes)]
+    async def start(cls, runtime: Runtime, memory_bytes: int, torch_path: str) -> _Process:
+        worker = ["-m", "headrace.inference.explainer.worker", str(memory_bytes), runtime, torch_path]
         process = await asyncio.create_subprocess_exec(
-            *bound_to_parent(command),
+            *bound_to_parent([sys.executable, *worker]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | _ONE_THREAD,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+            | _ONE_THREAD
+            | _NO_GPU,
             # A terminal's interrupt is for the service, which ends it.
             start_new_session=True,
         )
-        return cls(process)
+        return cls(process, runtime)
 
     @property
     def lives(self) -> bool:
@@ -220,13 +260,24 @@ class _Process:
         return await self._process.wait()
 
 
-def _task(version: ServedVersion, model: ExplainedModel, question: Question, file: str, until: float) -> Task:
-    left = until - asyncio.get_running_loop().time()
+def _key(version: ServedVersion, model: ExplainedModel) -> str:
+    """The same for the same file, read in the same way."""
+    return json.dumps(
+        [version.sha256, version.format, model.numbers, model.texts, model.outputs, model.output]
+    )
+
+
+def _task(
+    version: ServedVersion, model: ExplainedModel, question: Question, key: str, file: str, until: float
+) -> Task:
+    now = asyncio.get_running_loop().time()
     return Task(
         file=file,
-        digest=version.sha256,
+        key=key,
+        format=version.format,
         numbers=model.numbers,
         texts=model.texts,
+        outputs=model.outputs,
         output=model.output,
         place=question.place,
         rows=_rows(question.rows),
@@ -236,7 +287,7 @@ def _task(version: ServedVersion, model: ExplainedModel, question: Question, fil
         features=len(question.features.names),
         method=question.method.value if question.method else None,
         evaluations=question.evaluations,
-        seconds=left * _COMPUTING_SHARE,
+        until=now + (until - now) * _COMPUTING_SHARE,
     )
 
 
@@ -284,6 +335,12 @@ def _failure(reply: Reply, version: ServedVersion) -> HeadraceError:
                 reply.failure,
                 f"{name} does not fit into the memory for explanations; ask for fewer rows, or raise "
                 "HEADRACE_INFERENCE_EXPLAIN_MEMORY_BYTES",
+            )
+        case "PYTORCH_MISSING":
+            return FailedPrecondition(
+                reply.failure,
+                f"{name} is a program of PyTorch's, which cannot be imported here; "
+                "HEADRACE_INFERENCE_TORCH_PATH tells the inference service in which folder it is",
             )
         case "EXPLANATION_TOO_SLOW":
             return _too_slow()

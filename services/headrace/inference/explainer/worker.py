@@ -2,25 +2,22 @@
 
 It has the lowest priority, so many bytes of memory and no more, and one thread for the model. It knows nobody
 but the service that started it, keeps one model, and nothing of a task. When the machine runs out of memory,
-the kernel takes it first.
+the kernel takes it first. It evaluates models with ONNX Runtime or with PyTorch, and imports only that one.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeAlias
 
 import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
 
 from headrace.inference.domain.attribution import (
     Comparison,
@@ -28,67 +25,21 @@ from headrace.inference.domain.attribution import (
     OutOfTime,
     Texts,
     TooFewEvaluations,
+    integrated_differences,
     integrated_gradients,
     shapley_sampling,
 )
-from headrace.inference.explainer.frames import LENGTH, ExplainedRow, Method, Reply, Rows, Task
-from headrace.inference.explainer.graph import is_continuous
+from headrace.inference.explainer.frames import LENGTH, ExplainedRow, Method, Reply, Rows, Runtime, Task
+from headrace.inference.explainer.models import Model, ModelFailed
 
 _LOWEST_PRIORITY: Final = 19
 _KILLED_FIRST: Final = "1000"
-# ONNX Runtime's messages may hold a row's values.
-_FATAL_ONLY: Final = 4
+
+Load: TypeAlias = Callable[[Task], Model]
+"""Loads a task's model. Raises ModelFailed, MemoryError."""
 
 
-class ModelFailed(Exception):  # noqa: N818 - what it is
-    """The model does not load, does not answer, or answers what is no number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A loaded model."""
-
-    digest: str
-    session: onnxruntime.InferenceSession
-    continuous: bool
-
-    @classmethod
-    def load(cls, task: Task) -> Model:
-        """Raises ModelFailed, MemoryError."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL_ONLY
-        with _of_the_model():
-            continuous = is_continuous(Path(task.file), frozenset((task.numbers, task.texts)), task.output)
-            session = onnxruntime.InferenceSession(task.file, options, providers=["CPUExecutionProvider"])
-        return cls(task.digest, session, continuous)
-
-    def answer(self, task: Task, numbers: Numbers, texts: Texts) -> Numbers:
-        """What it answers to rows: [rows, values]. Raises ModelFailed, MemoryError."""
-        inputs: dict[str, NDArray[np.generic]] = {}
-        if task.numbers:
-            inputs[task.numbers] = numbers.astype(np.float32)
-        if task.texts:
-            inputs[task.texts] = np.ascontiguousarray(texts)
-        with _of_the_model():
-            output = np.asarray(self.session.run([task.output], inputs)[0], np.float64)
-        if not np.isfinite(output).all():
-            raise ModelFailed
-        return output.reshape(len(numbers), -1)
-
-
-@contextmanager
-def _of_the_model() -> Iterator[None]:
-    """Turn what the runtime raises, which has no common type, into ModelFailed or MemoryError."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise MemoryError if "alloc" in str(error) else ModelFailed from None
-
-
-def explained(model: Model, task: Task, until: float) -> Reply:
+def explained(model: Model, task: Task) -> Reply:
     """A task's rows, each in its share of the time; or what failed, but for MemoryError."""
     rows: list[ExplainedRow] = []
     comparisons = _comparisons(task)
@@ -96,7 +47,7 @@ def explained(model: Model, task: Task, until: float) -> Reply:
         for left, row in zip(range(len(comparisons), 0, -1), comparisons, strict=True):
             now = time.monotonic()
             evaluations = task.evaluations // len(comparisons)
-            rows.append(_explained_row(model, task, row, evaluations, now + (until - now) / left))
+            rows.append(_explained_row(model, task, row, evaluations, now + (task.until - now) / left))
     except ModelFailed:
         return Reply(failure="MODEL_FAILED")
     except OutOfTime:
@@ -115,10 +66,13 @@ class _NoLine(Exception):  # noqa: N818
 def _explained_row(model: Model, task: Task, row: Comparison, evaluations: int, until: float) -> ExplainedRow:
     place = task.place
     if place is None:
-        place = int(model.answer(task, row.numbers[None], row.texts[None])[0].argmax())
+        place = int(model.answer(row.numbers[None], row.texts[None])[0].argmax())
 
     def answer(numbers: Numbers, texts: Texts) -> Numbers:
-        return model.answer(task, numbers, texts)[:, place]
+        return model.answer(numbers, texts)[:, place]
+
+    def gradient(numbers: Numbers) -> Numbers:
+        return model.gradients(numbers, place)
 
     def late() -> bool:
         return time.monotonic() > until
@@ -129,10 +83,12 @@ def _explained_row(model: Model, task: Task, row: Comparison, evaluations: int, 
         # The same for the same row: an explanation can be repeated.
         random = np.random.default_rng(0)
         found = shapley_sampling(row, answer, evaluations=evaluations, late=late, random=random)
-    elif has_line:
-        found = integrated_gradients(row, answer, evaluations=evaluations, late=late)
-    else:
+    elif not has_line:
         raise _NoLine
+    elif model.differentiable:
+        found = integrated_gradients(row, answer, gradient, evaluations=evaluations, late=late)
+    else:
+        found = integrated_differences(row, answer, evaluations=evaluations, late=late)
     return ExplainedRow(
         place=place,
         answer=found.answer,
@@ -164,18 +120,21 @@ def _arrays(rows: Rows, columns: int) -> tuple[Numbers, Texts]:
     return numbers, np.array(rows.texts, dtype=object).reshape(count, -1)
 
 
-def run(tasks: BinaryIO, replies: BinaryIO) -> None:
-    """Answer tasks until there are no more."""
+def run(tasks: BinaryIO, replies: BinaryIO, load: Load | None) -> None:
+    """Answer tasks until there are no more. `load`: None where there is nothing to evaluate models with."""
     model: Model | None = None
+    key = ""
     while header := tasks.read(LENGTH.size):
         task = Task.model_validate_json(tasks.read(*LENGTH.unpack(header)))
-        until = time.monotonic() + task.seconds
         try:
-            if model is None or model.digest != task.digest:
-                # One at a time: the one before goes first.
-                model = None
-                model = Model.load(task)
-            reply = explained(model, task, until)
+            if load is None:
+                reply = Reply(failure="PYTORCH_MISSING")
+            else:
+                if model is None or key != task.key:
+                    # One at a time: the one before goes first.
+                    model = None
+                    model, key = load(task), task.key
+                reply = explained(model, task)
         except ModelFailed:
             reply = Reply(failure="MODEL_FAILED")
         except MemoryError:
@@ -184,23 +143,51 @@ def run(tasks: BinaryIO, replies: BinaryIO) -> None:
         replies.flush()
 
 
-def main(memory_bytes: int) -> None:
+def loader(runtime: Runtime, torch_path: str) -> Load | None:
+    """What loads models; None where PyTorch is asked for, and neither in that folder nor installed."""
+    if runtime == "onnx":
+        from headrace.inference.explainer.onnx_model import OnnxModel
+
+        return OnnxModel.load
+    if torch_path and torch_path not in sys.path:
+        # Behind the service's own, whose numpy is the one that is used here.
+        sys.path.append(torch_path)
+    try:
+        from headrace.inference.explainer import torch_model
+    except (ImportError, OSError):
+        return None
+    torch_model.prepare()
+    return torch_model.TorchModel.load
+
+
+def main(memory_bytes: int, runtime: Runtime, torch_path: str) -> None:
     """Become a process that is in nobody's way, then `run`."""
     os.nice(_LOWEST_PRIORITY)
     Path("/proc/self/oom_score_adj").write_text(_KILLED_FIRST)
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as replies:
         # Whatever a model's runtime prints is no reply.
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        load = loader(runtime, torch_path)
+        # What a runtime's libraries alone take is not the model's: of PyTorch 0.7 GB.
+        limit = memory_bytes + (_data_bytes() if runtime == "torch" else 0)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         try:
-            run(sys.stdin.buffer, replies)
+            run(sys.stdin.buffer, replies, load)
         except Exception as error:
             # The message may hold a row's values, and this goes into the service's log.
             traceback.print_tb(error.__traceback__)
             sys.exit(f"explaining failed: {type(error).__name__}")
 
 
+def _data_bytes() -> int:
+    """What counts against RLIMIT_DATA so far."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(r"^VmData:\s*(\d+) kB", status, re.MULTILINE)
+    assert found
+    return 1024 * int(found[1])
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), "torch" if sys.argv[2] == "torch" else "onnx", sys.argv[3])
