@@ -273,6 +273,16 @@ def test_an_image_has_the_versions_of_the_whole_lock(service: str) -> None:
     assert ("torch" in image) == (service == "training")
 
 
+def test_pytorch_is_in_the_folder_that_is_named_and_of_the_version_that_exports() -> None:
+    torch, whole = versions(ROOT / "deploy" / "docker" / "torch.lock"), versions(ROOT / "requirements.lock")
+    assert torch["torch"] == whole["torch"]
+    # The image of services has another Python than Triton's, and takes the same lock.
+    assert all(whole[package] == version for package, version in torch.items())
+    triton = COMPOSE["services"]["triton"]["environment"]["HEADRACE_TORCH_PATH"]
+    folders = {triton, variables("inference")["HEADRACE_INFERENCE_TORCH_PATH"]}
+    assert folders == set(re.findall(r"--target (/\S+)", DOCKERFILE)) == {"/opt/torch"}
+
+
 @pytest.mark.parametrize(
     ("plain", "cuda"),
     [("triton/requirements", "triton/requirements-cuda"), ("docker/triton", "docker/triton-cuda")],

@@ -91,3 +91,37 @@ async def test_a_program_of_pytorch_answers_and_a_broken_one_never_replaces_what
     assert answer.as_numpy("probabilities").tolist() == [[-6, 6], [1, -1]]
     assert answer.as_numpy("label").tolist() == [[1], [0]]
     assert answer.as_numpy("class").tolist() == [[b"high"], [b"low"]]
+
+
+@pytest.mark.parametrize("form", [ModelFormat.TORCHSCRIPT, ModelFormat.TORCH_EXPORT])
+async def test_what_pytorch_answers_is_explained(plane: Plane, name: str, form: ModelFormat) -> None:
+    await plane.deploy(name)
+    await plane.promote(name, 1, scores_program(form), signature=scores_signature(), form=form)
+    await plane.until_live(name, 1)
+    async with plane.client() as client:
+        answer = await ask(client, name, request_id="theirs", feature=2.0)
+    [[_, score]] = answer.as_numpy("probabilities").tolist()
+    await plane.until_logged(name, {"theirs"})
+    zero = api.BASELINE_KIND_ZERO
+    by_row = api.ExplainRequest(
+        deployment=name, rows=api.InputRows(numbers=[2, 2, 2]), baseline_kind=zero, answer_class="high"
+    )
+    by_prediction = api.ExplainRequest(deployment=name, prediction="theirs", baseline_kind=zero)
+    for request in (by_row, by_prediction):
+        found = await plane.stub.Explain(request, timeout=60)
+        [row] = found.rows
+        assert (found.version, row.output, row.answer_class) == (1, "probabilities", '"high"')
+        assert (row.answer, row.baseline_answer) == (score, 0)
+        assert row.method == api.EXPLANATION_METHOD_INTEGRATED_GRADIENTS
+        assert row.stopped == api.EXPLANATION_STOP_CONVERGED
+        assert [one.amount for one in row.attributions] == pytest.approx([2, 2, 2])
+    # Of the other class everything speaks against it.
+    request = api.ExplainRequest(
+        deployment=name,
+        rows=api.InputRows(numbers=[2, 2, 2]),
+        baseline_kind=zero,
+        answer_class="low",
+        method=api.EXPLANATION_METHOD_SHAPLEY_SAMPLING,
+    )
+    [row] = (await plane.stub.Explain(request, timeout=60)).rows
+    assert [one.amount for one in row.attributions] == pytest.approx([-2, -2, -2])
