@@ -22,5 +22,9 @@ def test_the_example_of_a_python_package_is_imported_deployed_and_asked(stack: S
     [asked] = [words for words, _ in commands[2:]]
     shown = stack.headrace(*shlex.split(asked)).stdout
     assert re.search("praise.*complaint", shown, re.DOTALL)
+    # The embedded stack tells what explains of that environment.
+    explained = stack.headrace("explain", "opinions", "-d", '[["late, and broken"]]', "--baseline", "zero")
+    assert 'class "complaint"' in explained.stdout
+    assert "shapley sampling" in explained.stdout
     # Imported again, the same folder is the same version.
     assert "version 1 of opinions" in stack.headrace(*shlex.split(commands[0][0])).stdout

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import pytest
 
-from headrace.inference.explainer.frames import Method, Rows, Task
+from headrace.errors import HeadraceError
+from headrace.inference.domain.deployments import ServedVersion, Tensor
+from headrace.inference.domain.explanations import ExplainedModel, ExplainedRow, Method, Question
+from headrace.inference.explainer import frames
+from headrace.inference.explainer.frames import Rows, Task
+from headrace.inference.explainer.pool import ExplainerPool
 from headrace.model_formats import ModelFormat
+from headrace.objects import ObjectStore
 
+WORKER = "headrace.inference.explainer.worker"
 ROWS = [[64.0, 1.62], [25.0, 1.91]]
 BASELINE = [40.0, 1.75]
 
@@ -23,7 +33,7 @@ def a_task(
     *,
     texts: Sequence[Sequence[str]] = (),
     baseline_texts: Sequence[str] = (),
-    method: Method | None = None,
+    method: frames.Method | None = None,
     seconds: float = 60.0,
     **changes: Any,
 ) -> Task:
@@ -54,3 +64,81 @@ def a_task(
             **changes,
         }
     )
+
+
+def workers() -> list[psutil.Process]:
+    """This process's own: no other test runs at the same time."""
+    return [child for child in psutil.Process().children() if WORKER in _command(child)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        # It has ended, and nobody has asked how.
+        return []
+
+
+class Explaining:
+    """A pool, and versions in an object store."""
+
+    def __init__(self, pool: ExplainerPool, store: ObjectStore) -> None:
+        self.pool = pool
+        self.store = store
+
+    async def version(
+        self,
+        number: int,
+        model: bytes,
+        *,
+        outputs: int = 2,
+        digest: str = "",
+        form: ModelFormat = ModelFormat.ONNX,
+    ) -> ServedVersion:
+        await self.store.put(f"{number}.onnx", model)
+        return ServedVersion(
+            model="people",
+            version=number,
+            uri=self.store.uri(f"{number}.onnx"),
+            sha256=digest or hashlib.sha256(model).hexdigest(),
+            inputs=(Tensor("features", "FP32", (-1, 3)),),
+            outputs=(Tensor("probabilities", "FP32", (-1, outputs)),),
+            classes=(),
+            signature=b"",
+            traceparent="",
+            format=form,
+        )
+
+    async def explain(
+        self,
+        version: ServedVersion,
+        row: Sequence[float] = (2, 1, -1),
+        *,
+        method: Method | None = None,
+        evaluations: int = 20_000,
+    ) -> Sequence[ExplainedRow]:
+        model = ExplainedModel.of(version)
+        question = Question(
+            rows=model.table(row, ()),
+            baseline=model.table([0, 0, 0], ()),
+            features=model.features(version, 8),
+            place=None,
+            method=method,
+            evaluations=evaluations,
+        )
+        return await self.pool.explain(version, model, question)
+
+    async def refused(
+        self,
+        version: ServedVersion,
+        row: Sequence[float] = (2, 1, -1),
+        *,
+        method: Method | None = None,
+        evaluations: int = 20_000,
+    ) -> tuple[type[HeadraceError], str]:
+        with pytest.raises(HeadraceError) as caught:
+            await self.explain(version, row, method=method, evaluations=evaluations)
+        return type(caught.value), caught.value.reason
+
+
+MakeExplaining = Callable[..., Awaitable[Explaining]]

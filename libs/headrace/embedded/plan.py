@@ -233,6 +233,9 @@ class Plan:
                     "ingestion_target": self._target("ingestion"),
                     # That of training, as Triton has it.
                     "torch_path": sysconfig.get_path("purelib"),
+                    # Its numpy is what packages that bring none are served with.
+                    "packages_python": str(_triton_environment() / "bin" / "python"),
+                    "packages_path": str(self.options.data / "inference" / "packages"),
                     "envoy_address": f"{self.options.host}:{self._protocol_port}",
                     "public_address": f"{self._host}:{self._protocol_port}",
                 }

@@ -142,6 +142,15 @@ class Settings(BaseSettings):
         description="Folder in which PyTorch is, for explanations of models in its formats; where it is "
         "empty, among the service's own packages.",
     )
+    packages_python: str = Field(
+        default="",
+        description="Python for explanations of Python packages, of an environment with numpy and uv as "
+        "Triton's; where it is empty, packages are not explained.",
+    )
+    packages_path: Path = Field(
+        default=Path("/var/lib/headrace/explained-packages"),
+        description="Folder in which packages that are explained are unpacked, and their environments built.",
+    )
     public_address: str = Field(
         default="", description="The address that clients are told; Envoy's own where empty."
     )

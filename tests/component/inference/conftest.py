@@ -19,6 +19,7 @@ import pytest
 import tritonclient.grpc.aio as triton
 from tests.conftest import Background
 from tests.support.brokers import new_broker
+from tests.support.explaining import Explaining, MakeExplaining, workers
 from tests.support.models import classifier, classifier_signature
 from tests.support.services import ServiceProcess, platform
 from tests.support.waiting import eventually
@@ -33,6 +34,8 @@ from headrace.embedded.parts.envoy import Envoy
 from headrace.embedded.parts.postgres import Postgres
 from headrace.embedded.parts.triton import Triton, TritonPorts
 from headrace.events.registry.v1 import events_pb2
+from headrace.inference.explainer.pool import explainer_pool
+from headrace.inference.settings import Settings
 from headrace.messaging.events import protobuf_event
 from headrace.messaging.producer import Producer
 from headrace.messaging.topics import MODEL_VERSIONS
@@ -253,6 +256,8 @@ def inference_service(
             "HEADRACE_INFERENCE_XDS_ADDRESS": f"127.0.0.1:{free_port()}",
             "HEADRACE_INFERENCE_TRITON_GRPC": f"127.0.0.1:{free_port()}",
             "HEADRACE_INFERENCE_MODEL_REPOSITORY": str(folder / "models"),
+            "HEADRACE_INFERENCE_PACKAGES_PYTHON": str(TRITON_ENVIRONMENT / "bin" / "python"),
+            "HEADRACE_INFERENCE_PACKAGES_PATH": str(folder / "explained-packages"),
             **settings,
         },
     )
@@ -389,3 +394,18 @@ async def make_lone_plane(
 @pytest.fixture
 def name() -> str:
     return f"model-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+async def make_explaining(tmp_path: Path) -> AsyncIterator[MakeExplaining]:
+    async with AsyncExitStack() as stack:
+
+        async def make(**settings: float | str) -> Explaining:
+            store = ObjectStore.from_uri(tmp_path.as_uri())
+            pool = await stack.enter_async_context(
+                explainer_pool(store, Settings.model_validate({"explain_seconds": 60.0, **settings}))
+            )
+            return Explaining(pool, store)
+
+        yield make
+    assert workers() == []

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
 import sysconfig
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import psutil
 import pytest
 import torch as pytorch
 from onnx import TensorProto, helper
+from tests.support.explaining import MakeExplaining, workers
 from tests.support.models import classifier
 from tests.support.torch_models import program, scores_program
 from tests.support.waiting import eventually
@@ -24,21 +22,15 @@ from headrace.errors import (
     DataLoss,
     DeadlineExceeded,
     FailedPrecondition,
-    HeadraceError,
     Internal,
     InvalidArgument,
     ResourceExhausted,
 )
-from headrace.inference.domain.deployments import ServedVersion, Tensor
-from headrace.inference.domain.explanations import ExplainedModel, ExplainedRow, Method, Question
-from headrace.inference.explainer.pool import ExplainerPool, explainer_pool
-from headrace.inference.settings import Settings
+from headrace.inference.domain.explanations import Method
 from headrace.model_formats import ModelFormat
-from headrace.objects import ObjectStore
 from headrace.rpc import deadline
 
 ROOT = Path(__file__).parents[3]
-WORKER = "headrace.inference.explainer.worker"
 both_formats = pytest.mark.parametrize("form", [ModelFormat.TORCHSCRIPT, ModelFormat.TORCH_EXPORT])
 BUSY = (ResourceExhausted, "EXPLAINER_BUSY")
 
@@ -76,99 +68,6 @@ def jumping_model() -> bytes:
     graph = helper.make_graph(nodes, "jumping", [features], [probabilities], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(model.SerializeToString())
-
-
-def workers() -> list[psutil.Process]:
-    """This process's own: no other test runs at the same time."""
-    return [child for child in psutil.Process().children() if WORKER in _command(child)]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        # It has ended, and nobody has asked how.
-        return []
-
-
-class Explaining:
-    """A pool, and versions in an object store."""
-
-    def __init__(self, pool: ExplainerPool, store: ObjectStore) -> None:
-        self.pool = pool
-        self.store = store
-
-    async def version(
-        self,
-        number: int,
-        model: bytes,
-        *,
-        outputs: int = 2,
-        digest: str = "",
-        form: ModelFormat = ModelFormat.ONNX,
-    ) -> ServedVersion:
-        await self.store.put(f"{number}.onnx", model)
-        return ServedVersion(
-            model="people",
-            version=number,
-            uri=self.store.uri(f"{number}.onnx"),
-            sha256=digest or hashlib.sha256(model).hexdigest(),
-            inputs=(Tensor("features", "FP32", (-1, 3)),),
-            outputs=(Tensor("probabilities", "FP32", (-1, outputs)),),
-            classes=(),
-            signature=b"",
-            traceparent="",
-            format=form,
-        )
-
-    async def explain(
-        self,
-        version: ServedVersion,
-        row: Sequence[float] = (2, 1, -1),
-        *,
-        method: Method | None = None,
-        evaluations: int = 20_000,
-    ) -> Sequence[ExplainedRow]:
-        model = ExplainedModel.of(version)
-        question = Question(
-            rows=model.table(row, ()),
-            baseline=model.table([0, 0, 0], ()),
-            features=model.features(version, 8),
-            place=None,
-            method=method,
-            evaluations=evaluations,
-        )
-        return await self.pool.explain(version, model, question)
-
-    async def refused(
-        self,
-        version: ServedVersion,
-        row: Sequence[float] = (2, 1, -1),
-        *,
-        method: Method | None = None,
-        evaluations: int = 20_000,
-    ) -> tuple[type[HeadraceError], str]:
-        with pytest.raises(HeadraceError) as caught:
-            await self.explain(version, row, method=method, evaluations=evaluations)
-        return type(caught.value), caught.value.reason
-
-
-MakeExplaining = Callable[..., Awaitable[Explaining]]
-
-
-@pytest.fixture
-async def make_explaining(tmp_path: Path) -> AsyncIterator[MakeExplaining]:
-    async with AsyncExitStack() as stack:
-
-        async def make(**settings: float | str) -> Explaining:
-            store = ObjectStore.from_uri(tmp_path.as_uri())
-            pool = await stack.enter_async_context(
-                explainer_pool(store, Settings.model_validate({"explain_seconds": 60.0, **settings}))
-            )
-            return Explaining(pool, store)
-
-        yield make
-    assert workers() == []
 
 
 async def test_a_process_is_in_nobodys_way_and_is_asked_again(

@@ -49,6 +49,18 @@ async def test_a_package_answers_with_its_own_packages_and_its_own_numpy(plane: 
     np.testing.assert_allclose(answer.outputs["scores"], [[0.018, 0.982], [0.971, 0.029]], atol=0.001)
     logged = await plane.until_logged(name, {"mine"})
     assert json.loads(logged["mine"].outputs_json)["class"]["data"] == ["praise", "complaint"]
+    # And so it is explained: its one feature is the whole text.
+    request = api.ExplainRequest(
+        deployment=name, prediction="mine", baseline_kind=api.BASELINE_KIND_ZERO, answer_class="praise"
+    )
+    explanation = await plane.stub.Explain(request, timeout=60)
+    for row, [_, praise] in zip(explanation.rows, answer.outputs["scores"].tolist(), strict=True):
+        assert (row.output, row.answer_class) == ("scores", '"praise"')
+        assert row.method == api.EXPLANATION_METHOD_SHAPLEY_SAMPLING
+        assert row.answer == pytest.approx(praise)
+        [text] = row.attributions
+        assert text.amount == pytest.approx(row.answer - row.baseline_answer)
+    assert json.loads(explanation.rows[0].attributions[0].value) == texts[0, 0]
 
 
 async def test_what_does_not_serve_never_replaces_what_does(plane: Plane, name: str, tmp_path: Path) -> None:

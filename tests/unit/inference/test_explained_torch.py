@@ -309,7 +309,7 @@ def test_a_file_that_is_no_program_fails_as_a_model(form: ModelFormat, tmp_path:
 
 
 def test_where_pytorch_is_not_there_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker.loader("torch", "") == TorchModel.load
+    assert worker.loader("torch", [""], 0) == TorchModel.load
     monkeypatch.delitem(sys.modules, "headrace.inference.explainer.torch_model")
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert worker.loader("torch", "") is None
+    assert worker.loader("torch", [""], 0) is None

@@ -74,7 +74,7 @@ def test_what_are_no_rows_of_the_model_is_refused(numbers: list[float], texts: l
         version(),
         version(NUMBERS, TEXTS, form=ModelFormat.TORCHSCRIPT),
         version(TEXTS, form=ModelFormat.TORCH_EXPORT),
-        version(NUMBERS, form=ModelFormat.PYTHON),
+        version(NUMBERS, outputs=(LABEL,), form=ModelFormat.PYTHON),
     ],
 )
 def test_a_model_of_another_kind_is_refused(unknown: ServedVersion) -> None:

@@ -24,6 +24,7 @@ _ANSWERS: Final = ("FP32", "FP64", "FP16")
 # How many inputs of numbers, and of texts. A program of PyTorch's takes no texts.
 _KINDS: Final = {
     ModelFormat.ONNX: frozenset(((1, 0), (0, 1), (1, 1))),
+    ModelFormat.PYTHON: frozenset(((1, 0), (0, 1), (1, 1))),
     ModelFormat.TORCHSCRIPT: frozenset(((1, 0),)),
     ModelFormat.TORCH_EXPORT: frozenset(((1, 0),)),
 }
@@ -216,6 +217,6 @@ def _not_explainable(version: ServedVersion) -> FailedPrecondition:
     return FailedPrecondition(
         "NOT_EXPLAINABLE",
         f"{version.model} version {version.version}, which is {version.format}, cannot be explained: that "
-        "takes an ONNX model with one input of FP32 [-1,n], one of BYTES [-1,n], or both, or a program of "
-        "PyTorch's with one of FP32 [-1,n], and an output of numbers",
+        "takes one input of FP32 [-1,n], one of BYTES [-1,n], or both (of PyTorch's programs the first one), "
+        "and an output of numbers",
     )

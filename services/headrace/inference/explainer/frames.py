@@ -20,8 +20,9 @@ FailureCode: TypeAlias = Literal[
     "EXPLANATION_TOO_SLOW",
     "EXPLAINER_OUT_OF_MEMORY",
     "PYTORCH_MISSING",
+    "PACKAGE_NOT_READY",
 ]
-Runtime: TypeAlias = Literal["onnx", "torch"]
+Runtime: TypeAlias = Literal["onnx", "torch", "python"]
 """What a process evaluates models with: it has one, for its whole life."""
 
 
@@ -85,8 +86,29 @@ class ExplainedRow(_Frame):
 
 
 class Reply(_Frame):
-    """Rows in the task's order, or why there are none; `needed`: so many evaluations would do."""
+    """Rows in the task's order, or why there are none.
+
+    `needed`: so many evaluations would do. `why`: of a package that is not there, what is wrong with it.
+    """
 
     rows: tuple[ExplainedRow, ...] = ()
     failure: FailureCode | None = None
     needed: int = 0
+    why: str = ""
+
+
+class PackageQuestion(_Frame):
+    """Rows for a package: FP32 `data` of the input `numbers`, and `words` of the input `texts`."""
+
+    rows: int
+    numbers: str
+    data: bytes
+    texts: str
+    words: tuple[tuple[str, ...], ...]
+
+
+class PackageAnswer(_Frame):
+    """Values FP64 [rows, values], or what failed; neither where the package is there."""
+
+    values: bytes = b""
+    failure: str = ""

@@ -13,6 +13,10 @@ class ModelFailed(Exception):  # noqa: N818 - what it is
     """The model does not load, does not answer, or answers what is no number."""
 
 
+class ModelNotReady(Exception):  # noqa: N818
+    """The model cannot be loaded here; the message says why, and nothing of a row."""
+
+
 class Model(Protocol):
     """A loaded model.
 
@@ -36,6 +40,9 @@ class Model(Protocol):
 
         Raises NoGradients, MemoryError.
         """
+
+    def close(self) -> None:
+        """End what it has started."""
 
 
 @contextmanager

@@ -57,3 +57,6 @@ class OnnxModel:
     def gradients(self, numbers: Numbers, place: int) -> Numbers:
         """None."""
         raise NoGradients
+
+    def close(self) -> None:
+        """Nothing."""

@@ -48,6 +48,7 @@ _ANSWERING_SHARE: Final = 0.95
 _IDLE_SECONDS: Final = 60.0
 # It is told nothing of where the platform's parts are, or by which password.
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TZ")
+_FOR_UV: Final = ("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # A GPU is for what serves and trains.
 _NO_GPU: Final = {"CUDA_VISIBLE_DEVICES": ""}
@@ -55,6 +56,7 @@ _RUNTIMES: Final[Mapping[ModelFormat, Runtime]] = {
     ModelFormat.ONNX: "onnx",
     ModelFormat.TORCHSCRIPT: "torch",
     ModelFormat.TORCH_EXPORT: "torch",
+    ModelFormat.PYTHON: "python",
 }
 
 
@@ -69,7 +71,7 @@ class ExplainerPool:
         waiting: int,
         memory_bytes: int,
         seconds: float,
-        torch_path: str,
+        places: Mapping[Runtime, Sequence[str]],
     ) -> None:
         self._store = store
         self._turns = asyncio.Semaphore(processes)
@@ -79,7 +81,7 @@ class ExplainerPool:
         self._inside = 0
         self._memory_bytes = memory_bytes
         self._seconds = seconds
-        self._torch_path = torch_path
+        self._places = places
         self._idle: list[_Process] = []
 
     async def explain(
@@ -122,15 +124,22 @@ class ExplainerPool:
         self, version: ServedVersion, model: ExplainedModel, question: Question, until: float
     ) -> Reply:
         """Ask a process; whatever happens to one that works, it is not asked again."""
-        key = _key(version, model)
-        process = await self._process(_RUNTIMES[version.format], key)
+        key, runtime = _key(version, model), _RUNTIMES[version.format]
+        if runtime not in self._places:
+            raise FailedPrecondition(
+                "PACKAGES_NOT_EXPLAINED",
+                f"{version.model} version {version.version} is a Python package, and "
+                "HEADRACE_INFERENCE_PACKAGES_PYTHON does not tell the inference service what builds its "
+                "environment",
+            )
+        process = await self._process(runtime, key)
         at_rest = True
         try:
             async with self._file(version, loaded=process.key == key) as file:
                 at_rest = False
                 reply = await process.ask(_task(version, model, question, key, file, until))
                 at_rest = reply.failure != "EXPLAINER_OUT_OF_MEMORY"
-            process.key = "" if reply.failure == "MODEL_FAILED" else key
+            process.key = "" if reply.failure in ("MODEL_FAILED", "PACKAGE_NOT_READY") else key
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             status = await process.end()
             logger.warning(
@@ -171,7 +180,7 @@ class ExplainerPool:
             return self._idle.pop()
         while self._idle and len(self._idle) + self._at_work > self._processes:
             await self._idle.pop(0).end()
-        return await _Process.start(runtime, self._memory_bytes, self._torch_path)
+        return await _Process.start(runtime, self._memory_bytes, self._places[runtime])
 
     @asynccontextmanager
     async def _file(self, version: ServedVersion, *, loaded: bool) -> AsyncIterator[str]:
@@ -206,12 +215,20 @@ async def explainer_pool(store: ObjectStore, settings: Settings) -> AsyncIterato
         waiting=settings.explain_waiting,
         memory_bytes=settings.explain_memory_bytes,
         seconds=settings.explain_seconds,
-        torch_path=settings.torch_path,
+        places=_places(settings),
     )
     try:
         yield pool
     finally:
         await pool.close()
+
+
+def _places(settings: Settings) -> dict[Runtime, Sequence[str]]:
+    """Where each runtime finds what it needs; one that finds nothing is left out."""
+    places: dict[Runtime, Sequence[str]] = {"onnx": (), "torch": (settings.torch_path,)}
+    if settings.packages_python:
+        places["python"] = (settings.packages_python, str(settings.packages_path))
+    return places
 
 
 class _Process:
@@ -228,15 +245,14 @@ class _Process:
         self.idle_since = 0.0
 
     @classmethod
-    async def start(cls, runtime: Runtime, memory_bytes: int, torch_path: str) -> _Process:
-        worker = ["-m", "headrace.inference.explainer.worker", str(memory_bytes), runtime, torch_path]
+    async def start(cls, runtime: Runtime, memory_bytes: int, places: Sequence[str]) -> _Process:
+        worker = ["-m", "headrace.inference.explainer.worker", str(memory_bytes), runtime, *places]
+        told = _is_for_uv if runtime == "python" else _is_for_all
         process = await asyncio.create_subprocess_exec(
             *bound_to_parent([sys.executable, *worker]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-            | _ONE_THREAD
-            | _NO_GPU,
+            env={name: value for name, value in os.environ.items() if told(name)} | _ONE_THREAD | _NO_GPU,
             # A terminal's interrupt is for the service, which ends it.
             start_new_session=True,
         )
@@ -258,6 +274,15 @@ class _Process:
         if self.lives:
             self._process.kill()
         return await self._process.wait()
+
+
+def _is_for_all(name: str) -> bool:
+    return name in _ENVIRONMENT
+
+
+def _is_for_uv(name: str) -> bool:
+    """What uv goes by where it builds a package's environment; the package is not told."""
+    return name in (*_ENVIRONMENT, *_FOR_UV) or name.startswith("UV_") or name.lower().endswith("_proxy")
 
 
 def _key(version: ServedVersion, model: ExplainedModel) -> str:
@@ -342,6 +367,8 @@ def _failure(reply: Reply, version: ServedVersion) -> HeadraceError:
                 f"{name} is a program of PyTorch's, which cannot be imported here; "
                 "HEADRACE_INFERENCE_TORCH_PATH tells the inference service in which folder it is",
             )
+        case "PACKAGE_NOT_READY":
+            return FailedPrecondition(reply.failure, f"{name} cannot be run to be explained: {reply.why}")
         case "EXPLANATION_TOO_SLOW":
             return _too_slow()
         case _:

@@ -100,6 +100,9 @@ class TorchModel:
             # It answers, and says how only where nobody asks for gradients.
             raise NoGradients from None
 
+    def close(self) -> None:
+        """Nothing."""
+
     def _parts(self, numbers: Numbers) -> Iterator[Tensor]:
         rows = torch.from_numpy(numbers.astype(np.float32))
         size = self.most_rows or max(1, len(rows))

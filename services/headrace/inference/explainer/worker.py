@@ -2,7 +2,8 @@
 
 It has the lowest priority, so many bytes of memory and no more, and one thread for the model. It knows nobody
 but the service that started it, keeps one model, and nothing of a task. When the machine runs out of memory,
-the kernel takes it first. It evaluates models with ONNX Runtime or with PyTorch, and imports only that one.
+the kernel takes it first. It evaluates models with ONNX Runtime, with PyTorch or as Python packages, and
+imports only the one that it needs.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from headrace.inference.domain.attribution import (
     Comparison,
@@ -30,13 +33,15 @@ from headrace.inference.domain.attribution import (
     shapley_sampling,
 )
 from headrace.inference.explainer.frames import LENGTH, ExplainedRow, Method, Reply, Rows, Runtime, Task
-from headrace.inference.explainer.models import Model, ModelFailed
+from headrace.inference.explainer.models import Model, ModelFailed, ModelNotReady
 
 _LOWEST_PRIORITY: Final = 19
 _KILLED_FIRST: Final = "1000"
+# Of what is wrong with a package.
+_MOST_CHARACTERS: Final = 500
 
 Load: TypeAlias = Callable[[Task], Model]
-"""Loads a task's model. Raises ModelFailed, MemoryError."""
+"""Loads a task's model. Raises ModelFailed, ModelNotReady, MemoryError."""
 
 
 def explained(model: Model, task: Task) -> Reply:
@@ -122,33 +127,68 @@ def _arrays(rows: Rows, columns: int) -> tuple[Numbers, Texts]:
 
 def run(tasks: BinaryIO, replies: BinaryIO, load: Load | None) -> None:
     """Answer tasks until there are no more. `load`: None where there is nothing to evaluate models with."""
-    model: Model | None = None
-    key = ""
+    models = _Models(load)
     while header := tasks.read(LENGTH.size):
         task = Task.model_validate_json(tasks.read(*LENGTH.unpack(header)))
-        try:
-            if load is None:
-                reply = Reply(failure="PYTORCH_MISSING")
-            else:
-                if model is None or key != task.key:
-                    # One at a time: the one before goes first.
-                    model = None
-                    model, key = load(task), task.key
-                reply = explained(model, task)
-        except ModelFailed:
-            reply = Reply(failure="MODEL_FAILED")
-        except MemoryError:
-            reply = Reply(failure="EXPLAINER_OUT_OF_MEMORY")
+        reply = models.reply(task)
         replies.write(reply.packed())
         replies.flush()
+    models.drop()
 
 
-def loader(runtime: Runtime, torch_path: str) -> Load | None:
-    """What loads models; None where PyTorch is asked for, and neither in that folder nor installed."""
-    if runtime == "onnx":
-        from headrace.inference.explainer.onnx_model import OnnxModel
+class _Models:
+    """The one model that is loaded."""
 
-        return OnnxModel.load
+    def __init__(self, load: Load | None) -> None:
+        self._load = load
+        self._model: Model | None = None
+        self._key = ""
+
+    def reply(self, task: Task) -> Reply:
+        if self._load is None:
+            return Reply(failure="PYTORCH_MISSING")
+        try:
+            if self._model is None or self._key != task.key:
+                # One at a time: the one before goes first.
+                self.drop()
+                self._model, self._key = self._load(task), task.key
+            reply = explained(self._model, task)
+        except ModelFailed:
+            reply = Reply(failure="MODEL_FAILED")
+        except ModelNotReady as error:
+            reply = Reply(failure="PACKAGE_NOT_READY", why=str(error)[:_MOST_CHARACTERS])
+        except MemoryError:
+            reply = Reply(failure="EXPLAINER_OUT_OF_MEMORY")
+        if reply.failure == "MODEL_FAILED":
+            # A package may have ended.
+            self.drop()
+        return reply
+
+    def drop(self) -> None:
+        if self._model is not None:
+            self._model.close()
+        self._model = None
+
+
+def loader(runtime: Runtime, places: Sequence[str], memory_bytes: int) -> Load | None:
+    """What loads models; None where PyTorch is asked for, and neither in its place nor installed.
+
+    `places`: PyTorch's folder, or the Python for packages and their folder.
+    """
+    match runtime, places:
+        case "onnx", _:
+            from headrace.inference.explainer.onnx_model import OnnxModel
+
+            return OnnxModel.load
+        case "python", [python, folder]:
+            from headrace.inference.explainer.package_model import PackageModel
+
+            return partial(PackageModel.load, python=python, folder=folder, memory_bytes=memory_bytes)
+        case _:
+            return _torch_loader(places[0])
+
+
+def _torch_loader(torch_path: str) -> Load | None:
     if torch_path and torch_path not in sys.path:
         # Behind the service's own, whose numpy is the one that is used here.
         sys.path.append(torch_path)
@@ -160,7 +200,7 @@ def loader(runtime: Runtime, torch_path: str) -> Load | None:
     return torch_model.TorchModel.load
 
 
-def main(memory_bytes: int, runtime: Runtime, torch_path: str) -> None:
+def main(memory_bytes: int, runtime: Runtime, places: Sequence[str]) -> None:
     """Become a process that is in nobody's way, then `run`."""
     os.nice(_LOWEST_PRIORITY)
     Path("/proc/self/oom_score_adj").write_text(_KILLED_FIRST)
@@ -169,7 +209,7 @@ def main(memory_bytes: int, runtime: Runtime, torch_path: str) -> None:
         # Whatever a model's runtime prints is no reply.
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        load = loader(runtime, torch_path)
+        load = loader(runtime, places, memory_bytes)
         # What a runtime's libraries alone take is not the model's: of PyTorch 0.7 GB.
         limit = memory_bytes + (_data_bytes() if runtime == "torch" else 0)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -190,4 +230,4 @@ def _data_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), "torch" if sys.argv[2] == "torch" else "onnx", sys.argv[3])
+    main(int(sys.argv[1]), TypeAdapter[Runtime](Runtime).validate_python(sys.argv[2]), sys.argv[3:])
