@@ -117,6 +117,8 @@ lock: $(UV)
 	done
 	$(COMPILE:3.11=3.12) deploy/triton/torch.in --constraint requirements.lock \
 		--output-file deploy/docker/torch.lock
+	$(COMPILE) deploy/triton/packages.in --constraint deploy/triton/requirements.lock \
+		--output-file deploy/docker/packages.lock
 	$(COMPILE) tests/support/kserve_client.in --output-file tests/support/kserve_client.lock
 	for service in $(SERVICES); do \
 		$(COMPILE) pyproject.toml --extra $$service --constraint requirements.lock \

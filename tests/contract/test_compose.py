@@ -283,6 +283,19 @@ def test_pytorch_is_in_the_folder_that_is_named_and_of_the_version_that_exports(
     assert folders == set(re.findall(r"--target (/\S+)", DOCKERFILE)) == {"/opt/torch"}
 
 
+def test_packages_are_explained_with_what_builds_them_beside_triton() -> None:
+    packages, triton = (
+        versions(ROOT / "deploy" / "docker" / f"{name}.lock") for name in ("packages", "triton")
+    )
+    assert packages == {name: triton[name] for name in ("numpy", "uv")}
+    environment = variables("inference")
+    python = Path(environment["HEADRACE_INFERENCE_PACKAGES_PYTHON"])
+    assert f"-m venv {python.parents[1]} " in DOCKERFILE
+    folder = environment["HEADRACE_INFERENCE_PACKAGES_PATH"]
+    assert f"-g headrace {folder}\n" in DOCKERFILE
+    assert any(volume.endswith(f":{folder}") for volume in COMPOSE["services"]["inference"]["volumes"])
+
+
 @pytest.mark.parametrize(
     ("plain", "cuda"),
     [("triton/requirements", "triton/requirements-cuda"), ("docker/triton", "docker/triton-cuda")],

@@ -143,7 +143,8 @@ class _ExplanationMethodEnumTypeWrapper(google.protobuf.internal.enum_type_wrapp
     """Integrated gradients where the model and the row allow it, else Shapley sampling."""
     EXPLANATION_METHOD_INTEGRATED_GRADIENTS: _ExplanationMethod.ValueType  # 1
     """Along the straight line from the baseline to the row: the answer's change, step by step, as far as it is each
-    feature's. For models that are continuous in their inputs, and rows of numbers none of which is missing.
+    feature's, by PyTorch's gradients where the model has them, else by differences. For models that are continuous in
+    their inputs, and rows of numbers none of which is missing.
     """
     EXPLANATION_METHOD_SHAPLEY_SAMPLING: _ExplanationMethod.ValueType  # 2
     """Mean change of the answer when a feature takes the row's value instead of the baseline's, over random orders of the
@@ -157,7 +158,8 @@ EXPLANATION_METHOD_UNSPECIFIED: ExplanationMethod.ValueType  # 0
 """Integrated gradients where the model and the row allow it, else Shapley sampling."""
 EXPLANATION_METHOD_INTEGRATED_GRADIENTS: ExplanationMethod.ValueType  # 1
 """Along the straight line from the baseline to the row: the answer's change, step by step, as far as it is each
-feature's. For models that are continuous in their inputs, and rows of numbers none of which is missing.
+feature's, by PyTorch's gradients where the model has them, else by differences. For models that are continuous in
+their inputs, and rows of numbers none of which is missing.
 """
 EXPLANATION_METHOD_SHAPLEY_SAMPLING: ExplanationMethod.ValueType  # 2
 """Mean change of the answer when a feature takes the row's value instead of the baseline's, over random orders of the
@@ -940,7 +942,9 @@ class ExplainRequest(google.protobuf.message.Message):
     answer_class: builtins.str
     """The class whose probability is explained, as in the signature's `classes`; empty: of each row the most probable."""
     max_evaluations: builtins.int
-    """How many rows the model may answer for it, of all explained rows together; 0: 20,000."""
+    """How many rows the model may answer for it, of all explained rows together; 0: 20,000. A row whose gradient is
+    computed counts as three, which is about what it costs.
+    """
     patches: builtins.int
     """Of a tensor, into how many parts each of its first two dimensions is cut; a part is a feature. 0: 8."""
     @property
@@ -1034,7 +1038,7 @@ class RowExplanation(google.protobuf.message.Message):
     """The sum of all amounts, less `answer` - `baseline_answer`: 0 but for what the method has not resolved."""
     method: Global___ExplanationMethod.ValueType
     evaluations: builtins.int
-    """Rows that the model answered for this one."""
+    """Rows that the model answered for this one, each with a gradient as three."""
     samples: builtins.int
     """Shapley sampling: orders of the features, reverses included. Integrated gradients: steps."""
     stopped: Global___ExplanationStop.ValueType

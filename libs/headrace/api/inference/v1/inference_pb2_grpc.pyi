@@ -93,7 +93,9 @@ class InferenceServiceStub:
     log; FAILED_PRECONDITION/BASELINE_UNKNOWN where no profile of the training data is known, name another baseline;
     FAILED_PRECONDITION/METHOD_NOT_APPLICABLE where a model or a row is none for integrated gradients;
     FAILED_PRECONDITION/NOT_EXPLAINABLE for a model whose inputs or outputs are of other kinds; FAILED_PRECONDITION/MODEL_FAILED where it
-    answers no mix of the rows and the baseline; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
+    answers no mix of the rows and the baseline; FAILED_PRECONDITION/PYTORCH_MISSING and FAILED_PRECONDITION/PACKAGES_NOT_EXPLAINED where the
+    service has not what the version's format takes, FAILED_PRECONDITION/PACKAGE_NOT_READY, which says why, where a package does
+    not load or its environment is not built; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
     RESOURCE_EXHAUSTED/EXPLAINER_BUSY where as many wait as may; RESOURCE_EXHAUSTED/EXPLAINER_OUT_OF_MEMORY;
     DEADLINE_EXCEEDED/EXPLANATION_TOO_SLOW where nothing has been found by then; INTERNAL/EXPLAINER_DIED where its process did, the next call
     has a new one; UNAVAILABLE/BASELINE_UNAVAILABLE where the ingestion service, which has the profiles, does not answer.
@@ -170,7 +172,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     log; FAILED_PRECONDITION/BASELINE_UNKNOWN where no profile of the training data is known, name another baseline;
     FAILED_PRECONDITION/METHOD_NOT_APPLICABLE where a model or a row is none for integrated gradients;
     FAILED_PRECONDITION/NOT_EXPLAINABLE for a model whose inputs or outputs are of other kinds; FAILED_PRECONDITION/MODEL_FAILED where it
-    answers no mix of the rows and the baseline; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
+    answers no mix of the rows and the baseline; FAILED_PRECONDITION/PYTORCH_MISSING and FAILED_PRECONDITION/PACKAGES_NOT_EXPLAINED where the
+    service has not what the version's format takes, FAILED_PRECONDITION/PACKAGE_NOT_READY, which says why, where a package does
+    not load or its environment is not built; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
     RESOURCE_EXHAUSTED/EXPLAINER_BUSY where as many wait as may; RESOURCE_EXHAUSTED/EXPLAINER_OUT_OF_MEMORY;
     DEADLINE_EXCEEDED/EXPLANATION_TOO_SLOW where nothing has been found by then; INTERNAL/EXPLAINER_DIED where its process did, the next call
     has a new one; UNAVAILABLE/BASELINE_UNAVAILABLE where the ingestion service, which has the profiles, does not answer.
@@ -334,7 +338,9 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         log; FAILED_PRECONDITION/BASELINE_UNKNOWN where no profile of the training data is known, name another baseline;
         FAILED_PRECONDITION/METHOD_NOT_APPLICABLE where a model or a row is none for integrated gradients;
         FAILED_PRECONDITION/NOT_EXPLAINABLE for a model whose inputs or outputs are of other kinds; FAILED_PRECONDITION/MODEL_FAILED where it
-        answers no mix of the rows and the baseline; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
+        answers no mix of the rows and the baseline; FAILED_PRECONDITION/PYTORCH_MISSING and FAILED_PRECONDITION/PACKAGES_NOT_EXPLAINED where the
+        service has not what the version's format takes, FAILED_PRECONDITION/PACKAGE_NOT_READY, which says why, where a package does
+        not load or its environment is not built; FAILED_PRECONDITION/MODEL_FILE_MISSING; DATA_LOSS/MODEL_FILE_MISMATCH;
         RESOURCE_EXHAUSTED/EXPLAINER_BUSY where as many wait as may; RESOURCE_EXHAUSTED/EXPLAINER_OUT_OF_MEMORY;
         DEADLINE_EXCEEDED/EXPLANATION_TOO_SLOW where nothing has been found by then; INTERNAL/EXPLAINER_DIED where its process did, the next call
         has a new one; UNAVAILABLE/BASELINE_UNAVAILABLE where the ingestion service, which has the profiles, does not answer.
