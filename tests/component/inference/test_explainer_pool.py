@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,29 @@ async def test_memory_and_time_of_a_program_of_pytorchs_are_bounded(
     with deadline.bounded(1.0):
         assert await explaining.refused(quick) == (DeadlineExceeded, "EXPLANATION_TOO_SLOW")
     assert workers() == []
+
+
+class Talks(nn.Module):
+    """Says what it was asked, wherever it can."""
+
+    def forward(self, features: pytorch.Tensor) -> pytorch.Tensor:
+        print(f"asked {features}")
+        warnings.warn(f"asked {features}", stacklevel=2)
+        return features
+
+
+async def test_what_a_model_prints_is_in_no_log(
+    make_explaining: MakeExplaining, capfd: pytest.CaptureFixture[str]
+) -> None:
+    explaining = await make_explaining()
+    form = ModelFormat.TORCHSCRIPT
+    talks = program(Talks(), form, columns=3, scripted=True)
+    version = await explaining.version(1, talks, outputs=3, form=form)
+    [row] = await explaining.explain(version, (12345, 1, -1), method=Method.SHAPLEY_SAMPLING)
+    assert row.attributions.amounts == pytest.approx([12345, 0, 0])
+    said = capfd.readouterr()
+    assert "asked" not in said.out + said.err
+    assert "12345" not in said.out + said.err
 
 
 async def test_pytorch_comes_from_a_folder_and_is_missed_by_its_setting(

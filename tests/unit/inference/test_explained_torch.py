@@ -182,6 +182,7 @@ def without_gradients(features: Tensor) -> Tensor:
         (lambda x: functional.batch_norm(x, None, None, training=True), JUMPS),
         (lambda x: torch.where(x > 0, x, -x), JUMPS),
         (lambda x: x.sort(dim=1)[0], JUMPS),
+        (lambda x: x.to(torch.tensor([1])).float(), JUMPS),
         (lambda x: torch.sinc(x), JUMPS),
         (lambda _: torch.full((2, 1), 3.0), JUMPS),
         (written_over, JUMPS),
@@ -194,6 +195,14 @@ def test_an_operator_that_is_not_known_may_jump(
 ) -> None:
     # Exported for two rows alone: some of them know no others.
     assert nature(a_file(tmp_path, Does(does), form, rows=2), form) == right
+
+
+def test_numbers_that_are_read_as_others_jump(tmp_path: Path) -> None:
+    # Only torch.export can write it down.
+    module = Does(lambda x: x.view(torch.int32).view(torch.float32))
+    assert nature(a_file(tmp_path, module, EXPORT), EXPORT) == JUMPS
+    module = Does(lambda x: x.view(torch.float16).float())
+    assert nature(a_file(tmp_path, module, EXPORT), EXPORT) == JUMPS
 
 
 @pytest.mark.parametrize(
@@ -310,6 +319,7 @@ def test_a_file_that_is_no_program_fails_as_a_model(form: ModelFormat, tmp_path:
 
 def test_where_pytorch_is_not_there_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker.loader("torch", [""], 0) == TorchModel.load
+    monkeypatch.delattr("headrace.inference.explainer.torch_model")
     monkeypatch.delitem(sys.modules, "headrace.inference.explainer.torch_model")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert worker.loader("torch", [""], 0) is None

@@ -37,8 +37,8 @@ _CHOOSING: Final[Mapping[str, frozenset[str]]] = {
     "where": frozenset(("self", "other")),
     "masked_fill": frozenset(("self", "value")),
 }
-# With such an input it is another operator: one that answers places, too, or takes on another's type.
-_ANOTHER: Final = {"max": "dim", "min": "dim", "to": "other"}
+# With such an input it is another operator: one that answers places, too, or reads or takes on another type.
+_ANOTHER: Final = {"max": "dim", "min": "dim", "to": "other", "view": "dtype"}
 # The same for all numbers.
 _CONSTANT: Final = re.compile(
     "dim|(empty|full|ones|zeros)_like|is_floating_point|isnan|len|new_(empty|full|ones|zeros)|(sym_)?numel|"

@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -205,10 +206,13 @@ def main(memory_bytes: int, runtime: Runtime, places: Sequence[str]) -> None:
     os.nice(_LOWEST_PRIORITY)
     Path("/proc/self/oom_score_adj").write_text(_KILLED_FIRST)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as replies:
-        # Whatever a model's runtime prints is no reply.
+    # Whatever a model or its runtime prints is no reply, and may hold a row's values. This itself is heard.
+    warnings.simplefilter("ignore")
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with os.fdopen(os.dup(1), "wb") as replies:
         with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            for printed in (1, 2):
+                os.dup2(nowhere.fileno(), printed)
         load = loader(runtime, places, memory_bytes)
         # What a runtime's libraries alone take is not the model's: of PyTorch 0.7 GB.
         limit = memory_bytes + (_data_bytes() if runtime == "torch" else 0)
