@@ -162,6 +162,18 @@ async def test_memory_and_time_of_a_program_of_pytorchs_are_bounded(
     assert workers() == []
 
 
+async def test_a_process_that_starts_goes_on_where_its_caller_leaves(make_explaining: MakeExplaining) -> None:
+    explaining = await make_explaining()
+    form = ModelFormat.TORCHSCRIPT
+    version = await explaining.version(1, scores_program(form), form=form)
+    # PyTorch takes longer than that.
+    with deadline.bounded(0.3):
+        assert await explaining.refused(version) == (DeadlineExceeded, "EXPLANATION_TOO_SLOW")
+    [process] = workers()
+    await explaining.explain(version)
+    assert workers() == [process]
+
+
 class Talks(nn.Module):
     """Says what it was asked, wherever it can."""
 

@@ -11,6 +11,8 @@ from headrace.inference.domain.attribution import Stop
 from headrace.model_formats import ModelFormat
 
 LENGTH: Final = struct.Struct(">I")
+# What the process says when it has its runtime, before its first reply: a length of nothing.
+READY: Final = LENGTH.pack(0)
 
 Method: TypeAlias = Literal["INTEGRATED_GRADIENTS", "SHAPLEY_SAMPLING"]
 FailureCode: TypeAlias = Literal[

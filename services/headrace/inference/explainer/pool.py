@@ -30,7 +30,7 @@ from headrace.inference.domain.attribution import Attributions
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.explanations import ExplainedModel, ExplainedRow, Method, Question, Table
 from headrace.inference.explainer import frames
-from headrace.inference.explainer.frames import LENGTH, Reply, Rows, Runtime, Task
+from headrace.inference.explainer.frames import LENGTH, READY, Reply, Rows, Runtime, Task
 from headrace.inference.explainer.metrics import ENDED
 from headrace.inference.settings import Settings
 from headrace.model_formats import ModelFormat
@@ -46,6 +46,8 @@ _ANSWERING_SHARE: Final = 0.95
 # A process takes a second to start, and a hundred megabytes while it waits; of PyTorch some seconds, and some
 # hundreds.
 _IDLE_SECONDS: Final = 60.0
+# Beyond that it hangs.
+_STARTING_SECONDS: Final = 120.0
 # It is told nothing of where the platform's parts are, or by which password.
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TZ")
 _FOR_UV: Final = ("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -133,14 +135,17 @@ class ExplainerPool:
                 "environment",
             )
         process = await self._process(runtime, key)
+        # One that starts goes on when its caller leaves: a busy machine takes longer than some callers wait.
         at_rest = True
         try:
+            await process.started()
             async with self._file(version, loaded=process.key == key) as file:
                 at_rest = False
                 reply = await process.ask(_task(version, model, question, key, file, until))
                 at_rest = reply.failure != "EXPLAINER_OUT_OF_MEMORY"
             process.key = "" if reply.failure in ("MODEL_FAILED", "PACKAGE_NOT_READY") else key
         except (asyncio.IncompleteReadError, ConnectionError) as error:
+            at_rest = False
             status = await process.end()
             logger.warning(
                 "the process that explained %s version %d ended with %d",
@@ -154,7 +159,7 @@ class ExplainerPool:
                 "too, ask for fewer rows, or raise HEADRACE_INFERENCE_EXPLAIN_MEMORY_BYTES",
             ) from error
         finally:
-            if at_rest:
+            if at_rest and not process.hangs:
                 process.idle_since = asyncio.get_running_loop().time()
                 self._idle.append(process)
             else:
@@ -243,6 +248,7 @@ class _Process:
         self.runtime: Final = runtime
         self.key = ""
         self.idle_since = 0.0
+        self._starts_until: float | None = asyncio.get_running_loop().time() + _STARTING_SECONDS
 
     @classmethod
     async def start(cls, runtime: Runtime, memory_bytes: int, places: Sequence[str]) -> _Process:
@@ -261,6 +267,17 @@ class _Process:
     @property
     def lives(self) -> bool:
         return self._process.returncode is None
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it should have started long ago."""
+        return self._starts_until is not None and asyncio.get_running_loop().time() > self._starts_until
+
+    async def started(self) -> None:
+        """Wait until it takes tasks; whoever leaves meanwhile changes nothing. Raises as `ask` does."""
+        if self._starts_until is not None:
+            await self._replies.readexactly(len(READY))
+            self._starts_until = None
 
     async def ask(self, task: Task) -> Reply:
         """Raises IncompleteReadError or ConnectionError where it ends before it has answered."""

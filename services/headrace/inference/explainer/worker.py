@@ -33,7 +33,16 @@ from headrace.inference.domain.attribution import (
     integrated_gradients,
     shapley_sampling,
 )
-from headrace.inference.explainer.frames import LENGTH, ExplainedRow, Method, Reply, Rows, Runtime, Task
+from headrace.inference.explainer.frames import (
+    LENGTH,
+    READY,
+    ExplainedRow,
+    Method,
+    Reply,
+    Rows,
+    Runtime,
+    Task,
+)
 from headrace.inference.explainer.models import Model, ModelFailed, ModelNotReady
 
 _LOWEST_PRIORITY: Final = 19
@@ -217,6 +226,8 @@ def main(memory_bytes: int, runtime: Runtime, places: Sequence[str]) -> None:
         # What a runtime's libraries alone take is not the model's: of PyTorch 0.7 GB.
         limit = memory_bytes + (_data_bytes() if runtime == "torch" else 0)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        replies.write(READY)
+        replies.flush()
         try:
             run(sys.stdin.buffer, replies, load)
         except Exception as error:
