@@ -8,9 +8,11 @@ its input does, and at SIGTERM.
 
 import base64
 import json
+import os
 import signal
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Isolated as it is started, it does not know its neighbours.
@@ -26,13 +28,26 @@ LENGTH = struct.Struct(">I")
 class Asked(Package):
     """A package whose folders nobody needs for longer than it runs."""
 
+    _worker = None
+
+    def __init__(self, *wish):
+        # Before there is anything to end.
+        signal.signal(signal.SIGTERM, self._end)
+        super().__init__(*wish)
+
+    def _end(self, *_):
+        """End all at once: an exception would find its way past what is being closed at the same moment."""
+        if self._worker is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._worker.pid, signal.SIGKILL)
+        os._exit(0)
+
     def _take(self, root, key, path, fill):
         return super()._take(root, key, path.with_name("nobody"), fill)
 
 
 def main(archive, output, until):
     """Answer until there is nobody to ask."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     package = None
     try:
         try:
