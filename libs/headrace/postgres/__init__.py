@@ -3,6 +3,6 @@
 One schema for each service, named like it; no service reads another's.
 """
 
-from headrace.postgres.pool import Connection, Pool, connect, transaction
+from headrace.postgres.pool import Connection, Pool, connect, snapshot, transaction
 
-__all__ = ["Connection", "Pool", "connect", "transaction"]
+__all__ = ["Connection", "Pool", "connect", "snapshot", "transaction"]

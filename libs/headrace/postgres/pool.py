@@ -84,6 +84,19 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
         yield connection
 
 
+@asynccontextmanager
+async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
+    """Run the block, which changes nothing, on what was committed when its first statement began.
+
+    In a `transaction` each statement sees what was committed before it, so that two may not fit together.
+    """
+    async with (
+        pool.acquire() as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        yield connection
+
+
 async def _create_schema(dsn: str, schema: str) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + CONNECT_SECONDS

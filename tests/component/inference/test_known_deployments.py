@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -12,9 +14,14 @@ from headrace.api.registry.v1 import registry_pb2
 from headrace.inference.domain.deployments import Deployment, ServedVersion
 from headrace.inference.domain.rollouts import Plan, Rollout, RolloutState
 from headrace.inference.storage.work import PostgresUnitOfWork
+from headrace.inference.use_cases.deployments import Deployments
 from headrace.postgres import connect
 from headrace.postgres.migrations import migrate
+from headrace.runtime.clock import utc_now
 from headrace.runtime.ids import new_id
+
+if TYPE_CHECKING:
+    from headrace.inference.use_cases.table_ports import LogTables
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 NAMES = ("a", "b", "c")
@@ -114,3 +121,32 @@ async def test_versions_are_those_of_each_model_oldest_first(work: PostgresUnitO
     first = await versions()
     assert first == expected
     assert (await versions())["m"][0] is first["m"][0]
+
+
+async def test_a_deployment_and_its_rollout_are_read_as_of_one_moment(work: PostgresUnitOfWork) -> None:
+    rollout = a_rollout("a", 1)
+
+    async def change() -> None:
+        """As each change of a rollout: with the traffic that follows from it."""
+        for number in range(300):
+            async with work() as begun:
+                locked = await begun.rows.deployment("a", lock=True)
+                assert (locked.rollout.message if locked.rollout else "") == locked.message
+                await begun.rows.save_deployment(replace(locked, message=str(number)))
+                await begun.rows.put_rollout(replace(rollout, message=str(number)))
+
+    deployments = Deployments(work, utc_now, cast("LogTables", None))
+
+    async def seen() -> set[tuple[str, str]]:
+        """What the deployment says, and its rollout."""
+        found = set()
+        while not changing.done():
+            for one, _ in [await deployments.get("a"), *await deployments.list_all("", 1)]:
+                found.add((one.message, one.rollout.message if one.rollout else ""))
+        return found
+
+    changing = asyncio.create_task(change())
+    found = await seen()
+    await changing
+    assert len(found) > 10
+    assert {said for said in found if said[0] != said[1]} == set()

@@ -12,7 +12,7 @@ from headrace.inference.storage.known import Known
 from headrace.inference.storage.repository import Repository
 from headrace.messaging.events import Event, protobuf_event
 from headrace.messaging.topics import DEPLOYMENTS
-from headrace.postgres import Connection, Pool, transaction
+from headrace.postgres import Connection, Pool, snapshot, transaction
 from headrace.postgres.inbox import first_delivery
 from headrace.postgres.outbox import enqueue
 from headrace.runtime.clock import utc_now
@@ -60,9 +60,13 @@ class PostgresUnitOfWork:
 
     def __call__(self) -> AbstractAsyncContextManager[TransactionalWork]:
         """Begin one."""
-        return self._begin()
+        return self._in(transaction(self._pool))
+
+    def reading(self) -> AbstractAsyncContextManager[TransactionalWork]:
+        """Begin one that changes nothing, and sees everything as of one moment."""
+        return self._in(snapshot(self._pool))
 
     @asynccontextmanager
-    async def _begin(self) -> AsyncIterator[TransactionalWork]:
-        async with transaction(self._pool) as connection:
+    async def _in(self, begun: AbstractAsyncContextManager[Connection]) -> AsyncIterator[TransactionalWork]:
+        async with begun as connection:
             yield TransactionalWork(connection, self._address, self._known)

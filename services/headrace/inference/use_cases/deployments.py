@@ -87,13 +87,13 @@ class Deployments:
 
     async def get(self, name: str) -> tuple[Deployment, list[ServedVersion]]:
         """One deployment and its model's versions. Raises NotFound."""
-        async with self._work() as work:
+        async with self._work.reading() as work:
             deployment = await work.rows.deployment(name)
             return deployment, await work.rows.served_versions(deployment.model)
 
     async def list_all(self, after: str, limit: int) -> list[tuple[Deployment, list[ServedVersion]]]:
         """Deployments by name."""
-        async with self._work() as work:
+        async with self._work.reading() as work:
             return [
                 (deployment, await work.rows.served_versions(deployment.model))
                 for deployment in await work.rows.deployments(after, limit)

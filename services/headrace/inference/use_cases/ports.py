@@ -244,6 +244,9 @@ class UnitOfWork(Protocol):
     def __call__(self) -> AbstractAsyncContextManager[Work]:
         """Begin one: committed at the block's end, rolled back when it raises."""
 
+    def reading(self) -> AbstractAsyncContextManager[Work]:
+        """Begin one that changes nothing: all that it reads is as of one moment."""
+
 
 class LoadError(Exception):
     """Triton does not take a version: its file is wrong, or the model raises when it is loaded."""
