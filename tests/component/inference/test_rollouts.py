@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,14 +40,14 @@ class Calls:
 
 @asynccontextmanager
 async def calling(
-    plane: Plane, name: str, *, feature: float = 1.0, seconds: float = 10
+    plane: Plane, name: str, *, features: Sequence[float] = (1.0,), seconds: float = 10
 ) -> AsyncIterator[Calls]:
-    """Call all the time, with a row of that number, waiting so long; every failure is kept."""
+    """Call all the time, with a row of each number in turn, waiting so long; every failure is kept."""
     calls = Calls()
 
     async def call() -> None:
         async with plane.client() as client:
-            while True:
+            for feature in itertools.cycle(features):
                 try:
                     answer = await ask(client, name, feature=feature, seconds=seconds)
                     calls.versions.append(answer.get_response().model_version)
@@ -165,7 +166,7 @@ async def test_a_version_that_takes_longer_than_its_callers_wait_loses_its_traff
     await plane.deploy(name, steps=(50, 100), hold=2 * DEADLINE, rollout=plan)
     await plane.promote(name, 1)
     await plane.until_live(name, 1)
-    async with calling(plane, name, feature=SLOW, seconds=SHORT_SECONDS) as calls:
+    async with calling(plane, name, features=[SLOW], seconds=SHORT_SECONDS) as calls:
         await until_answered(calls, 10)
         await plane.promote(name, 2, model=slow_classifier())
         back = await plane.until(name, lambda d: d.rollout.state == api.ROLLOUT_STATE_ROLLED_BACK)
@@ -184,7 +185,7 @@ async def test_a_shadow_that_takes_longer_than_callers_wait_goes_back_and_caller
     await plane.deploy(name, rollout=plan)
     await plane.promote(name, 1)
     await plane.until_live(name, 1)
-    async with calling(plane, name, feature=2 * SLOW, seconds=4 * SHORT_SECONDS) as calls:
+    async with calling(plane, name, features=[2 * SLOW], seconds=4 * SHORT_SECONDS) as calls:
         await until_answered(calls, 10)
         await plane.promote(name, 2, model=slow_classifier())
         back = await plane.until(name, lambda d: d.rollout.state == api.ROLLOUT_STATE_ROLLED_BACK)
