@@ -75,13 +75,16 @@ class Plane:
         rollout: scheduling_pb2.RolloutSpec | None = None,
         scaling: scheduling_pb2.Scaling | None = None,
         log: scheduling_pb2.PredictionLogSpec | None = None,
+        instances: int = 0,
     ) -> None:
         """Apply the deployment; steps and hold are those of its rollouts, beside what else `rollout` says."""
         rollout = scheduling_pb2.RolloutSpec() if rollout is None else rollout
         rollout.steps[:] = steps
         rollout.hold.FromMilliseconds(int(hold * 1000))
         await self.stub.ApplyDeployment(
-            api.ApplyDeploymentRequest(name=name, model=name, rollout=rollout, scaling=scaling, log=log)
+            api.ApplyDeploymentRequest(
+                name=name, model=name, rollout=rollout, scaling=scaling, log=log, instances=instances
+            )
         )
 
     async def promote(

@@ -179,6 +179,40 @@ async def test_where_memory_is_short_who_was_not_asked_for_makes_room(
         assert (await ask(client, second, seconds=60)).get_response().model_version == "1"
 
 
+async def test_a_deployment_goes_to_the_emptier_server_and_to_the_one_with_less_to_do(
+    make_plane: MakePlane, name: str
+) -> None:
+    plane = await make_plane(tritons=2)
+
+    async def home_of(kind: str, model: bytes | None = None, instances: int = 1) -> int:
+        """The one server that a new deployment is placed on."""
+        deployment = f"{name}-{kind}"
+        await plane.deploy(deployment, scaling=scaling(1, 1), instances=instances)
+        await plane.promote(deployment, 1, model)
+        await plane.until_live(deployment, 1)
+        [home] = await until_on(plane, deployment, 1)
+        return home
+
+    small = await home_of("small", slow_classifier())
+    large = await home_of("large", instances=4)
+    assert large != small
+    # While nobody is asked, memory alone decides.
+    assert await home_of("next") == small
+    async with busy(plane, f"{name}-small"):
+        await eventually(lambda: worked(plane, small, f"{name}-small"), lambda seconds: seconds > 1)
+        assert await home_of("last") == large
+        # By its own counts, the other one had nothing to do.
+        assert await worked(plane, large, f"{name}-large") == 0
+
+
+async def worked(plane: Plane, number: int, name: str) -> float:
+    """Seconds that a server has computed for a deployment, in its own words."""
+    async with triton.InferenceServerClient(f"127.0.0.1:{plane.tritons[number].ports.grpc}") as client:
+        [model] = (await client.get_inference_statistics(name)).model_stats
+    nanoseconds: int = model.inference_stats.compute_infer.ns
+    return nanoseconds / 1e9
+
+
 async def test_where_requests_wait_there_is_another_replica(make_plane: MakePlane, name: str) -> None:
     plane = await make_plane(tritons=2)
     await plane.deploy(name, scaling=scaling(1, 2, queue_ms=2))
