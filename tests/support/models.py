@@ -109,6 +109,34 @@ def slow_classifier() -> bytes:
     return bytes(model.SerializeToString())
 
 
+def hungry_classifier(row_bytes: int) -> bytes:
+    """Like `slow_classifier`, with so many bytes in use for each row while it computes."""
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 3])
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, [None])
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["features", "zeros"], ["zero"]),
+            helper.make_node("Expand", ["zero", "size"], ["many_zeros"]),
+            helper.make_node("ReduceMax", ["many_zeros"], ["largest"], axes=[1]),
+            helper.make_node("MatMul", ["features", "weights"], ["products"]),
+            helper.make_node("Add", ["products", "largest"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["probabilities"]),
+            helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
+        ],
+        "hungry_classifier",
+        [features],
+        [probabilities, label],
+        [
+            helper.make_tensor("zeros", TensorProto.FLOAT, [3, 1], [0.0] * 3),
+            helper.make_tensor("size", TensorProto.INT64, [2], [1, row_bytes // 4]),
+            helper.make_tensor("weights", TensorProto.FLOAT, [3, 2], [1, 2] * 3),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
 def classifier_signature(*classes: str) -> registry_pb2.Signature:
     """Of `classifier`, whose classes are words, where some are given."""
     tensor = registry_pb2.TensorSpec

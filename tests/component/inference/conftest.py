@@ -274,6 +274,7 @@ def parts(
     *,
     trace_url: str = "",
     tritons: int = 1,
+    model_memory_bytes: int = 0,
     **settings: str,
 ) -> Parts:
     xds, listen = free_port(), free_port()
@@ -286,6 +287,7 @@ def parts(
             model_repository=folder / "models",
             kafka_bootstrap=kafka,
             trace_url=trace_url,
+            model_memory_bytes=model_memory_bytes,
         )
         for number in range(tritons)
     ]
@@ -358,8 +360,16 @@ MakePlane = Callable[..., Awaitable[Plane]]
 async def _planes(folder: Path, kafka: str, postgres: str, store_uri: str) -> AsyncIterator[MakePlane]:
     async with AsyncExitStack() as stack:
 
-        async def make(*, tritons: int = 1, **settings: str) -> Plane:
-            own = parts(folder, kafka, postgres, store_uri, tritons=tritons, **settings)
+        async def make(*, tritons: int = 1, model_memory_bytes: int = 0, **settings: str) -> Plane:
+            own = parts(
+                folder,
+                kafka,
+                postgres,
+                store_uri,
+                tritons=tritons,
+                model_memory_bytes=model_memory_bytes,
+                **settings,
+            )
             stack.push_async_callback(own.stop)
             await own.start()
             return await stack.enter_async_context(own.plane())
