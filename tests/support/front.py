@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,17 +36,20 @@ SIGNATURE = "features FP32 [-1,3]"
 class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Answers what it was asked, and misbehaves where it is told to.
 
-    `asked`: the requests that reached it; `questions`: the models that somebody asked about; `rest`: calls of
-    a model in REST; `seconds_left`: each one's deadline; `refusal`: the status that it answers instead;
-    `ready`: what it says of itself; `held`: it answers nothing until this is set; `cancelled`: a caller gave
-    up meanwhile; `answer_bytes`: so many are in each answer.
+    `asked`: the requests that reached it; `questions`: the models that somebody asked about; `rest`:
+    questions about a model in REST; `posted`: its requests; `seconds_left`: each one's deadline; `refusal`:
+    the status that it answers instead, and `rest_refusal` in REST; `ready`: what it says of itself; `held`:
+    it answers nothing until this is set; `cancelled`: a caller gave up meanwhile; `answer_bytes`: so many are
+    in each answer.
     """
 
     asked: list[service_pb2.ModelInferRequest] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
     seconds_left: list[float | None] = field(default_factory=list)
     rest: int = 0
+    posted: int = 0
     refusal: grpc.StatusCode | None = None
+    rest_refusal: HTTPStatus | None = None
     ready: bool = True
     held: asyncio.Event | None = None
     answer_bytes: int = 0
@@ -76,6 +80,8 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             await proxy.cut()
 
     async def stop(self) -> None:
+        if self.held is not None:
+            self.held.set()
         await self.vanish()
         await self._running.aclose()
 
@@ -110,9 +116,17 @@ class ModelServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 self.rest += head.startswith(b"GET /v2/models/")
-                status = b"200 OK" if self.ready else b"400 Bad Request"
-                body = bytes(self.answer_bytes) if head.startswith(b"POST ") else b""
-                writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
+                status = HTTPStatus.OK if self.ready else HTTPStatus.BAD_REQUEST
+                body = b""
+                if head.startswith(b"POST "):
+                    if length := re.search(rb"content-length: *(\d+)", head, re.IGNORECASE):
+                        await reader.readexactly(int(length[1]))
+                    self.posted += 1
+                    if self.held is not None:
+                        await self.held.wait()
+                    status = self.rest_refusal or status
+                    body = bytes(self.answer_bytes)
+                writer.write(b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -148,10 +162,10 @@ class Front:
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(self.address)
 
-    async def count(self, name: str) -> int:
-        """Envoy's counter or gauge of its gRPC cluster."""
-        _, body = await http_get(self.envoy.admin_port, f"/stats?filter={TRITON_GRPC}.{name}")
-        [count] = re.findall(rf"\bcluster\.{TRITON_GRPC}\.{re.escape(name)}: (\d+)", body.decode())
+    async def count(self, name: str, cluster: str = TRITON_GRPC) -> int:
+        """Envoy's counter or gauge of a cluster."""
+        _, body = await http_get(self.envoy.admin_port, f"/stats?filter={cluster}.{name}")
+        [count] = re.findall(rf"\bcluster\.{cluster}\.{re.escape(name)}: (\d+)", body.decode())
         return int(count)
 
     async def until_routed(self, model: str, weights: Mapping[int, int]) -> None:

@@ -48,6 +48,10 @@ class Proxy:
         )
         self._writers |= {writer, upstream_writer}
         try:
+            if self._server is None or not self._server.is_serving():
+                # It was cut while this one came.
+                writer.transport.abort()
+                upstream_writer.transport.abort()
             await asyncio.gather(self._pump(reader, upstream_writer), self._pump(upstream_reader, writer))
         finally:
             self._writers -= {writer, upstream_writer}

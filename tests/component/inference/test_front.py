@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from pathlib import Path
 
 import grpc
@@ -51,6 +52,15 @@ async def make_front(tmp_path: Path) -> AsyncIterator[Fronts]:
 async def infer(opened: grpc.aio.Channel, **fields: object) -> service_pb2.ModelInferResponse:
     stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
     return await stub.ModelInfer(request(MODEL, **fields), timeout=SECONDS)
+
+
+def rest_client(made: Front) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(base_url=f"http://{made.address}", timeout=SECONDS, limits=limits)
+
+
+async def post(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.post(f"/v2/models/{MODEL}/infer", json={"inputs": []})
 
 
 async def test_the_models_are_listed_and_none_can_be_changed(make_front: Fronts) -> None:
@@ -150,6 +160,25 @@ async def test_second_attempts_take_no_more_than_their_share(
     assert len(has.asked) == 50 - len(refused)
 
 
+async def test_second_attempts_of_rest_calls_take_no_more_than_their_share(
+    make_front: Fronts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "MIN_RETRIES", 1)
+    monkeypatch.setattr(clusters, "RETRY_BUDGET_PERCENT", 1.0)
+    made, [without, has] = await make_front(2)
+    without.rest_refusal = HTTPStatus.SERVICE_UNAVAILABLE
+    has.held = asyncio.Event()
+    async with rest_client(made) as client:
+        calls = [asyncio.create_task(post(client)) for _ in range(50)]
+        await eventually(lambda: made.count("upstream_rq_retry_overflow", clusters.TRITON_HTTP), bool)
+        has.held.set()
+        answers = await asyncio.gather(*calls)
+    refused = [answer for answer in answers if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE]
+    assert refused
+    assert {answer.status_code for answer in answers if answer not in refused} == {HTTPStatus.OK}
+    assert has.posted == 50 - len(refused)
+
+
 async def test_more_than_a_cluster_takes_at_once_is_unavailable(
     make_front: Fronts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +210,48 @@ async def test_a_call_that_a_server_did_not_begin_is_answered_by_another(
             await infer(opened)
     assert without.asked
     assert len(has.asked) == 20
+
+
+@pytest.mark.parametrize("refusal", [HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.NOT_FOUND])
+async def test_a_rest_call_that_a_server_did_not_begin_is_answered_by_another(
+    make_front: Fronts, refusal: HTTPStatus
+) -> None:
+    """A version that is not ready yet, a model that the server has not heard of."""
+    made, [without, has] = await make_front(2)
+    without.rest_refusal = refusal
+    async with rest_client(made) as client:
+        answers = [await post(client) for _ in range(20)]
+    assert {answer.status_code for answer in answers} == {HTTPStatus.OK}
+    assert without.posted
+    assert has.posted == 20
+
+
+async def test_rest_calls_go_past_a_server_that_is_gone_and_none_fails(make_front: Fronts) -> None:
+    made, [gone, left] = await make_front(2)
+    async with rest_client(made) as client:
+        while not gone.posted:
+            await post(client)
+        gone.held = asyncio.Event()
+        before = gone.posted
+        # With calls in flight at the server that goes away.
+        calls = [asyncio.create_task(post(client)) for _ in range(20)]
+        await eventually(lambda: _posted(gone), lambda count: count > before)
+        await gone.vanish()
+        calls += [asyncio.create_task(post(client)) for _ in range(20)]
+        answers = await asyncio.gather(*calls)
+    assert {answer.status_code for answer in answers} == {HTTPStatus.OK}
+    assert left.posted
+
+
+async def test_what_a_model_answers_by_rest_is_not_asked_again(make_front: Fronts) -> None:
+    made, servers = await make_front(2)
+    for server in servers:
+        server.rest_refusal = HTTPStatus.INTERNAL_SERVER_ERROR
+    async with rest_client(made) as client:
+        answers = [await post(client) for _ in range(20)]
+    assert {answer.status_code for answer in answers} == {HTTPStatus.INTERNAL_SERVER_ERROR}
+    assert sum(server.posted for server in servers) == 20
+    assert all(server.posted for server in servers)
 
 
 async def test_all_calls_may_wait_for_the_one_server_that_has_the_model(make_front: Fronts) -> None:
@@ -283,6 +354,10 @@ async def test_while_no_server_answers_both_protocols_say_unavailable(make_front
 
 async def _count(server: ModelServer) -> int:
     return len(server.asked)
+
+
+async def _posted(server: ModelServer) -> int:
+    return server.posted
 
 
 async def _sum(*servers: ModelServer) -> int:
