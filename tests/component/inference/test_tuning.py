@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import tritonclient.grpc.aio as triton
 from google.protobuf.duration_pb2 import Duration
 from tests.component.inference.conftest import DEADLINE, MakePlane, Plane, ask
+from tests.component.inference.test_rollout_operations import command
+from tests.support.python_packages import scores_package
+from tests.support.torch_models import scores_signature
 from tests.support.waiting import eventually
 
 from headrace.api.inference.v1 import inference_pb2 as api
 from headrace.api.inference.v1 import tuning_pb2, tuning_pb2_grpc
 from headrace.api.scheduling.v1 import scheduling_pb2
 from headrace.errors import FailedPrecondition, InvalidArgument
+from headrace.model_formats import ModelFormat
 from headrace.rpc.client import channel
 
 
@@ -167,3 +174,53 @@ async def test_what_a_service_leaves_that_dies_is_removed_by_the_next(
     await eventually(lambda: copies(plane), lambda found: not found, DEADLINE)
     async with plane.client() as client:
         assert (await ask(client, name)).get_response().model_version == "1"
+
+
+async def test_a_target_that_binds_changes_what_is_proposed_and_the_table_says_what_misses_it(
+    plane: Plane, name: str, tmp_path: Path
+) -> None:
+    # A tenth of a second for a batch, however large it is, and whatever else the machine does.
+    model = scores_package(tmp_path / "model", deed="time.sleep(0.1)")
+    batching = scheduling_pb2.Batching(max_batch_size=256, max_queue_delay=Duration(nanos=150_000_000))
+    applied = api.ApplyDeploymentRequest(name=name, model=name, batching=batching)
+    await plane.stub.ApplyDeployment(applied)
+    await plane.promote(name, 1, model, signature=scores_signature(), form=ModelFormat.PYTHON)
+    await plane.until_live(name, 1)
+    # Eight of these fill a batch.
+    async with plane.client() as client:
+        await ask(client, name, request_id="usual", rows=32)
+    await plane.until_logged(name, {"usual"})
+
+    free = await tuned(plane, name, target="5s", seconds=6)
+    assert (free["current"].batch, free["current"].keeps) == (256, "yes")
+    # Of the current setting few requests wait in vain for more: each takes a quarter of a second.
+    bound = await tuned(plane, name, target="170ms", seconds=20)
+    assert bound["current"].keeps == "no"
+    assert bound["proposed"].keeps == "yes"
+    assert bound["proposed"].milliseconds <= 170 < bound["current"].milliseconds
+    assert bound["proposed"].batch < free["proposed"].batch == 256
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A setting in the table: rows of a batch, milliseconds of the percentile, whether that is in time."""
+
+    batch: int
+    milliseconds: float
+    keeps: str
+
+
+async def tuned(plane: Plane, name: str, *, target: str, seconds: int) -> dict[str, Shown]:
+    """What `headrace tune` shows of the current setting and of the proposed one."""
+    words = ["tune", "deployment", name, "--target", f"p50={target}", "--max-time", f"{seconds}s"]
+    result = await command(plane, *words, "--max-instances", "1", "--beside-traffic")
+    assert result.exit_code == 0, result.output
+    # batch, delay, instances, in flight, answers/s, p50, the target's percentile, in target, and marks
+    row = re.compile(r" *(\d+) +[\d.]+ ms +1 +\d+ +[\d,]+ +[\d.]+ ms +~?([\d.]+) ms +(yes|no) +(\w.*?) *")
+    found = [row.fullmatch(line) for line in result.stdout.splitlines()]
+    return {
+        mark: Shown(int(match[1]), float(match[2]), match[3])
+        for match in found
+        if match
+        for mark in match[4].split(", ")
+    }
