@@ -13,21 +13,8 @@ from headrace.messaging.topics import Topic, ensure_topics
 
 async def make_again(bootstrap: str, topic: Topic) -> None:
     """Delete it, and create it as soon as the broker lets it; returns when the broker has the new one."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
-        await admin.delete_topics([topic.name])
-    finally:
-        await admin.close()
-
-    async def created() -> list[str]:
-        # A broker deletes in its own time.
-        try:
-            return await ensure_topics(bootstrap, [topic])
-        except TopicAlreadyExistsError:
-            return []
-
-    await eventually(created, bool)
+    await delete(bootstrap, topic)
+    await create(bootstrap, topic)
     partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
     reader = reader_client(bootstrap, client_id="tests")
     await reader.start()
@@ -43,3 +30,25 @@ async def make_again(bootstrap: str, topic: Topic) -> None:
         await eventually(ends, lambda found: found == {0})
     finally:
         await reader.stop()
+
+
+async def delete(bootstrap: str, topic: Topic) -> None:
+    """Delete it; the broker does so in its own time."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_topics([topic.name])
+    finally:
+        await admin.close()
+
+
+async def create(bootstrap: str, topic: Topic) -> None:
+    """Create it as soon as the one before is gone."""
+
+    async def created() -> list[str]:
+        try:
+            return await ensure_topics(bootstrap, [topic])
+        except TopicAlreadyExistsError:
+            return []
+
+    await eventually(created, bool)

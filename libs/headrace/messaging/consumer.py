@@ -380,6 +380,9 @@ class Consumer:
             self._forget(partition)
         try:
             async with asyncio.timeout(COMMIT_DEADLINE_SECONDS):
+                # First: a broker forgets a group's offsets in its own time, and whoever is assigned a
+                # partition at this moment, this one too, is sent to where the old topic was read.
+                await self._client.commit(await self._client.beginning_offsets(again))
                 await self._client.seek_to_beginning(*again)
         except (KafkaError, IllegalStateError, TimeoutError) as error:
             logger.warning("topics made again are not read yet: %s: %s", type(error).__name__, error)
