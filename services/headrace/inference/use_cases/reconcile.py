@@ -116,7 +116,7 @@ class Reconciler:
         except Unavailable as error:
             ready, reason = None, str(error)
         metrics.TRITON_UP.set(ready is not None)
-        async with self._work() as work:
+        async with self._work.reading() as work:
             deployments = await work.rows.all_deployments()
             versions = await work.rows.all_served_versions()
             tried = await work.rows.all_rolled_out()

@@ -76,7 +76,7 @@ class Router:
     async def route(self) -> None:
         """Tell Envoy what the deployments' traffic is now."""
         self._changed.clear()
-        async with self._work() as work:
+        async with self._work.reading() as work:
             deployments = await work.rows.all_deployments()
             versions = await work.rows.all_served_versions()
         routes = {}
@@ -95,7 +95,7 @@ class Router:
         names = frozenset(self._changed)
         self._changed.clear()
         routes: dict[str, Route | None] = dict.fromkeys(names)
-        async with self._work() as work:
+        async with self._work.reading() as work:
             for deployment in await work.rows.deployments_named(names):
                 if deployment.traffic:
                     newest = await work.rows.served_version(deployment.model, max(deployment.traffic))
