@@ -51,6 +51,9 @@ async def test_what_needs_more_memory_than_a_model_may_have_fails_and_nothing_el
             for rows in range(8, MANY_ROWS, 2):
                 with suppress(triton.InferenceServerException):
                     await ask(client, name, rows=rows)
+                # The next one is not to be filled up as well.
+                if await asyncio.to_thread(ended, process):
+                    break
             await eventually(lambda: asyncio.to_thread(ended, process), bool)
             assert (await until_answer(client, name)).get_response().model_version == "1"
 
