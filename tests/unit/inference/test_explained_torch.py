@@ -95,6 +95,38 @@ class LooksAway(nn.Module):
         return still + torch.cos(features[:, 2:])
 
 
+class SwitchesOff(nn.Module):
+    """Without gradients in one of its parts, whose distance is nothing where both features move alike."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        torch.set_grad_enabled(False)
+        still = features[:, :1] - features[:, 1:2]
+        torch.set_grad_enabled(True)
+        return still + features.sum(dim=1, keepdim=True)
+
+
+class ChangesItsMind(nn.Module):
+    """Decides by what it has written to a list."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        rounds = [False]
+        rounds[0] = True
+        return torch.round(features) if rounds[0] else features
+
+
+def floor_in_place(features: Tensor) -> Tensor:
+    return features.floor_()
+
+
+class RoundsBeside(nn.Module):
+    """Rounds in place, in a task that is not part of its own graph."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        own = features * 1
+        torch.jit.wait(torch.jit.fork(floor_in_place, own))
+        return own
+
+
 def a_file(folder: Path, module: nn.Module, form: ModelFormat, **wish: Any) -> Path:
     file = folder / form.file
     file.write_bytes(program(module.eval(), form, columns=3, **wish))
@@ -185,6 +217,11 @@ def without_gradients(features: Tensor) -> Tensor:
         (lambda x: x.to(torch.tensor([1])).float(), JUMPS),
         (lambda x: torch.sinc(x), JUMPS),
         (lambda _: torch.full((2, 1), 3.0), JUMPS),
+        # Zero where there is no root, and one and more where there is.
+        (lambda x: torch.nan_to_num(torch.sqrt(x) + 1), JUMPS),
+        (lambda x: torch.where(torch.isnan(torch.log(x)), torch.zeros_like(x), x), JUMPS),
+        (lambda x: torch.sqrt(torch.nan_to_num(x)), GRADIENTS),
+        (lambda x: torch.masked_fill(torch.tensor([1, 2, 3]), torch.tensor([True] * 3), x.sum()) + x, JUMPS),
         (written_over, JUMPS),
         (rounded_in_place, JUMPS),
     ],
@@ -205,8 +242,34 @@ def test_numbers_that_are_read_as_others_jump(tmp_path: Path) -> None:
     assert nature(a_file(tmp_path, module, EXPORT), EXPORT) == JUMPS
 
 
+def test_numbers_that_are_written_to_integers_jump(tmp_path: Path) -> None:
+    def written(features: Tensor) -> Tensor:
+        whole = torch.zeros(features.shape, dtype=torch.int64)
+        whole.copy_(features)
+        return whole.float()
+
+    # With nothing that writes in place: what is written to is the new one's type.
+    exported = torch.export.export(Does(written), (torch.zeros(2, 3),)).run_decompositions()
+    file = tmp_path / EXPORT.file
+    torch.export.save(exported, file)
+    assert nature(file, EXPORT) == JUMPS
+
+
+def test_a_number_of_few_digits_jumps(tmp_path: Path) -> None:
+    module = Does(lambda x: x.to(torch.float8_e4m3fn).float())
+    assert nature(a_file(tmp_path, module, EXPORT), EXPORT) == JUMPS
+
+
 @pytest.mark.parametrize(
-    ("module", "right"), [(Counts(), JUMPS), (LooksAway(), DIFFERENCES), (Network(), GRADIENTS)]
+    ("module", "right"),
+    [
+        (Counts(), JUMPS),
+        (LooksAway(), DIFFERENCES),
+        (SwitchesOff(), DIFFERENCES),
+        (ChangesItsMind(), JUMPS),
+        (RoundsBeside(), JUMPS),
+        (Network(), GRADIENTS),
+    ],
 )
 def test_loops_and_contexts_of_a_compiled_program_are_looked_into(
     module: nn.Module, right: Nature, tmp_path: Path

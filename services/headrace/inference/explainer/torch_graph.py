@@ -65,6 +65,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.differentiable = True
+        self._all_numbers = True
 
     def nature(self, answer: Callable[[], Any], output: str, place: int) -> Nature:
         try:
@@ -78,9 +79,10 @@ class _Walk:
         return Nature(continuous=moves, differentiable=moves and self.differentiable)
 
     def operated(self, name: str, inputs: Mapping[str, Value], written: frozenset[str]) -> Movement:
-        movement, cut = operated(name, inputs, written)
-        self.differentiable &= not cut
-        return movement
+        found = operated(name, inputs, written, all_numbers=self._all_numbers)
+        self.differentiable &= not found.cut
+        self._all_numbers &= not found.partial
+        return found.movement
 
 
 def _item(values: Value, index: Value) -> Value:
@@ -202,6 +204,9 @@ class _ScriptWalk(_Walk):
                 # `no_grad` is the one context that TorchScript has for tensors.
                 self.differentiable = False
                 return [Movement.STILL] * count
+            case "aten::set_grad_enabled", _:
+                self.differentiable = False
+                return []
             case "prim::SetAttr", [Movement.STILL, value] if worst(value) is Movement.STILL:
                 return []
             case "prim::SetAttr", _:
@@ -219,7 +224,11 @@ class _ScriptWalk(_Walk):
             return Known(evaluate(*given))
         if not kind.startswith("aten::"):
             named: dict[str, Value] = {str(place): value for place, value in enumerate(inputs)}
-            return self.operated(kind, named, frozenset())
+            movement = self.operated(kind, named, frozenset())
+            if movement is Movement.JUMPS:
+                # It may run code that is not seen here, and that writes to its inputs.
+                raise MayJump
+            return movement
         schema = torch._C.parse_schema(node.schema())  # noqa: SLF001
         return self.operated(kind.removeprefix("aten::"), *_named(schema, inputs))
 

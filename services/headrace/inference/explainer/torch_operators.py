@@ -44,10 +44,15 @@ _CONSTANT: Final = re.compile(
     "dim|(empty|full|ones|zeros)_like|is_floating_point|isnan|len|new_(empty|full|ones|zeros)|(sym_)?numel|"
     "(sym_)?size|prim::(device|dtype|layout)"
 )
+# What these answer is of the type of `self`, which is a float's if it moves.
+_TYPED: Final = frozenset(("copy", "masked_fill"))
+# No number everywhere: of what they answer, whether it is one depends on the numbers.
+_PARTIAL: Final = frozenset(("log", "log10", "log1p", "log2", "pow", "rsqrt", "sqrt"))
+_ASKS_FOR_NUMBERS: Final = frozenset(("isnan", "nan_to_num"))
 # Gradients stop here.
 _CUT: Final = frozenset(("detach", "detach_copy"))
-# TorchScript's numbers for half, float, double and bfloat16.
-_FLOATS: Final = (5, 6, 7, 15)
+# Those with more than a few digits, and TorchScript's numbers for them.
+_FLOATS: Final = (torch.float16, torch.float32, torch.float64, torch.bfloat16, 5, 6, 7, 15)
 
 
 class Movement(IntEnum):
@@ -72,27 +77,47 @@ class MayJump(Exception):  # noqa: N818 - what it is
     """Of the program as a whole no more can be said."""
 
 
-def operated(name: str, inputs: Mapping[str, Value], written: frozenset[str]) -> tuple[Movement, bool]:
-    """What an operator answers to inputs by name, and whether gradients stop in it.
+@dataclass(frozen=True, slots=True)
+class Operated:
+    """What an operator answers; whether gradients stop in it; whether it answers with no number to some."""
 
-    `written`: the inputs that it writes to. Raises MayJump where others may see what it does not answer.
+    movement: Movement
+    cut: bool = False
+    partial: bool = False
+
+
+def operated(
+    name: str, inputs: Mapping[str, Value], written: frozenset[str], *, all_numbers: bool
+) -> Operated:
+    """What an operator makes of inputs by name.
+
+    `written`: the inputs that it writes to; `all_numbers`: whether no operator before it was partial. Raises
+    MayJump where others may see what it does not answer.
     """
+    if any(isinstance(inputs.get(key), list | dict) for key in written):
+        # What is known of a list's or dictionary's parts is of before.
+        raise MayJump
     moved = {key for key, value in inputs.items() if worst(value) is Movement.MOVES}
     jumped = any(worst(value) is Movement.JUMPS for value in inputs.values())
     if not moved and not jumped:
-        return Movement.STILL, False
+        return Operated(Movement.STILL)
     bare = name.removesuffix("_") if written else name
+    jumped |= bare in _ASKS_FOR_NUMBERS and not all_numbers
     passes = not jumped and _passes(bare, inputs, moved)
     # Others may have what is written to, whole or in part: it moves already, and goes on so.
     if written and not (passes and written <= moved):
         raise MayJump
     if _CONSTANT.fullmatch(bare) and not jumped:
-        return Movement.STILL, False
-    return (Movement.MOVES, bare in _CUT) if passes else (Movement.JUMPS, False)
+        return Operated(Movement.STILL)
+    if not passes:
+        return Operated(Movement.JUMPS)
+    return Operated(Movement.MOVES, cut=bare in _CUT, partial=bare in _PARTIAL)
 
 
 def _passes(name: str, inputs: Mapping[str, Value], moved: set[str]) -> bool:
     if not all(_is_neutral(key, value) for key, value in inputs.items()) or _ANOTHER.get(name) in inputs:
+        return False
+    if name in _TYPED and "self" not in moved:
         return False
     return bool(_CONTINUOUS.fullmatch(name)) or moved <= _CHOOSING.get(name, frozenset())
 
@@ -100,8 +125,6 @@ def _passes(name: str, inputs: Mapping[str, Value], moved: set[str]) -> bool:
 def _is_neutral(name: str, value: Value) -> bool:
     """Whether an option leaves an operator what it is: no rounding, no chance, no other rows."""
     match name, value:
-        case "dtype", Known(torch.dtype() as kind):
-            return kind.is_floating_point
         case "dtype", Known(kind):
             return kind is None or kind in _FLOATS
         case (("train" | "training" | "dropout_p" | "rounding_mode"), _):
