@@ -334,6 +334,32 @@ def test_a_program_that_jumps_is_sampled(form: ModelFormat, tmp_path: Path) -> N
     assert refused.failure == "METHOD_NOT_APPLICABLE"
 
 
+class OneOfMany(nn.Module):
+    """Answers a row among others otherwise than alone."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.size(0) > 1:
+            return features[:, :1]
+        return features[:, 1:2]
+
+
+@pytest.mark.parametrize("method", [None, "SHAPLEY_SAMPLING"])
+def test_an_answer_that_depends_on_other_rows_is_not_explained(method: str | None, tmp_path: Path) -> None:
+    within = Does(lambda x: torch.tanh(x - x.mean(dim=0, keepdim=True)).sum(dim=1, keepdim=True))
+    for form, module in ((SCRIPT, within), (EXPORT, within), (SCRIPT, OneOfMany())):
+        file = a_file(tmp_path, module, form, scripted=module is not within)
+        assert explained(asked(file, form, method=method)).failure == "ANSWER_DEPENDS_ON_BATCH"
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_numbers_of_half_the_size_are_explained(kind: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1), nn.Sigmoid()).to(kind)
+    module = nn.Sequential(Does(lambda features: features.to(kind)), layers)
+    [found] = explained(asked(a_file(tmp_path, module, SCRIPT), SCRIPT)).rows
+    assert (found.method, found.stop) == ("INTEGRATED_GRADIENTS", "CONVERGED")
+
+
 def two(features: Tensor) -> tuple[Tensor, Tensor]:
     scores = torch.softmax(features, dim=-1)
     return scores.argmax(dim=-1), scores

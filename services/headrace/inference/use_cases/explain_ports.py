@@ -17,8 +17,8 @@ class Explainer(Protocol):
     ) -> Sequence[ExplainedRow]:
         """Explain rows within the call's deadline.
 
-        Raises FailedPrecondition METHOD_NOT_APPLICABLE, MODEL_FAILED, MODEL_FILE_MISSING, PYTORCH_MISSING,
-        PACKAGES_NOT_EXPLAINED, PACKAGE_NOT_READY; InvalidArgument TOO_FEW_EVALUATIONS; DataLoss
+        Raises FailedPrecondition METHOD_NOT_APPLICABLE, ANSWER_DEPENDS_ON_BATCH, MODEL_FAILED,
+        MODEL_FILE_MISSING, PYTORCH_MISSING, PACKAGES_NOT_EXPLAINED, PACKAGE_NOT_READY; InvalidArgument TOO_FEW_EVALUATIONS; DataLoss
         MODEL_FILE_MISMATCH; ResourceExhausted EXPLAINER_BUSY, EXPLAINER_OUT_OF_MEMORY; DeadlineExceeded
         EXPLANATION_TOO_SLOW; Internal EXPLAINER_DIED.
         """

@@ -244,6 +244,7 @@ class InferenceServiceServicer(object):
         FAILED_PRECONDITION/NO_VERSION_LIVE; FAILED_PRECONDITION/INPUTS_NOT_STORED for a prediction whose inputs were too large for the
         log; FAILED_PRECONDITION/BASELINE_UNKNOWN where no profile of the training data is known, name another baseline;
         FAILED_PRECONDITION/METHOD_NOT_APPLICABLE where a model or a row is none for integrated gradients;
+        FAILED_PRECONDITION/ANSWER_DEPENDS_ON_BATCH for a model that answers a row among others otherwise than alone;
         FAILED_PRECONDITION/NOT_EXPLAINABLE for a model whose inputs or outputs are of other kinds; FAILED_PRECONDITION/MODEL_FAILED where it
         answers no mix of the rows and the baseline; FAILED_PRECONDITION/PYTORCH_MISSING and FAILED_PRECONDITION/PACKAGES_NOT_EXPLAINED where the
         service has not what the version's format takes, FAILED_PRECONDITION/PACKAGE_NOT_READY, which says why, where a package does
