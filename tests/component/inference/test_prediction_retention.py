@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from headrace.inference.storage.repository import QUERIES
 from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.use_cases import forget_predictions
 from headrace.inference.use_cases.forget_predictions import ForgetPredictions
@@ -78,3 +81,38 @@ async def test_a_label_stays_with_its_prediction(pool: Pool) -> None:
         await begun.rows.put_predictions([a_prediction("a", "another")])
     assert await ForgetPredictions(PostgresUnitOfWork(pool, "nowhere:1"), RETENTION)() == 1
     assert await left(pool) == ["abcde", "aenobody"]
+
+
+async def test_a_label_that_came_late_goes_with_its_prediction(pool: Pool) -> None:
+    """No erasure would find it any more."""
+    await pool.execute(
+        "UPDATE predictions SET stored = now() - interval '25 hours' WHERE prediction_id IN ('a', 'e')"
+    )
+    async with PostgresUnitOfWork(pool, "nowhere:1")() as begun:
+        await begun.rows.put_predictions([a_prediction("e", "another")])
+    assert await ForgetPredictions(PostgresUnitOfWork(pool, "nowhere:1"), RETENTION)() == 2
+    # That of "e" has another prediction.
+    assert await left(pool) == ["bcde", "enobody"]
+
+
+async def test_nobody_is_waited_for(pool: Pool) -> None:
+    await age(pool, "a", "b")
+    forget = ForgetPredictions(PostgresUnitOfWork(pool, "nowhere:1"), RETENTION)
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("DELETE FROM predictions WHERE prediction_id = 'a'")
+        async with asyncio.timeout(10):
+            assert await forget() == 1
+    # Of "a" there was a prediction until then.
+    assert await left(pool) == ["cde", "aenobody"]
+
+
+async def test_the_oldest_are_found_without_reading_the_table(pool: Pool) -> None:
+    async with PostgresUnitOfWork(pool, "nowhere:1")() as begun:
+        await begun.rows.put_predictions([a_prediction(str(place)) for place in range(10_000)])
+    await age(pool, "a")
+    await pool.execute("VACUUM ANALYZE predictions")
+    query = QUERIES["forget_predictions"].replace("$1", "'1 day'").replace("$2", "5000")
+    [plan] = json.loads(await pool.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}"))
+    pages = await pool.fetchval("SELECT pg_relation_size('predictions') / 8192")
+    assert plan["Plan"]["Actual Rows"] == 1
+    assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < pages / 5

@@ -171,10 +171,18 @@ WHERE EXISTS (
 -- name: forget_erasures
 DELETE FROM erasures WHERE erase_time < $1 RETURNING id;
 
+-- The oldest first, and none that an erasure or another instance has in work.
 -- name: forget_predictions
 DELETE FROM predictions WHERE event_id IN (
-    SELECT event_id FROM predictions WHERE stored < now() - $1::interval LIMIT $2
-) RETURNING true;
+    SELECT event_id FROM predictions WHERE stored < now() - $1::interval ORDER BY stored LIMIT $2 FOR UPDATE SKIP LOCKED
+) RETURNING deployment, prediction_id;
+
+-- Later nobody could say whose they are, and no erasure would find them.
+-- name: forget_labels_of
+DELETE FROM feedback f USING unnest($1::text[], $2::text[]) AS gone (deployment, prediction_id)
+WHERE (f.deployment, f.prediction_id) = (gone.deployment, gone.prediction_id) AND NOT EXISTS (
+    SELECT FROM predictions p WHERE (p.deployment, p.prediction_id) = (gone.deployment, gone.prediction_id)
+);
 
 -- Of no prediction, that is; another one may have the same id.
 -- name: forget_labels

@@ -261,8 +261,11 @@ class Repository:
         return frozenset(row["event_id"] for row in rows)
 
     async def forget_predictions(self, age: timedelta, limit: int) -> int:
-        """Remove so many that were stored so long ago, at most; how many it has been."""
-        return len(await self._connection.fetch(QUERIES["forget_predictions"], age, limit))
+        """Remove so many that were stored so long ago, at most, and their labels; how many it has been."""
+        gone = await self._connection.fetch(QUERIES["forget_predictions"], age, limit)
+        columns = [[row[key] for row in gone] for key in ("deployment", "prediction_id")]
+        await self._connection.execute(QUERIES["forget_labels_of"], *columns)
+        return len(gone)
 
     async def forget_labels(self, age: timedelta, limit: int) -> int:
         """The same of labels that belong to no prediction."""

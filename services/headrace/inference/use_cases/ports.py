@@ -166,7 +166,7 @@ class Rows(Protocol):
         """Of (event id, dataset, subject, time) ids of what is from before the subject was erased there."""
 
     async def forget_predictions(self, age: timedelta, limit: int) -> int:
-        """Remove so many that were stored so long ago, at most; how many it has been."""
+        """Remove so many that were stored so long ago, at most, and their labels; how many it has been."""
 
     async def forget_labels(self, age: timedelta, limit: int) -> int:
         """The same of labels that belong to no prediction."""
