@@ -66,5 +66,5 @@ async def _listen(
                 await connection.execute("SELECT 1", timeout=CHECK_SECONDS)
         finally:
             lost()
-            if not connection.is_closed():
-                await connection.remove_listener(channel, notified)
+            # Not given back: where the server vanished, it would be waited for.
+            connection.terminate()

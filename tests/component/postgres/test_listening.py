@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -79,3 +81,18 @@ async def test_a_lost_connection_is_told_and_made_good(pool: Pool, listener: Lis
     await listener.until("begun", "lost", "begun")
     await tell(pool, "tests", "later")
     await listener.until("begun", "lost", "begun", "later")
+
+
+async def test_a_server_that_says_nothing_any_more_is_not_waited_for(pool: Pool, listener: Listener) -> None:
+    await listener.until("begun")
+    backend = await pool.fetchval(
+        "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND application_name = 'tests'"
+    )
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(10):
+            await listener.until("begun", "lost", "begun")
+        await tell(pool, "tests", "later")
+        await listener.until("begun", "lost", "begun", "later")
+    finally:
+        os.kill(backend, signal.SIGCONT)
