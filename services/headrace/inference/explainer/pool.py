@@ -370,8 +370,8 @@ def _failure(reply: Reply, version: ServedVersion) -> HeadraceError:
         case "ANSWER_DEPENDS_ON_BATCH":
             return FailedPrecondition(
                 reply.failure,
-                f"{name} answers a row in one way alone and in another among others, or by chance: what moved "
-                "its answer cannot be said",
+                f"{name} answers a row in one way alone and in another among others, or by chance: what "
+                "moved its answer cannot be said",
             )
         case "TOO_FEW_EVALUATIONS":
             sentence = f"at least {reply.needed:,} evaluations are needed; allow them, or ask for fewer rows"
