@@ -33,6 +33,8 @@ class Envoys:
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
         self.told: list[frozenset[str]] = []
+        # Weights of "a" as they were told, and whether with a trial.
+        self.seen: set[tuple[tuple[tuple[int, int], ...], bool]] = set()
 
     def update(self, routes: Mapping[str, Route]) -> None:
         self.routes = dict(routes)
@@ -44,6 +46,7 @@ class Envoys:
                 self.routes.pop(name, None)
             else:
                 self.routes[name] = now
+                self.seen.add((tuple(sorted(now.weights.items())), now.trial is not None))
         self.told.append(frozenset(routes))
 
     def problem(self, deployment: str, route: Route) -> str:
@@ -146,6 +149,31 @@ async def test_a_change_by_another_instance_is_routed_at_once_and_alone(
     await until(envoys, lambda: envoys.routes.get("a") != before["a"])
     assert envoys.routes["b"] is before["b"]
     assert set(envoys.told) == {frozenset({"a"})}
+
+
+async def test_a_deployment_and_its_rollout_are_routed_as_of_one_moment(
+    envoys: Envoys, elsewhere: PostgresUnitOfWork
+) -> None:
+    """Shares of one moment with the trial of another would send requests to nobody's wish."""
+    trying = Rollout(new_id(), "a", 1, 2, RolloutState.PROGRESSING, "", NOW, NOW)
+    over = replace(trying, state=RolloutState.ROLLED_BACK, end_time=NOW)
+    async with elsewhere() as begun:
+        await begun.rows.change_plan("a", Plan(sticky_header="x-user"), NOW)
+    envoys.seen.clear()
+
+    async def change() -> None:
+        for _ in range(200):
+            async with elsewhere() as begun:
+                deployment = await begun.rows.deployment("a", lock=True)
+                split = len(deployment.traffic) == 1
+                traffic = {1: 90, 2: 10} if split else {1: 100}
+                await begun.rows.save_deployment(replace(deployment, traffic=traffic))
+                await begun.rows.put_rollout(trying if split else over)
+
+    # So that one changes it while the other's change is being read.
+    await asyncio.gather(change(), change(), change(), change())
+    await until(envoys, lambda: envoys.routes["a"].weights == {1: 100})
+    assert envoys.seen - {(((1, 100),), False)} == {(((1, 90), (2, 10)), True)}
 
 
 async def test_many_changes_at_once_are_read_together(

@@ -71,7 +71,9 @@ class Router:
                 self._failing = True
                 self._due = now() + PASS_SECONDS
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.0, self._due - now()))
+                # Unlike `wait_for`, which forgets that it was cancelled where it is woken at the same moment.
+                async with asyncio.timeout(self._due - now()):
+                    await self._wake.wait()
 
     async def route(self) -> None:
         """Tell Envoy what the deployments' traffic is now."""
