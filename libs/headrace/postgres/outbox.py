@@ -12,7 +12,6 @@ import base64
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 
 import asyncpg
 
@@ -24,6 +23,7 @@ from headrace.postgres.leader import lead
 from headrace.postgres.pool import Connection, Pool
 from headrace.runtime.faults import fault_point
 from headrace.runtime.outage import is_outage
+from headrace.runtime.waking import woken
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +142,7 @@ class Relay:
             if loop.time() >= prune_at:
                 await inbox.prune(self._pool)
                 prune_at = loop.time() + PRUNE_SECONDS
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+            await woken(self._wake, POLL_SECONDS)
 
     async def _publish_batch(self) -> int:
         rows = await self._pool.fetch(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from importlib.metadata import version
 
 from headrace.api.scheduling.v1 import scheduling_pb2 as api
 from headrace.api.scheduling.v1 import scheduling_pb2_grpc
 from headrace.errors import Aborted, HeadraceError
+from headrace.runtime.waking import woken
 from headrace.training.messages import task_status
 from headrace.training.use_cases.agent import Agent
 
@@ -69,5 +69,4 @@ class Attachment:
                 capacity=self._capacity,
                 tasks=[task_status(run) for run in self._agent.report()],
             )
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._agent.changed.wait(), self._report_seconds)
+            await woken(self._agent.changed, self._report_seconds)

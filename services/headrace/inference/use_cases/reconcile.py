@@ -48,6 +48,7 @@ from headrace.inference.use_cases.ports import Loaded, LoadError, ModelServer, U
 from headrace.runtime.clock import Clock
 from headrace.runtime.faults import fault_point
 from headrace.runtime.ids import new_id
+from headrace.runtime.waking import woken
 from headrace.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,7 @@ class Reconciler:
             while True:
                 self._wake.clear()
                 await self._attempt()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), PASS_SECONDS)
+                await woken(self._wake, PASS_SECONDS)
         finally:
             metrics.LEADER.set(0)
             for task in self._busy.values():

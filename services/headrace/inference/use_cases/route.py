@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Final
 
 from headrace.inference.domain.deployments import Deployment, ServedVersion, expected_signature
 from headrace.inference.domain.rollouts import trial
 from headrace.inference.use_cases.ports import DataPlane, Route, UnitOfWork
+from headrace.runtime.waking import woken
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +70,7 @@ class Router:
                 logger.warning("routes are kept as they are: %r", error, exc_info=not self._failing)
                 self._failing = True
                 self._due = now() + PASS_SECONDS
-            with suppress(TimeoutError):
-                # Unlike `wait_for`, which forgets that it was cancelled where it is woken at the same moment.
-                async with asyncio.timeout(self._due - now()):
-                    await self._wake.wait()
+            await woken(self._wake, self._due - now())
 
     async def route(self) -> None:
         """Tell Envoy what the deployments' traffic is now."""

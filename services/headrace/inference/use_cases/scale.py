@@ -26,6 +26,7 @@ from headrace.inference.domain.scaling import (
 )
 from headrace.inference.use_cases import metrics
 from headrace.inference.use_cases.ports import Loaded, ModelServer, UnitOfWork, WorkDone
+from headrace.runtime.waking import woken
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ class Scaler:
                 await self.look()
             except Exception as error:
                 logger.warning("deployments are left as they are, trying again: %s", one_line(error))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), PASS_SECONDS)
+            await woken(self._wake, PASS_SECONDS)
 
     async def look(self) -> None:
         """Look at every deployment once."""

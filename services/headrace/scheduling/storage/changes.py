@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 
 from headrace.postgres import Pool
 from headrace.postgres.listening import listen
+from headrace.runtime.waking import woken
 
 CHANNEL: Final = "headrace_scheduling"
 
@@ -32,9 +33,7 @@ class EventWake:
 
     async def wait(self, seconds: float) -> None:
         """Return at the first change since the last call, or after so many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._event.wait()
+        await woken(self._event, seconds)
         self._event.clear()
 
 
