@@ -98,6 +98,45 @@ def test_how_many_numbers_are_above_zero_jumps(tmp_path: Path) -> None:
     assert not is_continuous(tmp_path / "model.onnx", frozenset({"features"}), "probabilities")
 
 
+@pytest.mark.parametrize(
+    ("between", "continuous"),
+    [
+        ([("Pow", ["features", "two"], "moved")], True),
+        ([("Pow", ["features", "minus"], "moved")], False),
+        ([("Pow", ["features", "features"], "moved")], False),
+        ([("IsNaN", ["features"], "missing"), ("Where", ["missing", "two", "features"], "moved")], True),
+        (
+            [
+                ("Sqrt", ["features"], "root"),
+                ("IsNaN", ["root"], "missing"),
+                ("Where", ["missing", "two", "root"], "moved"),
+            ],
+            False,
+        ),
+    ],
+)
+def test_what_is_no_number_everywhere_may_jump(
+    tmp_path: Path, between: list[tuple[str, list[str], str]], continuous: bool
+) -> None:
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 2])
+    answer = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])
+    nodes = [helper.make_node(kind, inputs, [output]) for kind, inputs, output in between]
+    minus = helper.make_node(
+        "Constant", [], ["minus"], value=helper.make_tensor("minus", TensorProto.FLOAT, [1], [-1])
+    )
+    graph = helper.make_graph(
+        [minus, *nodes, helper.make_node("Softmax", ["moved"], ["probabilities"])],
+        "powers",
+        [features],
+        [answer],
+        [helper.make_tensor("two", TensorProto.FLOAT, [1], [2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    found = is_continuous(tmp_path / "model.onnx", frozenset({"features"}), "probabilities")
+    assert found is continuous
+
+
 def constant_model(path: Path, value: float) -> None:
     """Answers every row with one number."""
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 2])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto, TensorProto, numpy_helper
 
 # Continuous in each of their inputs, wherever they answer with a number.
 _CONTINUOUS: Final = re.compile(
@@ -20,6 +20,8 @@ _CONTINUOUS: Final = re.compile(
 )
 # Continuous in their first input, or in those behind it; the others choose.
 _CHOOSING: Final = {"Gather": (0,), "Where": (1, 2), "Div": (0,), "Pow": (0,)}
+# No number everywhere: whether what they answer is one depends on the numbers.
+_PARTIAL: Final = frozenset(("Log", "Pow", "Sqrt"))
 # The same for all numbers.
 _CONSTANT: Final = frozenset(("IsNaN", "Shape", "Size"))
 _GRAPHS: Final = frozenset((AttributeProto.GRAPH, AttributeProto.GRAPHS))
@@ -35,6 +37,8 @@ def is_continuous(file: Path, inputs: frozenset[str], output: str) -> bool:
     graph = onnx.load(file).graph
     moving = set(inputs)
     jumping: set[str] = set()
+    powers = _powers(graph)
+    all_numbers = True
     # A graph's nodes stand in the order in which they are computed.
     for node in graph.node:
         # What a nested graph takes from outside is not among its node's inputs.
@@ -42,13 +46,28 @@ def is_continuous(file: Path, inputs: frozenset[str], output: str) -> bool:
         moved = [place for place, name in enumerate(node.input) if name in moving]
         jumped = any(name in jumping for name in node.input)
         # Of what jumps not even the size is the same: places at which something is above zero.
-        if not (moved or jumped or nested) or (node.op_type in _CONSTANT and not jumped):
+        if not (moved or jumped or nested):
             continue
-        if jumped or nested or not _passes(node, moved):
+        if node.op_type in _CONSTANT and not jumped and (all_numbers or node.op_type != "IsNaN"):
+            continue
+        # 1 / x jumps at zero.
+        inverse = node.op_type == "Pow" and node.input[1] not in powers
+        if jumped or nested or inverse or not _passes(node, moved):
             jumping.update(node.output)
         else:
             moving.update(node.output)
+        all_numbers &= node.op_type not in _PARTIAL
     return output in moving
+
+
+def _powers(graph: Any) -> frozenset[str]:
+    """Names of constants none of which is below zero: those that exponents may be."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants |= {node.output[0]: entry.t for entry in node.attribute if entry.name == "value"}
+    exponents = {node.input[1] for node in graph.node if node.op_type == "Pow"} & constants.keys()
+    return frozenset(name for name in exponents if (numpy_helper.to_array(constants[name]) >= 0).all())
 
 
 def _passes(node: Any, moved: list[int]) -> bool:
