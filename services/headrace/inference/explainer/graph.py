@@ -65,7 +65,8 @@ def _powers(graph: Any) -> frozenset[str]:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            constants |= {node.output[0]: entry.t for entry in node.attribute if entry.name == "value"}
+            values = (entry.t for entry in node.attribute if entry.name == "value")
+            constants |= zip(node.output, values, strict=False)
     exponents = {node.input[1] for node in graph.node if node.op_type == "Pow"} & constants.keys()
     return frozenset(name for name in exponents if (numpy_helper.to_array(constants[name]) >= 0).all())
 
