@@ -40,7 +40,8 @@ from headrace.embedded.parts.postgres import Postgres
 from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.rollouts import Plan, Rollout, RolloutState, weights
 from headrace.inference.domain.serving import Serving
-from headrace.inference.storage.work import CHANGES, PostgresUnitOfWork
+from headrace.inference.storage.changes import tell_of_changes
+from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.triton.fleet import triton_fleet
 from headrace.inference.triton.repository import SERVING
 from headrace.inference.use_cases.ports import Rows
@@ -50,7 +51,6 @@ from headrace.inference.use_cases.scale import Scaler
 from headrace.inference.xds.server import ControlPlane, serve_xds
 from headrace.inference.xds.wiring import TritonAddress, Wiring
 from headrace.postgres import connect
-from headrace.postgres.listening import listen
 from headrace.postgres.migrations import migrate
 from headrace.runtime.clock import utc_now
 from headrace.runtime.ids import new_id
@@ -179,16 +179,9 @@ def control(connection: Connection, wiring: Wiring, address: str, triton: str, d
 
             reconciler = Reconciler(work, fleet, utc_now, changed=changed)
             scaler = Scaler(work, fleet, changed=changed)
-            listening = listen(
-                pool,
-                CHANGES,
-                lambda change: router.changed(change["deployment"]),
-                begun=router.told,
-                lost=router.not_told,
-            )
             running = [
                 asyncio.create_task(part)
-                for part in (router.run(), reconciler.run(), scaler.run(), listening)
+                for part in (router.run(), tell_of_changes(pool, router), reconciler.run(), scaler.run())
             ]
             settle_memory()
             connection.send("ready")

@@ -32,10 +32,11 @@ from headrace.inference.request_consumer import PublishedResponses, RequestConsu
 from headrace.inference.requests_grpc_api import RequestServicer
 from headrace.inference.settings import Settings
 from headrace.inference.stamp_grpc_api import StampServicer
+from headrace.inference.storage.changes import tell_of_changes
 from headrace.inference.storage.drift import PostgresDrift
 from headrace.inference.storage.requests import PostgresRequests
 from headrace.inference.storage.tuning_lock import PostgresTuningLock
-from headrace.inference.storage.work import CHANGES, PostgresUnitOfWork
+from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.streams import Streams, channel_to_envoy
 from headrace.inference.table_consumer import PublishedRows, TableConsumer
 from headrace.inference.training_profiles import training_profiles
@@ -77,7 +78,6 @@ from headrace.messaging.topics import (
 from headrace.objects import ObjectStore
 from headrace.postgres import connect
 from headrace.postgres.leader import lead
-from headrace.postgres.listening import listen
 from headrace.postgres.migrations import migrate
 from headrace.postgres.outbox import Relay
 from headrace.rpc.server import ServiceBinding, serve
@@ -158,16 +158,7 @@ async def build(runner: Runner, settings: Settings, platform: PlatformSettings) 
         )
     )
     runner.spawn(router.run, "router")
-    runner.spawn(
-        listen(
-            pool,
-            CHANGES,
-            lambda change: router.changed(change["deployment"]),
-            begun=router.told,
-            lost=router.not_told,
-        ),
-        "listener to changes",
-    )
+    runner.spawn(tell_of_changes(pool, router), "listener to changes")
     runner.spawn(lead(pool, "headrace.inference.reconciler", reconciler.run), "reconciler")
     runner.spawn(lead(pool, "headrace.inference.scaler", scaler.run), "scaler")
 

@@ -14,12 +14,12 @@ from headrace.inference.domain.deployments import ServedVersion
 from headrace.inference.domain.rollouts import Plan, Rollout, RolloutState
 from headrace.inference.domain.scaling import NOWHERE
 from headrace.inference.domain.trials import Shadow
-from headrace.inference.storage.work import CHANGES, PostgresUnitOfWork
+from headrace.inference.storage.changes import tell_of_changes
+from headrace.inference.storage.work import PostgresUnitOfWork
 from headrace.inference.use_cases import route
-from headrace.inference.use_cases.ports import Route, Rows
+from headrace.inference.use_cases.ports import DataPlane, Route, Rows, UnitOfWork
 from headrace.inference.use_cases.route import Router
 from headrace.postgres import Pool, connect
-from headrace.postgres.listening import listen
 from headrace.postgres.migrations import migrate
 from headrace.runtime.ids import new_id
 
@@ -53,6 +53,18 @@ class Envoys:
         return ""
 
 
+class ToldRouter(Router):
+    """Says when it begins to be told of changes."""
+
+    def __init__(self, work: UnitOfWork, data_plane: DataPlane) -> None:
+        super().__init__(work, data_plane)
+        self.is_told = asyncio.Event()
+
+    def told(self) -> None:
+        super().told()
+        self.is_told.set()
+
+
 @pytest.fixture
 async def pool(postgres_dsn: str) -> AsyncIterator[Pool]:
     async with connect(postgres_dsn, schema="inference", application_name="tests") as pool:
@@ -81,25 +93,9 @@ async def envoys(
     monkeypatch.setattr(route, "TOLD_PASS_SECONDS", 1e6)
     monkeypatch.setattr(route, "PASS_SECONDS", 1e6)
     envoys = Envoys()
-    router = Router(PostgresUnitOfWork(pool, "nowhere:1"), envoys)
-    told = asyncio.Event()
-
-    def begun() -> None:
-        router.told()
-        told.set()
-
-    tasks = [
-        asyncio.create_task(
-            listen(
-                pool,
-                CHANGES,
-                lambda change: router.changed(change["deployment"]),
-                begun=begun,
-                lost=router.not_told,
-            )
-        )
-    ]
-    await told.wait()
+    router = ToldRouter(PostgresUnitOfWork(pool, "nowhere:1"), envoys)
+    tasks = [asyncio.create_task(tell_of_changes(pool, router))]
+    await router.is_told.wait()
     tasks.append(asyncio.create_task(router.run()))
     await until(envoys, lambda: set(envoys.routes) == set(NAMES))
     envoys.told.clear()

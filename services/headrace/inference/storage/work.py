@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final
 
 from headrace.events.inference.v1 import events_pb2
 from headrace.inference.messages import deployment_message
@@ -17,9 +16,6 @@ from headrace.postgres.inbox import first_delivery
 from headrace.postgres.outbox import enqueue
 from headrace.runtime.clock import utc_now
 from headrace.runtime.ids import new_id
-
-# Where PostgreSQL tells of each deployment that a transaction has changed.
-CHANGES: Final = "headrace_inference"
 
 
 class TransactionalWork:

@@ -44,13 +44,15 @@ class Router:
 
     def told(self) -> None:
         """From here on `changed` is called for every change."""
-        self._seconds = TOLD_PASS_SECONDS
-        self._due = 0.0
-        self._wake.set()
+        self._look_each(TOLD_PASS_SECONDS)
 
     def not_told(self) -> None:
         """`changed` may not be called any more."""
-        self._seconds = PASS_SECONDS
+        self._look_each(PASS_SECONDS)
+
+    def _look_each(self, seconds: float) -> None:
+        """Look at all deployments now, and from then on so often."""
+        self._seconds = seconds
         self._due = 0.0
         self._wake.set()
 
